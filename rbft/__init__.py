@@ -1,0 +1,1 @@
+"""Rationale-bootstrapped fine-tuning of vision-language models for video classification."""
