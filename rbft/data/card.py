@@ -6,7 +6,7 @@ the prompts. It is saved with the weights and with the rationales that were made
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from string import Formatter
 
@@ -90,6 +90,16 @@ class Card:
             .format(persona=self.persona, words=f"{', '.join(first)} or {last}", text=text)
             .strip()
         )
+
+    def using(self, rationale_prompt: str) -> "Card":
+        """The same card with another of its prompts as the one that asks for rationales."""
+        chosen = self.prompts.get(rationale_prompt)
+        if chosen is None:
+            raise ValueError(
+                f"Card '{self.name}' has no prompt '{rationale_prompt}' (data.rationale_prompt); it "
+                f"has {', '.join(self.prompts)}."
+            )
+        return replace(self, prompts={**self.prompts, "rationale": chosen})
 
     def parse(self, answer: str) -> int | None:
         """The class whose word is the whole answer, up to case, white space and end punctuation.

@@ -1,0 +1,6 @@
+"""`python -m rbft`."""
+
+from rbft.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""What is trained: a table at the start, and proof after the first step."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+
+from rbft.optim import parameter_table
+from rbft.screen import say, table
+
+
+class TrainableParts(Callback):
+    """Prints part, parameters, learning rate and decay, and checks that each part learns."""
+
+    def __init__(self) -> None:
+        self.checked = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prints the table."""
+        if trainer.is_global_zero:
+            headers, rows = parameter_table(trainer.optimizers[0].param_groups)
+            say(table(rows, headers))
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Before the first update, looks for a gradient in every group.
+
+        Raises:
+            ValueError: If a group that should train has none.
+        """
+        if self.checked:
+            return
+        self.checked = True
+        for group in optimizer.param_groups:
+            gradients: list[Any] = [p.grad for p in group["params"] if p.requires_grad]
+            if not any(g is not None and bool((g != 0).any()) for g in gradients):
+                raise ValueError(
+                    f"No gradient reached the parameters of '{group['name']}' "
+                    f"({len(gradients)} tensors) in the first step, although they should train. "
+                    "Freeze the part on purpose (learning rate 0), or check adapters and freezing."
+                )

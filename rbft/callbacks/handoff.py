@@ -1,0 +1,38 @@
+"""StageHandoff: a finished stage leaves its weights as a plain `from_pretrained` folder."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from rbft.run import PROVENANCE, replace_folder, write_json
+
+
+class StageHandoff(Callback):
+    """Saves weights, processor, card and provenance when training has ended.
+
+    The folder appears whole or not at all, so that its presence marks the stage as finished.
+
+    Args:
+        target: The weights folder, `lightning_logs/<experiment>/<stage>/weights`.
+        provenance: What the weights were made from.
+    """
+
+    def __init__(self, target: Path, provenance: dict[str, Any]) -> None:
+        self.target, self.provenance = target, provenance
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the folder on the first process; the others wait."""
+        module: Any = pl_module
+        if not trainer.interrupted and trainer.is_global_zero:
+            part = self.target.with_name(f".{self.target.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            module.backbone.save_pretrained(part)
+            module.processor.save_pretrained(part)
+            module.card.save(part / "card.yaml")
+            write_json(part / PROVENANCE, self.provenance)
+            replace_folder(part, self.target)
+            # Checkpoints only resume; the stage is done.
+            shutil.rmtree(self.target.parent / "checkpoints", ignore_errors=True)
+        trainer.strategy.barrier("handoff")

@@ -1,0 +1,101 @@
+"""What one looks at in TensorBoard: clips with their answers, the confusion matrix, the settings."""
+
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from rbft.data.base import Clip
+from rbft.metrics import confusion_figure
+
+FRAMES = 8  # frames shown of a clip
+
+
+def film_strip(frames: UInt8[Tensor, "frames 3 height width"]) -> UInt8[Tensor, "3 height all"]:
+    """Evenly chosen frames of a clip side by side."""
+    chosen = torch.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().long()
+    return torch.cat(list(frames[chosen]), dim=2)
+
+
+class Pictures(Callback):
+    """Writes clips, texts, figures and settings to TensorBoard.
+
+    Args:
+        settings: The resolved configuration as YAML.
+        hparams: Settings that tell runs apart, for the HParams tab.
+        samples: Number of clips shown.
+    """
+
+    def __init__(self, settings: str, hparams: dict[str, Any], samples: int = 4) -> None:
+        self.settings, self.hparams, self.samples = settings, hparams, samples
+        self.answers: dict[int, tuple[str, str]] = {}
+
+    def _writer(self, trainer: Trainer) -> Any:
+        logger = trainer.logger
+        if trainer.is_global_zero and isinstance(logger, TensorBoardLogger):
+            return logger.experiment
+        return None
+
+    def _show(self, trainer: Trainer, module: Any, clip: Clip, place: str, text: str) -> None:
+        writer = self._writer(trainer)
+        frames = module.data.decode(clip).frames
+        writer.add_image(place, film_strip(frames), trainer.global_step)
+        writer.add_text(place, f"**{clip.id}**\n\n{text}", trainer.global_step)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shows the settings and what is learnt from a few clips."""
+        module: Any = pl_module
+        writer = self._writer(trainer)
+        if writer is None:
+            return
+        writer.add_text("settings", f"```yaml\n{self.settings}\n```", trainer.global_step)
+        stage, card = module.stage, module.card
+        texts = module.data.rationales("train") if stage.needs_rationales else {}
+        for number, clip in enumerate(module.data.clips("train")[: self.samples]):
+            asked, answer = stage.prompt(card, clip), stage.target(card, clip, texts.get(clip.id))
+            text = f"asked: {asked}\n\nto answer: {answer}"
+            self._show(trainer, module, clip, f"learnt/clip_{number}", text)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Remembers the answers of the first clips."""
+        module: Any = pl_module
+        classes = [*module.card.classes, "no class"]
+        for place, index in enumerate(batch.index.tolist()):
+            if index < self.samples:
+                said = classes[int(outputs.prediction[place])]
+                if outputs.probabilities is not None:
+                    said += f" ({float(outputs.probabilities[place].max()):.0%})"
+                self.answers[index] = (said, outputs.texts[place])
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shows the confusion matrix, a few clips with the model's answers, and the hparams."""
+        module: Any = pl_module
+        figures = {k: float(v) for k, v in module.test_metrics.compute().items()}
+        confusion = module.test_metrics.confusion()
+        writer = self._writer(trainer)
+        if writer is None:
+            return
+        split = module.data.scored_split
+        figure = confusion_figure(confusion, module.card.classes)
+        writer.add_figure(f"{split}/confusion", figure, trainer.global_step)
+        clips = module.data.clips(split)
+        for index, (said, text) in sorted(self.answers.items()):
+            clip = clips[index]
+            truth = "unknown" if clip.label is None else module.card.classes[clip.label]
+            shown = f"label: {truth}\n\nprediction: {said}\n\n{text}"
+            self._show(trainer, module, clip, f"{split}/clip_{index}", shown)
+        logger: Any = trainer.logger
+        final = {f"final/{name}": value for name, value in figures.items()}
+        logger.log_hyperparams(self.hparams, final)
+        logger.save()

@@ -1,0 +1,163 @@
+"""Predictions and metrics of a scored split, as files and in TensorBoard."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from rbft.data.base import Clip
+from rbft.run import digest, write_json
+
+
+class ResultsWriter(Callback):
+    """Collects every clip's answer over all processes, writes them and the metrics.
+
+    Leaves `<split>_predictions.jsonl` (one line a clip, in the split's order) and, last,
+    `<split>.json`, whose presence marks the split as scored.
+
+    Args:
+        folder: Where the files go.
+        split: "test" or "val".
+        facts: What else to note beside the metrics.
+    """
+
+    def __init__(self, folder: Path, split: str, facts: dict[str, Any]) -> None:
+        self.folder, self.split, self.facts = folder, split, facts
+        self.rows: list[dict[str, Any]] = []
+
+    def _collect(self, module: Any, outputs: Any, batch: Any) -> None:
+        clips: list[Clip] = module.data.clips(self.split)
+        classes = [*module.card.classes, None]
+        probabilities = outputs.probabilities
+        for place, (index, weight) in enumerate(
+            zip(batch.index.tolist(), batch.weight.tolist(), strict=True)
+        ):
+            if weight == 0:
+                continue
+            clip = clips[index]
+            row: dict[str, Any] = {
+                "index": index,
+                "id": clip.id,
+                "label": None if clip.label is None else classes[clip.label],
+                "prediction": classes[int(outputs.prediction[place])],
+            }
+            if probabilities is not None:
+                values = [round(value, 6) for value in probabilities[place].tolist()]
+                row["probabilities"] = dict(zip(module.card.classes, values, strict=True))
+            if outputs.texts[place]:
+                row["text"] = outputs.texts[place]
+            self.rows.append(row)
+
+    def _write(self, trainer: Trainer, module: Any, metrics: Any) -> None:
+        # Computing is collective: every process takes part.
+        values = {name: float(value) for name, value in metrics.compute().items()}
+        confusion = metrics.confusion().tolist()
+        rows = _gather(trainer, self.rows)
+        if not trainer.is_global_zero:
+            return
+        rows = sorted(rows, key=lambda row: row["index"])
+        self.rows = rows
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({k: v for k, v in row.items() if k != "index"}) for row in rows]
+        path = self.folder / f"{self.split}_predictions.jsonl"
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        clips = module.data.clips(self.split)
+        content = {
+            **self.facts,
+            "split": self.split,
+            "n_expected": len(clips),
+            "n_scored": len(rows),
+            "n_unparsed": sum(row["prediction"] is None for row in rows),
+            "classes": {
+                name: sum(row["label"] == name for row in rows) for name in module.card.classes
+            },
+            "ids": digest([row["id"] for row in rows]),
+            "metrics": values,
+            "confusion": confusion,
+        }
+        write_json(self.folder / f"{self.split}.json", content)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the batch's answers."""
+        self._collect(pl_module, outputs, batch)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the files."""
+        self._write(trainer, pl_module, pl_module.test_metrics)
+
+
+class PredictionWriter(Callback):
+    """Writes one line per predicted video: id, path, label, probabilities, margin.
+
+    Args:
+        output: The JSONL file.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.rows: list[tuple[int, dict[str, Any]]] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the batch's answers."""
+        module: Any = pl_module
+        names = [*module.card.classes, None]
+        for place, (index, weight) in enumerate(
+            zip(batch.index.tolist(), batch.weight.tolist(), strict=True)
+        ):
+            if weight == 0:
+                continue
+            clip = module.data.predict_clips[index]
+            row: dict[str, Any] = {
+                "id": clip.id,
+                "path": str(clip.path),
+                "label": names[int(outputs.prediction[place])],
+            }
+            if outputs.probabilities is not None:
+                values = outputs.probabilities[place].tolist()
+                first, second = sorted(values, reverse=True)[:2]
+                row["probabilities"] = {
+                    name: round(value, 6) for name, value in zip(names[:-1], values, strict=True)
+                }
+                row["margin"] = round(first - second, 6)
+            if outputs.texts[place]:
+                row["text"] = outputs.texts[place]
+            self.rows.append((index, row))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the file on the first process, in the order of the videos."""
+        rows = _gather(trainer, self.rows)
+        if trainer.is_global_zero:
+            lines = [json.dumps(row, ensure_ascii=False) for _, row in sorted(rows, key=_place)]
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            self.output.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _place(row: tuple[int, dict[str, Any]]) -> int:
+    return row[0]
+
+
+def _gather(trainer: Trainer, rows: list[Any]) -> list[Any]:
+    """Rows of all processes; collective."""
+    if trainer.world_size == 1:
+        return rows
+    gathered: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(gathered, rows)
+    return [row for part in gathered for row in part]

@@ -1,0 +1,200 @@
+"""The command line: `python -m rbft fit --config experiments/smarthome_qwen25.yaml`."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from rbft.data.base import VideoDataModule
+from rbft.data.multihateclip import MultiHateClip
+from rbft.data.smarthome import SmartHome
+from rbft.data.videofolder import VideoFolder
+from rbft.experiment_file import ExperimentFile, explain
+from rbft.method import Method
+from rbft.miniature.data import Miniature
+from rbft.module import RBFTModule
+from rbft.stages import STAGES
+
+StageName = Literal["rationale", "label", "class_rationale", "rationale_class"]
+assert get_args(StageName) == tuple(STAGES)
+BENCHMARKS = (SmartHome, MultiHateClip, VideoFolder, Miniature)
+DEFAULTS = Path(__file__).with_name("defaults.yaml")
+
+
+class RBFTParser(LightningArgumentParser):
+    """A parser whose errors fit on the screen and name what is allowed."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Ends with the message, without the usage of several hundred options."""
+        self.exit(2, f"error: {explain(message, self)}\n")
+
+
+class RBFTCLI(LightningCLI):
+    """LightningCLI whose commands run over the stages of an experiment.
+
+    Each command is a method; its arguments and docstring are the command's options and help.
+    """
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, with the arguments that are no options."""
+        return {name: set() for name in ("fit", "rationalize", "test", "validate", "predict", "export")}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose `--config` follows includes."""
+        parser = self.parser_class(**kwargs)
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=ExperimentFile,
+            help="Experiment file; several may be given, later ones win.",
+        )
+        return parser
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        # LightningCLI takes a command's options from the Trainer's method of that name.
+        self._subcommand_parsers: dict[str, LightningArgumentParser] = {}
+        commands = parser.add_subcommands(title="commands")
+        for name in self.subcommands():
+            summary = (getattr(type(self), name).__doc__ or "").splitlines()[0]
+            command = self._prepare_subcommand_parser(
+                type(self), name, description=summary, default_config_files=[str(DEFAULTS)]
+            )
+            self._subcommand_parsers[name] = command
+            commands.add_subcommand(name, command, help=summary)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Settings of the experiment as a whole."""
+        parser.add_argument("--name", type=str, help="Name of the run, and of its folder.")
+        parser.add_argument(
+            "--stages",
+            type=list[StageName],
+            help="What is trained, in order: [rationale, label] is RB-FT, [label] Direct-SFT, [] "
+            "zero-shot.",
+        )
+        parser.add_argument(
+            "--score_each_stage",
+            type=bool,
+            default=True,
+            help="Score the test split with the backbone and after every stage, not only at the end.",
+        )
+        parser.add_argument(
+            "--checkpoint_every",
+            type=int,
+            default=50,
+            help="Optimiser steps between checkpoints from which an interrupted stage resumes.",
+        )
+        parser.link_arguments("data", "model.card", _card_of, apply_on="instantiate")
+
+    def instantiate_classes(self) -> None:
+        """Builds nothing yet: every step of the method builds its own module and Trainer."""
+        if torch.cuda.is_available() and self.settings.trainer.precision is None:
+            bf16 = torch.cuda.is_bf16_supported()
+            self.settings.trainer.precision = "bf16-mixed" if bf16 else "32-true"
+        self.method = Method(self)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        options = self._subcommand_method_arguments[subcommand]
+        getattr(self, subcommand)(**{name: self.settings[name] for name in options})
+
+    @property
+    def settings(self) -> Namespace:
+        """The resolved settings of the command."""
+        return self.config[self.subcommand]
+
+    def build(self, **trainer: Any) -> None:
+        """Instantiates data module, module and Trainer from the settings as they are now."""
+        self.config_init = self.parser.instantiate_classes(self.config)
+        self.datamodule = self.config_init[self.subcommand].data
+        self.model = self.config_init[self.subcommand].model
+        self.trainer = self.instantiate_trainer(**trainer)
+
+    def fit(self, ckpt_path: Path | None = None, restart: bool = False) -> None:
+        """Run the method: write missing rationales, train each stage, score the test split.
+
+        Started again, it skips what is finished and resumes what is not.
+
+        Args:
+            ckpt_path: Lightning checkpoint to resume a single stage (model.stage) from.
+            restart: Throw away what the run has left so far, but not its rationales.
+        """
+        if restart:
+            shutil.rmtree(self.method.run.folder, ignore_errors=True)
+        self.method.fit(ckpt_path)
+
+    def rationalize(self) -> None:
+        """Write the rationales of the training clips (Stage 0) and stop."""
+        self.method.check()
+        self.method.write_rationales()
+
+    def test(self, weights: str = "run") -> None:
+        """Score the test split with a run, a weights folder or the bare backbone.
+
+        Args:
+            weights: run takes the run's last finished stage (or model.stage), backbone the bare
+                backbone (zero-shot); anything else is a weights folder.
+        """
+        self.method.score_command("test", weights)
+
+    def validate(self, weights: str = "run") -> None:
+        """Score the validation split with a run, a weights folder or the bare backbone.
+
+        Args:
+            weights: See test.
+        """
+        self.method.score_command("val", weights)
+
+    def predict(
+        self, videos: list[Path], output: Path = Path("predictions.jsonl"), weights: str = "run"
+    ) -> None:
+        """Write class and class probabilities of videos, one JSON line each.
+
+        Args:
+            videos: Video files, or folders that are searched for them.
+            output: The file to write.
+            weights: See test.
+        """
+        self.method.predict(videos, output, weights)
+
+    def export(self, output: Path, weights: str = "run") -> None:
+        """Write a run's weights as a folder that transformers' from_pretrained opens.
+
+        Args:
+            output: The folder to write; it must not exist.
+            weights: See test.
+        """
+        self.method.export(output, weights)
+
+
+def _card_of(data: VideoDataModule) -> Any:
+    return data.card
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs one command.
+
+    Args:
+        args: Command line; None takes the process's own.
+    """
+    # Lightning announces the hardware for every Trainer, and a run has one per step.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    RBFTCLI(
+        RBFTModule,
+        VideoDataModule,
+        subclass_mode_data=True,
+        save_config_callback=None,
+        seed_everything_default=0,
+        parser_class=RBFTParser,
+        # The hand-off is a weights folder; a checkpoint must not smuggle settings in.
+        load_from_checkpoint_support=False,
+        auto_configure_optimizers=False,
+        args=args,
+    )

@@ -1,0 +1,380 @@
+"""What all benchmarks share: from a list of clips to batches, for every split and process."""
+
+import math
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from rbft.data.card import Card
+from rbft.data.rationales import RationaleStore, mix
+from rbft.data.sampler import Draw, EvalSampler, TrainSampler
+from rbft.data.splits import carve
+from rbft.data.video import Video, decode_video
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row of a benchmark: a video and what is known about it.
+
+    Attributes:
+        id: Unique name within the benchmark.
+        path: The video file; it need not exist (the scan says so).
+        label: Index into the card's classes, None where it is unknown.
+        split: "train", "val" or "test"; any other name is kept but never used.
+        reference: Rationale written by a human, where the benchmark has one.
+        text: The clip's own text (title, transcript) for prompts that ask for `{text}`.
+        start: Seconds from the file's start at which the clip begins, None for the start.
+        end: Seconds from the file's start at which it ends; negative counts from the file's end.
+        url: Where the file can be had, for the user's own downloader.
+    """
+
+    id: str
+    path: Path
+    label: int | None
+    split: str
+    reference: str | None = None
+    text: str = ""
+    start: float | None = None
+    end: float | None = None
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A clip as the collator takes it: decoded, with its rationale and its place in the batch."""
+
+    clip: Clip
+    video: Video
+    rationale: str | None
+    draw: Draw
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """How frames are taken from a file, see `VideoDataModule`."""
+
+    fps: float
+    num_frames: int | None
+    min_pixels: int
+    max_pixels: int
+    min_frames: int
+    max_frames: int
+    reader: str | None
+
+    def decode(self, clip: Clip) -> Video:
+        """Decodes one clip."""
+        return decode_video(
+            clip.path,
+            fps=self.fps,
+            num_frames=self.num_frames,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+            min_frames=self.min_frames,
+            max_frames=self.max_frames,
+            start=clip.start,
+            end=clip.end,
+            reader=self.reader,
+        )
+
+
+class ClipDataset(Dataset[Example]):
+    """Clips of one split; an item is asked for by its `Draw`."""
+
+    def __init__(
+        self, clips: list[Clip], decode: Callable[[Clip], Video], rationales: dict[str, str]
+    ) -> None:
+        self.clips, self.decode, self.rationales = clips, decode, rationales
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, draw: Draw) -> Example:
+        clip = self.clips[draw.index]
+        return Example(clip, self.decode(clip), self.rationales.get(clip.id), draw)
+
+
+class ClipCollator(Protocol):
+    """What turns examples into a batch; the module hands one over for each split."""
+
+    needs_rationales: bool
+
+    def answer_tokens(self, clip: Clip, rationale: str | None) -> int:
+        """Length of the clip's answer in tokens, without decoding the video."""
+        ...
+
+    def __call__(self, examples: list[Example]) -> Any:
+        """One batch."""
+        ...
+
+
+class VideoDataModule(LightningDataModule):
+    """Base of all benchmarks: splits, frames, batches and rationales.
+
+    A subclass states facts: its card, and in `read` how its annotations become clips.
+
+    Args:
+        card: Card file with classes, class words and prompts. None takes the benchmark's own.
+        fps: Frames per second of video time.
+        max_pixels: Pixel budget per frame (height x width); the aspect ratio is kept.
+        min_pixels: Frames smaller than this are enlarged.
+        min_frames: Fewest frames per clip, as far as the file has them.
+        max_frames: Most frames per clip; longer clips are sampled more thinly.
+        num_frames: A fixed number of frames per clip instead of `fps`.
+        reader: Who decodes: decord or pyav, null for decord where it is installed.
+        batch_size: Clips per forward and device in training; gradient accumulation fills up
+            the global batch.
+        global_batch_size: Clips per optimiser step over all devices.
+        eval_batch_size: Clips per forward and device when scoring and writing.
+        num_workers: Processes per device that decode ahead of the model.
+        val_fraction: Share of the training clips carved off as validation split, by hash of the
+            id and stratified by class. 0 trains on all of them.
+        rationale_prompt: The card's prompt that asks for rationales: rationale (P_original),
+            less (P_less), least (P_least) or any other on the card.
+        rationale_ratio: Share of training clips whose rationale is self-generated; the others
+            take the human reference.
+        rationale_file: JSONL file of rationales. null names it after what determines it, under
+            lightning_logs/rationales.
+        class_weights: Weigh each clip's label loss by the inverse frequency of its class.
+        balanced_sampling: Draw every class equally often in training.
+        seed: Seed of the training order, of the validation split and of mixing rationales.
+    """
+
+    card_file: ClassVar[Path | None] = None
+
+    def __init__(
+        self,
+        *,
+        fps: float,
+        max_pixels: int,
+        min_pixels: int,
+        min_frames: int,
+        max_frames: int,
+        global_batch_size: int,
+        rationale_ratio: float,
+        card: Path | None = None,
+        num_frames: int | None = None,
+        reader: Literal["decord", "pyav", "torchcodec"] | None = None,
+        batch_size: int = 1,
+        eval_batch_size: int = 4,
+        num_workers: int = 2,
+        val_fraction: float = 0.0,
+        rationale_prompt: str = "rationale",
+        rationale_file: Path | None = None,
+        class_weights: bool = False,
+        balanced_sampling: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"data.val_fraction ({val_fraction}) must be at least 0 and below 1.")
+        if not 0 <= rationale_ratio <= 1:
+            raise ValueError(f"data.rationale_ratio ({rationale_ratio}) must be from 0 to 1.")
+        if min_pixels > max_pixels:
+            raise ValueError(
+                f"data.min_pixels ({min_pixels}) must not exceed data.max_pixels ({max_pixels})."
+            )
+        card_path = card or self.card_file
+        if card_path is None:
+            raise ValueError(
+                f"{type(self).__name__} has no card of its own. Set data.card to a card file with "
+                "your classes and prompts."
+            )
+        self.card = Card.load(Path(card_path)).using(rationale_prompt)
+        self.frames = FrameSettings(
+            fps, num_frames, min_pixels, max_pixels, min_frames, max_frames, reader
+        )
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.global_batch_size, self.num_workers = global_batch_size, num_workers
+        self.val_fraction, self.rationale_ratio = val_fraction, rationale_ratio
+        self.rationale_file, self.rationale_prompt = rationale_file, rationale_prompt
+        self.class_weights, self.balanced_sampling = class_weights, balanced_sampling
+        self.seed = seed
+        self.collators: dict[str, ClipCollator] = {}
+        self.scored_split = "test"  # what Trainer.test scores
+        self.predict_clips: list[Clip] = []
+        self.store: RationaleStore | None = None  # set by whoever knows the rationale file
+
+    @abstractmethod
+    def read(self) -> list[Clip]:
+        """All clips of the benchmark, every split, in a fixed order."""
+
+    @cached_property
+    def all_clips(self) -> list[Clip]:
+        """All clips after the validation split was carved off."""
+        clips = self.read()
+        if self.val_fraction:
+            clips = carve(clips, self.val_fraction, self.seed)
+        return clips
+
+    def clips(self, split: str) -> list[Clip]:
+        """The clips of one split ("train", "val" or "test")."""
+        return [clip for clip in self.all_clips if clip.split == split]
+
+    @property
+    def name(self) -> str:
+        """Name of the benchmark in file names."""
+        return self.card.name
+
+    def decode(self, clip: Clip) -> Video:
+        """Frames of a clip."""
+        return self.frames.decode(clip)
+
+    def check(self, stages: Sequence[str]) -> None:
+        """Reads annotations and looks at files and classes; opens no model.
+
+        Args:
+            stages: Names of the stages that will be trained.
+
+        Raises:
+            ValueError: If there is nothing to train or score, a class has no training clip, or
+                a needed file is missing.
+        """
+        benchmark = type(self).__name__
+        needed = ["train", "val", "test"] if stages else ["test"]
+        clips = [clip for clip in self.all_clips if clip.split in needed]
+        for split in ("train", "test") if stages else ("test",):
+            if not any(clip.split == split for clip in clips):
+                raise ValueError(f"{benchmark} has no {split} clips. Check its annotations.")
+        if stages:
+            seen = {clip.label for clip in clips if clip.split == "train"}
+            for index, name in enumerate(self.card.classes):
+                if index not in seen:
+                    raise ValueError(
+                        f"{benchmark} has no training clip of class '{name}'. Take the class off "
+                        "the card, or check the split."
+                    )
+        missing = [clip for clip in clips if not clip.path.is_file()]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(clips)} clips of {benchmark} have no video file (first: "
+                f"{missing[0].id}, looked for at {missing[0].path}). Check the data settings."
+            )
+        if self.rationale_ratio < 1 and stages:
+            every = dict.fromkeys([clip.id for clip in self.clips("train")], "")
+            human = {c.id: c.reference for c in self.clips("train") if c.reference is not None}
+            mix(every, human, self.rationale_ratio, list(every), self.seed)
+
+    def accumulation(self, world: int) -> int:
+        """Micro-batches per optimiser step on so many devices.
+
+        Raises:
+            ValueError: If the global batch is not a multiple of devices x batch_size.
+        """
+        per_step = world * self.batch_size
+        if self.global_batch_size % per_step:
+            raise ValueError(
+                f"data.global_batch_size ({self.global_batch_size}) must be a multiple of devices x "
+                f"data.batch_size ({world} x {self.batch_size} = {per_step}). Change "
+                "data.batch_size, trainer.devices or data.global_batch_size."
+            )
+        return self.global_batch_size // per_step
+
+    def clips_to_describe(self) -> list[Clip]:
+        """Clips whose rationale the backbone writes: training, and validation for its loss."""
+        return self.clips("train") + self.clips("val")
+
+    def rationales(self, split: str) -> dict[str, str]:
+        """Rationale of every clip of a split.
+
+        In training, self-generated and human ones are mixed by `rationale_ratio`.
+
+        Raises:
+            ValueError: If a clip has none.
+        """
+        clips = self.clips(split)
+        own = self.store.texts() if self.store is not None else {}
+        human = {clip.id: clip.reference for clip in clips if clip.reference is not None}
+        ratio = self.rationale_ratio if split == "train" else 1.0
+        return mix(own, human, ratio, [clip.id for clip in clips], self.seed)
+
+    def steps(self, world: int, epochs: int) -> int:
+        """Optimiser steps of a whole stage."""
+        micro_batches = math.ceil(len(self.clips("train")) / (self.batch_size * world))
+        return epochs * math.ceil(micro_batches / self.accumulation(world))
+
+    def train_dataloader(self) -> DataLoader[Example]:
+        """Shuffled micro-batches of this process, from where the run stopped."""
+        clips, collator = self.clips("train"), self.collators["train"]
+        texts = self.rationales("train") if collator.needs_rationales else {}
+        counts = Counter(clip.label for clip in clips)
+        weights = [len(clips) / (len(counts) * counts[clip.label]) for clip in clips]
+        rank, world = self._place()
+        sampler = TrainSampler(
+            [collator.answer_tokens(clip, texts.get(clip.id)) for clip in clips],
+            weights if self.class_weights else [1.0] * len(clips),
+            batch_size=self.batch_size,
+            accumulate=self.accumulation(world),
+            rank=rank,
+            world=world,
+            seed=self.seed,
+            groups=[clip.label or 0 for clip in clips] if self.balanced_sampling else None,
+        )
+        if self.trainer is not None:
+            done = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+            sampler.start = done if done < len(sampler) else 0
+        return self._loader("train", clips, sampler, texts)
+
+    def val_dataloader(self) -> DataLoader[Example] | list[Any]:
+        """The validation split in order; empty where there is none."""
+        clips = self.clips("val")
+        if not clips:
+            return []
+        needs_rationales = self.collators["val"].needs_rationales
+        return self._eval_loader("val", clips, self.rationales("val") if needs_rationales else {})
+
+    def test_dataloader(self) -> DataLoader[Example]:
+        """The scored split in order."""
+        return self._eval_loader("test", self.clips(self.scored_split))
+
+    def clips_of(self, videos: Sequence[Path]) -> list[Clip]:
+        """Unlabelled clips for video files and all videos in folders, in order.
+
+        Raises:
+            ValueError: If a path does not exist or nothing is found.
+        """
+        files: list[Path] = []
+        for path in videos:
+            if not path.exists():
+                raise ValueError(f"--videos {path} does not exist. Give video files or folders.")
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+            files += inside if path.is_dir() else [path]
+        if not files:
+            raise ValueError(
+                f"--videos holds no video files; looked for {', '.join(VIDEO_SUFFIXES)}."
+            )
+        return [Clip(str(path), path, None, "predict") for path in files]
+
+    def predict_dataloader(self) -> DataLoader[Example]:
+        """`predict_clips` in order."""
+        return self._eval_loader("predict", self.predict_clips)
+
+    def _eval_loader(
+        self, split: str, clips: list[Clip], texts: dict[str, str] | None = None
+    ) -> DataLoader[Example]:
+        rank, world = self._place()
+        sampler = EvalSampler(len(clips), batch_size=self.eval_batch_size, rank=rank, world=world)
+        return self._loader(split, clips, sampler, texts or {})
+
+    def _loader(
+        self, split: str, clips: list[Clip], sampler: Sampler[list[Draw]], texts: dict[str, str]
+    ) -> DataLoader[Example]:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(
+            ClipDataset(clips, self.decode, texts),
+            batch_sampler=sampler,
+            collate_fn=self.collators[split],
+            num_workers=self.num_workers,
+            pin_memory=on_gpu,
+        )
+
+    def _place(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size

@@ -1,0 +1,90 @@
+"""Conversation records, as other trainers keep their data: which video, and which label.
+
+LLaVA and Qwen (`conversations` of `from`/`value`, `video`), LLaMA-Factory's sharegpt and ms-swift
+(`messages` of `role`/`content`, or `conversations`; `videos`). The prompt in a record is not
+used: rbft's prompts stand on the card.
+"""
+
+from typing import Any
+
+from rbft.data.card import Card
+from rbft.data.labels import match_label
+from rbft.data.tables import Row, shown
+
+ASSISTANT = ("gpt", "assistant")
+
+
+def is_conversation(row: Row) -> bool:
+    """Whether the row is a conversation record, by its keys."""
+    return "conversations" in row.values or "messages" in row.values
+
+
+def read_conversation(row: Row, card: Card) -> tuple[str, int]:
+    """The video's path and the label of one conversation record.
+
+    The label is the last assistant turn. A field `label` or `ground_truth` beside it must agree;
+    without an assistant turn it is the label.
+
+    Args:
+        row: The record.
+        card: The card with the classes.
+
+    Returns:
+        Path as it stands in the record, and index into `card.classes`.
+
+    Raises:
+        ValueError: If the record does not hold exactly one video and one `<video>` tag, its turns
+            are malformed, or its label is no class or contradicts itself.
+    """
+    turns = _turns(row)
+    path = _video(row)
+    tags = sum(text.count("<video>") for _, text in turns)
+    if tags != 1:
+        raise ValueError(
+            f"{row.where}: {tags} <video> tags for 1 video; write one in the first turn."
+        )
+    labels = [
+        (key, match_label(row.values[key], card, f"{row.where}, {key}"))
+        for key in ("label", "ground_truth")
+        if row.values.get(key) is not None
+    ]
+    answers = [text for role, text in turns if role in ASSISTANT]
+    if answers:
+        answer = match_label(answers[-1], card, f"{row.where}, last assistant turn")
+        labels.append(("last assistant turn", answer))
+    if not labels:
+        raise ValueError(f"{row.where}: no assistant turn and no field 'label' that say the class.")
+    if len({label for _, label in labels}) > 1:
+        said = ", ".join(f"{key} says {card.classes[label]}" for key, label in labels)
+        raise ValueError(f"{row.where}: the labels contradict each other: {said}.")
+    return path, labels[0][1]
+
+
+def _turns(row: Row) -> list[tuple[str, str]]:
+    """Role and text of each turn."""
+    key = "conversations" if "conversations" in row.values else "messages"
+    turns = row.values[key]
+    pairs: list[tuple[str, str]] = []
+    for turn in turns if isinstance(turns, list) else []:
+        if isinstance(turn, dict):
+            role = turn.get("from", turn.get("role"))
+            text = turn.get("value", turn.get("content"))
+            if isinstance(role, str) and isinstance(text, str):
+                pairs.append((role, text))
+    if not isinstance(turns, list) or not turns or len(pairs) < len(turns):
+        raise ValueError(
+            f"{row.where}: {key} is {shown(turns)}; it must be a list of turns, each with from and "
+            "value, or role and content, as text."
+        )
+    return pairs
+
+
+def _video(row: Row) -> str:
+    videos: Any = row.values.get("video", row.values.get("videos"))
+    if isinstance(videos, str):
+        videos = [videos]
+    if not isinstance(videos, list) or len(videos) != 1 or not isinstance(videos[0], str):
+        raise ValueError(
+            f"{row.where}: video is {shown(videos)}; a record must name exactly one video file."
+        )
+    return videos[0]

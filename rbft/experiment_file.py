@@ -1,0 +1,77 @@
+"""Experiment files: small YAML files that say only what differs.
+
+A file may name another one that it builds on, in its key `config`, relative to itself. Files given
+later, and options on the command line, win over earlier ones.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+
+def read_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """Contents of an experiment file and of those it builds on, the first of them first.
+
+    Raises:
+        ValueError: If a file is missing, no YAML mapping, or builds on itself.
+    """
+    named = " <- ".join(str(step) for step in (path, *reversed(seen)))
+    if path in seen:
+        raise ValueError(f"Experiment file builds on itself: {named}.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"Experiment file {named} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"Experiment file {named} is no valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"Experiment file {named} must hold keys, got {content!r}.")
+    base = content.pop("config", None)
+    if base is None:
+        return [content]
+    return [*read_chain((path.parent / base).resolve(), (*seen, path)), content]
+
+
+class ExperimentFile(ActionConfigFile):
+    """The option `--config`: applies an experiment file and what it builds on."""
+
+    def __call__(
+        self,
+        parser: ArgumentParser,
+        cfg: Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Applies the files in order.
+
+        jsonargparse follows an include inside an include too, but loses values on the way; the
+        contents are handed over one by one instead.
+        """
+        for content in read_chain(Path(values).resolve()):
+            self.apply_config(parser, cfg, self.dest, yaml.safe_dump(content))
+
+
+def explain(message: str, parser: ArgumentParser) -> str:
+    """A parser's error without what only programmers understand, with the nearest known key.
+
+    Args:
+        message: What jsonargparse says.
+        parser: The parser that says it.
+    """
+    known = [action.dest for action in parser._actions if action.dest not in ("help", "==SUPPRESS==")]
+    unknown = re.search(
+        r"Option '(?P<option>[^']+)' is not accepted"
+        r"|does not accept option '(?P<key>[^']+)'"
+        r"|[Uu]nrecognized arguments: --(?P<flag>[^ =]+)",
+        message,
+    )
+    if unknown is None:
+        lines = [line for line in message.splitlines() if "NestedArg" not in line]
+        return "\n".join(lines)
+    name = next(group for group in unknown.groups() if group)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"there is no setting '{name}'." + (f" Did you mean {' or '.join(near)}?" if near else "")

@@ -1,0 +1,43 @@
+"""Backbone families: what rbft must know of an architecture and cannot ask transformers.
+
+A family is chosen by `model_type` in the backbone's config.json, never by the folder's name. To
+add one, write a file beside this one and enter it in `FAMILIES`.
+"""
+
+from typing import Any, Protocol
+
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from rbft.families import qwen2_5_vl, qwen2_vl
+
+PARTS = ("language", "merger", "vision")
+
+
+class Family(Protocol):
+    """One architecture."""
+
+    model_type: str
+
+    def part(self, name: str) -> str:
+        """The part ("language", "merger" or "vision") of a parameter, by its in-memory name."""
+        ...
+
+    def position_ids(
+        self,
+        input_ids: Int[Tensor, " tokens"],
+        grid_thw: list[int],
+        seconds_per_pair: float,
+        config: Any,
+    ) -> Int[Tensor, "3 tokens"]:
+        """Rotary positions of one sequence with one video, by the rule the weights learnt."""
+        ...
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """Decoder and vision blocks, the units that sharding gathers at a time."""
+        ...
+
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (qwen2_vl.Qwen2VL(), qwen2_5_vl.Qwen2_5VL())
+}

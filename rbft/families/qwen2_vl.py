@@ -1,0 +1,48 @@
+"""Qwen2-VL: the video's time axis counts frame pairs."""
+
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from rbft.positions import position_ids
+
+
+class Qwen2VL:
+    """See `rbft.families.Family`."""
+
+    model_type = "qwen2_vl"
+
+    def part(self, name: str) -> str:
+        """The part of a parameter, by its in-memory name."""
+        # Files keep older names (`visual.*`, `model.layers.*`): never match on those.
+        if "visual.merger." in name:
+            return "merger"
+        return "vision" if "visual." in name else "language"
+
+    def time_step(self, seconds_per_pair: float, config: Any) -> float:
+        """Positions from one frame pair to the next."""
+        del seconds_per_pair, config
+        return 1.0
+
+    def position_ids(
+        self,
+        input_ids: Int[Tensor, " tokens"],
+        grid_thw: list[int],
+        seconds_per_pair: float,
+        config: Any,
+    ) -> Int[Tensor, "3 tokens"]:
+        """Rotary positions of one sequence with one video."""
+        return position_ids(
+            input_ids,
+            config.video_token_id,
+            grid_thw,
+            config.vision_config.spatial_merge_size,
+            self.time_step(seconds_per_pair, config),
+        )
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """Decoder and vision blocks."""
+        return [*model.get_submodule("model.language_model.layers").children()] + [
+            *model.get_submodule("model.visual.blocks").children()
+        ]

@@ -1,0 +1,261 @@
+"""The method as a list of stages: what runs when, from where, and what is already done."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from rbft.backbone import fingerprint, load_config, short_name
+from rbft.callbacks.checks import TrainableParts
+from rbft.callbacks.handoff import StageHandoff
+from rbft.callbacks.pictures import Pictures
+from rbft.callbacks.progress import StepProgressBar
+from rbft.callbacks.results import PredictionWriter, ResultsWriter
+from rbft.callbacks.throughput import Throughput
+from rbft.data.rationales import RationaleStore
+from rbft.rationalize import RationaleWriter, rationalize
+from rbft.run import ZERO_SHOT, Run, check_weights, provenance, read_provenance
+from rbft.screen import say
+from rbft.stages import find_stage
+from rbft.summary import result_table
+
+if TYPE_CHECKING:
+    from rbft.cli import RBFTCLI
+
+LOGS = "lightning_logs"
+
+
+class Method:
+    """The steps of an experiment.
+
+    Each step sets stage and starting weights, has the command line build a fresh data module,
+    module and Trainer, and runs them.
+
+    Args:
+        cli: The command line with the resolved settings.
+    """
+
+    def __init__(self, cli: "RBFTCLI") -> None:
+        self.cli = cli
+        self.settings = cli.settings
+        self.logs = Path(self.settings.trainer.default_root_dir or LOGS)
+        self.run = Run(self.logs / (self.settings.name or "unnamed"))
+        # The settings are changed from step to step; these are what the user asked for.
+        self.single, self.given = self.settings.model.stage, self.settings.model.weights
+        self.stages: list[str] = [self.single] if self.single else list(self.settings.stages)
+
+    def fit(self, ckpt_path: Path | None) -> None:
+        """Runs all steps that are not done yet, in order."""
+        self.check()
+        if ckpt_path is not None and len(self.stages) != 1:
+            raise ValueError(
+                f"--ckpt_path resumes one stage, but this run has {len(self.stages)}: "
+                f"{', '.join(self.stages)}. Add --model.stage, or leave it out: fit finds its own "
+                "checkpoints."
+            )
+        if any(find_stage(stage).needs_rationales for stage in self.stages):
+            self.write_rationales()
+        whole = self.single is None
+        if whole and (self.settings.score_each_stage or not self.stages):
+            self.score(ZERO_SHOT, "label", None)
+        weights = self.given
+        for number, stage in enumerate(self.stages):
+            if whole and number:
+                check_weights(weights, self.stages[:number], self.backbone)
+            if not self.run.trained(stage):
+                self.train(stage, weights, self.stages[: number + 1], ckpt_path)
+            weights = self.run.weights(stage)
+            if self.settings.score_each_stage or stage == self.stages[-1]:
+                self.score(stage, stage, weights)
+        say(result_table(self.run, self.stages))
+
+    def check(self) -> None:
+        """Finds what would fail later, before anything is loaded or written.
+
+        Raises:
+            ValueError: Naming the setting or file, what was got and what to do.
+        """
+        source = self.settings.model.backbone
+        load_config(source)
+        self.backbone = fingerprint(source)
+        self.cli.build(logger=False, enable_checkpointing=False, enable_model_summary=False)
+        self.cli.datamodule.check(self.stages)
+        self.cli.datamodule.accumulation(self.cli.trainer.world_size)
+
+    def write_rationales(self) -> None:
+        """Stage 0: has the backbone write the rationales that are missing."""
+        self._build("rationale", None, "Stage 0: writing rationales", [])
+        data, store = self.cli.datamodule, self._store()
+        missing = store.missing([clip.id for clip in data.clips_to_describe()])
+        if data.rationale_ratio == 0 or not missing:
+            return
+        say(f"Stage 0: {len(missing)} rationales to write into {store.path}")
+        self._build("rationale", None, "Stage 0: writing rationales", [RationaleWriter(store)])
+        rationalize(self.cli.trainer, self.cli.model, self.cli.datamodule, store)
+
+    def train(
+        self, stage: str, weights: Path | None, stages: list[str], ckpt_path: Path | None
+    ) -> None:
+        """Trains one stage and leaves its weights folder."""
+        origin = provenance(
+            stages=stages,
+            backbone=self.backbone,
+            backbone_name=self.settings.model.backbone,
+            run=self.settings.name,
+        )
+        folder = self.run.stage(stage)
+        paper = find_stage(stage).paper
+        callbacks = [
+            TrainableParts(),
+            Throughput(),
+            LearningRateMonitor("step"),
+            ModelCheckpoint(
+                folder / "checkpoints",
+                filename="{step}",
+                every_n_train_steps=self.settings.checkpoint_every,
+                save_on_train_epoch_end=False,
+            ),
+            StageHandoff(self.run.weights(stage), origin),
+        ]
+        self._build(stage, weights, paper, callbacks, folder=stage)
+        say(f"{paper}: starting from {weights or self.settings.model.backbone}")
+        self._use_store()
+        resume = ckpt_path or self.run.checkpoint(stage)
+        self.cli.trainer.fit(
+            self.cli.model, self.cli.datamodule, ckpt_path=resume, weights_only=True
+        )
+
+    def score(self, place: str, stage: str, weights: Path | None, split: str = "test") -> None:
+        """Scores a split and leaves results under the run's folder, unless they are there."""
+        if self.run.results(place, split).exists():
+            return
+        facts = {"run": self.settings.name, "stage": place, "weights": str(weights or "backbone")}
+        writer = ResultsWriter(self.run.stage(place), split, facts)
+        title = f"Scoring {split}: {place}"
+        self._build(stage, weights, title, [writer], folder=place)
+        self.cli.datamodule.scored_split = split
+        self.cli.trainer.test(self.cli.model, self.cli.datamodule, verbose=False)
+
+    def score_command(self, split: str, weights: str) -> None:
+        """Scores a split with the weights that a command's `--weights` names."""
+        self.check()
+        place, stage, folder = self._find_weights(weights)
+        if not self.cli.datamodule.clips(split):
+            raise ValueError(
+                f"{type(self.cli.datamodule).__name__} has no {split} split. Set "
+                "data.val_fraction to carve a validation split from the training clips."
+            )
+        self.run.results(place, split).unlink(missing_ok=True)
+        self.score(place, stage, folder, split)
+        say(result_table(self.run, [place], split))
+
+    def predict(self, videos: list[Path], output: Path, weights: str) -> None:
+        """Writes class and probabilities of videos."""
+        self.check()
+        _, stage, folder = self._find_weights(weights)
+        stage = find_stage(stage).classifier.name
+        clips = self.cli.datamodule.clips_of(videos)
+        self._build(stage, folder, f"Predicting {len(clips)} videos", [PredictionWriter(output)])
+        self.cli.datamodule.predict_clips = clips
+        self.cli.trainer.predict(
+            self.cli.model, datamodule=self.cli.datamodule, return_predictions=False
+        )
+        say(f"Wrote {len(clips)} predictions to {output}.")
+
+    def export(self, output: Path, weights: str) -> None:
+        """Copies a stage's weights folder."""
+        _, _, folder = self._find_weights(weights)
+        if folder is None:
+            raise ValueError("--weights backbone has nothing to export: it is the backbone itself.")
+        if output.exists():
+            raise ValueError(f"--output {output} exists. Name a folder that does not, or remove it.")
+        shutil.copytree(folder, output)
+        say(f"Exported {folder} to {output}.")
+
+    def _find_weights(self, weights: str) -> tuple[str, str, Path | None]:
+        """Place of the results, stage and weights folder that `--weights` names."""
+        if weights == "backbone":
+            return ZERO_SHOT, "label", None
+        if weights != "run":
+            found = read_provenance(Path(weights))
+            if found is None:
+                raise ValueError(
+                    f"--weights {weights} is no weights folder of rbft. Allowed are run, backbone "
+                    f"or a folder such as {self.run.weights('label')}."
+                )
+            return f"{Path(weights).name}", found["stages"][-1], Path(weights)
+        done = [stage for stage in self.stages if self.run.trained(stage)]
+        if not done:
+            raise ValueError(
+                f"The run {self.run.folder} has no finished stage ({', '.join(self.stages)}). Run "
+                "fit first, or give --weights backbone or a weights folder."
+            )
+        return done[-1], done[-1], self.run.weights(done[-1])
+
+    def _build(
+        self,
+        stage: str,
+        weights: Path | None,
+        title: str,
+        callbacks: list[Any],
+        folder: str | None = None,
+    ) -> None:
+        """A fresh data module, module and Trainer; with a folder, logging to TensorBoard."""
+        seed_everything(self.settings.seed_everything, workers=True, verbose=False)
+        self.settings.model.stage, self.settings.model.weights = stage, weights
+        callbacks = [*(self.settings.trainer.callbacks or []), *callbacks, StepProgressBar(title)]
+        logger: Any = False
+        if folder is not None:
+            logger = TensorBoardLogger(
+                self.logs, self.settings.name, folder, default_hp_metric=False
+            )
+            callbacks.append(Pictures(self._resolved(), self._hparams(folder)))
+        checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+        self.cli.build(
+            logger=logger,
+            callbacks=callbacks,
+            enable_checkpointing=checkpoints,
+            enable_model_summary=False,
+        )
+        trainer: Any = self.cli.trainer
+        trainer.accumulate_grad_batches = self.cli.datamodule.accumulation(trainer.world_size)
+
+    def _store(self) -> RationaleStore:
+        """The rationale file, named after what determines it."""
+        data, model = self.cli.datamodule, self.cli.model
+        name = f"{data.name}-{short_name(self.settings.model.backbone)}-{data.rationale_prompt}"
+        path = data.rationale_file or self.logs / "rationales" / f"{name}.jsonl"
+        made_from = provenance(
+            backbone=self.backbone,
+            prompt=data.card.prompt("rationale"),
+            frames=asdict(data.frames),
+            max_new_tokens=model.max_new_tokens,
+        )
+        return RationaleStore(path, made_from)
+
+    def _use_store(self) -> None:
+        if self.cli.model.stage.needs_rationales:
+            self.cli.datamodule.store = self._store()
+
+    def _resolved(self) -> str:
+        return self.cli.parser.dump(self.cli.config, skip_none=False)
+
+    def _hparams(self, stage: str) -> dict[str, Any]:
+        model, data = self.settings.model, self.settings.data
+        return {
+            "run": self.settings.name,
+            "stage": stage,
+            "backbone": model.backbone,
+            "benchmark": data.class_path.rsplit(".", 1)[-1],
+            "learning_rate": model.learning_rate,
+            "epochs": self.settings.trainer.max_epochs,
+            "rationale_ratio": data.init_args.rationale_ratio,
+            "rationale_prompt": data.init_args.rationale_prompt,
+            "seed": self.settings.seed_everything,
+        }
+
+

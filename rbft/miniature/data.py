@@ -1,0 +1,60 @@
+"""The miniature world as a benchmark."""
+
+from pathlib import Path
+from typing import Any
+
+from rbft.data.base import Clip, VideoDataModule
+from rbft.miniature.world import make_clips, read_annotations
+
+
+class Miniature(VideoDataModule):
+    """The miniature world's target domain: is what a subject does there normal or abnormal?
+
+    The clips are made on first use, in seconds, and kept in a cache folder ($RBFT_CACHE, or
+    ~/.cache/rbft).
+
+    Args:
+        train_size: Training clips.
+        val_size: Validation clips.
+        test_size: Test clips.
+        clip_seed: Seed of the clips; another seed is another draw of all three splits.
+        clips_folder: Where the clips are kept. null is a folder of the cache.
+        **kwargs: Settings shared by all benchmarks, see VideoDataModule.
+    """
+
+    card_file = Path(__file__).with_name("miniature.yaml")
+
+    def __init__(
+        self,
+        train_size: int = 120,
+        val_size: int = 0,
+        test_size: int = 300,
+        clip_seed: int = 0,
+        clips_folder: Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, least, value in (
+            ("train_size", 1, train_size),
+            ("val_size", 0, val_size),
+            ("test_size", 1, test_size),
+            ("clip_seed", 0, clip_seed),
+        ):
+            if value < least:
+                raise ValueError(f"data.{name} ({value}) must be at least {least}.")
+        self.sizes = {"train": train_size, "val": val_size, "test": test_size}
+        self.clip_seed, self.clips_folder = clip_seed, clips_folder
+
+    def read(self) -> list[Clip]:
+        """All clips; makes them first where they are missing."""
+        folder = make_clips(self.clips_folder, sizes=self.sizes, seed=self.clip_seed)
+        return [
+            Clip(
+                id=row.id,
+                path=folder / row.file,
+                label=self.card.classes.index(row.label),
+                split=row.split,
+                reference=row.caption,
+            )
+            for row in read_annotations(folder)
+        ]

@@ -1,0 +1,110 @@
+"""A run on disk: which folder holds what, what is finished, and what it was made from."""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rbft.positions import POSITION_RULE
+
+LIBRARIES = ("rbft", "torch", "transformers", "lightning", "peft", "torchmetrics")
+PROVENANCE = "rbft.json"
+ZERO_SHOT = "zero_shot"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one experiment, `lightning_logs/<experiment>`.
+
+    Attributes:
+        folder: That folder.
+    """
+
+    folder: Path
+
+    def stage(self, name: str) -> Path:
+        """Everything of one stage: events, weights, results."""
+        return self.folder / name
+
+    def weights(self, name: str) -> Path:
+        """The weights folder that the stage leaves."""
+        return self.stage(name) / "weights"
+
+    def results(self, name: str, split: str = "test") -> Path:
+        """The metrics of a stage; the file is there once the split is scored."""
+        return self.stage(name) / f"{split}.json"
+
+    def trained(self, name: str) -> bool:
+        """Whether the stage is finished: its weights folder appears whole or not at all."""
+        return (self.weights(name) / PROVENANCE).exists()
+
+    def checkpoint(self, name: str) -> Path | None:
+        """The newest checkpoint to resume the stage from."""
+        found = (self.stage(name) / "checkpoints").glob("*.ckpt")
+        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that a result depends on."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def provenance(**facts: Any) -> dict[str, Any]:
+    """What a folder or file was made from: the given facts, the position rule, versions."""
+    return {**facts, "positions": POSITION_RULE, "versions": versions()}
+
+
+def read_provenance(weights: Path) -> dict[str, Any] | None:
+    """What rbft noted in a weights folder; None where it made none."""
+    file = weights / PROVENANCE
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def check_weights(weights: Path, stages: list[str], backbone: str) -> None:
+    """Refuses weights that do not come from the given stages of the given backbone.
+
+    Args:
+        weights: A weights folder.
+        stages: Names of the stages that must have made it, in order.
+        backbone: Fingerprint of the backbone that the first of them started from.
+
+    Raises:
+        ValueError: If the folder is missing, was not made by rbft or by another method.
+    """
+    found = read_provenance(weights) if weights.is_dir() else None
+    if found is None:
+        raise ValueError(
+            f"weights folder {weights} {'holds no ' + PROVENANCE if weights.is_dir() else 'does not exist'}. "
+            f"This stage follows {' and '.join(stages)}; run fit with all stages, or set "
+            "model.weights to a folder that rbft left."
+        )
+    if found["stages"] != stages or found["backbone"] != backbone:
+        raise ValueError(
+            f"weights folder {weights} is the result of the stages {found['stages']} on backbone "
+            f"{found['backbone']}, but this stage must follow {stages} on {backbone}. Remove the "
+            "run's folder to train anew, or give the experiment another name."
+        )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def replace_folder(made: Path, target: Path) -> None:
+    """Puts a finished folder in its place; an older one there goes away."""
+    if target.exists():
+        shutil.rmtree(target)
+    made.replace(target)
+
+
+def digest(names: list[str]) -> str:
+    """Short hash of a list of ids, whatever its order."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:12]

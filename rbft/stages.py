@@ -1,0 +1,76 @@
+"""A stage: what is asked about a clip and what should be answered.
+
+Both losses of the paper are the negative log-likelihood of the answer; only the answer differs.
+"""
+
+from dataclasses import dataclass
+
+from rbft.data.base import Clip
+from rbft.data.card import Card
+
+RATIONALE, CLASS = "rationale", "class"
+SEPARATOR = "\n"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of supervision.
+
+    Attributes:
+        name: As given to `model.stage` and in `stages`.
+        parts: What the answer consists of, in order: the rationale R, the class C, or both.
+        paper: The paper's name for it.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    paper: str
+
+    @property
+    def needs_rationales(self) -> bool:
+        """Whether training clips must have a rationale."""
+        return RATIONALE in self.parts
+
+    @property
+    def classifier(self) -> "Stage":
+        """The stage whose question classifies a clip: this one if it answers with a class."""
+        return self if CLASS in self.parts else LABEL
+
+    def prompt(self, card: Card, clip: Clip) -> str:
+        """What the model is asked about a clip. Never holds the clip's label."""
+        asked = {RATIONALE: "rationale", CLASS: "label"}
+        # The rationale's instructions come first in either order, so that P stays the same.
+        names = [asked[part] for part in (RATIONALE, CLASS) if part in self.parts]
+        return "\n".join(card.prompt(name, clip.text) for name in names)
+
+    def target(self, card: Card, clip: Clip, rationale: str | None) -> str:
+        """What the model should answer."""
+        texts = {CLASS: _word(card, clip), RATIONALE: (rationale or "").strip()}
+        return SEPARATOR.join(texts[part] for part in self.parts)
+
+
+def _word(card: Card, clip: Clip) -> str:
+    return "" if clip.label is None else list(card.words.values())[clip.label]
+
+
+LABEL = Stage("label", (CLASS,), "Stage II, task-specific label alignment")
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("rationale", (RATIONALE,), "Stage I, rationale-enhanced self-improvement (P+R)"),
+        LABEL,
+        Stage("class_rationale", (CLASS, RATIONALE), "P+C+R of Table 3"),
+        Stage("rationale_class", (RATIONALE, CLASS), "P+R+C of Table 3"),
+    )
+}
+
+
+def find_stage(name: str) -> Stage:
+    """The stage of that name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in STAGES:
+        raise ValueError(f"There is no stage '{name}'; stages are {', '.join(STAGES)}.")
+    return STAGES[name]

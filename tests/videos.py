@@ -1,0 +1,110 @@
+"""Small videos made on the spot, whose pictures tell their own frame number.
+
+The picture is a grid of 4 x 4 blocks, black or white: the 16 bits of the frame number. A block
+stays readable through lossy compression and resizing.
+"""
+
+import struct
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from torch import Tensor
+
+GRID = 4
+
+
+def picture(number: int, height: int, width: int) -> np.ndarray:
+    """The picture of frame `number`, uint8 height x width x 3."""
+    rows = np.arange(height) * GRID // height
+    columns = np.arange(width) * GRID // width
+    bits = number >> (rows[:, None] * GRID + columns) & 1
+    # A coloured gradient on the blocks, so that colour and resize errors show up as well.
+    ramp = np.stack(
+        np.broadcast_arrays(
+            np.linspace(0, 60, height)[:, None], np.linspace(60, 0, width), np.full((1, 1), 20.0)
+        ),
+        axis=-1,
+    )
+    return (bits[..., None] * 170 + ramp).astype(np.uint8)
+
+
+def numbers(frames: Tensor) -> list[int]:
+    """The frame number in each picture of "frames 3 height width"."""
+    _, _, height, width = frames.shape
+    rows = (np.arange(GRID) + 0.5) * height / GRID
+    columns = (np.arange(GRID) + 0.5) * width / GRID
+    red = frames[:, 0].float().numpy()
+    bits = red[:, rows.astype(int)][:, :, columns.astype(int)] > 115
+    return [int(frame.reshape(-1) @ (1 << np.arange(GRID * GRID))) for frame in bits]
+
+
+def make_video(
+    path: Path,
+    frames: int = 40,
+    height: int = 96,
+    width: int = 128,
+    fps: Fraction | int = 10,
+    *,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    times: Sequence[int] | None = None,
+    rotation: int = 0,
+    audio: bool = False,
+    drop: int = 0,
+) -> Path:
+    """Writes a video whose frame `i` shows `picture(i)`.
+
+    Args:
+        path: Where to; the ending chooses the container.
+        frames: Frames; 0 leaves out the video stream.
+        height: Height in pixels.
+        width: Width in pixels.
+        fps: Frames per second.
+        codec: Encoder.
+        pixels: Pixel format.
+        options: Encoder options (`g`, `bf`, ...).
+        times: A time stamp per frame in milliseconds: a variable frame rate.
+        rotation: Degrees that a player turns the picture clockwise by (a phone's display matrix).
+        audio: Also write a stream of silence.
+        drop: Leave out that many packets at the start, so that the file starts without a keyframe.
+    """
+    with av.open(str(path), "w") as container:
+        if frames:
+            stream = container.add_stream(codec, rate=Fraction(fps), options=options or {})
+            stream.width, stream.height, stream.pix_fmt = width, height, pixels
+            stream.codec_context.thread_count = 1
+            if times is not None:
+                stream.codec_context.time_base = Fraction(1, 1000)
+        if audio:
+            sound = container.add_stream("aac", rate=16000, layout="mono")
+            for start in range(0, 16000 * max(1, int(frames / fps)), 1024):
+                silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+                silence.sample_rate, silence.pts = 16000, start
+                container.mux(sound.encode(silence))
+            container.mux(sound.encode(None))
+        packets = []
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(number, height, width), "rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
+            packets += stream.encode(frame)
+        if frames:
+            packets += stream.encode(None)
+        container.mux(packets[drop:])
+    if rotation:
+        _write_rotation(path, rotation)
+    return path
+
+
+def _write_rotation(path: Path, degrees: int) -> None:
+    data = bytearray(path.read_bytes())
+    one = 1 << 16
+    a, b = {90: (0, one), 180: (-one, 0), 270: (0, -one)}[degrees]
+    # The display matrix lies 44 bytes after the name of the track header box.
+    offset = data.index(b"tkhd") + 44
+    struct.pack_into(">9i", data, offset, a, b, 0, -b, a, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
