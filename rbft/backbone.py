@@ -66,7 +66,8 @@ def load_model(source: str, attention: str, checkpointing: bool) -> "PreTrainedM
     )
     if checkpointing:
         model.gradient_checkpointing_enable()
-    return model
+    # from_pretrained leaves it in eval mode, in which checkpointing is silently off.
+    return model.train()
 
 
 def parameter_parts(

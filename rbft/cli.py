@@ -2,6 +2,9 @@
 
 import logging
 import os
+import sys
+import traceback
+import warnings
 import shutil
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -177,15 +180,41 @@ def _card_of(data: VideoDataModule) -> Any:
     return data.card
 
 
+def quiet() -> None:
+    """Keeps off the screen what libraries say about things that are as they should be."""
+    # Lightning announces the hardware for every Trainer, and a run has one per step.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*LeafSpec.*",  # Lightning uses what torch deprecates
+        ".*custom batch sampler.*",  # ours returns every clip, see data/sampler.py
+        ".*smaller than the logging interval.*",
+        ".*Total length of `list` across ranks is zero.*",  # no validation split
+        ".*does not have many workers.*",  # num_workers is a setting
+        ".*not resumable.*",  # it is: the order is a function of seed and epoch
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
 def main(args: list[str] | None = None) -> None:
     """Runs one command.
 
     Args:
         args: Command line; None takes the process's own.
     """
-    # Lightning announces the hardware for every Trainer, and a run has one per step.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quiet()
+    try:
+        _run(args)
+    except ValueError as error:
+        *_, last = traceback.extract_tb(error.__traceback__)
+        # Our own messages say all there is to say; a library's needs its traceback.
+        if not Path(last.filename).is_relative_to(Path(__file__).parent):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+
+
+def _run(args: list[str] | None) -> None:
     RBFTCLI(
         RBFTModule,
         VideoDataModule,

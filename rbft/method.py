@@ -232,7 +232,7 @@ class Method:
         made_from = provenance(
             backbone=self.backbone,
             prompt=data.card.prompt("rationale"),
-            frames=asdict(data.frames),
+            frames={k: v for k, v in asdict(data.frames).items() if k != "reader"},
             max_new_tokens=model.max_new_tokens,
         )
         return RationaleStore(path, made_from)

@@ -1,10 +1,10 @@
 """Accuracy and F1 per class, on torchmetrics; an answer that is no class word counts as wrong."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -12,28 +12,36 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-class ClassificationMetrics(MetricCollection):
+NOT_COUNTED = -1
+
+
+class ClassificationMetrics(nn.Module):
     """Metrics of a generative classifier, exact for any number of processes.
 
-    "Unparsed" is a class of its own behind the real ones: torchmetrics would put a prediction of
-    -1 into a wrong cell of the confusion matrix without a word.
+    "Unparsed" is a class of its own behind the K real ones: torchmetrics would put a prediction
+    of -1 into a wrong cell of the confusion matrix without a word.
 
     Args:
         classes: Class names in order.
     """
 
-    def __init__(self, classes: tuple[str, ...]) -> None:
+    def __init__(self, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
         size = len(classes) + 1
-        super().__init__(
+        # Each metric keeps its own sums: grouping would depend on what a process has seen.
+        self.metrics = MetricCollection(
             {
                 # The paper's Acc is over clips; torchmetrics' default averages over classes.
-                "accuracy": MulticlassAccuracy(size, average="micro"),
-                "f1": MulticlassF1Score(size, average=None),
-                "matrix": MulticlassConfusionMatrix(size),
-            }
+                "accuracy": MulticlassAccuracy(size, average="micro", ignore_index=NOT_COUNTED),
+                "f1": MulticlassF1Score(size, average=None, ignore_index=NOT_COUNTED),
+                "confusion": MulticlassConfusionMatrix(size, ignore_index=NOT_COUNTED),
+            },
+            compute_groups=False,
         )
-        self.classes = classes
 
     def update(
         self,
@@ -44,58 +52,101 @@ class ClassificationMetrics(MetricCollection):
         """Adds a batch.
 
         Args:
-            predictions: Class index; the number of classes stands for unparsed.
+            predictions: Class index; K stands for unparsed.
             labels: Class index.
             counted: False for clips repeated to even out processes.
-        """
-        if counted.any():
-            super().update(predictions[counted], labels[counted])
 
-    def compute(self) -> dict[str, Any]:
-        """Figures by name: accuracy, f1/<class>, f1/macro, unparsed, majority, n."""
-        values = super().compute()
-        confusion = values["matrix"]
-        f1 = values["f1"][: len(self.classes)]
-        clips = confusion.sum()
+        Raises:
+            ValueError: If a counted clip has no label, or an index is out of range.
+        """
+        last = len(self.classes)
+        wrong = counted & ((labels < 0) | (labels >= last) | (predictions < 0) | (predictions > last))
+        if wrong.any():
+            raise ValueError(
+                f"Cannot score label {int(labels[wrong][0])} against prediction "
+                f"{int(predictions[wrong][0])}: labels must be 0 to {last - 1} (a scored clip needs "
+                f"a known class), predictions 0 to {last} ({last} = unparsed). Use predict for "
+                "clips without a label."
+            )
+        self.metrics.update(predictions, labels.where(counted, NOT_COUNTED))
+
+    def compute(self) -> dict[str, float]:
+        """Figures by name, from 0 to 1; collective over processes.
+
+        Returns:
+            `accuracy` over clips; `f1/<class>` (0 for a class that is neither the label nor the
+            prediction of any clip); `f1/macro`, the mean over all K classes; `unparsed`, the share
+            of clips whose answer is no class word; `majority`, the accuracy of always answering
+            with the most frequent class; `n`, the number of clips.
+        """
+        values = self.metrics.compute()
+        # Not torchmetrics' macro average: it leaves classes without a clip out and would take
+        # "unparsed" in.
+        f1: list[float] = values["f1"][:-1].tolist()
+        confusion = values["confusion"]
+        clips = int(confusion.sum())
         return {
-            "accuracy": values["accuracy"],
+            "accuracy": float(values["accuracy"]),
             **{f"f1/{name}": value for name, value in zip(self.classes, f1, strict=True)},
-            "f1/macro": f1.mean(),
-            "unparsed": confusion[:, -1].sum() / clips,
-            "majority": confusion.sum(1).max() / clips,
-            "n": clips.float(),
+            "f1/macro": sum(f1) / len(f1),
+            "unparsed": int(confusion[:, -1].sum()) / max(1, clips),
+            "majority": int(confusion.sum(dim=1).max()) / max(1, clips),
+            "n": float(clips),
         }
 
     def confusion(self) -> Int[Tensor, "classes predictions"]:
-        """Clips by label (rows) and prediction (columns, the last one unparsed)."""
-        return super().compute()["matrix"][:-1].long()
+        """Clips by label (K rows) and prediction (K + 1 columns, the last one unparsed).
+
+        Collective over processes.
+        """
+        return self.metrics.compute()["confusion"][:-1]
+
+    def reset(self) -> None:
+        """Forgets all clips."""
+        self.metrics.reset()
 
 
-def confusion_figure(matrix: Int[Tensor, "classes predictions"], classes: tuple[str, ...]) -> Any:
-    """The confusion matrix as a matplotlib figure: counts, and shares of each row.
+def confusion_figure(
+    matrix: Int[Tensor, "classes predictions"], classes: Sequence[str]
+) -> "Figure":
+    """The confusion matrix as a picture: counts, and the share of each row.
 
     Args:
-        matrix: As from `ClassificationMetrics.confusion`.
+        matrix: As from `ClassificationMetrics.confusion`; the column of unparsed answers is shown
+            where there are any.
         classes: Class names in order.
     """
     from matplotlib.figure import Figure
 
+    matrix = matrix.cpu()
     columns = [*classes, "unparsed"]
     if int(matrix[:, -1].sum()) == 0:
         matrix, columns = matrix[:, :-1], columns[:-1]
-    share = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
-    figure = Figure(figsize=(1.6 + 1.3 * len(columns), 1.4 + 1.0 * len(classes)), dpi=120)
+    share = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
+    wide, high = 1.2 * len(columns), 0.9 * len(classes)
+    # Figure, not pyplot: nothing global, no display.
+    figure = Figure(figsize=(wide + 1.8, high + 1.0), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns)
+    slanted = max(map(len, columns)) > 12
+    axes.set_xticks(
+        range(len(columns)),
+        columns,
+        rotation=30 if slanted else 0,
+        ha="right" if slanted else "center",
+    )
     axes.set_yticks(range(len(classes)), list(classes))
     axes.set_xlabel("prediction")
     axes.set_ylabel("label")
     for row in range(len(classes)):
         for column in range(len(columns)):
-            value = float(share[row, column])
-            text = f"{int(matrix[row, column])}\n{value:.0%}"
-            color = "white" if value > 0.55 else "black"
-            axes.text(column, row, text, ha="center", va="center", color=color)
-    figure.tight_layout()
+            part = float(share[row, column])
+            axes.text(
+                column,
+                row,
+                f"{int(matrix[row, column])}\n{part:.1%}",
+                ha="center",
+                va="center",
+                color="white" if part > 0.5 else "black",
+            )
     return figure

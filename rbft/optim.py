@@ -1,4 +1,4 @@
-"""Parameter groups and the schedule, as transformers' Trainer makes them."""
+"""Parameter groups and the schedule of the learning rate."""
 
 import math
 from collections.abc import Sequence
@@ -8,47 +8,61 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+Parts = dict[str, list[tuple[str, nn.Parameter]]]
+
 
 def parameter_groups(
-    parts: dict[str, list[tuple[str, nn.Parameter]]],
-    learning_rates: dict[str, float],
-    weight_decay: float,
+    parts: Parts, learning_rates: dict[str, float], weight_decay: float
 ) -> list[dict[str, Any]]:
     """AdamW's groups: each part with and without decay.
 
-    Biases and the weights of norms are not decayed; in these architectures they are the
-    parameters with one axis. A part with learning rate 0 is frozen and left out.
+    Biases and the weights of norms are not decayed; in Qwen-VL they are exactly the parameters
+    with one axis. transformers' Trainer goes by names and so misses the norms of Qwen2.5-VL's
+    vision tower and merger (`norm1`, `norm2`, `ln_q`); rbft decays none.
 
     Args:
         parts: Named parameters by part.
-        learning_rates: Learning rate by part.
+        learning_rates: Learning rate by part. A part at 0 is frozen and left out.
         weight_decay: Decay of all other parameters.
+
+    Returns:
+        Groups with a `name` each, `<part>` or `<part>_no_decay`; empty ones are left out.
+
+    Raises:
+        ValueError: If a learning rate is negative, or nothing would train.
     """
     groups = []
     for part, named in parts.items():
-        if learning_rates[part] == 0:
+        rate = learning_rates[part]
+        if rate < 0:
+            raise ValueError(
+                f"The learning rate of the {part} part is {rate:g}. It must be positive, or 0 to "
+                "freeze the part."
+            )
+        if rate == 0:
             for _, parameter in named:
                 parameter.requires_grad_(False)
             continue
-        trainable = [parameter for _, parameter in named if parameter.requires_grad]
-        for label, decay, members in (
-            (part, weight_decay, [p for p in trainable if p.ndim > 1]),
-            (f"{part} (biases, norms)", 0.0, [p for p in trainable if p.ndim <= 1]),
+        trained = [parameter for _, parameter in named if parameter.requires_grad]
+        for name, decay, members in (
+            (part, weight_decay, [p for p in trained if p.ndim > 1]),
+            (f"{part}_no_decay", 0.0, [p for p in trained if p.ndim <= 1]),
         ):
             if members:
-                groups.append(
-                    {
-                        "params": members,
-                        "lr": learning_rates[part],
-                        "weight_decay": decay,
-                        "name": label,
-                    }
-                )
+                groups.append({"params": members, "lr": rate, "weight_decay": decay, "name": name})
+    if not groups:
+        raise ValueError(
+            f"Nothing would train: {', '.join(parts)} are all frozen. Set model.learning_rate "
+            "above 0."
+        )
     return groups
 
 
 def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup_ratio: float) -> LambdaLR:
-    """Linear warm-up, then half a cosine down to zero, per optimiser step.
+    """Linear warm-up from 0, then half a cosine down to 0, per optimiser step.
+
+    As in transformers the first step of a warm-up has learning rate 0, so a run of one step with
+    a warm-up changes nothing.
 
     Args:
         optimizer: The optimiser.
@@ -59,24 +73,35 @@ def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup_ratio: float)
 
     def factor(step: int) -> float:
         if step < warmup:
-            return step / max(1, warmup)
+            return step / warmup
         progress = (step - warmup) / max(1, total_steps - warmup)
         return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
 
     return LambdaLR(optimizer, factor)
 
 
-def parameter_table(groups: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows of what trains: part, tensors, parameters, learning rate, decay."""
-    headers = ["trained part", "tensors", "parameters", "learning rate", "decay"]
+def parameter_table(
+    groups: Sequence[dict[str, Any]], parts: Parts | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of what trains: tensors, parameters, learning rate and decay.
+
+    Args:
+        groups: From `parameter_groups`, or the optimiser's own.
+        parts: Named parameters by part; given, what is frozen gets rows too.
+    """
+    headers = ["part", "tensors", "parameters", "learning rate", "decay"]
     rows = [
-        [
-            group["name"],
-            str(len(group["params"])),
-            f"{sum(p.numel() for p in group['params']):,}",
-            f"{group.get('initial_lr', group['lr']):g}",
-            f"{group['weight_decay']:g}",
-        ]
-        for group in groups
+        # A resumed schedule has already moved "lr".
+        _row(g["name"], g["params"], f"{g.get('initial_lr', g['lr']):g}", f"{g['weight_decay']:g}")
+        for g in groups
     ]
+    for part, named in (parts or {}).items():
+        frozen = [parameter for _, parameter in named if not parameter.requires_grad]
+        if frozen:
+            rows.append(_row(part, frozen, "frozen", "-"))
     return headers, rows
+
+
+def _row(name: str, parameters: list[nn.Parameter], rate: str, decay: str) -> list[str]:
+    count = sum(parameter.numel() for parameter in parameters)
+    return [name, str(len(parameters)), f"{count:,}", rate, decay]

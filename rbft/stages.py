@@ -19,7 +19,7 @@ class Stage:
     Attributes:
         name: As given to `model.stage` and in `stages`.
         parts: What the answer consists of, in order: the rationale R, the class C, or both.
-        paper: The paper's name for it.
+        paper: The paper's name for it, as shown on the screen.
     """
 
     name: str
@@ -53,14 +53,14 @@ def _word(card: Card, clip: Clip) -> str:
     return "" if clip.label is None else list(card.words.values())[clip.label]
 
 
-LABEL = Stage("label", (CLASS,), "Stage II, task-specific label alignment")
+LABEL = Stage("label", (CLASS,), "Stage II (labels)")
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("rationale", (RATIONALE,), "Stage I, rationale-enhanced self-improvement (P+R)"),
+        Stage("rationale", (RATIONALE,), "Stage I (rationales)"),
         LABEL,
-        Stage("class_rationale", (CLASS, RATIONALE), "P+C+R of Table 3"),
-        Stage("rationale_class", (RATIONALE, CLASS), "P+R+C of Table 3"),
+        Stage("class_rationale", (CLASS, RATIONALE), "P+C+R (Table 3)"),
+        Stage("rationale_class", (RATIONALE, CLASS), "P+R+C (Table 3)"),
     )
 }
 

@@ -7,7 +7,13 @@ from rbft.run import ZERO_SHOT, Run
 from rbft.screen import table
 from rbft.stages import STAGES
 
-TITLES = {ZERO_SHOT: "backbone (zero-shot)"}
+TITLES = {ZERO_SHOT: "backbone, zero-shot"}
+
+
+def _title(place: str) -> str:
+    if place in STAGES:
+        return f"after {STAGES[place].paper}"
+    return TITLES.get(place, place)
 
 
 def result_table(run: Run, stages: list[str], split: str = "test") -> str:
@@ -22,8 +28,7 @@ def result_table(run: Run, stages: list[str], split: str = "test") -> str:
     for place in dict.fromkeys([ZERO_SHOT, *stages]):
         file = run.results(place, split)
         if file.exists():
-            title = TITLES.get(place) or f"after {place} ({STAGES[place].paper.split(',')[0]})" if place in STAGES else place
-            scored.append((title, json.loads(file.read_text(encoding="utf-8"))))
+            scored.append((_title(place), json.loads(file.read_text(encoding="utf-8"))))
     if not scored:
         return "No results yet."
     first = scored[0][1]

@@ -1,5 +1,8 @@
 """Progress bars that say which step of the method is running."""
 
+from typing import Any
+
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 
@@ -14,10 +17,11 @@ class StepProgressBar(TQDMProgressBar):
         super().__init__(leave=True)
         self.title = title
 
-    @property
-    def train_description(self) -> str:
-        """Name of the training bar."""
-        return self.title
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Puts the step's name in place of the bare epoch."""
+        super().on_train_epoch_start(trainer)
+        epochs = f", epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self.train_progress_bar.set_description(self.title + epochs)
 
     @property
     def validation_description(self) -> str:
@@ -34,7 +38,17 @@ class StepProgressBar(TQDMProgressBar):
         """Name of the writing bar."""
         return self.title
 
-    def get_metrics(self, trainer, pl_module) -> dict[str, int | str | float | dict[str, float]]:  # noqa: ANN001
+    def on_test_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        """Counts on the bar; Lightning would put the loader's number into its name."""
+        super().on_test_batch_start(trainer, pl_module, *args)
+        self.test_progress_bar.set_description(self.title)
+
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        """Counts on the bar; Lightning would put the loader's number into its name."""
+        super().on_predict_batch_start(trainer, pl_module, *args)
+        self.predict_progress_bar.set_description(self.title)
+
+    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
         """The bar's figures, without the run's number."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)

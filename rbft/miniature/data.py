@@ -42,6 +42,11 @@ class Miniature(VideoDataModule):
         ):
             if value < least:
                 raise ValueError(f"data.{name} ({value}) must be at least {least}.")
+        if sorted(self.card.classes) != ["abnormal", "normal"]:
+            raise ValueError(
+                f"Card '{self.card.name}' has the classes {', '.join(self.card.classes)}; the "
+                "clips of Miniature are normal or abnormal. Give data.card these two classes."
+            )
         self.sizes = {"train": train_size, "val": val_size, "test": test_size}
         self.clip_seed, self.clips_folder = clip_seed, clips_folder
 

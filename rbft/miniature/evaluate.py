@@ -128,5 +128,16 @@ def accuracies(references: Sequence[str], answers: Sequence[str]) -> dict[str, f
 
 
 def _frames(path: Path) -> UInt8[ndarray, "frames height width 3"]:
-    video = decode_video(path, fps=1.0, min_pixels=56 * 56, max_pixels=84 * 84)
-    return video.frames
+    video = decode_video(
+        path,
+        fps=1.0,
+        num_frames=None,
+        min_pixels=56 * 56,
+        max_pixels=84 * 84,
+        min_frames=4,
+        max_frames=64,
+        start=None,
+        end=None,
+        reader=None,
+    )
+    return video.frames.permute(0, 2, 3, 1).numpy()

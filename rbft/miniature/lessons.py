@@ -39,7 +39,7 @@ def patches(frames: Float[Tensor, "clips frames 84 84 3"]) -> Float[Tensor, "pai
 def augment(
     frames: UInt8[ndarray, "clips frames 84 84 3"], generator: torch.Generator
 ) -> Float[Tensor, "clips frames 84 84 3"]:
-    """Other light, noise and the video codec's blurred colours, so that other cameras do too."""
+    """Other light, paler and blurred colours (as codecs make them) and noise, for other cameras."""
     pixels = torch.from_numpy(frames).float()
     clips = len(pixels)
 
@@ -48,11 +48,12 @@ def augment(
 
     pixels = 110 + draw(0.7, 1.1) * (pixels - 110) + draw(-20.0, 20.0)
     grey = pixels.mean(dim=-1, keepdim=True)
-    blocks = (pixels - grey).view(clips, -1, 42, 2, 42, 2, 3).mean(dim=(3, 5))
+    colour = pixels - grey
+    blocks = colour.view(clips, -1, 42, 2, 42, 2, 3).mean(dim=(3, 5))
     blurred = blocks.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    pixels = pixels.lerp(grey + blurred, draw(0.0, 1.0))
-    noise = torch.randn(*pixels.shape[:-1], 1, generator=generator)
-    return (pixels + draw(0.0, 8.0) * noise).clamp_(0, 255)
+    colour = draw(0.6, 1.1) * colour.lerp(blurred, draw(0.0, 1.0))
+    noise = torch.randn(*grey.shape, generator=generator)
+    return (grey + colour + draw(0.0, 12.0) * noise).clamp_(0, 255)
 
 
 @dataclass(frozen=True)

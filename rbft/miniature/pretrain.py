@@ -49,10 +49,10 @@ class Phase:
 
 
 PHASES = (
-    Phase("vision", 500, 64, 0.02),
+    Phase("vision", 600, 64, 0.02),
     Phase(
         "language",
-        800,
+        850,
         32,
         0.015,
         # Actions come last: a caption has many words, and only one of them is the action.

@@ -60,3 +60,11 @@ def test_clips_are_made_on_first_use(tmp_path):
 def test_impossible_sizes_are_errors(wrong, message):
     with pytest.raises(ValueError, match=message):
         Miniature(**wrong, **SETTINGS)
+
+
+def test_card_of_other_classes_is_an_error(tmp_path):
+    path = tmp_path / "card.yaml"
+    Card("cats", "", {"cat": "cat", "dog": "dog"}, {"label": "?", "rationale": "!"}).save(path)
+    message = "Card 'cats' has the classes cat, dog; the clips of Miniature are normal or abnormal."
+    with pytest.raises(ValueError, match=message):
+        Miniature(card=path, **SETTINGS)

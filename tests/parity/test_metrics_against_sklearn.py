@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
+from rbft.metrics import ClassificationMetrics
+
+
+@st.composite
+def scored(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]]]:
+    """Number of classes, and (prediction, label) of each clip; the last prediction is unparsed."""
+    classes = draw(st.integers(2, 5))
+    pair = st.tuples(st.integers(0, classes), st.integers(0, classes - 1))
+    return classes, draw(st.lists(pair, min_size=1, max_size=40))
+
+
+@given(case=scored(), batch=st.integers(1, 7))
+def test_figures(case: tuple[int, list[tuple[int, int]]], batch: int) -> None:
+    classes, pairs = case
+    predictions, labels = (np.array(column) for column in zip(*pairs, strict=True))
+    names = [f"class {index}" for index in range(classes)]
+    metrics = ClassificationMetrics(names)
+    for first in range(0, len(pairs), batch):
+        part = slice(first, first + batch)
+        predicted, labelled = torch.tensor(predictions[part]), torch.tensor(labels[part])
+        metrics.update(predicted, labelled, torch.ones_like(labelled, dtype=torch.bool))
+    values = metrics.compute()
+
+    real = list(range(classes))
+    f1 = f1_score(labels, predictions, labels=real, average=None, zero_division=0)
+    macro = f1_score(labels, predictions, labels=real, average="macro", zero_division=0)
+    assert values["accuracy"] == pytest.approx(accuracy_score(labels, predictions))
+    assert [values[f"f1/{name}"] for name in names] == pytest.approx(list(f1))
+    assert values["f1/macro"] == pytest.approx(macro)
+    theirs = confusion_matrix(labels, predictions, labels=list(range(classes + 1)))
+    assert np.array_equal(metrics.confusion().numpy(), theirs[:-1])
+    assert values["unparsed"] == pytest.approx(np.mean(predictions == classes))
+    assert values["majority"] == pytest.approx(np.bincount(labels).max() / len(labels))
+    assert values["n"] == len(labels)
