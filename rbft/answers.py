@@ -108,17 +108,16 @@ def continue_prompts(prompt: Sequences, written: Sequence[Sequence[int]], pad: i
     width = prompt.input_ids.shape[1] + longest
     padding = [width - len(row) for row, _ in rows]
     ids = torch.stack(
-        [torch.nn.functional.pad(row, (n, 0), value=pad) for n, (row, _) in zip(padding, rows, strict=True)]
+        [
+            torch.nn.functional.pad(row, (n, 0), value=pad)
+            for n, (row, _) in zip(padding, rows, strict=True)
+        ]
     )
     positions = torch.stack(
         [torch.nn.functional.pad(p, (n, 0)) for n, (_, p) in zip(padding, rows, strict=True)], dim=1
     )
-    mask = torch.stack(
-        [(torch.arange(width, device=device) >= n).long() for n in padding]
-    )
+    mask = torch.stack([(torch.arange(width, device=device) >= n).long() for n in padding])
     return Sequences(ids, mask, positions, torch.full_like(ids, -100))
-
-
 
 
 def find_class(

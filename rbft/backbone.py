@@ -70,9 +70,7 @@ def load_model(source: str, attention: str, checkpointing: bool) -> "PreTrainedM
     return model.train()
 
 
-def parameter_parts(
-    model: nn.Module, family: Family
-) -> dict[str, list[tuple[str, nn.Parameter]]]:
+def parameter_parts(model: nn.Module, family: Family) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """Named parameters by part: language, merger, vision."""
     parts: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in PARTS}
     for name, parameter in model.named_parameters():

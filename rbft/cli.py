@@ -2,10 +2,10 @@
 
 import logging
 import os
+import shutil
 import sys
 import traceback
 import warnings
-import shutil
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -48,7 +48,9 @@ class RBFTCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The commands, with the arguments that are no options."""
-        return {name: set() for name in ("fit", "rationalize", "test", "validate", "predict", "export")}
+        return {
+            name: set() for name in ("fit", "rationalize", "test", "validate", "predict", "export")
+        }
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose `--config` follows includes."""
@@ -86,7 +88,7 @@ class RBFTCLI(LightningCLI):
             "--score_each_stage",
             type=bool,
             default=True,
-            help="Score the test split with the backbone and after every stage, not only at the end.",
+            help="Score the test split with the backbone and after every stage, not only last.",
         )
         parser.add_argument(
             "--checkpoint_every",
@@ -110,14 +112,18 @@ class RBFTCLI(LightningCLI):
     @property
     def settings(self) -> Namespace:
         """The resolved settings of the command."""
-        return self.config[self.subcommand]
+        return self.config[str(self.subcommand)]
 
     def build(self, **trainer: Any) -> None:
         """Instantiates data module, module and Trainer from the settings as they are now."""
         self.config_init = self.parser.instantiate_classes(self.config)
-        self.datamodule = self.config_init[self.subcommand].data
-        self.model = self.config_init[self.subcommand].model
+        made = self.config_init[str(self.subcommand)]
+        self.datamodule, self.model = made.data, made.model
         self.trainer = self.instantiate_trainer(**trainer)
+
+    def resolved(self) -> str:
+        """All settings as YAML."""
+        return self.parser.dump(self.config, skip_none=False)
 
     def fit(self, ckpt_path: Path | None = None, restart: bool = False) -> None:
         """Run the method: write missing rationales, train each stage, score the test split.

@@ -170,13 +170,9 @@ class Collator:
             total=torch.tensor(float(examples[0].draw.total)),
         )
 
-    def _answer(
-        self, examples: list[Example], grids: list[list[int]], stage: Stage
-    ) -> Sequences:
+    def _answer(self, examples: list[Example], grids: list[list[int]], stage: Stage) -> Sequences:
         prompts = self._prompts(examples, grids, stage)
-        answers = [
-            self.answer_ids(stage.target(self.card, e.clip, e.rationale)) for e in examples
-        ]
+        answers = [self.answer_ids(stage.target(self.card, e.clip, e.rationale)) for e in examples]
         # Tokenized apart: at inference the prompt's tokens are fixed before the answer's begin.
         rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         labels = [
@@ -185,9 +181,7 @@ class Collator:
         ]
         return self._pad(rows, labels, examples, grids, side="right")
 
-    def _prompt(
-        self, examples: list[Example], grids: list[list[int]], stage: Stage
-    ) -> Sequences:
+    def _prompt(self, examples: list[Example], grids: list[list[int]], stage: Stage) -> Sequences:
         rows = self._prompts(examples, grids, stage)
         labels = [[IGNORED] * len(row) for row in rows]
         return self._pad(rows, labels, examples, grids, side="left")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # pyright: ignore[reportPrivateImportUsage]
 
 
 def read_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
@@ -62,7 +62,9 @@ def explain(message: str, parser: ArgumentParser) -> str:
         message: What jsonargparse says.
         parser: The parser that says it.
     """
-    known = [action.dest for action in parser._actions if action.dest not in ("help", "==SUPPRESS==")]
+    known = [
+        action.dest for action in parser._actions if action.dest not in ("help", "==SUPPRESS==")
+    ]
     unknown = re.search(
         r"Option '(?P<option>[^']+)' is not accepted"
         r"|does not accept option '(?P<key>[^']+)'"
@@ -74,4 +76,6 @@ def explain(message: str, parser: ArgumentParser) -> str:
         return "\n".join(lines)
     name = next(group for group in unknown.groups() if group)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"there is no setting '{name}'." + (f" Did you mean {' or '.join(near)}?" if near else "")
+    return f"there is no setting '{name}'." + (
+        f" Did you mean {' or '.join(near)}?" if near else ""
+    )

@@ -3,9 +3,9 @@
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -16,30 +16,50 @@ from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.progress import StepProgressBar
 from rbft.callbacks.results import PredictionWriter, ResultsWriter
 from rbft.callbacks.throughput import Throughput
+from rbft.data.base import VideoDataModule
 from rbft.data.rationales import RationaleStore
+from rbft.module import RBFTModule
 from rbft.rationalize import RationaleWriter, rationalize
 from rbft.run import ZERO_SHOT, Run, check_weights, provenance, read_provenance
 from rbft.screen import say
 from rbft.stages import find_stage
 from rbft.summary import result_table
 
-if TYPE_CHECKING:
-    from rbft.cli import RBFTCLI
-
 LOGS = "lightning_logs"
+
+
+class Builder(Protocol):
+    """What makes the three Lightning objects from the settings: the command line."""
+
+    datamodule: VideoDataModule
+    model: RBFTModule
+    trainer: Trainer
+
+    @property
+    def settings(self) -> Any:
+        """The resolved settings, by dotted name; the method changes stage and weights in it."""
+        ...
+
+    def build(self, **trainer: Any) -> None:
+        """Makes all three anew, with extra arguments for the Trainer."""
+        ...
+
+    def resolved(self) -> str:
+        """All settings as YAML."""
+        ...
 
 
 class Method:
     """The steps of an experiment.
 
-    Each step sets stage and starting weights, has the command line build a fresh data module,
-    module and Trainer, and runs them.
+    Each step sets stage and starting weights, has a fresh data module, module and Trainer built,
+    and runs them.
 
     Args:
-        cli: The command line with the resolved settings.
+        cli: Holds the settings and builds from them.
     """
 
-    def __init__(self, cli: "RBFTCLI") -> None:
+    def __init__(self, cli: Builder) -> None:
         self.cli = cli
         self.settings = cli.settings
         self.logs = Path(self.settings.trainer.default_root_dir or LOGS)
@@ -172,7 +192,9 @@ class Method:
         if folder is None:
             raise ValueError("--weights backbone has nothing to export: it is the backbone itself.")
         if output.exists():
-            raise ValueError(f"--output {output} exists. Name a folder that does not, or remove it.")
+            raise ValueError(
+                f"--output {output} exists. Name a folder that does not, or remove it."
+            )
         shutil.copytree(folder, output)
         say(f"Exported {folder} to {output}.")
 
@@ -213,7 +235,7 @@ class Method:
             logger = TensorBoardLogger(
                 self.logs, self.settings.name, folder, default_hp_metric=False
             )
-            callbacks.append(Pictures(self._resolved(), self._hparams(folder)))
+            callbacks.append(Pictures(self.cli.resolved(), self._hparams(folder)))
         checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
         self.cli.build(
             logger=logger,
@@ -227,7 +249,9 @@ class Method:
     def _store(self) -> RationaleStore:
         """The rationale file, named after what determines it."""
         data, model = self.cli.datamodule, self.cli.model
-        name = f"{data.name}-{short_name(self.settings.model.backbone)}-{data.rationale_prompt}"
+        name = (
+            f"{data.benchmark}-{short_name(self.settings.model.backbone)}-{data.rationale_prompt}"
+        )
         path = data.rationale_file or self.logs / "rationales" / f"{name}.jsonl"
         made_from = provenance(
             backbone=self.backbone,
@@ -240,9 +264,6 @@ class Method:
     def _use_store(self) -> None:
         if self.cli.model.stage.needs_rationales:
             self.cli.datamodule.store = self._store()
-
-    def _resolved(self) -> str:
-        return self.cli.parser.dump(self.cli.config, skip_none=False)
 
     def _hparams(self, stage: str) -> dict[str, Any]:
         model, data = self.settings.model, self.settings.data
@@ -257,5 +278,3 @@ class Method:
             "rationale_prompt": data.init_args.rationale_prompt,
             "seed": self.settings.seed_everything,
         }
-
-

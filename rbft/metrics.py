@@ -60,7 +60,9 @@ class ClassificationMetrics(nn.Module):
             ValueError: If a counted clip has no label, or an index is out of range.
         """
         last = len(self.classes)
-        wrong = counted & ((labels < 0) | (labels >= last) | (predictions < 0) | (predictions > last))
+        wrong = counted & (
+            (labels < 0) | (labels >= last) | (predictions < 0) | (predictions > last)
+        )
         if wrong.any():
             raise ValueError(
                 f"Cannot score label {int(labels[wrong][0])} against prediction "

@@ -151,10 +151,13 @@ class RBFTModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Reads the processor and tells the data module how to make batches."""
-        if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
+        if (
+            self.trainer.world_size > 1
+            and self.trainer._accelerator_connector.use_distributed_sampler
+        ):
             raise ValueError(
-                "trainer.use_distributed_sampler must be false: rbft's own sampler shares the clips "
-                "out, and Lightning's would count some of them twice."
+                "trainer.use_distributed_sampler must be false: rbft's own sampler shares the "
+                "clips out, and Lightning's would count some of them twice."
             )
         if self.processor is None:
             self.processor = load_processor(self.source)
@@ -209,7 +212,7 @@ class RBFTModule(LightningModule):
         # already a share of the whole.
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs the loss of the global batch that was just stepped on."""
         if self.trainer.global_step != self._stepped:
             self._stepped = self.trainer.global_step
@@ -254,7 +257,7 @@ class RBFTModule(LightningModule):
         scores = score_answers(self.backbone, prompt, batch.video, words)
         return Classified(scores.argmax(-1), scores, texts)
 
-    def validation_step(self, batch: Batch) -> Classified:
+    def validation_step(self, batch: Batch) -> dict[str, Classified]:
         """The stage's loss, and the classification of the stage."""
         loss = self.loss(batch)
         assert batch.answer is not None
@@ -262,7 +265,7 @@ class RBFTModule(LightningModule):
         self._val_loss += torch.stack([loss * batch.total, tokens.sum()])
         classified = self.classify(batch)
         self.val_metrics.update(classified.prediction, batch.label, batch.weight > 0)
-        return classified
+        return {"classified": classified}
 
     def on_validation_epoch_start(self) -> None:
         """Starts the sums of the loss and its tokens."""
@@ -275,11 +278,11 @@ class RBFTModule(LightningModule):
         self._log_metrics("val", self.val_metrics)
         self.val_metrics.reset()
 
-    def test_step(self, batch: Batch) -> Classified:
+    def test_step(self, batch: Batch) -> dict[str, Classified]:
         """The classification of the batch."""
         classified = self.classify(batch)
         self.test_metrics.update(classified.prediction, batch.label, batch.weight > 0)
-        return classified
+        return {"classified": classified}
 
     def on_test_epoch_end(self) -> None:
         """Logs the metrics, exact over processes."""

@@ -77,8 +77,9 @@ def check_weights(weights: Path, stages: list[str], backbone: str) -> None:
     """
     found = read_provenance(weights) if weights.is_dir() else None
     if found is None:
+        state = f"holds no {PROVENANCE}" if weights.is_dir() else "does not exist"
         raise ValueError(
-            f"weights folder {weights} {'holds no ' + PROVENANCE if weights.is_dir() else 'does not exist'}. "
+            f"weights folder {weights} {state}. "
             f"This stage follows {' and '.join(stages)}; run fit with all stages, or set "
             "model.weights to a folder that rbft left."
         )

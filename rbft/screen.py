@@ -1,33 +1,50 @@
 """Text for the terminal: tables and lines, printed by the first process only."""
 
 import sys
+import unicodedata
 from collections.abc import Sequence
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 
 @rank_zero_only
 def say(text: str) -> None:
-    """Prints a line or a table."""
-    sys.stdout.write(f"{text}\n")
+    """Prints a line or a table; characters that the terminal has not become question marks."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
     sys.stdout.flush()
 
 
-def table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    """A plain table: the first column left, the others right.
+def table(rows: Sequence[Sequence[str]], headers: Sequence[str], align: str | None = None) -> str:
+    """A plain table with rules of hyphens, which every terminal and log file has.
 
     Args:
-        rows: Cells.
-        headers: One for each column.
-    """
-    cells = [list(headers), *map(list, rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
+        rows: Cells, one for each header.
+        headers: Column titles.
+        align: One letter a column, "l" or "r". None puts the first column left, the others right.
 
-    def line(row: Sequence[str]) -> str:
-        first, *others = row
-        return "  ".join(
-            [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(others, widths[1:], strict=True))]
-        ).rstrip()
+    Returns:
+        Lines without trailing blanks, no line break at the end.
+    """
+    sides = align or "l" + "r" * (len(headers) - 1)
+    lines = [headers, *rows]
+    columns = list(zip(*lines, strict=True))
+    widths = [max(map(width, column)) for column in columns]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = []
+        for cell, size, side in zip(cells, widths, sides, strict=True):
+            space = " " * (size - width(cell))
+            padded.append(cell + space if side == "l" else space + cell)
+        return "  ".join(padded).rstrip()
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([rule, line(cells[0]), rule, *(line(row) for row in cells[1:]), rule])
+    return "\n".join([rule, line(headers), rule, *map(line, rows), rule])
+
+
+def width(text: str) -> int:
+    """Columns that the text takes in a terminal: two for wide East Asian characters and emoji."""
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        for char in text
+    )

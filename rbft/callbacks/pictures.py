@@ -1,4 +1,4 @@
-"""What one looks at in TensorBoard: clips with their answers, the confusion matrix, the settings."""
+"""What one looks at in TensorBoard: clips with answers, the confusion matrix, the settings."""
 
 from typing import Any
 
@@ -69,6 +69,7 @@ class Pictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Remembers the answers of the first clips."""
+        outputs = outputs["classified"]
         module: Any = pl_module
         classes = [*module.card.classes, "no class"]
         for place, index in enumerate(batch.index.tolist()):

@@ -38,14 +38,28 @@ class StepProgressBar(TQDMProgressBar):
         """Name of the writing bar."""
         return self.title
 
-    def on_test_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+    def on_test_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Counts on the bar; Lightning would put the loader's number into its name."""
-        super().on_test_batch_start(trainer, pl_module, *args)
+        super().on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
         self.test_progress_bar.set_description(self.title)
 
-    def on_predict_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+    def on_predict_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Counts on the bar; Lightning would put the loader's number into its name."""
-        super().on_predict_batch_start(trainer, pl_module, *args)
+        super().on_predict_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
         self.predict_progress_bar.set_description(self.title)
 
     def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:

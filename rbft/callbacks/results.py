@@ -89,6 +89,7 @@ class ResultsWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keeps the batch's answers."""
+        outputs = outputs["classified"]
         self._collect(pl_module, outputs, batch)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -20,7 +20,9 @@ class Throughput(Callback):
         """Starts the clock."""
         self._reset()
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """The batch is here: what passed since the last one ended was waiting."""
         self.waited += time.perf_counter() - self.ended
 
@@ -31,9 +33,14 @@ class Throughput(Callback):
         self.ended = time.perf_counter()
         self.clips += len(batch) * trainer.world_size
         passed = self.ended - self.started
-        if trainer.global_step and (batch_idx + 1) % (
-            trainer.log_every_n_steps * trainer.accumulate_grad_batches  # type: ignore[attr-defined]
-        ) == 0:
+        if (
+            trainer.global_step
+            and (batch_idx + 1)
+            % (
+                trainer.log_every_n_steps * trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+            )
+            == 0
+        ):
             pl_module.log("speed/clips_per_second", self.clips / passed)
             pl_module.log("speed/waiting_share", self.waited / passed)
             self._reset()

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rbft.data.card import Card
+from rbft.data.lookup import VIDEO_SUFFIXES
 from rbft.data.rationales import RationaleStore, mix
 from rbft.data.sampler import Draw, EvalSampler, TrainSampler
 from rbft.data.splits import carve
@@ -103,7 +104,10 @@ class ClipDataset(Dataset[Example]):
 class ClipCollator(Protocol):
     """What turns examples into a batch; the module hands one over for each split."""
 
-    needs_rationales: bool
+    @property
+    def needs_rationales(self) -> bool:
+        """Whether examples must carry a rationale."""
+        ...
 
     def answer_tokens(self, clip: Clip, rationale: str | None) -> int:
         """Length of the clip's answer in tokens, without decoding the video."""
@@ -196,7 +200,7 @@ class VideoDataModule(LightningDataModule):
         self.rationale_file, self.rationale_prompt = rationale_file, rationale_prompt
         self.class_weights, self.balanced_sampling = class_weights, balanced_sampling
         self.seed = seed
-        self.collators: dict[str, ClipCollator] = {}
+        self.collators: Mapping[str, ClipCollator] = {}
         self.scored_split = "test"  # what Trainer.test scores
         self.predict_clips: list[Clip] = []
         self.store: RationaleStore | None = None  # set by whoever knows the rationale file
@@ -218,8 +222,8 @@ class VideoDataModule(LightningDataModule):
         return [clip for clip in self.all_clips if clip.split == split]
 
     @property
-    def name(self) -> str:
-        """Name of the benchmark in file names."""
+    def benchmark(self) -> str:
+        """Name of the benchmark in file names; another draw of clips has another name."""
         return self.card.name
 
     def decode(self, clip: Clip) -> Video:
@@ -270,8 +274,8 @@ class VideoDataModule(LightningDataModule):
         per_step = world * self.batch_size
         if self.global_batch_size % per_step:
             raise ValueError(
-                f"data.global_batch_size ({self.global_batch_size}) must be a multiple of devices x "
-                f"data.batch_size ({world} x {self.batch_size} = {per_step}). Change "
+                f"data.global_batch_size ({self.global_batch_size}) must be a multiple of devices "
+                f"x data.batch_size ({world} x {self.batch_size} = {per_step}). Change "
                 "data.batch_size, trainer.devices or data.global_batch_size."
             )
         return self.global_batch_size // per_step

@@ -36,8 +36,8 @@ class Card:
         where = f"Card '{self.name}'"
         if len(self.words) < 2:
             raise ValueError(
-                f"{where}: words has {len(self.words)} classes ({', '.join(self.words) or 'none'}); "
-                "classification needs at least 2. Add one line per class: `name: word`."
+                f"{where}: words has {len(self.words)} classes ({', '.join(self.words) or 'none'})"
+                "; classification needs at least 2. Add one line per class: `name: word`."
             )
         answers = [_normal_form(word) for word in self.words.values()]
         for word, answer in zip(self.words.values(), answers, strict=True):
@@ -96,8 +96,8 @@ class Card:
         chosen = self.prompts.get(rationale_prompt)
         if chosen is None:
             raise ValueError(
-                f"Card '{self.name}' has no prompt '{rationale_prompt}' (data.rationale_prompt); it "
-                f"has {', '.join(self.prompts)}."
+                f"Card '{self.name}' has no prompt '{rationale_prompt}' (data.rationale_prompt); "
+                f"it has {', '.join(self.prompts)}."
             )
         return replace(self, prompts={**self.prompts, "rationale": chosen})
 
@@ -128,7 +128,11 @@ class Card:
             raise ValueError(f"Card file {path} is no valid YAML: {error}") from error
         keys = [field.name for field in fields(cls)]
         if not isinstance(content, dict) or sorted(content) != sorted(keys):
-            got = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+            got = (
+                ", ".join(map(str, content))
+                if isinstance(content, dict)
+                else type(content).__name__
+            )
             raise ValueError(f"Card file {path} must have the keys {', '.join(keys)}; got {got}.")
         for key in ("words", "prompts"):
             value = content[key]

@@ -1,25 +1,31 @@
 """The rationale file: one JSON line per clip, written as they come, never twice."""
 
+import glob
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-KEYS = ("id", "rationale", "finish", "tokens", "source")
+KEYS = {"id": str, "rationale": str, "finish": str, "tokens": int, "source": str}
+NOT_DETERMINING = "versions"  # the key of the provenance that may differ
+
+log = logging.getLogger(__name__)
 
 
 class RationaleStore:
     """Rationales in `path`, what they were made from in `<stem>.provenance.json` beside it.
 
     Every process appends to a part file of its own; `merge` joins the parts. A line that a crash
-    cut off is dropped when the store is opened.
+    cut off is dropped; its clip counts as missing again.
 
     Args:
         path: The JSONL file; it need not exist.
-        provenance: What determines the rationales. Everything but `versions` must be equal to
-            what an existing file was made from.
+        provenance: What determines the rationales: backbone, prompt text, frames, generation.
+            What an existing file was made from must be equal, up to library `versions`.
 
     Raises:
         ValueError: If the file was made from something else, or a line is damaged.
@@ -27,28 +33,8 @@ class RationaleStore:
 
     def __init__(self, path: Path, provenance: dict[str, Any]) -> None:
         self.path, self.provenance = path, json.loads(json.dumps(provenance))
+        self._read()
         self._check_provenance()
-        self.records = {r["id"]: r for file in self._files() for r in _read(file)}
-
-    @property
-    def _sidecar(self) -> Path:
-        return self.path.with_suffix(".provenance.json")
-
-    def _files(self) -> list[Path]:
-        parts = sorted(self.path.parent.glob(f"{self.path.name}.part*"))
-        return [self.path, *parts] if self.path.exists() else parts
-
-    def _check_provenance(self) -> None:
-        if not self._sidecar.exists():
-            return
-        found = json.loads(self._sidecar.read_text(encoding="utf-8"))
-        for key in sorted({*found, *self.provenance} - {"versions"}):
-            if found.get(key) != self.provenance.get(key):
-                raise ValueError(
-                    f"Rationale file {self.path} was made with {key} {found.get(key)!r}, but this "
-                    f"run has {self.provenance.get(key)!r}. Set data.rationale_file to another "
-                    "file, or remove this one to have it written anew."
-                )
 
     def missing(self, ids: Iterable[str]) -> list[str]:
         """Those of the ids that have no rationale yet, in order."""
@@ -58,50 +44,164 @@ class RationaleStore:
         """Rationale by clip id."""
         return {name: record["rationale"] for name, record in self.records.items()}
 
-    def append(self, rank: int, records: Sequence[dict[str, Any]]) -> None:
+    def require(self, ids: Sequence[str], benchmark: str, command: str) -> None:
+        """Checks that training clips have a rationale.
+
+        Args:
+            ids: The training clips.
+            benchmark: Name of the benchmark for the message.
+            command: What writes rationales, "python -m rbft rationalize --config ...".
+
+        Raises:
+            ValueError: If one has none.
+        """
+        missing = self.missing(ids)
+        if missing:
+            raise ValueError(
+                f"No rationales for {len(missing)} of {len(ids)} training clips of {benchmark} "
+                f"(first: {missing[0]}). Run: {command}"
+            )
+
+    def check_split(self, splits: Mapping[str, str], allowed: Sequence[str]) -> None:
+        """Checks that no clip of another split has a rationale here.
+
+        Args:
+            splits: Split of every clip of the benchmark.
+            allowed: Splits that may have rationales ("train", and "val" for its loss).
+
+        Raises:
+            ValueError: If the file holds a clip of another split.
+        """
+        strays = [name for name in self.records if splits.get(name, allowed[0]) not in allowed]
+        if strays:
+            raise ValueError(
+                f"Rationale file {self.path} holds {len(strays)} clips outside "
+                f"{' and '.join(allowed)} (first: {strays[0]} of {splits[strays[0]]}), so it was "
+                "made for another division of the clips. Set data.rationale_file to another file "
+                "to have it written anew."
+            )
+
+    def append(self, rank: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Adds records to a process's part file; they are on disk when this returns.
 
         Args:
             rank: The process.
-            records: Dicts with id, rationale, finish (stop or length), tokens and source.
+            records: Each with `id`, `rationale`, `finish` ("stop", or "length" where the
+                limit of tokens cut it), `tokens` (its length) and `source` ("self" for the backbone).
+
+        Raises:
+            ValueError: If another run is writing to the same file.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._sidecar.exists() and rank == 0:
-            _replace(self._sidecar, json.dumps(self.provenance, indent=2, ensure_ascii=False))
+        if not records:
+            return
         part = self.path.with_name(f"{self.path.name}.part{rank}")
-        _cut_torn_line(part)
-        with part.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+        size = part.stat().st_size if part.exists() else 0
+        if size and size != self._sizes.get(part, 0):
+            raise ValueError(
+                f"Another run is writing rationales to {self.path}. Wait until it has ended and "
+                "start this one again; it will use what is there."
+            )
+        for record in records:
+            _check(record, "A new rationale")
+        new = {record["id"]: dict(record) for record in records}
+        assert len(new) == len(records), "a clip stands twice in the batch"
+        assert not new.keys() & self.records.keys(), "a clip is written again"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._sidecar.exists():
+            _write(self._sidecar, json.dumps(self.provenance, indent=2, ensure_ascii=False) + "\n")
+        with part.open("ab+") as stream:
+            if size:
+                stream.seek(-1, os.SEEK_END)
+                if stream.read(1) != b"\n":
+                    stream.truncate(part.read_bytes().rfind(b"\n") + 1)
+            stream.write("".join(map(_line, records)).encode())
             stream.flush()
             os.fsync(stream.fileno())
-        self.records |= {record["id"]: record for record in records}
+            self._sizes[part] = stream.tell()
+        self.records |= new
 
     def merge(self, order: Sequence[str]) -> None:
-        """Joins the parts into the file; on one process, when all have finished.
+        """Joins the parts into the file; by one process, when all have written.
 
         Args:
-            order: Ids in the order that the file takes; others follow.
+            order: Ids in the order that the file takes; other clips follow by name.
         """
-        files = self._files()
-        self.records = {r["id"]: r for file in files for r in _read(file)}
+        self._read()
         place = {name: number for number, name in enumerate(order)}
         ids = sorted(self.records, key=lambda name: (place.get(name, len(place)), name))
-        lines = [json.dumps(self.records[name], ensure_ascii=False) + "\n" for name in ids]
-        _replace(self.path, "".join(lines))
-        for file in files:
-            if file != self.path:
-                file.unlink()
+        _write(self.path, "".join(_line(self.records[name]) for name in ids))
+        # Killed here, the parts hold once more what the file has; reading allows for that.
+        for part in self._parts():
+            part.unlink()
+
+    @property
+    def _sidecar(self) -> Path:
+        return self.path.with_suffix(".provenance.json")
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.part[0-9]*"))
+
+    def _read(self) -> None:
+        self.records: dict[str, dict[str, Any]] = {}
+        self._sizes: dict[Path, int] = {}
+        for file in [self.path, *self._parts()] if self.path.exists() else self._parts():
+            content = file.read_bytes()
+            self._sizes[file] = len(content)
+            if file == self.path and content and not content.endswith(b"\n"):
+                content += b"\n"  # an editor's doing: rbft puts this file in place whole
+            for name, record in _parse(content, file).items():
+                if self.records.setdefault(name, record) != record:
+                    raise ValueError(
+                        f"Rationale file {file} has another rationale for the clip {name} than "
+                        f"{self.path} or its other parts: two runs wrote at the same time. Remove "
+                        f"{file}."
+                    )
+
+    def _check_provenance(self) -> None:
+        if not self._sidecar.exists():
+            if self.records:
+                log.warning(
+                    "Rationale file %s has no %s beside it, so rbft cannot tell what it was made "
+                    "from; it is used as it is.",
+                    self.path,
+                    self._sidecar.name,
+                )
+            return
+        try:
+            found = json.loads(self._sidecar.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{self._sidecar} is no JSON. Remove it if you know what {self.path.name} was "
+                "made from, or remove both to have the rationales written anew."
+            ) from error
+        differences = {key: text for key, *text in _differences(found, self.provenance)}
+        versions = {key for key in differences if key.split(".")[0] == NOT_DETERMINING}
+        for key in sorted(versions):
+            file, now = differences.pop(key)
+            log.info("Rationale file %s was written with %s %s, now %s.", self.path, key, file, now)
+        if differences:
+            lines = [
+                f"  {key}: {file} in the file, {now} now"
+                for key, (file, now) in differences.items()
+            ]
+            raise ValueError(
+                f"Rationale file {self.path} was made from something else than this run asks for:\n"
+                + "\n".join(lines)
+                + "\nSet data.rationale_file to another file, or remove this one and "
+                f"{self._sidecar.name} to have it written anew."
+            )
 
 
 def mix(
-    own: dict[str, str], human: dict[str, str], ratio: float, ids: Sequence[str], seed: int
+    own: Mapping[str, str], human: Mapping[str, str], ratio: float, ids: Sequence[str], seed: int
 ) -> dict[str, str]:
-    """The rationale of every clip: a share self-generated, the rest written by humans.
+    """The rationale of every clip: a share self-generated, the rest written by humans (Table 4).
 
     Args:
         own: Self-generated rationale by id.
         human: Human rationale by id.
-        ratio: Share of the ids that take their own, by hash of id and seed.
+        ratio: Share of the ids that take their own: the round(ratio * len(ids)) with the smallest
+            hashes of seed and id, so that a larger ratio only adds to them.
         ids: All clips.
         seed: Seed of the choice.
 
@@ -113,55 +213,76 @@ def mix(
         return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
 
     chosen = set(sorted(ids, key=rank)[: round(ratio * len(ids))])
-    for source, texts, wanted in (
-        ("self-generated", own, [name for name in ids if name in chosen]),
-        ("human", human, [name for name in ids if name not in chosen]),
+    for source, texts, wanted, advice in (
+        (
+            "self-generated",
+            own,
+            [name for name in ids if name in chosen],
+            "Run python -m rbft rationalize with the same settings.",
+        ),
+        (
+            "human",
+            human,
+            [name for name in ids if name not in chosen],
+            "Set data.rationale_ratio to 1.0, or add the references to the annotations.",
+        ),
     ):
         lacking = [name for name in wanted if name not in texts]
         if lacking:
-            advice = (
-                "Run: python -m rbft rationalize --config <experiment>"
-                if source == "self-generated"
-                else "Set data.rationale_ratio to 1.0, or choose a benchmark with references."
-            )
             raise ValueError(
-                f"No {source} rationale for {len(lacking)} of {len(ids)} clips (first: "
-                f"{lacking[0]}). {advice}"
+                f"No {source} rationale for {len(lacking)} of the {len(wanted)} clips that should "
+                f"take one (first: {lacking[0]}). {advice}"
             )
     return {name: own[name] if name in chosen else human[name] for name in ids}
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    text = path.read_bytes().decode("utf-8", errors="replace")
-    lines = text.split("\n")
-    records, seen = [], set()
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _parse(content: bytes, path: Path) -> dict[str, dict[str, Any]]:
+    records: dict[str, dict[str, Any]] = {}
     # What stands after the last line break was cut off by a crash.
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         where = f"Rationale file {path}, line {number}"
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is no JSON: {line[:60]!r}. Remove the line.") from error
-        if not isinstance(record, dict) or any(key not in record for key in KEYS):
-            raise ValueError(f"{where} must have the keys {', '.join(KEYS)}; got {line[:60]!r}.")
-        if record["id"] in seen:
-            raise ValueError(f"{where} repeats the clip {record['id']}. Remove one of the lines.")
-        seen.add(record["id"])
-        records.append(record)
+            record = json.loads(line.decode("utf-8"))
+        except ValueError as error:
+            shown = line[:60].decode("utf-8", errors="backslashreplace")
+            raise ValueError(f"{where} is no JSON: {shown!r}. Mend or remove the line.") from error
+        _check(record, where)
+        if record["id"] in records:
+            raise ValueError(
+                f"{where} has a second rationale for the clip {record['id']}. Remove one of the "
+                "two lines."
+            )
+        records[record["id"]] = record
     return records
 
 
-def _cut_torn_line(path: Path) -> None:
-    if path.exists():
-        content = path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            path.write_bytes(content[: content.rfind(b"\n") + 1])
+def _check(record: Any, where: str) -> None:
+    wanted = ", ".join(f"{key} ({kind.__name__})" for key, kind in KEYS.items())
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{where} must be a JSON object with {wanted}; got {record!r}.")
+    for key, kind in KEYS.items():
+        if type(record.get(key)) is not kind:
+            raise ValueError(f"{where} must have {wanted}; {key} is {record.get(key)!r}.")
 
 
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("w", encoding="utf-8") as stream:
+def _differences(found: Any, wanted: Any, key: str = "") -> Iterable[tuple[str, str, str]]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in sorted({*found, *wanted}):
+            inner = f"{key}.{name}" if key else name
+            yield from _differences(found.get(name), wanted.get(name), inner)
+    elif found != wanted:
+        yield key, json.dumps(found, ensure_ascii=False), json.dumps(wanted, ensure_ascii=False)
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    made = path.with_name(f".{path.name}.{uuid4().hex}")
+    with made.open("w", encoding="utf-8", newline="\n") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
-    part.replace(path)
+    made.replace(path)

@@ -43,6 +43,5 @@ class Qwen2VL:
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """Decoder and vision blocks."""
-        return [*model.get_submodule("model.language_model.layers").children()] + [
-            *model.get_submodule("model.visual.blocks").children()
-        ]
+        stacks = ("model.language_model.layers", "model.visual.blocks")
+        return [block for stack in stacks for block in model.get_submodule(stack).children()]

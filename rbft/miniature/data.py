@@ -50,6 +50,11 @@ class Miniature(VideoDataModule):
         self.sizes = {"train": train_size, "val": val_size, "test": test_size}
         self.clip_seed, self.clips_folder = clip_seed, clips_folder
 
+    @property
+    def benchmark(self) -> str:
+        """Another seed draws other clips, which need rationales of their own."""
+        return f"{self.card.name}{self.clip_seed}"
+
     def read(self) -> list[Clip]:
         """All clips; makes them first where they are missing."""
         folder = make_clips(self.clips_folder, sizes=self.sizes, seed=self.clip_seed)

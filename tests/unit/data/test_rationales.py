@@ -1,0 +1,388 @@
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from rbft.data.rationales import RationaleStore, mix
+
+MADE_FROM = {
+    "backbone": "3f2a",
+    "prompt": "Describe the clip.",
+    "frames": {"fps": 1.0, "max_pixels": 151200},
+    "versions": {"torch": "2.15"},
+}
+
+
+def record(name: str, text: str | None = None) -> dict[str, Any]:
+    return {
+        "id": name,
+        "rationale": f"Clip {name} shows a bear." if text is None else text,
+        "finish": "stop",
+        "tokens": 7,
+        "source": "self",
+    }
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "rationales" / "smarthome-qwen-rationale.jsonl"
+
+
+def open_store(path: Path, **changes: Any) -> RationaleStore:
+    return RationaleStore(path, MADE_FROM | changes)
+
+
+def test_append_and_reopen(path: Path) -> None:
+    store = open_store(path)
+    assert store.missing(["b", "a"]) == ["b", "a"]
+    store.append(0, [record("a"), record("b", "Line one.\nLine two: “ünïcode” \u2028.")])
+    store.append(0, [])
+
+    for known in (store, open_store(path)):
+        assert known.missing(["b", "c", "a"]) == ["c"]
+        assert known.texts() == {
+            "a": "Clip a shows a bear.",
+            "b": "Line one.\nLine two: “ünïcode” \u2028.",
+        }
+    assert not path.exists()  # only merging makes the file itself
+
+
+def test_merge_of_two_processes_in_order(path: Path) -> None:
+    first, second = open_store(path), open_store(path)
+    first.append(0, [record("c"), record("z")])
+    second.append(1, [record("b"), record("a")])
+    first.merge(["a", "b", "c", "d"])
+
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == list("abcz")
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "smarthome-qwen-rationale.jsonl",
+        "smarthome-qwen-rationale.provenance.json",
+    ]
+    assert first.missing("abcz") == []
+    # The other process's store goes on with a new part.
+    second.append(1, [record("d")])
+    assert open_store(path).missing("abcdz") == []
+
+
+def test_what_a_killed_process_leaves(path: Path) -> None:
+    open_store(path).append(0, [record("a")])
+    part = path.with_name(f"{path.name}.part0")
+    with part.open("ab") as stream:
+        stream.write('{"id": "b", "rationale": "A bear in the sn\u00f6'.encode()[:-1])
+
+    store = open_store(path)
+    assert store.missing("ab") == ["b"]
+    store.append(0, [record("b")])
+    assert open_store(path).texts() == {n: record(n)["rationale"] for n in "ab"}
+    assert len(part.read_text().splitlines()) == 2
+
+
+def test_a_merge_killed_before_the_parts_were_removed(path: Path) -> None:
+    store = open_store(path)
+    store.append(0, [record("a"), record("b")])
+    part = path.with_name(f"{path.name}.part0")
+    kept = part.read_bytes()
+    store.merge("ab")
+    part.write_bytes(kept)
+
+    again = open_store(path)
+    assert again.missing("ab") == []
+    again.append(0, [record("c")])
+    again.merge("abc")
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_the_file_may_be_edited_by_hand(path: Path) -> None:
+    store = open_store(path)
+    store.append(0, [record("a")])
+    store.merge("a")
+    path.write_text(json.dumps(record("a", "Mended.")))  # no line break at the end
+
+    assert open_store(path).texts() == {"a": "Mended."}
+
+
+def test_two_runs_at_a_time(path: Path) -> None:
+    one, other = open_store(path), open_store(path)
+    one.append(0, [record("a")])
+    with pytest.raises(ValueError) as error:
+        other.append(0, [record("a", "Something else.")])
+    assert str(error.value) == (
+        f"Another run is writing rationales to {path}. Wait until it has ended and start this one "
+        "again; it will use what is there."
+    )
+
+
+def test_parts_that_contradict(path: Path) -> None:
+    one, other = open_store(path), open_store(path)
+    one.append(0, [record("a")])
+    other.append(1, [record("a", "Something else.")])
+    with pytest.raises(ValueError) as error:
+        open_store(path)
+    assert str(error.value) == (
+        f"Rationale file {path}.part1 has another rationale for the clip a than {path} or its "
+        f"other parts: two runs wrote at the same time. Remove {path}.part1."
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "b", "ratio', " is no JSON: '{\"id\": \"b\", \"ratio'. Mend or remove the line."),
+        ("", " is no JSON: ''. Mend or remove the line."),
+        (
+            "[1]",
+            " must be a JSON object with id (str), rationale (str), finish (str), tokens (int), "
+            "source (str); got [1].",
+        ),
+        (
+            '{"id": "b", "rationale": "x", "finish": "stop", "source": "self"}',
+            " must have id (str), rationale (str), finish (str), tokens (int), source (str); "
+            "tokens is None.",
+        ),
+        (
+            json.dumps(record("b") | {"id": 7}),
+            " must have id (str), rationale (str), finish (str), tokens (int), source (str); "
+            "id is 7.",
+        ),
+        (
+            json.dumps(record("a")),
+            " has a second rationale for the clip a. Remove one of the two lines.",
+        ),
+    ],
+)
+def test_damaged_lines(path: Path, line: str, message: str) -> None:
+    store = open_store(path)
+    store.append(0, [record("a")])
+    store.merge("a")
+    path.write_text(path.read_text() + line + "\n" + json.dumps(record("c")) + "\n")
+    with pytest.raises(ValueError) as error:
+        open_store(path)
+    assert str(error.value) == f"Rationale file {path}, line 2{message}"
+
+
+def test_bytes_that_are_no_text(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(json.dumps(record("a")).encode().replace(b"bear", b"b\xe4r") + b"\n")
+    with pytest.raises(ValueError, match=r"line 1 is no JSON: .* Mend or remove the line\.$"):
+        open_store(path)
+
+
+def test_another_provenance(path: Path) -> None:
+    open_store(path).append(0, [record("a")])
+    with pytest.raises(ValueError) as error:
+        open_store(
+            path,
+            prompt="What is wrong in the clip?",
+            frames={"fps": 2.0, "max_pixels": 151200},
+            seed=0,
+        )
+    sidecar = "smarthome-qwen-rationale.provenance.json"
+    assert str(error.value) == (
+        f"Rationale file {path} was made from something else than this run asks for:\n"
+        "  frames.fps: 1.0 in the file, 2.0 now\n"
+        '  prompt: "Describe the clip." in the file, "What is wrong in the clip?" now\n'
+        "  seed: null in the file, 0 now\n"
+        f"Set data.rationale_file to another file, or remove this one and {sidecar} to have it "
+        "written anew."
+    )
+
+
+def test_other_versions_are_only_logged(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    open_store(path).append(0, [record("a")])
+    with caplog.at_level(logging.INFO):
+        store = open_store(path, versions={"torch": "2.16"})
+    assert store.missing("a") == []
+    assert caplog.messages == [
+        f'Rationale file {path} was written with versions.torch "2.15", now "2.16".'
+    ]
+
+
+def test_a_file_without_provenance(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.parent.mkdir()
+    path.write_text(json.dumps(record("a") | {"source": "human"}) + "\n")
+    assert open_store(path).missing("a") == []
+    assert caplog.messages == [
+        f"Rationale file {path} has no smarthome-qwen-rationale.provenance.json beside it, so rbft "
+        "cannot tell what it was made from; it is used as it is."
+    ]
+
+
+def test_a_damaged_provenance(path: Path) -> None:
+    open_store(path).append(0, [record("a")])
+    sidecar = path.with_suffix(".provenance.json")
+    sidecar.write_text("{")
+    with pytest.raises(ValueError) as error:
+        open_store(path)
+    assert str(error.value) == (
+        f"{sidecar} is no JSON. Remove it if you know what smarthome-qwen-rationale.jsonl was made "
+        "from, or remove both to have the rationales written anew."
+    )
+
+
+def test_names_with_characters_that_globs_know(tmp_path: Path) -> None:
+    path = tmp_path / "a[b]*.jsonl"
+    open_store(path).append(0, [record("a")])
+    assert open_store(path).missing("a") == []
+
+
+def test_require(path: Path) -> None:
+    store = open_store(path)
+    ids = [f"a{number}.mp4" for number in range(778)]
+    missing = ["a17.mp4", "a20.mp4", "a777.mp4"]
+    store.append(0, [record(name) for name in ids if name not in missing])
+    command = "python -m rbft rationalize --config experiments/smarthome_qwen25.yaml"
+    with pytest.raises(ValueError) as error:
+        store.require(ids, "SmartHome", command)
+    assert str(error.value) == (
+        "No rationales for 3 of 778 training clips of SmartHome (first: a17.mp4). "
+        "Run: python -m rbft rationalize --config experiments/smarthome_qwen25.yaml"
+    )
+    store.append(0, [record(name) for name in missing])
+    store.require(ids, "SmartHome", command)
+
+
+def test_check_split(path: Path) -> None:
+    store = open_store(path)
+    store.append(0, [record(name) for name in ("a", "b", "gone")])
+    store.check_split({"a": "train", "b": "val", "c": "test"}, ("train", "val"))
+    with pytest.raises(ValueError) as error:
+        store.check_split({"a": "train", "b": "test"}, ("train", "val"))
+    assert str(error.value) == (
+        f"Rationale file {path} holds 1 clips outside train and val (first: b of test), so it was "
+        "made for another division of the clips. Set data.rationale_file to another file to have "
+        "it written anew."
+    )
+
+
+@given(count=st.integers(1, 60), ratio=st.floats(0, 1), more=st.floats(0, 1), seed=st.integers(0, 3))
+def test_mix(count: int, ratio: float, more: float, seed: int) -> None:
+    ids = [f"clip {number}" for number in range(count)]
+    own, human = dict.fromkeys(ids, "own"), dict.fromkeys(ids, "human")
+
+    mixed = mix(own, human, ratio, ids, seed)
+    assert list(mixed) == ids
+    chosen = {name for name in ids if mixed[name] == "own"}
+    assert len(chosen) == round(ratio * count)
+    assert mix(own, human, ratio, ids[::-1], seed) == mixed
+    larger = mix(own, human, max(ratio, more), ids, seed)
+    assert chosen <= {name for name in ids if larger[name] == "own"}
+
+
+def test_mix_depends_on_the_seed() -> None:
+    ids = [str(number) for number in range(40)]
+    own, human = dict.fromkeys(ids, "own"), dict.fromkeys(ids, "human")
+    assert mix(own, human, 0.5, ids, 0) != mix(own, human, 0.5, ids, 1)
+
+
+def test_mix_takes_only_what_it_needs() -> None:
+    assert mix({"a": "own"}, {}, 1.0, ["a"], 0) == {"a": "own"}
+    assert mix({}, {"a": "human"}, 0.0, ["a"], 0) == {"a": "human"}
+
+
+def test_mix_without_references() -> None:
+    own = dict.fromkeys("abcd", "own")
+    with pytest.raises(ValueError) as error:
+        mix(own, {"a": "human"}, 0.0, list("abcd"), 0)
+    assert str(error.value) == (
+        "No human rationale for 3 of the 4 clips that should take one (first: b). Set "
+        "data.rationale_ratio to 1.0, or add the references to the annotations."
+    )
+
+
+def test_mix_without_self_generated_ones() -> None:
+    with pytest.raises(ValueError) as error:
+        mix({}, {}, 1.0, ["a"], 0)
+    assert str(error.value) == (
+        "No self-generated rationale for 1 of the 1 clips that should take one (first: a). Run "
+        "python -m rbft rationalize with the same settings."
+    )
+
+
+CLIPS = [f"clip {number}" for number in range(12)]
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Writes by two processes, kills, restarts and merges in any order lose and repeat nothing."""
+
+    @initialize()
+    def start(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "x.jsonl"
+        self.written: dict[str, str] = {}
+        self.restart()
+
+    @rule()
+    def restart(self) -> None:
+        self.stores = [open_store(self.path) for _ in range(2)]
+
+    @rule(rank=st.integers(0, 1), count=st.integers(1, 3), text=st.text(max_size=8))
+    def append(self, rank: int, count: int, text: str) -> None:
+        records = self._todo(rank, count, text)
+        self.stores[rank].append(rank, records)
+        self.written |= {r["id"]: r["rationale"] for r in records}
+
+    @rule(rank=st.integers(0, 1), data=st.data(), text=st.text(max_size=8))
+    def killed_while_appending(self, rank: int, data: st.DataObject, text: str) -> None:
+        records = self._todo(rank, 3, text)
+        self.stores[rank].append(rank, records)
+        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode()
+        kept = data.draw(st.integers(0, len(lines)))
+        part = self.path.with_name(f"x.jsonl.part{rank}")
+        if records:
+            assert part.read_bytes().endswith(lines)
+            with part.open("rb+") as stream:
+                stream.truncate(part.stat().st_size - len(lines) + kept)
+        whole = lines[:kept].count(b"\n")
+        self.written |= {r["id"]: r["rationale"] for r in records[:whole]}
+        self.restart()
+
+    @rule()
+    def merge(self) -> None:
+        self.stores[0].merge(CLIPS)
+        self.restart()
+        names = [json.loads(line)["id"] for line in self.path.read_text().splitlines()]
+        assert names == [name for name in CLIPS if name in self.written]
+
+    @rule()
+    def killed_while_merging(self) -> None:
+        parts = {file: file.read_bytes() for file in self.path.parent.glob("*.part*")}
+        self.stores[0].merge(CLIPS)
+        for file, content in parts.items():
+            file.write_bytes(content)
+        self.restart()
+
+    @precondition(lambda self: hasattr(self, "written"))
+    @invariant()
+    def nothing_lost(self) -> None:
+        store = open_store(self.path)
+        assert store.texts() == self.written
+        assert store.missing(CLIPS) == [name for name in CLIPS if name not in self.written]
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            self.folder.cleanup()
+
+    def _todo(self, rank: int, count: int, text: str) -> list[dict[str, Any]]:
+        mine = self.stores[rank].missing(CLIPS[rank::2])[:count]
+        return [record(name, f"{name} {text}") for name in mine]
+
+
+TestStore = StoreMachine.TestCase
+TestStore.settings = settings(
+    max_examples=40,
+    stateful_step_count=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
