@@ -123,7 +123,8 @@ class RBFTCLI(LightningCLI):
 
     def resolved(self) -> str:
         """All settings as YAML."""
-        return self.parser.dump(self.config, skip_none=False)
+        command = str(self.subcommand)
+        return self._parser(command).dump(self.settings, skip_none=False, skip_validation=True)
 
     def fit(self, ckpt_path: Path | None = None, restart: bool = False) -> None:
         """Run the method: write missing rationales, train each stage, score the test split.

@@ -115,6 +115,11 @@ class Collator:
         """Whether examples must carry a rationale."""
         return self.learn is not None and self.learn.needs_rationales
 
+    @property
+    def learns_class(self) -> bool:
+        """Whether the class is all that is learnt (Stage II)."""
+        return self.learn is not None and self.learn.parts == (CLASS,)
+
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer, the end of the turn included."""
         tokenizer = self.processor.tokenizer

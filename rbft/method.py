@@ -5,6 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -20,7 +22,15 @@ from rbft.data.base import VideoDataModule
 from rbft.data.rationales import RationaleStore
 from rbft.module import RBFTModule
 from rbft.rationalize import RationaleWriter, rationalize
-from rbft.run import ZERO_SHOT, Run, check_weights, provenance, read_provenance
+from rbft.run import (
+    ZERO_SHOT,
+    Run,
+    check_settings,
+    check_weights,
+    provenance,
+    read_provenance,
+    write_text,
+)
 from rbft.screen import say
 from rbft.stages import find_stage
 from rbft.summary import result_table
@@ -77,9 +87,11 @@ class Method:
                 f"{', '.join(self.stages)}. Add --model.stage, or leave it out: fit finds its own "
                 "checkpoints."
             )
+        whole = self.single is None
+        if whole:
+            self._note_settings()
         if any(find_stage(stage).needs_rationales for stage in self.stages):
             self.write_rationales()
-        whole = self.single is None
         if whole and (self.settings.score_each_stage or not self.stages):
             self.score(ZERO_SHOT, "label", None)
         weights = self.given
@@ -260,6 +272,14 @@ class Method:
             max_new_tokens=model.max_new_tokens,
         )
         return RationaleStore(path, made_from)
+
+    def _note_settings(self) -> None:
+        """Compares with the settings that the run was started with, or keeps these as such."""
+        file = self.run.folder / "settings.yaml"
+        text = self.cli.resolved()
+        check_settings(file, yaml.safe_load(text))
+        if not _get_rank() and not file.exists():
+            write_text(file, text)
 
     def _use_store(self) -> None:
         if self.cli.model.stage.needs_rationales:

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rbft.positions import POSITION_RULE
 
 LIBRARIES = ("rbft", "torch", "transformers", "lightning", "peft", "torchmetrics")
@@ -91,11 +93,82 @@ def check_weights(weights: Path, stages: list[str], backbone: str) -> None:
         )
 
 
+# Settings that a run may change when it is started again: they decide where and how fast it
+# runs and what it shows, not what comes out.
+FREE_SETTINGS = (
+    "config",
+    "name",
+    "score_each_stage",
+    "checkpoint_every",
+    "ckpt_path",
+    "restart",
+    "data.init_args.num_workers",
+    "data.init_args.reader",
+    "data.init_args.batch_size",
+    "data.init_args.eval_batch_size",
+    "model.gradient_checkpointing",
+    "model.attention",
+    "trainer.accelerator",
+    "trainer.strategy",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.logger",
+    "trainer.callbacks",
+    "trainer.log_every_n_steps",
+    "trainer.enable_progress_bar",
+    "trainer.profiler",
+    "trainer.default_root_dir",
+)
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    items: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        items |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return items
+
+
+def check_settings(file: Path, settings: dict[str, Any]) -> None:
+    """Refuses to go on with a run under other settings than it was started with.
+
+    Args:
+        file: The run's settings from when it was first started; need not exist.
+        settings: The settings of now.
+
+    Raises:
+        ValueError: Naming every difference.
+    """
+    if not file.exists():
+        return
+    before, now = flat(yaml.safe_load(file.read_text(encoding="utf-8"))), flat(settings)
+    names = [
+        name
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+        and not any(name == free or name.startswith(f"{free}.") for free in FREE_SETTINGS)
+    ]
+    if names:
+        lines = [f"  {name}: {before.get(name)} -> {now.get(name)}" for name in names]
+        raise ValueError(
+            f"The run {file.parent} was started with other settings:\n"
+            + "\n".join(lines)
+            + "\nGive the experiment another name, or add --restart true to throw away what the "
+            "run has left so far."
+        )
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 

@@ -4,7 +4,6 @@ The picture is a grid of 4 x 4 blocks, black or white: the 16 bits of the frame 
 stays readable through lossy compression and resizing.
 """
 
-import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -77,6 +76,8 @@ def make_video(
             stream = container.add_stream(codec, rate=Fraction(fps), options=options or {})
             stream.width, stream.height, stream.pix_fmt = width, height, pixels
             stream.codec_context.thread_count = 1
+            if rotation:
+                stream.set_display_rotation(-rotation)
             if times is not None:
                 stream.codec_context.time_base = Fraction(1, 1000)
         if audio:
@@ -95,16 +96,4 @@ def make_video(
         if frames:
             packets += stream.encode(None)
         container.mux(packets[drop:])
-    if rotation:
-        _write_rotation(path, rotation)
     return path
-
-
-def _write_rotation(path: Path, degrees: int) -> None:
-    data = bytearray(path.read_bytes())
-    one = 1 << 16
-    a, b = {90: (0, one), 180: (-one, 0), 270: (0, -one)}[degrees]
-    # The display matrix lies 44 bytes after the name of the track header box.
-    offset = data.index(b"tkhd") + 44
-    struct.pack_into(">9i", data, offset, a, b, 0, -b, a, 0, 0, 0, 1 << 30)
-    path.write_bytes(data)

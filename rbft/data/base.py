@@ -109,6 +109,11 @@ class ClipCollator(Protocol):
         """Whether examples must carry a rationale."""
         ...
 
+    @property
+    def learns_class(self) -> bool:
+        """Whether the class is all that is learnt (Stage II)."""
+        ...
+
     def answer_tokens(self, clip: Clip, rationale: str | None) -> int:
         """Length of the clip's answer in tokens, without decoding the video."""
         ...
@@ -312,7 +317,7 @@ class VideoDataModule(LightningDataModule):
         rank, world = self._place()
         sampler = TrainSampler(
             [collator.answer_tokens(clip, texts.get(clip.id)) for clip in clips],
-            weights if self.class_weights else [1.0] * len(clips),
+            weights if self.class_weights and collator.learns_class else [1.0] * len(clips),
             batch_size=self.batch_size,
             accumulate=self.accumulation(world),
             rank=rank,

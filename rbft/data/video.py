@@ -1,56 +1,284 @@
-from dataclasses import dataclass
+"""From a video file to the frames that the model sees.
 
+Frames are chosen and sized as qwen-vl-utils 0.0.14 does (`fetch_video`), with which Qwen2-VL and
+Qwen2.5-VL were tuned; the readers that fetch them stand in `readers.py`. Frames, their numbers and
+the frame rate travel together, so that whoever takes a clip can tell when each frame was.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
+
+from rbft.data.readers import VideoError, VideoInfo, find_reader, list_frames, probe
+
+__all__ = [
+    "Video",
+    "VideoError",
+    "VideoInfo",
+    "decode_video",
+    "frame_size",
+    "probe",
+    "sample_indices",
+]
+
+TEMPORAL_PATCH = 2  # the model joins frames to pairs
+MAX_FRAME_TOKENS = 768
+MAX_ASPECT_RATIO = 200
 
 
 @dataclass(frozen=True)
 class Video:
-    frames: Tensor
+    """Frames of a clip and when they were.
+
+    Attributes:
+        frames: The pictures, resized.
+        indices: Frame number in the file of each picture.
+        total_frames: Frames of the file, or of the part of it that is used.
+        fps: Frames per second of the file.
+    """
+
+    frames: UInt8[Tensor, "frames 3 height width"]
     indices: list[int]
     total_frames: int
     fps: float
 
     @property
-    def sampled_fps(self):
+    def sampled_fps(self) -> float:
+        """Pictures per second of video time, as qwen-vl-utils computes it."""
         return len(self.indices) / self.total_frames * self.fps
 
-    def seconds_per_pair(self, temporal_patch_size=2):
+    def seconds_per_pair(self, temporal_patch_size: int = TEMPORAL_PATCH) -> float:
+        """Seconds of video time that the model sees as one step in time."""
         return temporal_patch_size / self.sampled_fps
 
 
 def decode_video(
-    path,
+    path: Path,
     *,
-    fps,
-    num_frames,
-    min_pixels,
-    max_pixels,
-    min_frames,
-    max_frames,
-    start,
-    end,
-    reader,
-    factor=28,
-):
-    import av
-    import torchvision.transforms.v2.functional as F
-    from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
+    fps: float,
+    min_pixels: int,
+    max_pixels: int,
+    num_frames: int | None = None,
+    min_frames: int = 4,
+    max_frames: int = 768,
+    start: float | None = None,
+    end: float | None = None,
+    factor: int = 28,
+    reader: str | None = None,
+) -> Video:
+    """Decodes and resizes the sampled frames of a clip, and no others.
 
-    with av.open(str(path)) as c:
-        s = c.streams.video[0]
-        rate = float(s.average_rate)
-        fr = torch.stack(
-            [torch.from_numpy(f.to_ndarray(format="rgb24")) for f in c.decode(s)]
-        ).permute(0, 3, 1, 2)
-    n = len(fr)
-    k = min(min(max(n / rate * fps, min_frames), max_frames), n)
-    k = int(k // 2 * 2)
-    idx = torch.linspace(0, n - 1, k).round().long()
-    h, w = smart_resize(fr.shape[2], fr.shape[3], factor, min_pixels, max_pixels)
-    return Video(
-        F.resize(fr[idx], [h, w], interpolation=F.InterpolationMode.BICUBIC, antialias=True),
-        idx.tolist(),
-        n,
-        rate,
+    Args:
+        path: The video file.
+        fps: See `sample_indices`.
+        min_pixels: See `frame_size`.
+        max_pixels: See `frame_size`.
+        num_frames: See `sample_indices`.
+        min_frames: See `sample_indices`.
+        max_frames: See `sample_indices`.
+        start: See `frame_range`.
+        end: See `frame_range`.
+        factor: See `frame_size`.
+        reader: decord, pyav or torchcodec; None for decord where it is installed. The frames do
+            not depend on it.
+
+    Raises:
+        VideoError: If the file gives no clip: missing, empty, truncated, damaged, no video, too
+            elongated, or without frames between start and end.
+        ValueError: If a setting is out of range.
+    """
+    read = find_reader(reader)
+    listing = list_frames(path)
+    info = listing.info
+    try:
+        first, last = frame_range(info.frames, info.fps, start, end)
+    except ValueError as error:
+        raise VideoError.of(path, f"has no such part: {error}") from error
+    indices = sample_indices(
+        info.frames,
+        info.fps,
+        fps=fps,
+        num_frames=num_frames,
+        min_frames=min_frames,
+        max_frames=max_frames,
+        start=start,
+        end=end,
     )
+    if max(info.width, info.height) > MAX_ASPECT_RATIO * min(info.width, info.height):
+        raise VideoError.of(
+            path,
+            f"is {info.width} x {info.height} pixels; one side may be at most {MAX_ASPECT_RATIO} "
+            "times the other.",
+        )
+    size = frame_size(
+        info.height,
+        info.width,
+        len(indices),
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        factor=factor,
+    )
+    # Resized in small batches: a long clip in full resolution would fill the memory.
+    resized, batch = [], []
+    for picture in read(listing, indices):
+        batch.append(picture)
+        if len(batch) == 16 or len(batch) + 16 * len(resized) == len(indices):
+            resized.append(_resize(torch.from_numpy(np.stack(batch)), size))
+            batch = []
+    return Video(torch.cat(resized), indices, last - first + 1, info.fps)
+
+
+def frame_range(
+    total_frames: int, native_fps: float, start: float | None, end: float | None
+) -> tuple[int, int]:
+    """First and last frame of a part of a video, both included.
+
+    Args:
+        total_frames: Frames in the file.
+        native_fps: Frames per second of the file.
+        start: Seconds from the file's start, None for the first frame.
+        end: Seconds from the file's start, negative from its end; None for the last frame.
+
+    Raises:
+        ValueError: If no frame lies between start and end.
+    """
+    duration = total_frames / native_fps
+    first, last = 0, total_frames - 1
+    if start is not None:
+        first = math.ceil(max(0.0, min(start, duration)) * native_fps)
+    if end is not None:
+        if end < 0:
+            end += duration
+        last = min(math.floor(max(0.0, min(end, duration)) * native_fps), last)
+    if first > last:
+        raise ValueError(
+            f"no frame lies between start {start} s and end {end} s; the file has {duration:.2f} s "
+            f"({total_frames} frames at {native_fps:.2f} per second)."
+        )
+    return first, last
+
+
+def sample_indices(
+    total_frames: int,
+    native_fps: float,
+    *,
+    fps: float,
+    num_frames: int | None = None,
+    min_frames: int = 4,
+    max_frames: int = 768,
+    start: float | None = None,
+    end: float | None = None,
+) -> list[int]:
+    """Numbers of the frames that stand for a clip: evenly spaced, the first and last included.
+
+    Equals qwen-vl-utils (`calculate_video_frame_range`, `smart_nframes`, `linspace(...).round()`)
+    wherever it has an answer. Where it has none: a clip of one frame shows that frame twice, and
+    a `num_frames` above what the clip has repeats frames.
+
+    Args:
+        total_frames: Frames in the file.
+        native_fps: Frames per second of the file.
+        fps: Frames to take per second of video time.
+        num_frames: Frames to take, rounded to an even number, instead of `fps`.
+        min_frames: Fewest frames to take, as far as the clip has them.
+        max_frames: Most frames to take; longer clips are sampled more thinly.
+        start: See `frame_range`.
+        end: See `frame_range`.
+
+    Returns:
+        An even number of frame numbers, ascending.
+
+    Raises:
+        ValueError: If a setting is out of range or the part holds no frame.
+    """
+    first, last = frame_range(total_frames, native_fps, start, end)
+    used = last - first + 1
+    if num_frames is not None:
+        count = round(num_frames / TEMPORAL_PATCH) * TEMPORAL_PATCH
+        if count < TEMPORAL_PATCH:
+            raise ValueError(f"data.num_frames ({num_frames}) must be at least 2, or null.")
+    else:
+        if fps <= 0:
+            raise ValueError(f"data.fps ({fps}) must be above 0.")
+        if max_frames < TEMPORAL_PATCH:
+            raise ValueError(f"data.max_frames ({max_frames}) must be at least 2.")
+        fewest = math.ceil(min_frames / TEMPORAL_PATCH) * TEMPORAL_PATCH
+        most = max_frames // TEMPORAL_PATCH * TEMPORAL_PATCH
+        asked = min(max(used / native_fps * fps, fewest), most, used)
+        # Only a clip of one frame comes below a pair.
+        count = max(math.floor(asked / TEMPORAL_PATCH) * TEMPORAL_PATCH, TEMPORAL_PATCH)
+    return torch.linspace(first, last, count).round().long().tolist()
+
+
+def frame_size(
+    height: int,
+    width: int,
+    num_frames: int,
+    *,
+    min_pixels: int,
+    max_pixels: int,
+    max_video_tokens: int = 115_200,
+    factor: int = 28,
+) -> tuple[int, int]:
+    """Size that frames are resized to: the aspect ratio is kept up to rounding.
+
+    Equals qwen-vl-utils (`fetch_video`, `smart_resize`). The paper's "360 x 420" is such a budget
+    of 151,200 pixels per frame, not a box.
+
+    Args:
+        height: Height in pixels.
+        width: Width in pixels.
+        num_frames: Frames of the clip; many of them make each smaller.
+        min_pixels: Smaller frames are enlarged to this area.
+        max_pixels: Larger frames are reduced to this area. At most 768 tokens per frame pair.
+        max_video_tokens: Tokens of the whole clip (the default is 90 % of 128,000). It gives way
+            where it would leave less than 1.05 x `min_pixels` per frame.
+        factor: Pixels per side of a token: patch size times merge size.
+
+    Returns:
+        Height and width, multiples of `factor`.
+
+    Raises:
+        ValueError: If `min_pixels` exceeds `max_pixels`, or one side is more than 200 times the
+            other.
+    """
+    if min_pixels > max_pixels:
+        raise ValueError(
+            f"data.min_pixels ({min_pixels}) must not exceed data.max_pixels ({max_pixels})."
+        )
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(
+            f"Frames of {width} x {height} pixels cannot be used: one side may be at most "
+            f"{MAX_ASPECT_RATIO} times the other."
+        )
+    share = max_video_tokens * factor**2 / num_frames * TEMPORAL_PATCH
+    limit = max(min(MAX_FRAME_TOKENS * factor**2, share), int(min_pixels * 1.05))
+    budget = min(max_pixels, limit)
+    rows = max(factor, round(height / factor) * factor)
+    columns = max(factor, round(width / factor) * factor)
+    if rows * columns > budget:
+        shrink = math.sqrt(height * width / budget)
+        # qwen-vl-utils returns 0 for the short side of very elongated frames.
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
+    elif rows * columns < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * grow / factor) * factor
+        columns = math.ceil(width * grow / factor) * factor
+    return rows, columns
+
+
+def _resize(
+    pictures: UInt8[Tensor, "frames height width 3"], size: tuple[int, int]
+) -> UInt8[Tensor, "frames 3 new_height new_width"]:
+    pictures = pictures.permute(0, 3, 1, 2)
+    if pictures.shape[2:] != size:
+        pictures = torch.nn.functional.interpolate(
+            pictures, size, mode="bicubic", antialias=True
+        )
+    return pictures.contiguous()

@@ -1,0 +1,378 @@
+"""One scan of all video files: what is there, what is not, and why."""
+
+import json
+import logging
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+OK = "ok"
+UNUSABLE = ("missing", "unreadable", "too_short")
+NEVER_USED = ("private", "excluded")  # names of splits, and the status of their clips
+STATUSES = (OK, *UNUSABLE, *NEVER_USED)
+
+log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class ScannedClip(Protocol):
+    """What the scan needs of a `rbft.data.base.Clip`."""
+
+    @property
+    def id(self) -> str:
+        """Unique name."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """The video file."""
+        ...
+
+    @property
+    def label(self) -> int | None:
+        """Class index."""
+        ...
+
+    @property
+    def split(self) -> str:
+        """Name of the split."""
+        ...
+
+    @property
+    def start(self) -> float | None:
+        """Seconds from the file's start at which the clip begins."""
+        ...
+
+    @property
+    def end(self) -> float | None:
+        """Seconds at which it ends; negative counts from the file's end."""
+        ...
+
+    @property
+    def url(self) -> str | None:
+        """Where the file can be had."""
+        ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One clip and its file.
+
+    Attributes:
+        id: The clip's id.
+        split: Its split.
+        label: Its class index.
+        path: Its file.
+        url: Where the file can be had.
+        status: ok, missing, unreadable, too_short, private or excluded.
+        reason: Why it is not ok, empty where it is.
+        bytes: Size of the file.
+        duration: Length of the file in seconds.
+        frames: Frames in the file.
+        fps: Its frames per second.
+        width: Its width in pixels.
+        height: Its height in pixels.
+    """
+
+    id: str
+    split: str
+    label: int | None
+    path: str
+    url: str | None
+    status: str
+    reason: str = ""
+    bytes: int | None = None
+    duration: float | None = None
+    frames: int | None = None
+    fps: float | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Every clip of a benchmark with the state of its file; one for all processes.
+
+    Attributes:
+        rows: In the benchmark's order.
+    """
+
+    rows: tuple[Row, ...]
+
+    def save(self, path: Path) -> None:
+        """Writes the rows as JSON lines."""
+        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.rows]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = path.with_name(f".{path.name}.part")
+        made.write_text("".join(lines), encoding="utf-8")
+        made.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Manifest":
+        """Reads what `save` wrote."""
+        with path.open(encoding="utf-8") as stream:
+            return cls(tuple(Row(**json.loads(line)) for line in stream))
+
+    def table(self, classes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+        """Headers and rows of clips by split, class and status, and a row of totals.
+
+        Args:
+            classes: Class names in order.
+        """
+        present = [OK, *(s for s in STATUSES[1:] if any(row.status == s for row in self.rows))]
+        # Splits in the benchmark's order, classes in the card's, clips without a class last.
+        splits = dict.fromkeys(row.split for row in self.rows)
+        groups: list[tuple[str, str, list[Row]]] = []
+        for split in splits:
+            for label, name in [*enumerate(classes), (None, "unknown")]:
+                found = [row for row in self.rows if row.split == split and row.label == label]
+                if found:
+                    groups.append((split, name, found))
+        groups.append(("all", "", list(self.rows)))
+        rows = []
+        for split, name, found in groups:
+            counts = Counter(row.status for row in found)
+            rows.append(
+                [split, name, *(str(counts[status]) for status in present), str(len(found))]
+            )
+        return ["split", "class", *present, "clips"], rows
+
+    def missing_list(self) -> list[str]:
+        """For the user's own downloader: where each missing file can be had, or else its id."""
+        return [row.url or row.id for row in self.rows if row.status == "missing"]
+
+    def apply_policy(
+        self, benchmark: str, on_missing: Literal["error", "skip", "warn"], min_coverage: float
+    ) -> tuple[list[str], list[str]]:
+        """Decides which clips are used.
+
+        Args:
+            benchmark: Its name, for messages.
+            on_missing: "error" refuses to go on without a clip's file; "skip" and "warn" leave
+                the clip out.
+            min_coverage: Share of a split's clips that must be usable in any case.
+
+        Returns:
+            Ids of the usable clips, and a message for each split that lost some; "warn" should
+            show it, "skip" only log it.
+
+        Raises:
+            ValueError: If clips are not usable and the policy is "error", or too many are.
+        """
+        messages, refusals = [], []
+        for split in dict.fromkeys(row.split for row in self.rows):
+            rows = [row for row in self.rows if row.split == split and row.status not in NEVER_USED]
+            lost = [row for row in rows if row.status != OK]
+            if not lost:
+                continue
+            counts = Counter(row.status for row in lost)
+            why = ", ".join(f"{counts[status]} {status}" for status in UNUSABLE if counts[status])
+            message = (
+                f"{len(lost)} of {len(rows)} {split} clips of {benchmark} are not usable ({why}; "
+                f"first: {Path(lost[0].path).name}: {lost[0].reason})."
+            )
+            coverage = 1 - len(lost) / len(rows)
+            if coverage < min_coverage or coverage == 0:
+                refusals.append(
+                    f"{message} That leaves {coverage:.1%}, and data.min_coverage asks for "
+                    f"{min_coverage:.1%}."
+                    if coverage
+                    else f"{message} That leaves none."
+                )
+            elif on_missing == "error":
+                refusals.append(message)
+            messages.append(message)
+        if refusals:
+            advice = "python -m rbft scan lists them all."
+            if on_missing == "error":
+                advice += " Set data.on_missing to skip or warn to go on without them."
+            raise ValueError("\n".join([*refusals, advice]))
+        return [row.id for row in self.rows if row.status == OK], messages
+
+
+def scan(
+    clips: Sequence[ScannedClip],
+    probe: Callable[[Path], Any],
+    cache_file: Path | None,
+    workers: int,
+    progress: bool = True,
+) -> Manifest:
+    """Opens every video file once and notes what it holds.
+
+    A file is looked into again only when its size or time of change differs from what the cache
+    has; files that could not be read are tried again every time.
+
+    Args:
+        clips: All clips. Those of the splits private and excluded are not looked for.
+        probe: Opens a file and returns an object with `duration` in seconds, `frames`, `fps`,
+            `width` and `height`; raises where the file is no readable video.
+        cache_file: JSON lines of what was found before; written as the scan goes on, so that an
+            interrupted one continues. None keeps nothing.
+        workers: Files that are opened at a time.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: If the cache cannot be written.
+    """
+    known = _read_cache(cache_file)
+    found: dict[str, dict[str, Any]] = {}
+    for path in dict.fromkeys(str(clip.path) for clip in clips if clip.split not in NEVER_USED):
+        file = _look(path)
+        if file["status"] == OK:
+            file = known.get(_key(file), file)
+        found[path] = file
+    unread = [file for file in found.values() if file["status"] == OK and "frames" not in file]
+    for file in _probe_all(unread, probe, cache_file, workers, progress):
+        found[file["path"]] = file
+    return Manifest(tuple(_row(clip, found.get(str(clip.path), {})) for clip in clips))
+
+
+def _look(path: str) -> dict[str, Any]:
+    """What the file system says of a file."""
+    file: dict[str, Any] = {"path": path, "status": OK, "reason": ""}
+    try:
+        info = Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return file | {"status": "missing", "reason": "no such file"}
+    except (OSError, ValueError) as error:
+        return file | {"status": "unreadable", "reason": _first_line(error)}
+    file |= {"bytes": info.st_size, "mtime_ns": info.st_mtime_ns}
+    if not stat.S_ISREG(info.st_mode):
+        return file | {"status": "unreadable", "reason": "is no file"}
+    if not info.st_size:
+        return file | {"status": "unreadable", "reason": "is empty"}
+    return file
+
+
+def _probe_all(
+    files: list[dict[str, Any]],
+    probe: Callable[[Path], Any],
+    cache_file: Path | None,
+    workers: int,
+    progress: bool,
+) -> Iterable[dict[str, Any]]:
+    from tqdm import tqdm
+
+    if not files:
+        return
+    cache = None if cache_file is None else _Cache(cache_file)
+    counts: Counter[str] = Counter()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        futures = [pool.submit(_probe, file, probe) for file in files]
+        bar = tqdm(
+            as_completed(futures),
+            total=len(files),
+            desc="Scanning videos",
+            unit="file",
+            disable=not progress,
+        )
+        for future in bar:
+            file = future.result()
+            counts[file["status"]] += 1
+            bar.set_postfix(counts, refresh=False)
+            if cache is not None and file["status"] == OK:
+                cache.add(file)
+            yield file
+    finally:
+        # After Ctrl-C nothing more is opened.
+        pool.shutdown(cancel_futures=True)
+        if cache is not None:
+            cache.close()
+
+
+def _probe(file: dict[str, Any], probe: Callable[[Path], Any]) -> dict[str, Any]:
+    try:
+        facts = probe(Path(file["path"]))
+    # Whatever a decoder throws at a damaged file: it is the row's reason, not the scan's end.
+    except Exception as error:
+        return file | {"status": "unreadable", "reason": _first_line(error)}
+    return file | {
+        key: getattr(facts, key) for key in ("duration", "frames", "fps", "width", "height")
+    }
+
+
+def _row(clip: ScannedClip, file: dict[str, Any]) -> Row:
+    row = Row(clip.id, clip.split, clip.label, str(clip.path), clip.url, clip.split)
+    if clip.split in NEVER_USED:
+        return row
+    facts = {key: value for key, value in file.items() if key not in ("path", "mtime_ns")}
+    row = replace(row, **facts)
+    if row.status == OK and (reason := _too_short(clip, row)):
+        return replace(row, status="too_short", reason=reason)
+    return row
+
+
+def _too_short(clip: ScannedClip, row: Row) -> str:
+    """Why the clip has no frame in its file, empty where it has."""
+    if not row.frames:
+        return "has no frames"
+    if row.duration is None:
+        return ""
+    start, end = clip.start or 0.0, row.duration if clip.end is None else clip.end
+    end = min(row.duration, end + row.duration if end < 0 else end)
+    if start < end:
+        return ""
+    wanted = f"from {start:g} s to {'the end' if clip.end is None else f'{clip.end:g} s'}"
+    return f"lasts {row.duration:g} s, so the clip {wanted} holds nothing"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _key(file: dict[str, Any]) -> tuple[str, int, int]:
+    return str(Path(file["path"]).absolute()), file["bytes"], file["mtime_ns"]
+
+
+def _read_cache(path: Path | None) -> dict[tuple[str, int, int], dict[str, Any]]:
+    known: dict[tuple[str, int, int], dict[str, Any]] = {}
+    if path is None or not path.exists():
+        return known
+    damaged = 0
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            entry = json.loads(line) if line else {}
+            if entry:
+                key = (entry.pop("file"), entry["bytes"], entry["mtime_ns"])
+                known[key] = entry
+        except (ValueError, KeyError, AttributeError, TypeError):
+            # A line that a crash cut off: its file is looked into again.
+            damaged += 1
+    if damaged:
+        log.info("%d damaged lines of %s are left out; their files are read again.", damaged, path)
+    return known
+
+
+class _Cache:
+    """Appends what was found, line by line."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.stream = path.open("ab")
+        except OSError as error:
+            raise ValueError(
+                f"The scan cannot keep its results in {path}: {error.strerror}. Set "
+                "data.cache_folder to a folder that can be written."
+            ) from error
+        self.path = path
+        if self.stream.tell():
+            with path.open("rb") as stream:
+                stream.seek(-1, 2)
+                if stream.read() != b"\n":
+                    self.stream.write(b"\n")
+
+    def add(self, file: dict[str, Any]) -> None:
+        """Notes one readable file."""
+        line = json.dumps({**file, "file": _key(file)[0]}, ensure_ascii=False) + "\n"
+        self.stream.write(line.encode())
+        self.stream.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.stream.close()
