@@ -65,7 +65,7 @@ def load_model(source: str, attention: str, checkpointing: bool) -> "PreTrainedM
         source, dtype=torch.get_default_dtype(), attn_implementation=attention
     )
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     # from_pretrained leaves it in eval mode, in which checkpointing is silently off.
     return model.train()
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-import shutil
+import re
 import sys
 import traceback
 import warnings
@@ -19,7 +19,7 @@ from rbft.data.base import VideoDataModule
 from rbft.data.multihateclip import MultiHateClip
 from rbft.data.smarthome import SmartHome
 from rbft.data.videofolder import VideoFolder
-from rbft.experiment_file import ExperimentFile, explain
+from rbft.experiment_file import ExperimentFile, explain, own_message
 from rbft.method import Method
 from rbft.miniature.data import Miniature
 from rbft.module import RBFTModule
@@ -28,15 +28,25 @@ from rbft.stages import STAGES
 StageName = Literal["rationale", "label", "class_rationale", "rationale_class"]
 assert get_args(StageName) == tuple(STAGES)
 BENCHMARKS = (SmartHome, MultiHateClip, VideoFolder, Miniature)
+BASE = f"{VideoDataModule.__module__}.{VideoDataModule.__name__}"
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 
 
 class RBFTParser(LightningArgumentParser):
     """A parser whose errors fit on the screen and name what is allowed."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Half an option must be an error, not a guess.
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Ends with the message, without the usage of several hundred options."""
-        self.exit(2, f"error: {explain(message, self)}\n")
+        if wrong := re.search(r"Expected a dot import path string: (\S+)", message):
+            names = ", ".join(benchmark.__name__ for benchmark in BENCHMARKS)
+            text = f"data is '{wrong[1]}', which is no benchmark; allowed are {names}."
+        else:
+            text = explain(message, self)
+        self.exit(2, f"error: {text}\n")
 
 
 class RBFTCLI(LightningCLI):
@@ -103,6 +113,12 @@ class RBFTCLI(LightningCLI):
         if torch.cuda.is_available() and self.settings.trainer.precision is None:
             bf16 = torch.cuda.is_bf16_supported()
             self.settings.trainer.precision = "bf16-mixed" if bf16 else "32-true"
+        if self.settings.data is None or self.settings.data.class_path == BASE:
+            names = ", ".join(benchmark.__name__ for benchmark in BENCHMARKS)
+            raise ValueError(
+                f"data names no benchmark. Name an experiment file (--config) that does, or add "
+                f"--data with one of {names}."
+            )
         self.method = Method(self)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -116,7 +132,12 @@ class RBFTCLI(LightningCLI):
 
     def build(self, **trainer: Any) -> None:
         """Instantiates data module, module and Trainer from the settings as they are now."""
-        self.config_init = self.parser.instantiate_classes(self.config)
+        try:
+            self.config_init = self.parser.instantiate_classes(self.config)
+        except ValueError as error:
+            if own := own_message(str(error)):
+                raise ValueError(own) from error
+            raise
         made = self.config_init[str(self.subcommand)]
         self.datamodule, self.model = made.data, made.model
         self.trainer = self.instantiate_trainer(**trainer)
@@ -133,11 +154,10 @@ class RBFTCLI(LightningCLI):
 
         Args:
             ckpt_path: Lightning checkpoint to resume a single stage (model.stage) from.
-            restart: Throw away what the run has left so far, but not its rationales.
+            restart: Throw away what the run (or model.stage of it) has left so far, but not its
+                rationales.
         """
-        if restart:
-            shutil.rmtree(self.method.run.folder, ignore_errors=True)
-        self.method.fit(ckpt_path)
+        self.method.fit(ckpt_path, restart)
 
     def rationalize(self) -> None:
         """Write the rationales of the training clips (Stage 0) and stop."""
@@ -162,16 +182,19 @@ class RBFTCLI(LightningCLI):
         self.method.score_command("val", weights)
 
     def predict(
-        self, videos: list[Path], output: Path = Path("predictions.jsonl"), weights: str = "run"
+        self,
+        videos: list[Path] | Path,
+        output: Path = Path("predictions.jsonl"),
+        weights: str = "run",
     ) -> None:
         """Write class and class probabilities of videos, one JSON line each.
 
         Args:
-            videos: Video files, or folders that are searched for them.
+            videos: A video file, a folder that is searched for them, or a list of such.
             output: The file to write.
             weights: See test.
         """
-        self.method.predict(videos, output, weights)
+        self.method.predict([videos] if isinstance(videos, Path) else videos, output, weights)
 
     def export(self, output: Path, weights: str = "run") -> None:
         """Write a run's weights as a folder that transformers' from_pretrained opens.

@@ -56,26 +56,58 @@ class ExperimentFile(ActionConfigFile):
 
 
 def explain(message: str, parser: ArgumentParser) -> str:
-    """A parser's error without what only programmers understand, with the nearest known key.
+    """A parser's error in the user's words: key, value, what is allowed.
 
     Args:
         message: What jsonargparse says.
         parser: The parser that says it.
     """
-    known = [
-        action.dest for action in parser._actions if action.dest not in ("help", "==SUPPRESS==")
-    ]
-    unknown = re.search(
+    if unknown := re.search(
         r"Option '(?P<option>[^']+)' is not accepted"
         r"|does not accept option '(?P<key>[^']+)'"
         r"|[Uu]nrecognized arguments: --(?P<flag>[^ =]+)",
         message,
+    ):
+        name = next(group for group in unknown.groups() if group)
+        near = difflib.get_close_matches(name, _known(parser), n=3, cutoff=0.6)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        return f"there is no setting '{name}'.{hint}"
+    if missing := re.search(r"arguments are required: (.+)", message):
+        names = [re.sub(r"^\w+\.(?=\w)", "", name) for name in missing[1].split(", ")]
+        return (
+            f"{' and '.join(names)} must be set. Name an experiment file (--config) that does, or "
+            f"add {' '.join(f'--{name}' for name in names)}."
+        )
+    if own := own_message(message):
+        return own
+    key = re.search(r'Parser key "([^"]+)"', message)
+    value = re.search(r"(?:Got|Given) value: (.*)", message)
+    allowed = re.findall(r"Expected an? (.+?)(?:\. Got value.*)?$", message, re.MULTILINE)
+    if key and value and allowed:
+        kinds = " or ".join(dict.fromkeys(map(_kind, allowed)))
+        return f"{key[1]} is '{value[1]}'; allowed is {kinds}."
+    return "\n".join(line for line in message.splitlines() if "NestedArg" not in line)
+
+
+def _known(parser: ArgumentParser) -> set[str]:
+    """Settings of a parser and of its commands."""
+    known = {action.dest for action in parser._actions} - {"help", "==SUPPRESS=="}
+    commands = getattr(parser, "_subcommands_action", None)
+    for command in commands.choices.values() if commands else ():
+        known |= _known(command)
+    return known
+
+
+def own_message(message: str) -> str | None:
+    """What a class of ours said, which jsonargparse quotes among the types that did not fit."""
+    found = re.search(
+        r"^Errors:\n  - (?P<said>.*?)\n  - Expected a", message, re.DOTALL | re.MULTILINE
     )
-    if unknown is None:
-        lines = [line for line in message.splitlines() if "NestedArg" not in line]
-        return "\n".join(lines)
-    name = next(group for group in unknown.groups() if group)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"there is no setting '{name}'." + (
-        f" Did you mean {' or '.join(near)}?" if near else ""
-    )
+    return found["said"] if found and "Expected" not in found["said"] else None
+
+
+def _kind(expected: str) -> str:
+    """A type as a reader of YAML calls it."""
+    literal = re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", expected)
+    name = literal[1] if literal else re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", expected)
+    return "null" if name == "NoneType" else name

@@ -3,8 +3,9 @@
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 import yaml
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer, seed_everything
@@ -20,7 +21,7 @@ from rbft.callbacks.results import PredictionWriter, ResultsWriter
 from rbft.callbacks.throughput import Throughput
 from rbft.data.base import VideoDataModule
 from rbft.data.rationales import RationaleStore
-from rbft.module import RBFTModule
+from rbft.module import RBFTModule, check_stage
 from rbft.rationalize import RationaleWriter, rationalize
 from rbft.run import (
     ZERO_SHOT,
@@ -38,6 +39,7 @@ from rbft.summary import result_table
 LOGS = "lightning_logs"
 
 
+@runtime_checkable
 class Builder(Protocol):
     """What makes the three Lightning objects from the settings: the command line."""
 
@@ -78,29 +80,25 @@ class Method:
         self.single, self.given = self.settings.model.stage, self.settings.model.weights
         self.stages: list[str] = [self.single] if self.single else list(self.settings.stages)
 
-    def fit(self, ckpt_path: Path | None) -> None:
+    def fit(self, ckpt_path: Path | None, restart: bool = False) -> None:
         """Runs all steps that are not done yet, in order."""
         self.check()
-        if ckpt_path is not None and len(self.stages) != 1:
-            raise ValueError(
-                f"--ckpt_path resumes one stage, but this run has {len(self.stages)}: "
-                f"{', '.join(self.stages)}. Add --model.stage, or leave it out: fit finds its own "
-                "checkpoints."
-            )
+        self._check_checkpoint(ckpt_path)
         whole = self.single is None
-        if whole:
-            self._note_settings()
+        if restart and not _get_rank():
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._note_settings()
         if any(find_stage(stage).needs_rationales for stage in self.stages):
             self.write_rationales()
         if whole and (self.settings.score_each_stage or not self.stages):
             self.score(ZERO_SHOT, "label", None)
-        weights = self.given
-        for number, stage in enumerate(self.stages):
-            if whole and number:
-                check_weights(weights, self.stages[:number], self.backbone)
+        weights, history, backbone = self.given, *self._origin()
+        for stage in self.stages:
+            history = [*history, stage]
             if not self.run.trained(stage):
-                self.train(stage, weights, self.stages[: number + 1], ckpt_path)
+                self.train(stage, weights, history, backbone, ckpt_path)
             weights = self.run.weights(stage)
+            check_weights(weights, history, backbone)
             if self.settings.score_each_stage or stage == self.stages[-1]:
                 self.score(stage, stage, weights)
         say(result_table(self.run, self.stages))
@@ -113,6 +111,12 @@ class Method:
         """
         source = self.settings.model.backbone
         load_config(source)
+        if self.given is not None and not (self.given / "config.json").is_file():
+            raise ValueError(
+                f"model.weights {self.given} is no weights folder: it holds no config.json. Give "
+                f"a folder such as {self.run.weights('rationale')}, or leave it out to start from "
+                "the backbone."
+            )
         self.backbone = fingerprint(source)
         self.cli.build(logger=False, enable_checkpointing=False, enable_model_summary=False)
         self.cli.datamodule.check(self.stages)
@@ -130,12 +134,17 @@ class Method:
         rationalize(self.cli.trainer, self.cli.model, self.cli.datamodule, store)
 
     def train(
-        self, stage: str, weights: Path | None, stages: list[str], ckpt_path: Path | None
+        self,
+        stage: str,
+        weights: Path | None,
+        history: list[str],
+        backbone: str,
+        ckpt_path: Path | None,
     ) -> None:
         """Trains one stage and leaves its weights folder."""
         origin = provenance(
-            stages=stages,
-            backbone=self.backbone,
+            stages=history,
+            backbone=backbone,
             backbone_name=self.settings.model.backbone,
             run=self.settings.name,
         )
@@ -241,7 +250,9 @@ class Method:
         """A fresh data module, module and Trainer; with a folder, logging to TensorBoard."""
         seed_everything(self.settings.seed_everything, workers=True, verbose=False)
         self.settings.model.stage, self.settings.model.weights = stage, weights
-        callbacks = [*(self.settings.trainer.callbacks or []), *callbacks, StepProgressBar(title)]
+        callbacks = [*(self.settings.trainer.callbacks or []), *callbacks]
+        if self.settings.trainer.enable_progress_bar is not False:
+            callbacks.append(StepProgressBar(title))
         logger: Any = False
         if folder is not None:
             logger = TensorBoardLogger(
@@ -273,9 +284,42 @@ class Method:
         )
         return RationaleStore(path, made_from)
 
+    @property
+    def _folder(self) -> Path:
+        """What this command makes: the run, or one stage of it."""
+        return self.run.stage(self.single) if self.single else self.run.folder
+
+    def _origin(self) -> tuple[list[str], str]:
+        """Stages that made the starting weights, and the backbone's fingerprint before them."""
+        if self.given is None:
+            return [], self.backbone
+        found = read_provenance(self.given)
+        if found is None:
+            return [], fingerprint(str(self.given))
+        return found["stages"], found["backbone"]
+
+    def _check_checkpoint(self, ckpt_path: Path | None) -> None:
+        """Refuses a checkpoint that cannot resume this run, before anything is written."""
+        if ckpt_path is None:
+            return
+        if len(self.stages) != 1:
+            raise ValueError(
+                f"--ckpt_path resumes one stage, but this run has {len(self.stages)}: "
+                f"{', '.join(self.stages)}. Add --model.stage, or leave it out: fit finds its own "
+                "checkpoints."
+            )
+        if not ckpt_path.exists():
+            raise ValueError(
+                f"--ckpt_path {ckpt_path} does not exist. Leave it out: fit finds its own "
+                "checkpoints."
+            )
+        if ckpt_path.is_file():  # a sharded one is checked when it is loaded
+            checkpoint = torch.load(ckpt_path, weights_only=True, mmap=True, map_location="cpu")
+            check_stage(checkpoint, self.stages[0])
+
     def _note_settings(self) -> None:
         """Compares with the settings that the run was started with, or keeps these as such."""
-        file = self.run.folder / "settings.yaml"
+        file = self._folder / "settings.yaml"
         text = self.cli.resolved()
         check_settings(file, yaml.safe_load(text))
         if not _get_rank() and not file.exists():

@@ -66,9 +66,9 @@ class ClassificationMetrics(nn.Module):
         if wrong.any():
             raise ValueError(
                 f"Cannot score label {int(labels[wrong][0])} against prediction "
-                f"{int(predictions[wrong][0])}: labels must be 0 to {last - 1} (a scored clip needs "
-                f"a known class), predictions 0 to {last} ({last} = unparsed). Use predict for "
-                "clips without a label."
+                f"{int(predictions[wrong][0])}: labels must be 0 to {last - 1} (a scored clip "
+                f"needs a known class), predictions 0 to {last} ({last} = unparsed). Use predict "
+                "for clips without a label."
             )
         self.metrics.update(predictions, labels.where(counted, NOT_COUNTED))
 

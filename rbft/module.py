@@ -22,7 +22,7 @@ from rbft.backbone import (
     load_processor,
     parameter_parts,
 )
-from rbft.collator import IGNORED, Batch, Collator
+from rbft.collator import IGNORED, Batch, Collator, Transferable
 from rbft.data.base import VideoDataModule
 from rbft.data.card import Card
 from rbft.metrics import ClassificationMetrics
@@ -62,7 +62,7 @@ def answer_nll(
 
 
 @dataclass(frozen=True)
-class Classified:
+class Classified(Transferable):
     """What the model says about a batch of clips.
 
     Attributes:
@@ -304,15 +304,20 @@ class RBFTModule(LightningModule):
         checkpoint["rbft_stage"] = self.stage.name
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the checkpoint of another stage.
+        """Refuses the checkpoint of another stage."""
+        check_stage(checkpoint, self.stage.name)
 
-        Raises:
-            ValueError: If it is one.
-        """
-        stage = checkpoint.get("rbft_stage")
-        if stage != self.stage.name:
-            raise ValueError(
-                f"The checkpoint is of stage '{stage}', this is stage '{self.stage.name}'. A "
-                "checkpoint only resumes its own stage; to start from another stage's result, "
-                "set model.weights to its weights folder."
-            )
+
+def check_stage(checkpoint: dict[str, Any], stage: str) -> None:
+    """Refuses a Lightning checkpoint that is not of the given stage.
+
+    Raises:
+        ValueError: If it is of another one.
+    """
+    found = checkpoint.get("rbft_stage")
+    if found != stage:
+        raise ValueError(
+            f"The checkpoint is of stage '{found}', this is stage '{stage}'. A checkpoint only "
+            "resumes its own stage; to start from another stage's result, set model.weights to its "
+            "weights folder."
+        )

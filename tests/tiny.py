@@ -69,7 +69,7 @@ def tiny_tokenizer() -> Any:
 
 
 @cache
-def _trained_bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _trained_bpe() -> tuple[dict[str, int], list[Any]]:
     import json
 
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers

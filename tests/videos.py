@@ -7,10 +7,16 @@ stays readable through lossy compression and resizing.
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import av
 import numpy as np
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from av.audio import AudioStream
+    from av.container import OutputContainer
+    from av.video import VideoStream
 
 GRID = 4
 
@@ -50,6 +56,7 @@ def make_video(
     codec: str = "libx264",
     pixels: str = "yuv420p",
     options: dict[str, str] | None = None,
+    container: dict[str, str] | None = None,
     times: Sequence[int] | None = None,
     rotation: int = 0,
     audio: bool = False,
@@ -66,14 +73,16 @@ def make_video(
         codec: Encoder.
         pixels: Pixel format.
         options: Encoder options (`g`, `bf`, ...).
+        container: Container options (`movflags`, ...).
         times: A time stamp per frame in milliseconds: a variable frame rate.
         rotation: Degrees that a player turns the picture clockwise by (a phone's display matrix).
         audio: Also write a stream of silence.
         drop: Leave out that many packets at the start, so that the file starts without a keyframe.
     """
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=container or {}) as output:
+        stream = cast("VideoStream | None", None)
         if frames:
-            stream = container.add_stream(codec, rate=Fraction(fps), options=options or {})
+            stream = cast("VideoStream", output.add_stream(codec, Fraction(fps), options or {}))
             stream.width, stream.height, stream.pix_fmt = width, height, pixels
             stream.codec_context.thread_count = 1
             if rotation:
@@ -81,19 +90,23 @@ def make_video(
             if times is not None:
                 stream.codec_context.time_base = Fraction(1, 1000)
         if audio:
-            sound = container.add_stream("aac", rate=16000, layout="mono")
-            for start in range(0, 16000 * max(1, int(frames / fps)), 1024):
-                silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-                silence.sample_rate, silence.pts = 16000, start
-                container.mux(sound.encode(silence))
-            container.mux(sound.encode(None))
+            _write_silence(output, max(1, int(frames / fps)))
         packets = []
-        for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(picture(number, height, width), "rgb24")
-            if times is not None:
-                frame.pts, frame.time_base = times[number], Fraction(1, 1000)
-            packets += stream.encode(frame)
-        if frames:
+        if stream is not None:
+            for number in range(frames):
+                frame = av.VideoFrame.from_ndarray(picture(number, height, width), "rgb24")
+                if times is not None:
+                    frame.pts, frame.time_base = times[number], Fraction(1, 1000)
+                packets += stream.encode(frame)
             packets += stream.encode(None)
-        container.mux(packets[drop:])
+        output.mux(packets[drop:])
     return path
+
+
+def _write_silence(container: "OutputContainer", seconds: int) -> None:
+    sound = cast("AudioStream", container.add_stream("aac", rate=16000, layout="mono"))
+    for start in range(0, 16000 * seconds, 1024):
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.sample_rate, silence.pts = 16000, start
+        container.mux(sound.encode(silence))
+    container.mux(sound.encode(None))

@@ -14,10 +14,12 @@ from rbft.metrics import confusion_figure
 FRAMES = 8  # frames shown of a clip
 
 
-def film_strip(frames: UInt8[Tensor, "frames 3 height width"]) -> UInt8[Tensor, "3 height all"]:
-    """Evenly chosen frames of a clip side by side."""
+def film_strip(frames: UInt8[Tensor, "frames 3 height width"]) -> UInt8[Tensor, "3 high wide"]:
+    """Evenly chosen frames of a clip, four to a row."""
+    from torchvision.utils import make_grid
+
     chosen = torch.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().long()
-    return torch.cat(list(frames[chosen]), dim=2)
+    return make_grid(frames[chosen], nrow=4, padding=2, pad_value=255)
 
 
 class Pictures(Callback):
@@ -97,6 +99,6 @@ class Pictures(Callback):
             shown = f"label: {truth}\n\nprediction: {said}\n\n{text}"
             self._show(trainer, module, clip, f"{split}/clip_{index}", shown)
         logger: Any = trainer.logger
-        final = {f"final/{name}": value for name, value in figures.items()}
+        final = {f"{split}/{name}": value for name, value in figures.items()}
         logger.log_hyperparams(self.hparams, final)
         logger.save()

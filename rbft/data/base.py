@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -101,6 +101,7 @@ class ClipDataset(Dataset[Example]):
         return Example(clip, self.decode(clip), self.rationales.get(clip.id), draw)
 
 
+@runtime_checkable
 class ClipCollator(Protocol):
     """What turns examples into a batch; the module hands one over for each split."""
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
+
+from rbft.data.readers import VideoError
 
 OK = "ok"
 UNUSABLE = ("missing", "unreadable", "too_short")
@@ -259,10 +261,11 @@ def _probe_all(
 
     if not files:
         return
-    cache = None if cache_file is None else _Cache(cache_file)
     counts: Counter[str] = Counter()
     pool = ThreadPoolExecutor(workers)
+    cache = None
     try:
+        cache = None if cache_file is None else _open_cache(cache_file)
         futures = [pool.submit(_probe, file, probe) for file in files]
         bar = tqdm(
             as_completed(futures),
@@ -276,8 +279,13 @@ def _probe_all(
             counts[file["status"]] += 1
             bar.set_postfix(counts, refresh=False)
             if cache is not None and file["status"] == OK:
-                cache.add(file)
+                _note(cache, file)
             yield file
+    except OSError as error:
+        raise ValueError(
+            f"The scan cannot keep its results in {cache_file}: {error.strerror}. Set "
+            "data.cache_folder to a folder that can be written."
+        ) from error
     finally:
         # After Ctrl-C nothing more is opened.
         pool.shutdown(cancel_futures=True)
@@ -290,7 +298,8 @@ def _probe(file: dict[str, Any], probe: Callable[[Path], Any]) -> dict[str, Any]
         facts = probe(Path(file["path"]))
     # Whatever a decoder throws at a damaged file: it is the row's reason, not the scan's end.
     except Exception as error:
-        return file | {"status": "unreadable", "reason": _first_line(error)}
+        reason = error.reason if isinstance(error, VideoError) else _first_line(error)
+        return file | {"status": "unreadable", "reason": reason.rstrip(".")}
     return file | {
         key: getattr(facts, key) for key in ("duration", "frames", "fps", "width", "height")
     }
@@ -348,31 +357,14 @@ def _read_cache(path: Path | None) -> dict[tuple[str, int, int], dict[str, Any]]
     return known
 
 
-class _Cache:
-    """Appends what was found, line by line."""
+def _open_cache(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = path.open("ab")
+    stream.write(b"\n")  # ends a line that a crash cut off; empty lines are passed over
+    return stream
 
-    def __init__(self, path: Path) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.stream = path.open("ab")
-        except OSError as error:
-            raise ValueError(
-                f"The scan cannot keep its results in {path}: {error.strerror}. Set "
-                "data.cache_folder to a folder that can be written."
-            ) from error
-        self.path = path
-        if self.stream.tell():
-            with path.open("rb") as stream:
-                stream.seek(-1, 2)
-                if stream.read() != b"\n":
-                    self.stream.write(b"\n")
 
-    def add(self, file: dict[str, Any]) -> None:
-        """Notes one readable file."""
-        line = json.dumps({**file, "file": _key(file)[0]}, ensure_ascii=False) + "\n"
-        self.stream.write(line.encode())
-        self.stream.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self.stream.close()
+def _note(stream: BinaryIO, file: dict[str, Any]) -> None:
+    line = json.dumps({**file, "file": _key(file)[0]}, ensure_ascii=False) + "\n"
+    stream.write(line.encode())
+    stream.flush()

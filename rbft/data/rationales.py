@@ -87,7 +87,8 @@ class RationaleStore:
         Args:
             rank: The process.
             records: Each with `id`, `rationale`, `finish` ("stop", or "length" where the
-                limit of tokens cut it), `tokens` (its length) and `source` ("self" for the backbone).
+                limit of tokens cut it), `tokens` (its length) and `source` (who wrote it: "self"
+                is the backbone).
 
         Raises:
             ValueError: If another run is writing to the same file.

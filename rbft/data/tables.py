@@ -148,7 +148,10 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise ValueError(f"File {path} does not exist.") from error
+        raise ValueError(
+            f"File {path} does not exist. Put it there (experiments/README.md says what goes "
+            "where), or set its path in the data settings."
+        ) from error
     except OSError as error:
         raise ValueError(f"File {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -1,8 +1,9 @@
 """From a video file to the frames that the model sees.
 
 Frames are chosen and sized as qwen-vl-utils 0.0.14 does (`fetch_video`), with which Qwen2-VL and
-Qwen2.5-VL were tuned; the readers that fetch them stand in `readers.py`. Frames, their numbers and
-the frame rate travel together, so that whoever takes a clip can tell when each frame was.
+Qwen2.5-VL were tuned. `listing.py` tells which frames a file holds, `readers.py` fetches them.
+Frames, their numbers and the frame rate travel together, so that whoever takes a clip can tell
+when each frame was.
 """
 
 import math
@@ -14,7 +15,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from rbft.data.readers import VideoError, VideoInfo, find_reader, list_frames, probe
+from rbft.data.listing import VideoError, VideoInfo, list_frames, probe
+from rbft.data.readers import find_reader
 
 __all__ = [
     "Video",
@@ -278,7 +280,5 @@ def _resize(
 ) -> UInt8[Tensor, "frames 3 new_height new_width"]:
     pictures = pictures.permute(0, 3, 1, 2)
     if pictures.shape[2:] != size:
-        pictures = torch.nn.functional.interpolate(
-            pictures, size, mode="bicubic", antialias=True
-        )
+        pictures = torch.nn.functional.interpolate(pictures, size, mode="bicubic", antialias=True)
     return pictures.contiguous()

@@ -4,7 +4,7 @@ A family is chosen by `model_type` in the backbone's config.json, never by the f
 add one, write a file beside this one and enter it in `FAMILIES`.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from rbft.families import qwen2_5_vl, qwen2_vl
 PARTS = ("language", "merger", "vision")
 
 
+@runtime_checkable
 class Family(Protocol):
     """One architecture."""
 

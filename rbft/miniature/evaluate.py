@@ -117,27 +117,21 @@ def accuracies(references: Sequence[str], answers: Sequence[str]) -> dict[str, f
     Args:
         references: The true rationales.
         answers: The model's, in the same order.
+
+    Returns:
+        The share for each factor, and as "whole" that of rationales right word for word.
     """
     truths = [factors(reference) for reference in references]
     found = [factors(answer) for answer in answers]
-    return {
+    shares = {
         name: sum(own.get(name) == true[name] for own, true in zip(found, truths, strict=True))
         / len(truths)
         for name in truths[0]
     }
+    whole = sum(own == true for own, true in zip(answers, references, strict=True))
+    return shares | {"whole": whole / len(truths)}
 
 
 def _frames(path: Path) -> UInt8[ndarray, "frames height width 3"]:
-    video = decode_video(
-        path,
-        fps=1.0,
-        num_frames=None,
-        min_pixels=56 * 56,
-        max_pixels=84 * 84,
-        min_frames=4,
-        max_frames=64,
-        start=None,
-        end=None,
-        reader=None,
-    )
+    video = decode_video(path, fps=1.0, min_pixels=56 * 56, max_pixels=84 * 84)
     return video.frames.permute(0, 2, 3, 1).numpy()

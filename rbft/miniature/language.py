@@ -82,16 +82,15 @@ def factors(text: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     parts = dict(part.split(" : ", 1) for part in text.split(" . ") if " : " in part)
-
-    def read(heading: str, names: tuple[str, ...]) -> None:
+    for heading, names in (
+        ("subjects", ("subject", "object")),
+        ("attributes", ("subject_colour", "object_colour")),
+        ("scenes", ("place", "hour", "weather")),
+        ("risk", ("risk", "reason")),
+    ):
         values = parts.get(heading, "").removesuffix(" .").split(" , ")
         if len(values) == len(names):
             found.update(zip(names, values, strict=True))
-
-    read("subjects", ("subject", "object"))
-    read("attributes", ("subject_colour", "object_colour"))
-    read("scenes", ("place", "hour", "weather"))
-    read("risk", ("risk", "reason"))
     found.pop("reason", None)
     for name in ("subject_colour", "object_colour"):
         if name in found:

@@ -114,18 +114,14 @@ class Scene:
 
 def draw_scene(rng: np.random.Generator, domain: Domain) -> Scene:
     """A random scene of the domain; all factors are independent of each other."""
-
-    def pick(values: tuple[str, ...]) -> str:
-        return values[rng.integers(len(values))]
-
     colours = tuple(COLOURS)
     return Scene(
         subject=SUBJECTS[np.searchsorted(np.cumsum(domain.subjects)[:-1], rng.random(), "right")],
-        subject_colour=pick(colours),
-        object=pick(OBJECTS),
-        object_colour=pick(colours),
-        action=pick(ACTIONS),
-        place=pick(PLACES),
+        subject_colour=_pick(rng, colours),
+        object=_pick(rng, OBJECTS),
+        object_colour=_pick(rng, colours),
+        action=_pick(rng, ACTIONS),
+        place=_pick(rng, PLACES),
         night=bool(rng.random() < domain.night),
         weather=("clear", "clear", "rain", "snow")[rng.integers(4)],
         mirrored=bool(rng.random() < 0.5),
@@ -133,6 +129,10 @@ def draw_scene(rng: np.random.Generator, domain: Domain) -> Scene:
         delay=float(rng.uniform(-0.04, 0.04)),
         seed=int(rng.integers(2**31)),
     )
+
+
+def _pick(rng: np.random.Generator, values: tuple[str, ...]) -> str:
+    return values[rng.integers(len(values))]
 
 
 @dataclass(frozen=True)
@@ -155,39 +155,41 @@ class Pose:
 def pose(scene: Scene, time: float) -> Pose:
     """The pose at a time between 0 (first frame) and 1 (last frame)."""
     time = min(max(time + scene.delay, 0.0), 1.0)
-    enter, beside, gone = -14, scene.object_x - SUBJECT_SIZE, -35
-
-    def walk(start: int, end: int, begin: float, until: float) -> int:
-        share = min(max((time - begin) / (until - begin), 0.0), 1.0)
-        return STEP * round((start + share * (end - start)) / STEP)
-
-    def upright(subject_x: int, backwards: bool = False) -> Pose:
-        return Pose(subject_x, backwards, scene.object_x, "upright")
-
-    def carrying(subject_x: int, backwards: bool = False) -> Pose:
-        ahead = -STEP if backwards else 2 * STEP
-        return Pose(subject_x, backwards, subject_x + ahead, "carried")
-
+    enter, beside, leave, gone = -14, scene.object_x - SUBJECT_SIZE, 70, -35
+    backwards, state = False, "upright"
     match scene.action:
         case "walks past":
-            return upright(walk(enter, 70, 0.0, 1.0))
+            x = _walk(time, 0.0, 1.0, enter, leave)
         case "approaches":
-            return upright(walk(enter, beside, 0.0, 0.65))
+            x = _walk(time, 0.0, 0.65, enter, beside)
         case "waits beside":
-            return upright(beside)
+            x = beside
         case "takes away" if time < 0.45:
-            return upright(walk(enter, beside, 0.0, 0.40))
+            x = _walk(time, 0.0, 0.40, enter, beside)
         case "takes away":
-            return carrying(walk(beside, gone, 0.45, 1.0), backwards=True)
+            x, backwards, state = _walk(time, 0.45, 1.0, beside, gone), True, "carried"
         case "drops off" if time < 0.42:
-            return carrying(walk(enter, beside, 0.0, 0.42))
+            x, state = _walk(time, 0.0, 0.42, enter, beside), "carried"
         case "drops off":
-            return upright(walk(beside, gone, 0.50, 1.0), backwards=time > 0.50)
+            x, backwards = _walk(time, 0.50, 1.0, beside, gone), time > 0.50
         case "knocks over" if time < 0.45:
-            return upright(walk(enter, beside, 0.0, 0.42))
+            x = _walk(time, 0.0, 0.42, enter, beside)
         case "knocks over":
-            return Pose(beside, False, scene.object_x + STEP, "lying")
-    raise ValueError(f"Scene.action is '{scene.action}'; allowed are {', '.join(ACTIONS)}.")
+            x, state = beside, "lying"
+        case other:
+            raise ValueError(f"Scene.action is '{other}'; allowed are {', '.join(ACTIONS)}.")
+    object_x = {
+        "upright": scene.object_x,
+        "lying": scene.object_x + STEP,
+        "carried": x - STEP if backwards else x + 2 * STEP,
+    }[state]
+    return Pose(x, backwards, object_x, state)
+
+
+def _walk(time: float, begin: float, until: float, start: int, end: int) -> int:
+    """Where one is at a time, who goes from start to end between two times."""
+    share = min(max((time - begin) / (until - begin), 0.0), 1.0)
+    return STEP * round((start + share * (end - start)) / STEP)
 
 
 def is_abnormal(scene: Scene) -> bool:

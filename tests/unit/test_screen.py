@@ -1,7 +1,7 @@
 import io
 
 import pytest
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from rbft.screen import say, table, width
 

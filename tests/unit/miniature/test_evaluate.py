@@ -15,4 +15,5 @@ def test_accuracy_counts_each_factor_and_unreadable_text_as_wrong():
         "weather": 0.5,
         "risk": 0.75,
         "action": 0.25,
+        "whole": 0.25,
     }

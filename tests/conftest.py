@@ -1,0 +1,32 @@
+"""Nothing here needs a network or a GPU."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the loaders fork
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import FAMILY_NAMES, tiny_backbone
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny random backbone of each family; treat the folders as read-only."""
+    root = tmp_path_factory.mktemp("backbones")
+    return {name: tiny_backbone(root / name, name) for name in FAMILY_NAMES}
+
+
+@pytest.fixture(params=FAMILY_NAMES)
+def backbone(request: pytest.FixtureRequest, backbones: dict[str, Path]) -> Path:
+    """The tiny backbone of one family; the test runs with each."""
+    return backbones[request.param]
+
+
+@pytest.fixture
+def qwen(backbones: dict[str, Path]) -> Path:
+    """The tiny Qwen2.5-VL, for what does not depend on the family."""
+    return backbones["qwen2_5_vl"]

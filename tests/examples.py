@@ -1,0 +1,162 @@
+"""A made-up benchmark of clips with random frames, for the tests of the core: nothing is decoded."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from rbft.backbone import load_config, load_processor
+from rbft.collator import Batch, Collator
+from rbft.data.base import Clip, Example, VideoDataModule
+from rbft.data.card import Card
+from rbft.data.sampler import Draw
+from rbft.data.video import Video
+from rbft.module import RBFTModule
+from rbft.stages import STAGES, Stage
+
+CARD = Card(
+    name="yard",
+    persona="Guard",
+    words={"quiet": "normal", "alarm": "abnormal"},
+    prompts={
+        "label": "Is it {words}? {text}",
+        "rationale": "You are a {persona}. Describe it.",
+        "less": "Describe the walls.",
+    },
+)
+# (frames, height, width): frame pairs and merged patches differ, and so does which axis is longest.
+SHAPES = ((4, 56, 84), (10, 84, 56), (2, 56, 56), (6, 56, 112), (8, 56, 56))
+MODULE_SETTINGS: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "merger_learning_rate": 1e-3,
+    "vision_learning_rate": 2e-4,
+    "weight_decay": 0.1,
+    "warmup_ratio": 0.0,
+    "gradient_checkpointing": False,
+    "max_new_tokens": 6,
+}
+DATA_SETTINGS: dict[str, Any] = {
+    "fps": 1.0,
+    "max_pixels": 112 * 112,
+    "min_pixels": 28 * 28,
+    "min_frames": 2,
+    "max_frames": 16,
+    "global_batch_size": 4,
+    "rationale_ratio": 1.0,
+    "num_workers": 0,
+}
+
+
+def random_video(name: str, shape: Sequence[int], step: int = 10) -> Video:
+    """Frames that depend on the name alone; `step` file frames at 10 a second lie between them."""
+    frames, height, width = shape
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    pixels = torch.randint(256, (frames, 3, height, width), dtype=torch.uint8, generator=generator)
+    return Video(pixels, [step * n for n in range(frames)], step * frames, 10.0)
+
+
+def clips(count: int, split: str = "train") -> list[Clip]:
+    """Clips of both classes in turn."""
+    return [
+        Clip(f"{split}_{n}", Path(f"{split}_{n}.mp4"), n % 2, split, text=f"Clip {n}.")
+        for n in range(count)
+    ]
+
+
+def rationale(clip: Clip) -> str:
+    """A rationale whose length differs from clip to clip."""
+    number = int(clip.id.rpartition("_")[2])
+    return f"A person {'walks on and on ' * (number % 3)}past the yard."
+
+
+def examples(count: int, draws: Sequence[Draw] | None = None) -> list[Example]:
+    """The first clips with their frames, of different lengths; in a batch of their own."""
+    every = clips(max([count, *(draw.index + 1 for draw in draws or ())]))
+    made = []
+    for draw in draws or [Draw(n) for n in range(count)]:
+        clip = every[draw.index]
+        video = random_video(clip.id, SHAPES[draw.index % len(SHAPES)])
+        made.append(Example(clip, video, rationale(clip), draw))
+    return made
+
+
+def collator(folder: Path, learn: str | None = None, ask: str | None = None) -> Collator:
+    """A collator of the made-up task; stages by name."""
+
+    def stage(name: str | None) -> Stage | None:
+        return None if name is None else STAGES[name]
+
+    config, family = load_config(str(folder))
+    processor = load_processor(str(folder))
+    return Collator(processor, config, family, CARD, stage(learn), stage(ask))
+
+
+def batch_of(make: Collator, made: list[Example]) -> Batch:
+    """A batch that is the whole global batch: the total is its own weighted answer tokens."""
+    if make.learn is None:
+        return make(made)
+    tokens = [e.draw.weight * make.answer_tokens(e.clip, e.rationale) for e in made]
+    return make([replace(e, draw=replace(e.draw, total=sum(tokens))) for e in made])
+
+
+def module(folder: Path, stage: str = "label", **settings: Any) -> RBFTModule:
+    """A module with its weights and collator, as it is inside a Trainer, in evaluation mode."""
+    made = RBFTModule(str(folder), CARD, stage=stage, **{**MODULE_SETTINGS, **settings})
+    made.configure_model()
+    made.processor = load_processor(str(folder))
+    made.collator = collator(folder, learn=stage)
+    return made.eval()
+
+
+class Texts:
+    """Stands for the rationale file."""
+
+    def __init__(self, texts: dict[str, str]) -> None:
+        self.made = texts
+
+    def texts(self) -> dict[str, str]:
+        return self.made
+
+
+class Yard(VideoDataModule):
+    """The made-up benchmark."""
+
+    def __init__(self, card_file: Path, counts: dict[str, int], **settings: Any) -> None:
+        if not card_file.exists():
+            CARD.save(card_file)
+        super().__init__(card=card_file, **{**DATA_SETTINGS, **settings})
+        self.counts = counts
+        every = [clip for split, count in counts.items() for clip in clips(count, split)]
+        self.store = Texts({clip.id: rationale(clip) for clip in every})  # type: ignore[assignment]
+
+    def read(self) -> list[Clip]:
+        return [clip for split, count in self.counts.items() for clip in clips(count, split)]
+
+    def decode(self, clip: Clip) -> Video:
+        number = int(clip.id.rpartition("_")[2])
+        return random_video(clip.id, SHAPES[number % len(SHAPES)])
+
+
+def trainer(folder: Path, **settings: Any) -> Trainer:
+    """A Trainer on one CPU process that shows and writes nothing unless asked to."""
+    return Trainer(
+        **{
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "default_root_dir": folder,
+            "use_distributed_sampler": False,
+            "log_every_n_steps": 1,
+            "gradient_clip_val": 1.0,
+            **settings,
+        }
+    )

@@ -1,0 +1,79 @@
+"""The worked examples of CONTRIBUTING.md, run as they stand there."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from rbft.data.base import Clip
+from rbft.data.card import Card
+from rbft.families import FAMILIES
+from rbft.stages import STAGES
+
+GUIDE = Path(__file__).parents[2] / "CONTRIBUTING.md"
+SETTINGS = {
+    "fps": 1.0,
+    "max_pixels": 3136,
+    "min_pixels": 784,
+    "min_frames": 4,
+    "max_frames": 8,
+    "global_batch_size": 2,
+    "rationale_ratio": 1.0,
+}
+
+
+def example(chapter: str, language: str) -> str:
+    text = GUIDE.read_text(encoding="utf-8").split(f"## {chapter}\n")[1].split("\n## ")[0]
+    found = re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture
+def registries():
+    stages, families = dict(STAGES), dict(FAMILIES)
+    yield
+    for registry, before in ((STAGES, stages), (FAMILIES, families)):
+        registry.clear()
+        registry.update(before)
+
+
+def test_the_benchmark_reads_its_clips(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("factory.yaml").write_text(example("Add a benchmark", "yaml"), encoding="utf-8")
+    rows = [{"id": f"a{n}", "verdict": ("pass", "fail")[n % 2], "split": "train"} for n in range(4)]
+    Path("factory.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    names: dict = {"__name__": "factory"}
+    exec(example("Add a benchmark", "python"), names)
+    data = names["Factory"](**SETTINGS)
+    assert [(clip.id, clip.label, clip.path) for clip in data.clips("train")][:2] == [
+        ("a0", 0, Path("videos/a0.mp4")),
+        ("a1", 1, Path("videos/a1.mp4")),
+    ]
+    assert data.card.prompt("label") == (
+        "Does the part pass or fail? Answer with one word: pass or fail."
+    )
+
+
+@pytest.mark.usefixtures("registries")
+def test_the_stage_asks_and_answers_in_its_order():
+    exec(example("Add a stage", "python"), {})
+    card = Card(**yaml.safe_load(example("Add a benchmark", "yaml")))
+    stage, clip = STAGES["sandwich"], Clip("a", Path("a.mp4"), 1, "train")
+    assert stage.target(card, clip, "It bends.") == "fail\nIt bends.\nfail"
+    assert stage.classifier is stage
+    assert stage.needs_rationales
+
+
+@pytest.mark.usefixtures("registries")
+def test_the_family_places_tokens_by_its_own_clock():
+    exec(example("Add a backbone family", "python"), {})
+    from tests.tiny import tiny_config
+
+    config = tiny_config("qwen2_5_vl")
+    ids = torch.tensor([1, *[config.video_token_id] * 2, 1])
+    positions = FAMILIES["whole_seconds"].position_ids(ids, [2, 2, 2], 2.29, config)
+    assert positions[0].tolist() == [0, 1, 3, 4]

@@ -1,0 +1,393 @@
+import errno
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rbft.data import manifest as manifest_module
+from rbft.data.manifest import Manifest, Row, scan
+from rbft.data.readers import probe as probe_video
+from tests.videos import make_video
+
+
+@dataclass(frozen=True)
+class Clip:
+    id: str
+    path: Path
+    label: int | None = 0
+    split: str = "train"
+    start: float | None = None
+    end: float | None = None
+    url: str | None = None
+
+
+class Probe:
+    """Reads "<seconds>" from a file as if it were a video at 10 frames per second."""
+
+    def __init__(self) -> None:
+        self.opened: list[str] = []
+
+    def __call__(self, path: Path) -> Any:
+        self.opened.append(path.name)
+        try:
+            seconds = float(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path.name} is no video\nsecond line") from error
+        return SimpleNamespace(
+            duration=seconds, frames=int(seconds * 10), fps=10.0, width=84, height=56
+        )
+
+
+@pytest.fixture
+def probe() -> Probe:
+    return Probe()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Clip]:
+    def make(name: str, content: str | None = "6", **values: Any) -> Clip:
+        path = tmp_path / "videos" / f"{name}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        if content is not None:
+            path.write_text(content)
+        return Clip(name, path, **values)
+
+    return make
+
+
+def look(clips: list[Clip], probe: Probe, cache: Path | None = None) -> Manifest:
+    return scan(clips, probe, cache, workers=2, progress=False)
+
+
+def test_every_status(make: Callable[..., Clip], probe: Probe, tmp_path: Path) -> None:
+    folder = Clip("folder", tmp_path)
+    clips = [
+        make("good", url="https://example.org/good"),
+        make("gone", None, split="test", label=1, url="https://example.org/gone"),
+        make("broken", "mp4?"),
+        make("empty", ""),
+        folder,
+        make("still", "0"),
+        make("late", start=10.0, end=20.0),
+        make("hidden", None, split="private", label=None),
+        make("vague", split="excluded"),
+        Clip("nested", clips_file(make) / "inside.mp4"),
+    ]
+    manifest = look(clips, probe)
+
+    assert [(row.id, row.status, row.reason) for row in manifest.rows] == [
+        ("good", "ok", ""),
+        ("gone", "missing", "no such file"),
+        ("broken", "unreadable", "broken.mp4 is no video"),
+        ("empty", "unreadable", "is empty"),
+        ("folder", "unreadable", "is no file"),
+        ("still", "too_short", "has no frames"),
+        ("late", "too_short", "lasts 6 s, so the clip from 10 s to 20 s holds nothing"),
+        ("hidden", "private", ""),
+        ("vague", "excluded", ""),
+        ("nested", "missing", "no such file"),
+    ]
+    assert manifest.rows[0] == Row(
+        "good", "train", 0, str(clips[0].path), "https://example.org/good", "ok", "",
+        bytes=1, duration=6.0, frames=60, fps=10.0, width=84, height=56,
+    )  # fmt: skip
+    assert manifest.rows[1].split == "test"
+    assert manifest.rows[1].label == 1
+    assert sorted(probe.opened) == ["broken.mp4", "good.mp4", "late.mp4", "still.mp4"]
+
+
+def clips_file(make: Callable[..., Clip]) -> Path:
+    return make("good").path
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "reason"),
+    [
+        (None, None, ""),
+        (2.0, None, ""),
+        (None, 2.0, ""),
+        (None, -2.0, ""),
+        (5.0, 99.0, ""),
+        (6.0, None, "lasts 6 s, so the clip from 6 s to the end holds nothing"),
+        (None, -6.5, "lasts 6 s, so the clip from 0 s to -6.5 s holds nothing"),
+        (3.0, 3.0, "lasts 6 s, so the clip from 3 s to 3 s holds nothing"),
+    ],
+)
+def test_parts_of_a_file(
+    make: Callable[..., Clip],
+    probe: Probe,
+    start: float | None,
+    end: float | None,
+    reason: str,
+) -> None:
+    (row,) = look([make("a", start=start, end=end)], probe).rows
+    assert row.reason == reason
+    assert row.status == ("too_short" if reason else "ok")
+
+
+def test_clips_of_one_file_open_it_once(make: Callable[..., Clip], probe: Probe) -> None:
+    clip = make("a")
+    rows = look([clip, replace(clip, id="b", start=3.0)], probe).rows
+    assert [row.frames for row in rows] == [60, 60]
+    assert probe.opened == ["a.mp4"]
+
+
+def test_rescan(make: Callable[..., Clip], probe: Probe, tmp_path: Path) -> None:
+    cache = tmp_path / "cache" / "scan.jsonl"
+    clips = [make("a"), make("b"), make("broken", "x"), make("gone", None)]
+    first = look(clips, probe, cache)
+    assert sorted(probe.opened) == ["a.mp4", "b.mp4", "broken.mp4"]
+
+    probe.opened.clear()
+    assert look(clips, probe, cache) == first
+    assert probe.opened == ["broken.mp4"]  # what could not be read is tried again
+
+    probe.opened.clear()
+    make("broken", "3")
+    clips[1].path.write_text("4")  # same size, so only the time of change tells
+    os.utime(clips[1].path, ns=(1, 1))
+    again = look([*clips, make("new")], probe, cache)
+    assert sorted(probe.opened) == ["b.mp4", "broken.mp4", "new.mp4"]
+    assert [row.duration for row in again.rows] == [6, 4, 3, None, 6]
+
+
+def test_the_cache_knows_files_by_absolute_path(
+    make: Callable[..., Clip], probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "scan.jsonl"
+    clip = make("a")
+    look([clip], probe, cache)
+    monkeypatch.chdir(clip.path.parent)
+    (row,) = look([replace(clip, path=Path("a.mp4"))], probe, cache).rows
+    assert probe.opened == ["a.mp4"]
+    assert row.path == "a.mp4"
+
+
+def test_an_interrupted_scan_goes_on(
+    make: Callable[..., Clip],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = tmp_path / "scan.jsonl"
+    clips = [make(str(number)) for number in range(6)]
+    note, noted = manifest_module._note, []
+
+    def interrupted(stream: Any, file: dict[str, Any]) -> None:
+        note(stream, file)
+        noted.append(Path(file["path"]).name)
+        if len(noted) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest_module, "_note", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            look(clips, Probe(), cache)
+    with cache.open("ab") as stream:
+        stream.write(b'{"path": "4.mp4", "by')  # a kill in the middle of a line
+
+    rest = Probe()
+    with caplog.at_level(logging.INFO):
+        manifest = look(clips, rest, cache)
+    assert {row.status for row in manifest.rows} == {"ok"}
+    assert sorted([*noted, *rest.opened]) == [f"{number}.mp4" for number in range(6)]
+    assert caplog.messages == [
+        f"1 damaged lines of {cache} are left out; their files are read again."
+    ]
+    last = Probe()
+    look(clips, last, cache)
+    assert last.opened == []
+
+
+@given(noise=st.lists(st.binary(max_size=30), max_size=5))
+def test_a_damaged_cache_is_no_obstacle(
+    noise: list[bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("noise")
+    clip = Clip("a", folder / "a.mp4")
+    clip.path.write_text("6")
+    cache = folder / "scan.jsonl"
+    look([clip], Probe(), cache)
+    cache.write_bytes(b"\n".join([*noise, cache.read_bytes(), *noise]))
+    probe = Probe()
+    assert look([clip], probe, cache).rows[0].frames == 60
+    assert probe.opened == []
+
+
+def test_a_cache_that_cannot_be_written(
+    make: Callable[..., Clip], probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(
+        ValueError,
+        match=re.escape(
+            f"The scan cannot keep its results in {blocked}/scan.jsonl: File exists. Set "
+            "data.cache_folder to a folder that can be written."
+        ),
+    ):
+        look([make("a")], probe, blocked / "scan.jsonl")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("rbft.data.manifest._note", full)
+    with pytest.raises(ValueError, match=r"scan\.jsonl: No space left on device\. Set data\."):
+        look([make("a")], probe, tmp_path / "scan.jsonl")
+
+
+def test_real_files(tmp_path: Path) -> None:
+    video = make_video(tmp_path / "clip.mp4", frames=40, height=96, width=128, fps=10)
+    half = tmp_path / "half.mp4"
+    half.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    page = tmp_path / "page.mp4"
+    page.write_text("<html>404</html>")
+    clips = [Clip(path.stem, path) for path in (video, half, page)]
+    good, *bad = scan(clips, probe_video, None, workers=2, progress=False).rows
+
+    assert (good.status, good.frames, good.fps, good.width, good.height) == ("ok", 40, 10, 128, 96)
+    assert good.duration == 4
+    assert [row.status for row in bad] == ["unreadable", "unreadable"]
+    for row in bad:
+        assert row.reason
+        assert str(tmp_path) not in row.reason
+        assert not row.reason.endswith(".")
+
+
+def test_progress(
+    make: Callable[..., Clip], probe: Probe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan([make("a"), make("b", "x")], probe, None, workers=1)
+    shown = capsys.readouterr().err
+    assert "Scanning videos: 100%" in shown
+    assert "2/2" in shown
+    assert "unreadable=1" in shown
+
+
+def test_save_and_load(make: Callable[..., Clip], probe: Probe, tmp_path: Path) -> None:
+    manifest = look([make("ünï"), make("gone", None, label=None)], probe)
+    manifest.save(tmp_path / "new" / "manifest.jsonl")
+    assert Manifest.load(tmp_path / "new" / "manifest.jsonl") == manifest
+
+
+def rows(split: str, label: int | None, **statuses: int) -> list[Row]:
+    return [
+        Row(
+            id=f"{split}-{label}-{status}{number}",
+            split=split,
+            label=label,
+            path=f"videos/{split}-{label}-{status}{number}.mp4",
+            url=None,
+            status=status,
+            reason="" if status == "ok" else f"is {status}",
+        )
+        for status, count in statuses.items()
+        for number in range(count)
+    ]
+
+
+MANIFEST = Manifest(
+    (
+        *rows("train", 1, missing=2, ok=7),
+        *rows("train", 0, ok=4, unreadable=1),
+        *rows("test", 1, ok=5),
+        *rows("private", None, private=3),
+    )
+)
+
+
+def test_table() -> None:
+    assert MANIFEST.table(["normal", "abnormal"]) == (
+        ["split", "class", "ok", "missing", "unreadable", "private", "clips"],
+        [
+            ["train", "normal", "4", "0", "1", "0", "5"],
+            ["train", "abnormal", "7", "2", "0", "0", "9"],
+            ["test", "abnormal", "5", "0", "0", "0", "5"],
+            ["private", "unknown", "0", "0", "0", "3", "3"],
+            ["all", "", "16", "2", "1", "3", "22"],
+        ],
+    )
+
+
+def test_missing_list() -> None:
+    with_url = replace(MANIFEST.rows[0], url="https://example.org/v")
+    manifest = Manifest((with_url, *MANIFEST.rows[1:]))
+    assert manifest.missing_list() == ["https://example.org/v", "train-1-missing1"]
+
+
+MESSAGE = (
+    "3 of 14 train clips of SmartHome are not usable (2 missing, 1 unreadable; first: "
+    "train-1-missing0.mp4: is missing)."
+)
+
+
+def test_policy_error() -> None:
+    with pytest.raises(
+        ValueError,
+        match=re.escape(
+            f"{MESSAGE}\npython -m rbft scan lists them all. Set data.on_missing to skip or warn "
+            "to go on without them."
+        ),
+    ):
+        MANIFEST.apply_policy("SmartHome", "error", 0.0)
+
+
+@pytest.mark.parametrize("policy", ["skip", "warn"])
+def test_policy_without_them(policy: Literal["skip", "warn"]) -> None:
+    usable, messages = MANIFEST.apply_policy("SmartHome", policy, 0.5)
+    assert len(usable) == 16
+    assert set(usable) == {row.id for row in MANIFEST.rows if row.status == "ok"}
+    assert messages == [MESSAGE]
+
+
+def test_policy_with_nothing_missing() -> None:
+    manifest = Manifest(tuple(rows("train", 0, ok=2) + rows("private", None, private=3)))
+    assert manifest.apply_policy("SmartHome", "error", 1.0) == (["train-0-ok0", "train-0-ok1"], [])
+
+
+def test_too_little_is_left() -> None:
+    with pytest.raises(
+        ValueError,
+        match=re.escape(
+            f"{MESSAGE} That leaves 78.6%, and data.min_coverage asks for 90.0%.\n"
+            "python -m rbft scan lists them all."
+        ),
+    ):
+        MANIFEST.apply_policy("SmartHome", "skip", 0.9)
+
+
+def test_nothing_is_left() -> None:
+    manifest = Manifest(tuple(rows("train", 0, ok=1) + rows("test", 0, missing=2)))
+    with pytest.raises(
+        ValueError,
+        match=re.escape(
+            "2 of 2 test clips of SmartHome are not usable (2 missing; first: test-0-missing0.mp4: "
+            "is missing). That leaves none.\npython -m rbft scan lists them all."
+        ),
+    ):
+        manifest.apply_policy("SmartHome", "warn", 0.0)
+
+
+def test_rescan_of_many_rows_is_near_free(tmp_path: Path) -> None:
+    for number in range(1000):
+        (tmp_path / f"{number}.mp4").write_text("6")
+    clips = [Clip(str(n), tmp_path / f"{n % 1000}.mp4", start=n / 10_000) for n in range(10_000)]
+    cache = tmp_path / "scan.jsonl"
+    look(clips, Probe(), cache)
+    assert len(cache.read_text().split()) >= 1000
+    assert json.loads(cache.read_text().splitlines()[1])["frames"] == 60
+
+    started = time.perf_counter()
+    manifest = look(clips, Probe(), cache)
+    assert time.perf_counter() - started < 5
+    assert len(manifest.rows) == 10_000

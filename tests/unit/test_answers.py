@@ -1,0 +1,87 @@
+"""Literal cases; numbers against plain forwards stand in tests/parity."""
+
+import pytest
+import torch
+
+from rbft.answers import continue_prompts, find_class, write_answers
+from rbft.collator import Sequences
+
+END = 9
+NORMAL, ABNORMAL = [5, END], [4, 5, END]  # one word ends with the other
+WORDS = [NORMAL, ABNORMAL]
+NORMAL_LINE, NORMALLY_LINE = [5, 1], [5, 1, 1]  # one begins with the other
+
+
+@pytest.mark.parametrize(
+    ("written", "index", "rest"),
+    [
+        ([5, END], 0, []),
+        ([4, 5, END], 1, []),  # not "normal" behind an "ab"
+        ([7, 8, 4, 5, END], 1, [7, 8]),
+        ([7, 8, 5, END], 0, [7, 8]),
+        ([7, 8, END], None, [7, 8]),  # no word: the end of the turn goes, the text stays
+        ([7, 5, 8], None, [7, 5, 8]),  # cut off by the limit
+        ([4, 5], None, [4, 5]),  # the word, but the turn does not end
+        ([5, END, 7], None, [5, 7]),
+        ([], None, []),
+    ],
+)
+def test_the_class_at_the_end(written, index, rest):
+    assert find_class(written, WORDS, at_end=True) == (index, rest)
+
+
+@pytest.mark.parametrize(
+    ("written", "index", "rest"),
+    [
+        ([5, 1, 7, 8, END], 0, [7, 8, END]),
+        ([5, 1, 1, 7, END], 1, [7, END]),
+        ([7, 5, 1, END], None, [7, 5, 1, END]),
+        ([5, END], None, [5, END]),  # the word, but no rationale after it
+        ([], None, []),
+    ],
+)
+def test_the_class_at_the_beginning(written, index, rest):
+    assert find_class(written, [NORMAL_LINE, NORMALLY_LINE], at_end=False) == (index, rest)
+
+
+def prompts():
+    """Two prompts of 3 and 1 tokens, padded on the left."""
+    return Sequences(
+        input_ids=torch.tensor([[1, 2, 3], [0, 0, 4]]),
+        attention_mask=torch.tensor([[1, 1, 1], [0, 0, 1]]),
+        position_ids=torch.tensor([[[0, 1, 6], [0, 0, 2]]] * 3),
+        labels=torch.full((2, 3), -100),
+    )
+
+
+def test_what_was_written_goes_behind_the_prompt():
+    made = continue_prompts(prompts(), [[7], [8, 8, 8]], pad=0)
+    assert made.input_ids.tolist() == [[0, 0, 1, 2, 3, 7], [0, 0, 4, 8, 8, 8]]
+    assert made.attention_mask.tolist() == [[0, 0, 1, 1, 1, 1]] * 2
+    assert made.position_ids.tolist() == [[[0, 0, 0, 1, 6, 7], [0, 0, 2, 3, 4, 5]]] * 3
+    assert made.labels.tolist() == [[-100] * 6] * 2
+
+
+def test_nothing_written_leaves_the_prompt():
+    made = continue_prompts(prompts(), [[], []], pad=0)
+    for name in ("input_ids", "attention_mask", "position_ids", "labels"):
+        assert torch.equal(getattr(made, name), getattr(prompts(), name))
+
+
+class Writer:
+    """Stands for a backbone: writes the same rows whatever is asked."""
+
+    def __init__(self, rows):
+        self.rows, self.got = rows, {}
+
+    def generate(self, **arguments):
+        self.got = arguments
+        return torch.cat([arguments["input_ids"], torch.tensor(self.rows)], dim=1)
+
+
+def test_answers_are_cut_after_the_end_of_the_turn():
+    writer = Writer([[7, END, 0, 0], [7, 8, 8, 8]])
+    settings = {"eos_token_id": END, "pad_token_id": 0, "max_new_tokens": 4}
+    assert write_answers(writer, prompts(), {}, settings) == [[7, END], [7, 8, 8, 8]]
+    assert writer.got["max_new_tokens"] == 4
+    assert torch.equal(writer.got["position_ids"], prompts().position_ids)

@@ -1,0 +1,132 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from rbft.backbone import (
+    fingerprint,
+    generation_settings,
+    load_config,
+    load_model,
+    load_processor,
+    parameter_parts,
+    short_name,
+)
+from rbft.families import FAMILIES, PARTS
+from tests.tiny import FAMILY_NAMES, FamilyName, tiny_backbone
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_the_family_follows_from_the_config_not_from_the_folder(
+    backbones: dict[str, Path], family: FamilyName, tmp_path: Path
+) -> None:
+    misnamed = tmp_path / "Qwen3-VL-llava-qwen2_5_vl"
+    misnamed.symlink_to(backbones[family])
+    config, found = load_config(str(misnamed))
+    assert config.model_type == family
+    assert found is FAMILIES[family]
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read") as error:
+        load_config(str(tmp_path / "gone"))
+    assert str(error.value).startswith(f"model.backbone '{tmp_path / 'gone'}' cannot be read: ")
+    assert str(error.value).endswith(
+        " Give a folder that holds config.json, model weights and processor, or the hub id of a "
+        "Qwen2-VL or Qwen2.5-VL."
+    )
+
+
+@pytest.mark.parametrize("content", ["{", "{}"])
+def test_a_folder_without_a_usable_config(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"^model\.backbone '.*' cannot be read: .+ Give a folder"):
+        load_config(str(tmp_path))
+
+
+def test_another_architecture(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match="is of kind") as error:
+        load_config(str(tmp_path))
+    assert str(error.value) == (
+        f"model.backbone '{tmp_path}' is of kind 'bert'; supported are qwen2_vl, qwen2_5_vl. See "
+        "CONTRIBUTING.md for how to add a family."
+    )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_model_trains_in_the_default_dtype(qwen: Path, checkpointing: bool) -> None:
+    model = load_model(str(qwen), "sdpa", checkpointing)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert all(p.requires_grad for p in model.parameters())
+    assert model.training
+    assert model.is_activation_checkpointing == checkpointing
+
+
+def test_weights_saved_in_bf16_are_not_trained_in_bf16(qwen: Path, tmp_path: Path) -> None:
+    load_model(str(qwen), "sdpa", False).to(torch.bfloat16).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), "sdpa", False).dtype == torch.float32
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_attention_is_the_one_asked_for(qwen: Path, attention: str) -> None:
+    config = load_model(str(qwen), attention, False).config
+    assert config._attn_implementation == attention
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_every_parameter_is_in_exactly_one_part(
+    backbones: dict[str, Path], family: FamilyName
+) -> None:
+    model = load_model(str(backbones[family]), "sdpa", False)
+    parts = parameter_parts(model, FAMILIES[family])
+    assert tuple(parts) == PARTS
+    names = {part: {name for name, _ in members} for part, members in parts.items()}
+    every = [name for name, _ in model.named_parameters()]
+    assert sorted(name for members in names.values() for name in members) == sorted(every)
+
+    vision, merger = "model.visual.", "model.visual.merger."
+    assert names["merger"] == {name for name in every if name.startswith(merger)}
+    assert names["vision"] == {n for n in every if n.startswith(vision)} - names["merger"]
+    assert names["language"] == {
+        n for n in every if n.startswith(("model.language_model.", "lm_head."))
+    }
+    # Literally, so that a renaming in transformers is seen.
+    norm = {"qwen2_vl": ["ln_q.weight", "ln_q.bias"], "qwen2_5_vl": ["ln_q.weight"]}[family]
+    assert names["merger"] == {
+        f"model.visual.merger.{name}"
+        for name in (*norm, "mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias")
+    }
+    assert {"lm_head.weight", "model.language_model.embed_tokens.weight"} <= names["language"]
+    assert "model.visual.patch_embed.proj.weight" in names["vision"]
+
+
+def test_a_fingerprint_tells_weights_apart(qwen: Path, tmp_path: Path) -> None:
+    first = fingerprint(str(qwen))
+    assert len(first) == 16
+    copy = shutil.copytree(qwen, tmp_path / "copy")
+    assert fingerprint(str(copy)) == first, "the folder's name or time counts"
+
+    other = tiny_backbone(tmp_path / "other", "qwen2_5_vl", seed=1)
+    assert (other / "config.json").read_bytes() == (qwen / "config.json").read_bytes()
+    assert fingerprint(str(other)) != first
+
+    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+    assert fingerprint(str(copy)) != first
+
+
+def test_a_short_name_for_files() -> None:
+    assert short_name("Qwen/Qwen2.5-VL-7B-Instruct") == "qwen2.5-vl-7b-instruct"
+    assert short_name("/some/where/Base/") == "base"
+
+
+def test_generation_is_greedy_whatever_the_folder_says(qwen: Path) -> None:
+    assert generation_settings(load_processor(str(qwen)), 7) == {
+        "max_new_tokens": 7,
+        "do_sample": False,
+        "repetition_penalty": 1.0,
+        "eos_token_id": 376,
+        "pad_token_id": 377,
+    }

@@ -1,0 +1,193 @@
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rbft.collator import IGNORED
+from rbft.data.base import Clip
+from rbft.data.sampler import Draw
+from rbft.stages import STAGES
+from tests.examples import CARD, batch_of, clips, collator, examples, random_video
+
+VIDEO, END, PAD = 383, 376, 377
+
+
+def test_the_video_stands_first_in_the_user_s_turn(backbone):
+    make = collator(backbone, ask="label")
+    ids = make.prompt_ids("Is it?", 3)
+    assert make.processor.tokenizer.decode(ids) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|>" + "<|video_pad|>" * 3 + "<|vision_end|>Is it?"
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
+    place = ids.index(VIDEO)
+    tokenizer = make.processor.tokenizer
+    around = tokenizer.convert_ids_to_tokens([ids[place - 1], ids[place + 3]])
+    assert around == ["<|vision_start|>", "<|vision_end|>"]
+
+
+def test_a_clip_takes_as_many_tokens_as_its_merged_patches(backbone):
+    batch = collator(backbone, ask="label")(examples(4))
+    # (4, 56, 84): 2 pairs x 2 x 3; (10, 84, 56): 5 x 3 x 2; (2, 56, 56): 1 x 2 x 2; (6, 56, 112)
+    assert (batch.prompt.input_ids == VIDEO).sum(1).tolist() == [12, 30, 4, 24]
+    assert batch.video["video_grid_thw"].tolist() == [[2, 4, 6], [5, 6, 4], [1, 4, 4], [3, 4, 8]]
+
+
+def test_odd_frames_make_a_whole_pair(backbone):
+    clip = clips(1)[0]
+    one = replace(examples(1)[0], video=random_video(clip.id, (3, 56, 56)))
+    batch = collator(backbone, ask="label")([one])
+    assert batch.video["video_grid_thw"].tolist() == [[2, 4, 4]]
+
+
+def test_labels_stand_on_the_answer_and_its_end_and_nowhere_else(backbone):
+    make = collator(backbone, learn="label")
+    batch = make(examples(4))
+    answer = batch.answer
+    for row, one in enumerate(examples(4)):
+        word = "normal" if one.clip.label == 0 else "abnormal"
+        expected = [*make.processor.tokenizer(word)["input_ids"], END]
+        length = int(answer.attention_mask[row].sum())
+        start = length - len(expected)
+        assert answer.labels[row, start:length].tolist() == expected
+        assert answer.input_ids[row, start:length].tolist() == expected
+        assert (answer.labels[row, :start] == IGNORED).all()
+        assert (answer.labels[row, length:] == IGNORED).all()
+    assert batch.prompt is None
+
+
+def test_an_end_of_turn_in_the_prompt_and_padding_are_not_learnt(backbone):
+    # The padding token and the end of the turn both stand outside answers too.
+    batch = collator(backbone, learn="label")(examples(3))
+    assert ((batch.answer.labels == END).sum(1) == 1).all()
+    assert (batch.answer.labels != PAD).all()
+
+
+def test_sides_of_the_padding(backbone):
+    config = collator(backbone).config
+    both = replace(collator(backbone, learn="label"), ask=STAGES["label"])
+    batch = both(examples(3))
+    for sequences, side in ((batch.answer, "right"), (batch.prompt, "left")):
+        widths = sequences.attention_mask.sum(1).tolist()
+        width = sequences.input_ids.shape[1]
+        assert len(set(widths)) == 3
+        assert max(widths) == width
+        for row, used in enumerate(widths):
+            padding = slice(used, width) if side == "right" else slice(0, width - used)
+            assert (sequences.attention_mask[row, padding] == 0).all()
+            assert (sequences.input_ids[row, padding] == PAD).all()
+            assert (sequences.position_ids[:, row, padding] == 0).all()
+            real = sequences.attention_mask[row].bool()
+            assert (sequences.input_ids[row, real] == config.video_token_id).any()
+    assert (batch.prompt.labels == IGNORED).all()
+
+
+@pytest.mark.parametrize(
+    ("family", "step", "times"),
+    [
+        ("qwen2_5_vl", 10, [0, 4]),  # 1 frame a second, 2 positions a second, 2 frames a pair
+        ("qwen2_5_vl", 5, [0, 2]),
+        ("qwen2_5_vl", 13, [0, 5]),  # 5.2, cut off
+        ("qwen2_vl", 10, [0, 1]),
+        ("qwen2_vl", 5, [0, 1]),
+    ],
+)
+def test_the_true_frame_rate_reaches_the_positions(backbones, family, step, times):
+    make = collator(backbones[family], ask="label")
+    video = random_video("x", (4, 56, 56), step)
+    prompt = make([replace(examples(1)[0], video=video)]).prompt
+    is_video = prompt.input_ids[0] == VIDEO
+    first = int(is_video.int().argmax())
+    assert (prompt.position_ids[0, 0, is_video] - first).unique().tolist() == times
+
+
+def test_what_comes_along_with_the_tensors(backbone):
+    draws = [Draw(2, 0.5, 12.5), Draw(1, 0.0, 12.5)]
+    batch = collator(backbone, ask="label")(examples(2, draws))
+    assert len(batch) == 2
+    assert batch.index.tolist() == [2, 1]
+    assert batch.label.tolist() == [0, 1]
+    assert batch.weight.tolist() == [0.5, 0.0]
+    assert batch.total.item() == 12.5
+
+
+def test_an_unlabelled_clip_can_be_asked_about(backbone):
+    made = examples(1)[0]
+    one = replace(made, clip=Clip("x", made.clip.path, None, "predict"))
+    assert collator(backbone, ask="label")([one]).label.tolist() == [-1]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_answer_tokens_are_counted_without_the_video(backbone, name):
+    make = collator(backbone, learn=name)
+    batch = batch_of(make, examples(3))
+    counted = [make.answer_tokens(e.clip, e.rationale) for e in examples(3)]
+    assert (batch.answer.labels != IGNORED).sum(1).tolist() == counted
+    assert batch.total.item() == sum(counted)
+
+
+def test_class_answers_end_with_the_turn_or_where_the_rationale_begins(backbone):
+    make = collator(backbone)
+    normal, abnormal = (make.processor.tokenizer(w)["input_ids"] for w in CARD.words.values())
+    separator = make.separator_ids()
+    assert make.processor.tokenizer.decode(separator) == "\n"
+    for name in ("label", "rationale_class"):
+        assert make.class_answers(STAGES[name]) == [[*normal, END], [*abnormal, END]]
+    assert make.class_answers(STAGES["class_rationale"]) == [
+        [*normal, *separator],
+        [*abnormal, *separator],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("learn", "needs_rationales", "learns_class"),
+    [
+        (None, False, False),
+        ("rationale", True, False),
+        ("label", False, True),
+        ("class_rationale", True, False),
+        ("rationale_class", True, False),
+    ],
+)
+def test_what_the_data_module_asks_it(qwen, learn, needs_rationales, learns_class):
+    make = collator(qwen, learn=learn)
+    assert (make.needs_rationales, make.learns_class) == (needs_rationales, learns_class)
+
+
+def test_it_goes_to_another_process(backbone):
+    make = collator(backbone, learn="rationale", ask="label")
+    copied = pickle.loads(pickle.dumps(make))
+    ours, theirs = make(examples(2)), copied(examples(2))
+    for mine, other in ((ours.answer, theirs.answer), (ours.prompt, theirs.prompt)):
+        for name in ("input_ids", "attention_mask", "position_ids", "labels"):
+            assert torch.equal(getattr(mine, name), getattr(other, name))
+    assert pickle.loads(pickle.dumps(ours)).total.item() == ours.total.item()
+
+
+def test_every_tensor_moves(qwen):
+    batch = collator(qwen, learn="label", ask="label")(examples(2))
+    moved = batch.to(torch.device("meta"))
+    for sequences in (moved.answer, moved.prompt):
+        assert {tensor.device.type for tensor in sequences.inputs.values()} == {"meta"}
+        assert sequences.labels.device.type == "meta"
+    assert {tensor.device.type for tensor in moved.video.values()} == {"meta"}
+    for name in ("label", "index", "weight", "total"):
+        assert getattr(moved, name).device.type == "meta"
+    assert batch.label.device.type == "cpu"
+
+
+def test_every_tensor_is_pinned(qwen, monkeypatch):
+    pinned = []
+
+    def pin(tensor):
+        pinned.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    batch = collator(qwen, learn="label")(examples(2))
+    copied = batch.pin_memory()
+    assert len(pinned) == 4 + 2 + 4  # sequences, video, the rest
+    assert copied.prompt is None
+    assert torch.equal(copied.answer.labels, batch.answer.labels)
+    assert copied.answer.labels is not batch.answer.labels

@@ -1,0 +1,509 @@
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+import rbft.module
+from rbft.answers import continue_prompts, score_answers, write_answers
+from rbft.backbone import generation_settings
+from rbft.data.sampler import Draw
+from rbft.module import Classified, RBFTModule, answer_nll
+from rbft.stages import STAGES
+from tests.examples import (
+    CARD,
+    MODULE_SETTINGS,
+    Yard,
+    batch_of,
+    collator,
+    examples,
+    module,
+    trainer,
+)
+
+NORMAL, ABNORMAL, END, NEW_LINE = [269], [64, 292], 376, 198
+
+
+def fit(
+    folder: Path,
+    work: Path,
+    *callbacks: Callback,
+    stage: str = "label",
+    counts: dict[str, int] | None = None,
+    ckpt_path: Path | None = None,
+    model: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    **settings: Any,
+) -> RBFTModule:
+    """Trains a stage as the method does."""
+    yard = Yard(work / "card.yaml", counts or {"train": 4}, **(data or {}))
+    made = RBFTModule(str(folder), CARD, stage=stage, **{**MODULE_SETTINGS, **(model or {})})
+    run = trainer(work, callbacks=list(callbacks), **settings)
+    run.accumulate_grad_batches = yard.accumulation(1)  # type: ignore[attr-defined]
+    run.fit(made, yard, ckpt_path=ckpt_path, weights_only=True)
+    return made
+
+
+# The loss
+
+
+def test_nll_of_two_tokens_by_hand():
+    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
+    targets, weights = torch.tensor([1, 0]), torch.ones(2)
+    expected = (math.log(4 / 3) + math.log(2)) / 2
+    assert answer_nll(logits, targets, weights, torch.tensor(2.0)).item() == pytest.approx(expected)
+    # A clip that weighs twice, in a global batch of 10 weighted tokens.
+    expected = (2 * math.log(4 / 3) + 0.5 * math.log(2)) / 10
+    loss = answer_nll(logits, targets, torch.tensor([2.0, 0.5]), torch.tensor(10.0))
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_nll_is_computed_in_32_bits():
+    logits = torch.randn(3, 50).bfloat16()
+    loss = answer_nll(logits, torch.tensor([1, 2, 3]), torch.ones(3), torch.tensor(3.0))
+    assert loss.dtype == torch.float32
+    expected = torch.nn.functional.cross_entropy(logits.float(), torch.tensor([1, 2, 3]))
+    assert loss.item() == pytest.approx(expected.item())
+
+
+def test_a_batch_without_an_answer_token():
+    empty = torch.zeros(0, dtype=torch.long)
+    with pytest.raises(
+        ValueError,
+        match=r"^The batch holds no answer token\. Check the stage's target and the card\.$",
+    ):
+        answer_nll(torch.zeros(0, 5), empty, torch.zeros(0), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_head_runs_on_answer_tokens_alone(backbone: Path, stage: str):
+    model = module(backbone, stage)
+    seen: list[int] = []
+    model.backbone.lm_head.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].numel() // inputs[0].shape[-1])
+    )
+    batch = batch_of(collator(backbone, learn=stage), examples(3))
+    assert model(batch).shape == (int(batch.total), 384)
+    assert seen == [int(batch.total)]
+
+
+def test_a_filler_clip_weighs_nothing(qwen: Path):
+    model, make = module(qwen), collator(qwen, learn="label")
+    real = batch_of(make, examples(2))
+    total = float(real.total)
+    padded = make(examples(3, [Draw(0, 1.0, total), Draw(1, 1.0, total), Draw(4, 0.0, total)]))
+    assert model.loss(padded).item() == pytest.approx(model.loss(real).item(), abs=1e-6)
+
+
+# Training
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_learns_its_answers(qwen: Path, tmp_path: Path, stage: str):
+    batch = batch_of(collator(qwen, learn=stage), examples(4))
+    before = module(qwen, stage).loss(batch).item()
+    after = fit(qwen, tmp_path, stage=stage, max_epochs=8, model={"learning_rate": 3e-3})
+    assert after.loss(batch).item() < 0.8 * before
+
+
+class Gradients(Callback):
+    """Keeps what reaches the optimiser, before clipping."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        named = pl_module.backbone.named_parameters()
+        self.steps.append({name: p.grad.clone() for name, p in named})
+
+
+@pytest.mark.parametrize("class_weights", [False, True])
+def test_accumulation_does_not_change_the_step(qwen: Path, tmp_path: Path, class_weights: bool):
+    # 7 clips: a global batch of 4 and one of 3, so the last micro-batch holds a filler.
+    steps, losses = {}, {}
+    for batch_size in (4, 2, 1):
+        gradients, logged = Gradients(), Logged()
+        fit(
+            qwen,
+            tmp_path,
+            gradients,
+            logged,
+            counts={"train": 7},
+            data={"batch_size": batch_size, "class_weights": class_weights},
+            model=dict.fromkeys(
+                ("learning_rate", "merger_learning_rate", "vision_learning_rate"), 1e-12
+            ),
+        )
+        assert len(gradients.steps) == 2
+        steps[batch_size], losses[batch_size] = gradients.steps, logged.values["train/loss"]
+    for other in (2, 1):
+        assert losses[other] == pytest.approx(losses[4], abs=1e-6)
+        for ours, theirs in zip(steps[other], steps[4], strict=True):
+            for name, gradient in ours.items():
+                torch.testing.assert_close(gradient, theirs[name], atol=1e-6, rtol=0)
+    assert max(float(g.abs().max()) for g in steps[4][0].values()) > 0.01
+
+
+class Logged(Callback):
+    """Keeps the figures of every optimiser step."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {}
+        self.modes: set[bool] = set()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.modes.add(pl_module.backbone.training)
+        self.modes.update(block.training for block in pl_module.backbone.modules())
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        log = pl_module.log
+
+        def keep(name: str, value: Any, **settings: Any) -> None:
+            self.values.setdefault(name, []).append(float(value))
+            log(name, value, **settings)
+
+        pl_module.log = keep
+
+
+def test_the_logged_loss_and_norm_are_those_of_the_global_batch(qwen: Path, tmp_path: Path):
+    logged, gradients = Logged(), Gradients()
+    fit(qwen, tmp_path, logged, gradients, data={"batch_size": 2})
+    model = module(qwen)
+    batch = batch_of(collator(qwen, learn="label"), examples(4))
+    assert logged.values["train/loss"] == pytest.approx([model.loss(batch).item()], abs=1e-5)
+    squares = sum(float((g**2).sum()) for g in gradients.steps[0].values())
+    assert logged.values["train/grad_norm"] == pytest.approx([math.sqrt(squares)], rel=1e-4)
+
+
+def test_parts_have_their_own_learning_rates(backbone: Path, tmp_path: Path):
+    groups: dict[str, dict[str, Any]] = {}
+    names: dict[int, str] = {}
+
+    class Watch(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            names.update({id(p): name for name, p in pl_module.backbone.named_parameters()})
+            groups.update({g["name"]: g for g in trainer.optimizers[0].param_groups})
+
+    rates = {"learning_rate": 3e-4, "merger_learning_rate": 2e-4, "vision_learning_rate": 1e-4}
+    fit(backbone, tmp_path, Watch(), model=rates)
+    assert {name: (g["initial_lr"], g["weight_decay"]) for name, g in groups.items()} == {
+        "language": (3e-4, 0.1),
+        "language_no_decay": (3e-4, 0.0),
+        "merger": (2e-4, 0.1),
+        "merger_no_decay": (2e-4, 0.0),
+        "vision": (1e-4, 0.1),
+        "vision_no_decay": (1e-4, 0.0),
+    }
+    members = {
+        group: {names[id(p)] for p in g["params"]} for group, g in groups.items()
+    }
+    assert sum(map(len, members.values())) == len(names)
+    for group, found in members.items():
+        start = {
+            "language": ("model.language_model.", "lm_head."),
+            "merger": ("model.visual.merger.",),
+            "vision": ("model.visual.",),
+        }[group.removesuffix("_no_decay")]
+        assert all(name.startswith(start) for name in found)
+    assert not any("merger" in name for name in members["vision"] | members["vision_no_decay"])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_recomputed_in_training(
+    backbone: Path, tmp_path: Path, checkpointing: bool
+):
+    # Counted inside the blocks, whose own hooks transformers keeps out of the recomputation, and
+    # before a forward, because the recomputation stops early.
+    calls: list[int] = []
+
+    class Count(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            for number, block in enumerate(pl_module.family.blocks(pl_module.backbone)):
+                first = next(block.children())
+                first.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
+
+    logged = Logged()
+    made = fit(
+        backbone,
+        tmp_path,
+        Count(),
+        logged,
+        counts={"train": 4, "val": 2},
+        data={"batch_size": 4},
+        model={"gradient_checkpointing": checkpointing},
+        limit_val_batches=0,
+    )
+    blocks = len(made.family.blocks(made.backbone))
+    assert sorted(calls) == sorted([*range(blocks)] * (2 if checkpointing else 1))
+    assert logged.modes == {True}
+
+
+def test_recomputing_changes_no_gradient(backbone: Path):
+    batch = batch_of(collator(backbone, learn="rationale"), examples(3))
+    gradients = []
+    for checkpointing in (False, True):
+        model = module(backbone, gradient_checkpointing=checkpointing).train()
+        model.loss(batch).backward()
+        gradients.append([p.grad for p in model.backbone.parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_training_goes_on_in_training_mode_after_validation(qwen: Path, tmp_path: Path):
+    logged = Logged()
+    settings = {"gradient_checkpointing": True, "answer": "generate"}
+    counts = {"train": 4, "val": 2}
+    fit(qwen, tmp_path, logged, counts=counts, max_epochs=2, model=settings)
+    assert logged.modes == {True}
+
+
+# The resumed run saves into a folder of its own, so that every checkpoint is resumed from once.
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("batch_size", [4, 2])
+def test_a_resumed_epoch_ends_in_the_same_weights(qwen: Path, tmp_path: Path, batch_size: int):
+    settings: dict[str, Any] = {
+        "counts": {"train": 10},
+        "data": {"batch_size": batch_size},
+        "model": {"warmup_ratio": 0.5},
+        "max_epochs": 2,
+        "enable_checkpointing": True,
+    }
+
+    def saver(folder: Path) -> ModelCheckpoint:
+        return ModelCheckpoint(folder / "all", "{step}", every_n_train_steps=1, save_top_k=-1)
+
+    whole = fit(qwen, tmp_path, saver(tmp_path), **settings)
+    assert len(list((tmp_path / "all").glob("*.ckpt"))) == 6
+    for step in (2, 3, 5):  # in the first epoch, at its end, in the second one
+        other = tmp_path / f"from_{batch_size}_{step}"
+        other.mkdir()
+        resumed = fit(
+            qwen,
+            other,
+            saver(other),
+            ckpt_path=tmp_path / f"all/step={step}.ckpt",
+            **settings,
+        )
+        for ours, theirs in zip(
+            resumed.backbone.parameters(), whole.backbone.parameters(), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+
+
+def test_a_checkpoint_of_another_stage_is_refused(qwen: Path):
+    model = module(qwen)
+    checkpoint: dict[str, Any] = {}
+    module(qwen, "rationale").on_save_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match="checkpoint is of stage") as error:
+        model.on_load_checkpoint(checkpoint)
+    assert str(error.value) == (
+        "The checkpoint is of stage 'rationale', this is stage 'label'. A checkpoint only resumes "
+        "its own stage; to start from another stage's result, set model.weights to its weights "
+        "folder."
+    )
+    with pytest.raises(ValueError, match=r"is of stage 'None', this is stage 'label'"):
+        model.on_load_checkpoint({})
+
+
+def test_lightning_s_own_sampler_is_refused(qwen: Path):
+    model: Any = module(qwen)
+    connector = SimpleNamespace(use_distributed_sampler=True)
+    model._trainer = SimpleNamespace(world_size=2, _accelerator_connector=connector)
+    with pytest.raises(ValueError, match=r"^trainer\.use_distributed_sampler must be false: "):
+        model.setup("fit")
+
+
+# Classification
+
+
+def classify(model: RBFTModule, folder: Path, count: int = 3) -> Classified:
+    return model.classify(collator(folder, ask=model.stage.classifier.name)(examples(count)))
+
+
+@pytest.mark.parametrize("stage", ["rationale", "label"])
+def test_scoring_takes_the_likeliest_word(backbone: Path, stage: str):
+    model = module(backbone, stage)
+    # A module in the rationale stage is asked for the class as well: it classifies like Stage II.
+    batch = collator(backbone, ask="label")(examples(3))
+    assert batch.prompt is not None
+    answers = [[*NORMAL, END], [*ABNORMAL, END]]
+    expected = score_answers(model.backbone, batch.prompt, batch.video, answers)
+    got = model.classify(batch)
+    assert got.scores is not None
+    assert got.probabilities is not None
+    assert torch.equal(got.scores, expected)
+    assert got.prediction.tolist() == expected.argmax(-1).tolist()
+    torch.testing.assert_close(got.probabilities.sum(-1), torch.ones(3))
+    torch.testing.assert_close(
+        got.probabilities[:, 1], torch.sigmoid(expected[:, 1] - expected[:, 0])
+    )
+    assert got.texts == ["", "", ""]
+
+
+def writes(monkeypatch: pytest.MonkeyPatch, *answers: list[int]) -> None:
+    monkeypatch.setattr(rbft.module, "write_answers", lambda *_: [list(ids) for ids in answers])
+
+
+def ids(folder: Path, text: str) -> list[int]:
+    return collator(folder).answer_ids(text)
+
+
+def test_a_written_answer_is_parsed_and_never_guessed(qwen: Path, monkeypatch: pytest.MonkeyPatch):
+    model = module(qwen, answer="generate")
+    texts = [" Normal.", "abnormal", "not abnormal", "normal or abnormal", ""]
+    writes(monkeypatch, *(ids(qwen, text) for text in texts))
+    got = classify(model, qwen, 5)
+    assert got.prediction.tolist() == [0, 1, 2, 2, 2]
+    assert got.texts == texts
+    assert got.scores is None
+    assert got.probabilities is None
+
+
+def test_an_answer_cut_off_by_the_limit_still_counts_if_it_is_the_word(
+    qwen: Path, monkeypatch: pytest.MonkeyPatch
+):
+    writes(monkeypatch, NORMAL, ABNORMAL[:1])
+    assert classify(module(qwen, answer="generate"), qwen, 2).prediction.tolist() == [0, 2]
+
+
+def test_unparsed_counts_as_wrong(qwen: Path, monkeypatch: pytest.MonkeyPatch):
+    model = module(qwen, answer="generate")
+    writes(monkeypatch, [*NORMAL, END], ids(qwen, "no idea"), [*NORMAL, END], [*ABNORMAL, END])
+    batch = collator(qwen, ask="label")(examples(4))
+    assert batch.label.tolist() == [0, 1, 0, 1]
+    model.test_step(batch)
+    metrics = model.test_metrics.compute()
+    assert metrics["accuracy"] == 0.75
+    assert metrics["unparsed"] == 0.25
+    assert metrics["f1/quiet"] == 1.0
+    assert metrics["f1/alarm"] == pytest.approx(2 / 3)
+
+
+def test_a_clip_repeated_to_even_out_processes_is_not_counted(qwen: Path):
+    model = module(qwen)
+    model.test_step(collator(qwen, ask="label")(examples(2, [Draw(0), Draw(1, 0.0)])))
+    assert model.test_metrics.compute()["n"] == 1
+
+
+def test_the_class_is_scored_after_the_model_s_own_rationale(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = module(backbone, "rationale_class")
+    said = [75, 64]
+    # With class and end; without a class; cut off before the line break.
+    writes(monkeypatch, [*said, NEW_LINE, *ABNORMAL, END], [*said, END], said)
+    batch = collator(backbone, ask="rationale_class")(examples(3))
+    assert batch.prompt is not None
+    got = model.classify(batch)
+
+    prompt = continue_prompts(batch.prompt, [[*said, NEW_LINE]] * 3, pad=377)
+    words = [[*NORMAL, END], [*ABNORMAL, END]]
+    expected = score_answers(model.backbone, prompt, batch.video, words)
+    assert got.scores is not None
+    assert torch.equal(got.scores, expected)
+    assert got.prediction.tolist() == expected.argmax(-1).tolist()
+    assert got.texts[0].endswith("abnormal")
+
+
+def test_the_elicited_answer_can_be_parsed_too(qwen: Path, monkeypatch: pytest.MonkeyPatch):
+    model = module(qwen, "rationale_class", answer="generate")
+    answers = [[75, NEW_LINE, *ABNORMAL, END], [75, NEW_LINE, *NORMAL, END], [*ABNORMAL, 75, END]]
+    writes(monkeypatch, *answers)
+    assert classify(model, qwen).prediction.tolist() == [1, 0, 2]
+
+
+def test_the_class_before_the_rationale_is_scored_up_to_the_line_break(backbone: Path):
+    model = module(backbone, "class_rationale")
+    batch = collator(backbone, ask="class_rationale")(examples(3))
+    assert batch.prompt is not None
+    words = [[*NORMAL, NEW_LINE], [*ABNORMAL, NEW_LINE]]
+    expected = score_answers(model.backbone, batch.prompt, batch.video, words)
+    got = model.classify(batch)
+    assert got.scores is not None
+    assert torch.equal(got.scores, expected)
+
+
+def test_the_class_before_the_rationale_can_be_parsed_too(
+    qwen: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = module(qwen, "class_rationale", answer="generate")
+    answers = [[*ABNORMAL, NEW_LINE, 75, END], [*NORMAL, END], [75, *NORMAL, NEW_LINE]]
+    writes(monkeypatch, *answers)
+    assert classify(model, qwen).prediction.tolist() == [1, 2, 2]
+
+
+# Through the Trainer
+
+
+def test_validation_measures_the_stage_s_loss_and_the_classes(qwen: Path, tmp_path: Path):
+    yard = Yard(tmp_path / "card.yaml", {"train": 4, "val": 5}, eval_batch_size=2)
+    model = module(qwen, "rationale")
+    (values,) = trainer(tmp_path).validate(model, yard, verbose=False)
+
+    make = collator(qwen, learn="rationale")
+    collate, nll, tokens = make, 0.0, 0.0
+    for clip in yard.clips("val"):
+        example = yard.val_dataloader().dataset[Draw(int(clip.id[-1]))]  # type: ignore[union-attr]
+        batch = batch_of(collate, [example])
+        nll += model.loss(batch).item() * float(batch.total)
+        tokens += float(batch.total)
+    assert values["val/loss"] == pytest.approx(nll / tokens, abs=1e-5)
+    assert values["val/n"] == 5
+    assert {"val/accuracy", "val/f1/quiet", "val/f1/alarm", "val/unparsed"} <= set(values)
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_a_scored_split_is_logged_under_its_name(qwen: Path, tmp_path: Path, split: str):
+    yard = Yard(tmp_path / "card.yaml", {"test": 3, "val": 2})
+    yard.scored_split = split
+    (values,) = trainer(tmp_path).test(module(qwen), yard, verbose=False)
+    assert values[f"{split}/n"] == len(yard.clips(split))
+    assert all(name.startswith(f"{split}/") for name in values)
+
+
+def test_stage_0_writes_token_ids_after_the_rationale_s_prompt(qwen: Path, tmp_path: Path):
+    yard = Yard(tmp_path / "card.yaml", {"train": 3})
+    yard.predict_clips = yard.clips("train")
+    model = module(qwen, "rationale")
+    written = trainer(tmp_path).predict(model, datamodule=yard)
+    batch = collator(qwen, ask="rationale")(examples(3))
+    assert batch.prompt is not None
+    settings = generation_settings(model.processor, model.max_new_tokens)
+    assert written == [write_answers(model.backbone, batch.prompt, batch.video, settings)]
+
+
+def test_predict_gives_classes(qwen: Path, tmp_path: Path):
+    yard = Yard(tmp_path / "card.yaml", {"train": 3})
+    yard.predict_clips = yard.clips("train")
+    model = module(qwen)
+    (got,) = trainer(tmp_path).predict(model, datamodule=yard) or []
+    assert isinstance(got, Classified)
+    assert got.prediction.tolist() == classify(model, qwen).prediction.tolist()
+
+
+def test_what_each_split_s_batches_hold(qwen: Path, tmp_path: Path):
+    yard = Yard(tmp_path / "card.yaml", {"train": 3, "test": 3})
+    asked = {}
+    for stage in STAGES:
+        trainer(tmp_path).test(module(qwen, stage), yard, verbose=False)
+        asked[stage] = {
+            name: (made.learn and made.learn.name, made.ask and made.ask.name)  # type: ignore[attr-defined]
+            for name, made in yard.collators.items()
+        }
+    assert asked["rationale"] == {
+        "train": ("rationale", None),
+        "val": ("rationale", "label"),
+        "test": (None, "label"),
+        "predict": (None, "label"),
+    }
+    assert asked["rationale_class"] == {
+        "train": ("rationale_class", None),
+        "val": ("rationale_class", "rationale_class"),
+        "test": (None, "rationale_class"),
+        "predict": (None, "rationale_class"),
+    }
