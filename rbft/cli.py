@@ -55,6 +55,10 @@ class RBFTCLI(LightningCLI):
     Each command is a method; its arguments and docstring are the command's options and help.
     """
 
+    datamodule: Any = None
+    model: Any = None
+    trainer: Any = None
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The commands, with the arguments that are no options."""
@@ -140,6 +144,9 @@ class RBFTCLI(LightningCLI):
             raise
         made = self.config_init[str(self.subcommand)]
         self.datamodule, self.model = made.data, made.model
+        for name in ("callbacks", "plugins"):  # ours come on top of the user's
+            own = made.trainer[name] or []
+            trainer[name] = [*(own if isinstance(own, list) else [own]), *trainer.get(name, [])]
         self.trainer = self.instantiate_trainer(**trainer)
 
     def resolved(self) -> str:
@@ -221,6 +228,7 @@ def quiet() -> None:
         ".*smaller than the logging interval.*",
         ".*Total length of `list` across ranks is zero.*",  # no validation split
         ".*does not have many workers.*",  # num_workers is a setting
+        ".*exists and is not empty.*",  # the checkpoints of the stage that is resumed
         ".*not resumable.*",  # it is: the order is a function of seed and epoch
     ):
         warnings.filterwarnings("ignore", message)

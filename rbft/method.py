@@ -19,6 +19,7 @@ from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.progress import StepProgressBar
 from rbft.callbacks.results import PredictionWriter, ResultsWriter
 from rbft.callbacks.throughput import Throughput
+from rbft.checkpoints import WholeCheckpoints
 from rbft.data.base import VideoDataModule
 from rbft.data.rationales import RationaleStore
 from rbft.module import RBFTModule, check_stage
@@ -250,7 +251,7 @@ class Method:
         """A fresh data module, module and Trainer; with a folder, logging to TensorBoard."""
         seed_everything(self.settings.seed_everything, workers=True, verbose=False)
         self.settings.model.stage, self.settings.model.weights = stage, weights
-        callbacks = [*(self.settings.trainer.callbacks or []), *callbacks]
+        callbacks = list(callbacks)
         if self.settings.trainer.enable_progress_bar is not False:
             callbacks.append(StepProgressBar(title))
         logger: Any = False
@@ -264,6 +265,7 @@ class Method:
             logger=logger,
             callbacks=callbacks,
             enable_checkpointing=checkpoints,
+            plugins=[WholeCheckpoints()],
             enable_model_summary=False,
         )
         trainer: Any = self.cli.trainer

@@ -103,6 +103,8 @@ FREE_SETTINGS = (
     "ckpt_path",
     "restart",
     "data.init_args.num_workers",
+    "data.init_args.cache_folder",
+    "data.init_args.frame_cache_gb",
     "data.init_args.reader",
     "data.init_args.batch_size",
     "data.init_args.eval_batch_size",

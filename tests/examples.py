@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ DATA_SETTINGS: dict[str, Any] = {
     "global_batch_size": 4,
     "rationale_ratio": 1.0,
     "num_workers": 0,
+    "frame_cache_gb": 0.0,
 }
 
 
@@ -128,13 +130,18 @@ class Yard(VideoDataModule):
     def __init__(self, card_file: Path, counts: dict[str, int], **settings: Any) -> None:
         if not card_file.exists():
             CARD.save(card_file)
-        super().__init__(card=card_file, **{**DATA_SETTINGS, **settings})
+        cache = card_file.parent / "cache"
+        super().__init__(card=card_file, cache_folder=cache, **{**DATA_SETTINGS, **settings})
         self.counts = counts
         every = [clip for split, count in counts.items() for clip in clips(count, split)]
         self.store = Texts({clip.id: rationale(clip) for clip in every})  # type: ignore[assignment]
 
     def read(self) -> list[Clip]:
         return [clip for split, count in self.counts.items() for clip in clips(count, split)]
+
+    @cached_property
+    def usable(self) -> set[str]:
+        return {clip.id for clip in self.all_clips}
 
     def decode(self, clip: Clip) -> Video:
         number = int(clip.id.rpartition("_")[2])

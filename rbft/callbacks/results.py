@@ -67,7 +67,8 @@ class ResultsWriter(Callback):
         content = {
             **self.facts,
             "split": self.split,
-            "n_expected": len(clips),
+            "n_expected": sum(clip.split == self.split for clip in module.data.all_clips),
+            "n_available": len(clips),
             "n_scored": len(rows),
             "n_unparsed": sum(row["prediction"] is None for row in rows),
             "classes": {

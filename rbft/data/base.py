@@ -1,10 +1,12 @@
 """What all benchmarks share: from a list of clips to batches, for every split and process."""
 
+import logging
 import math
+import os
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -13,11 +15,21 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rbft.data.card import Card
+from rbft.data.framecache import FrameCache
 from rbft.data.lookup import VIDEO_SUFFIXES
+from rbft.data.manifest import Manifest, scan
 from rbft.data.rationales import RationaleStore, mix
 from rbft.data.sampler import Draw, EvalSampler, TrainSampler
 from rbft.data.splits import carve
-from rbft.data.video import Video, decode_video
+from rbft.data.video import Video, probe
+
+SCAN_THREADS = 8  # opening a file waits for the disk more than for the processor
+log = logging.getLogger(__name__)
+
+
+def default_cache() -> Path:
+    """Where rbft keeps what can be made again: $RBFT_CACHE, or ~/.cache/rbft."""
+    return Path(os.environ.get("RBFT_CACHE") or Path.home() / ".cache" / "rbft")
 
 
 @dataclass(frozen=True)
@@ -69,20 +81,9 @@ class FrameSettings:
     max_frames: int
     reader: str | None
 
-    def decode(self, clip: Clip) -> Video:
-        """Decodes one clip."""
-        return decode_video(
-            clip.path,
-            fps=self.fps,
-            num_frames=self.num_frames,
-            min_pixels=self.min_pixels,
-            max_pixels=self.max_pixels,
-            min_frames=self.min_frames,
-            max_frames=self.max_frames,
-            start=clip.start,
-            end=clip.end,
-            reader=self.reader,
-        )
+    def of(self, clip: Clip) -> dict[str, Any]:
+        """Arguments of `decode_video` for one clip."""
+        return {**asdict(self), "start": clip.start, "end": clip.end}
 
 
 class ClipDataset(Dataset[Example]):
@@ -149,6 +150,13 @@ class VideoDataModule(LightningDataModule):
             less (P_less), least (P_least) or any other on the card.
         rationale_ratio: Share of training clips whose rationale is self-generated; the others
             take the human reference.
+        on_missing: What clips without a usable video file do: error stops, skip and warn go on
+            without them.
+        min_coverage: Share of each split's clips that must be usable in any case.
+        cache_folder: Folder of scan results and decoded frames. null takes $RBFT_CACHE, or
+            ~/.cache/rbft.
+        frame_cache_gb: Size that the decoded frames are kept within, in GB; each clip is decoded
+            once and then read. 0 decodes every time.
         rationale_file: JSONL file of rationales. null names it after what determines it, under
             lightning_logs/rationales.
         class_weights: Weigh each clip's label loss by the inverse frequency of its class.
@@ -176,6 +184,10 @@ class VideoDataModule(LightningDataModule):
         num_workers: int = 2,
         val_fraction: float = 0.0,
         rationale_prompt: str = "rationale",
+        on_missing: Literal["error", "skip", "warn"] = "error",
+        min_coverage: float = 0.9,
+        cache_folder: Path | None = None,
+        frame_cache_gb: float = 20.0,
         rationale_file: Path | None = None,
         class_weights: bool = False,
         balanced_sampling: bool = False,
@@ -200,6 +212,10 @@ class VideoDataModule(LightningDataModule):
         self.frames = FrameSettings(
             fps, num_frames, min_pixels, max_pixels, min_frames, max_frames, reader
         )
+        self.on_missing: Literal["error", "skip", "warn"] = on_missing
+        self.min_coverage = min_coverage
+        self.cache_folder = cache_folder or default_cache()
+        self.frame_cache = FrameCache(self.cache_folder / "frames", int(frame_cache_gb * 1e9))
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.global_batch_size, self.num_workers = global_batch_size, num_workers
         self.val_fraction, self.rationale_ratio = val_fraction, rationale_ratio
@@ -217,15 +233,32 @@ class VideoDataModule(LightningDataModule):
 
     @cached_property
     def all_clips(self) -> list[Clip]:
-        """All clips after the validation split was carved off."""
+        """All annotated clips, the validation split carved off, whatever files there are."""
         clips = self.read()
         if self.val_fraction:
             clips = carve(clips, self.val_fraction, self.seed)
         return clips
 
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The state of every clip's file; opens the files that an earlier scan has not seen."""
+        found = self.cache_folder / "scans" / f"{self.benchmark}.jsonl"
+        return scan(self.all_clips, probe, found, workers=SCAN_THREADS)
+
+    @cached_property
+    def usable(self) -> set[str]:
+        """Ids of the clips that have a usable file, by `on_missing`."""
+        ids, messages = self.manifest.apply_policy(
+            type(self).__name__, self.on_missing, self.min_coverage
+        )
+        for message in messages:
+            level = logging.WARNING if self.on_missing == "warn" else logging.INFO
+            log.log(level, "%s", message)
+        return set(ids)
+
     def clips(self, split: str) -> list[Clip]:
-        """The clips of one split ("train", "val" or "test")."""
-        return [clip for clip in self.all_clips if clip.split == split]
+        """The usable clips of one split ("train", "val" or "test")."""
+        return [clip for clip in self.all_clips if clip.split == split and clip.id in self.usable]
 
     @property
     def benchmark(self) -> str:
@@ -234,7 +267,7 @@ class VideoDataModule(LightningDataModule):
 
     def decode(self, clip: Clip) -> Video:
         """Frames of a clip."""
-        return self.frames.decode(clip)
+        return self.frame_cache.get_or_decode(clip.path, **self.frames.of(clip))
 
     def check(self, stages: Sequence[str]) -> None:
         """Reads annotations and looks at files and classes; opens no model.
@@ -247,25 +280,17 @@ class VideoDataModule(LightningDataModule):
                 a needed file is missing.
         """
         benchmark = type(self).__name__
-        needed = ["train", "val", "test"] if stages else ["test"]
-        clips = [clip for clip in self.all_clips if clip.split in needed]
         for split in ("train", "test") if stages else ("test",):
-            if not any(clip.split == split for clip in clips):
+            if not any(clip.split == split for clip in self.all_clips):
                 raise ValueError(f"{benchmark} has no {split} clips. Check its annotations.")
         if stages:
-            seen = {clip.label for clip in clips if clip.split == "train"}
+            seen = {clip.label for clip in self.clips("train")}
             for index, name in enumerate(self.card.classes):
                 if index not in seen:
                     raise ValueError(
                         f"{benchmark} has no training clip of class '{name}'. Take the class off "
                         "the card, or check the split."
                     )
-        missing = [clip for clip in clips if not clip.path.is_file()]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} of {len(clips)} clips of {benchmark} have no video file (first: "
-                f"{missing[0].id}, looked for at {missing[0].path}). Check the data settings."
-            )
         if self.rationale_ratio < 1 and stages:
             every = dict.fromkeys([clip.id for clip in self.clips("train")], "")
             human = {c.id: c.reference for c in self.clips("train") if c.reference is not None}
@@ -327,8 +352,14 @@ class VideoDataModule(LightningDataModule):
             groups=[clip.label or 0 for clip in clips] if self.balanced_sampling else None,
         )
         if self.trainer is not None:
-            done = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
-            sampler.start = done if done < len(sampler) else 0
+            # Lightning saves a checkpoint before it counts the last micro-batch as completed, and
+            # makes the first iterator before it announces the epoch.
+            loop = self.trainer.fit_loop
+            done = loop.epoch_loop.batch_progress.current.processed
+            if done < len(sampler):
+                sampler.start, sampler.epoch = done, loop.epoch_progress.current.processed
+            else:
+                sampler.epoch = loop.epoch_progress.current.started
         return self._loader("train", clips, sampler, texts)
 
     def val_dataloader(self) -> DataLoader[Example] | list[Any]:

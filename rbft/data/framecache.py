@@ -88,9 +88,9 @@ class FrameCache:
     def _read(self, entry: Path) -> Video | None:
         try:
             video = read_entry(entry)
-        except FileNotFoundError:
+        except OSError:
             return None
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             log.warning("Frame cache: %s is damaged (%s) and is decoded anew.", entry, error)
             _remove(entry)
             return None

@@ -52,9 +52,10 @@ def read_pyav(listing: Listing, wanted: list[int]) -> Iterator[Picture]:
                 break
             yield picture
             done += 1
-    for picture in _decode_frames(listing, wanted[done:], sparing=False):
-        assert picture is not None
-        yield picture
+    if done < len(wanted):
+        for picture in _decode_frames(listing, wanted[done:], sparing=False):
+            assert picture is not None
+            yield picture
 
 
 def _decode_frames(
@@ -168,7 +169,8 @@ def _read(
                     break
                 yield from pictures
                 done += len(pictures)
-    yield from read_pyav(listing, wanted[done:])
+    if done < len(wanted):
+        yield from read_pyav(listing, wanted[done:])
 
 
 READERS: dict[str, Callable[[Listing, list[int]], Iterator[Picture]]] = {

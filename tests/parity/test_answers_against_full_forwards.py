@@ -30,18 +30,26 @@ def full_forward(
     """log P(answer | video, ids), every token looked up by hand."""
     whole = torch.tensor([[*ids, *answer]])
     tail = positions[:, -1:] + torch.arange(1, len(answer) + 1)
-    log_p = model(
-        input_ids=whole,
-        attention_mask=torch.ones_like(whole),
-        position_ids=torch.cat([positions, tail], dim=1)[:, None],
-        use_cache=False,
-        **video,
-    ).logits[0].log_softmax(-1)
+    log_p = (
+        model(
+            input_ids=whole,
+            attention_mask=torch.ones_like(whole),
+            position_ids=torch.cat([positions, tail], dim=1)[:, None],
+            use_cache=False,
+            **video,
+        )
+        .logits[0]
+        .log_softmax(-1)
+    )
     return sum(float(log_p[len(ids) - 1 + k, token]) for k, token in enumerate(answer))
 
 
 def expected_scores(
-    folder: Path, model: Any, made: list[Example], written: list[list[int]], answers: list[list[int]]
+    folder: Path,
+    model: Any,
+    made: list[Example],
+    written: list[list[int]],
+    answers: list[list[int]],
 ) -> Tensor:
     """Scores of answers after the prompt and what was written, clip by clip and without padding."""
     scores = []
@@ -105,9 +113,7 @@ def test_continued_prompts_are_what_the_answer_s_sequence_is(backbone: Path) -> 
     asked = collator(backbone, ask="rationale")(made).prompt
     assert trained is not None
     assert asked is not None
-    answers = [
-        [token for token in row if token != -100] for row in trained.labels.tolist()
-    ]
+    answers = [[token for token in row if token != -100] for row in trained.labels.tolist()]
     continued = continue_prompts(asked, answers, pad=377)
     for row in range(3):
         ours, theirs = _unpadded(continued, row), _unpadded(trained, row)
@@ -130,9 +136,7 @@ def test_written_answers_are_the_likeliest_tokens_one_by_one(backbone: Path) -> 
     for row, ids in enumerate(written):
         assert len(ids) == 4 or ids[-1] == END
         every = [[*ids[:2], token] for token in range(380)]
-        scores = score_answers(
-            model, _row(batch.prompt, row), make([made[row]]).video, every
-        )
+        scores = score_answers(model, _row(batch.prompt, row), make([made[row]]).video, every)
         assert every[int(scores.argmax())] == ids[:3]
 
 

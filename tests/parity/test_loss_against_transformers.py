@@ -68,7 +68,9 @@ def test_loss_and_gradients_of_a_padded_batch(backbone: Path, stage: str, count:
 def test_padding_changes_nothing(backbone: Path) -> None:
     model, make = module(backbone), collator(backbone, learn="rationale")
     whole = batch_of(make, examples(3))
-    alone = [make([replace(e, draw=replace(e.draw, total=float(whole.total)))]) for e in examples(3)]
+    alone = [
+        make([replace(e, draw=replace(e.draw, total=float(whole.total)))]) for e in examples(3)
+    ]
 
     (loss, gradient), (sum_of_parts, their_gradient) = ours(model, whole), ours(model, *alone)
 

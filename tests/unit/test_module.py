@@ -156,7 +156,9 @@ class Logged(Callback):
         self.values: dict[str, list[float]] = {}
         self.modes: set[bool] = set()
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.modes.add(pl_module.backbone.training)
         self.modes.update(block.training for block in pl_module.backbone.modules())
 
@@ -199,9 +201,7 @@ def test_parts_have_their_own_learning_rates(backbone: Path, tmp_path: Path):
         "vision": (1e-4, 0.1),
         "vision_no_decay": (1e-4, 0.0),
     }
-    members = {
-        group: {names[id(p)] for p in g["params"]} for group, g in groups.items()
-    }
+    members = {group: {names[id(p)] for p in g["params"]} for group, g in groups.items()}
     assert sum(map(len, members.values())) == len(names)
     for group, found in members.items():
         start = {

@@ -158,7 +158,8 @@ def test_what_decides_only_where_and_how_fast_may_change(started):
 def test_what_decides_the_result_may_not_change(started):
     with pytest.raises(ValueError, match="was started with other settings") as error:
         check_settings(
-            started, changed(model={"learning_rate": 1e-4, "stage": "label"}, trainer={"devices": 2})
+            started,
+            changed(model={"learning_rate": 1e-4, "stage": "label"}, trainer={"devices": 2}),
         )
     assert str(error.value) == (
         f"The run {started.parent} was started with other settings:\n"

@@ -1,0 +1,357 @@
+"""One run from the backbone to the table, and what the other commands make of it."""
+
+import contextlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rbft.callbacks.checks import TrainableParts
+from rbft.miniature.data import Miniature
+from tests.recipe.runs import (
+    LOGS,
+    PLACES,
+    STAGES,
+    digest,
+    outcome,
+    rationales,
+    rbft,
+    read_json,
+    read_lines,
+    small,
+    weights_file,
+)
+
+pytestmark = pytest.mark.recipe
+
+
+@pytest.fixture(scope="module")
+def options(backbones: dict[str, Path]) -> list[str]:
+    return small(backbones["qwen2_5_vl"])
+
+
+class Finished:
+    """A finished run, the weights with which each of its stages started, and what it printed."""
+
+    def __init__(self, folder: Path, options: list[str]) -> None:
+        self.folder, self.options = folder, options
+        self.run = folder / LOGS / "small"
+        self.starts: list[dict[str, torch.Tensor]] = []
+        announce = TrainableParts.on_train_start
+
+        def note_start(callback: TrainableParts, trainer: Any, module: Any) -> None:
+            state = module.backbone.state_dict()
+            self.starts.append({name: value.clone() for name, value in state.items()})
+            announce(callback, trainer, module)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TrainableParts, "on_train_start", note_start)
+            rbft(folder, "fit", *options)
+
+
+@pytest.fixture(scope="module")
+def finished(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return Finished(tmp_path_factory.mktemp("finished"), options)
+
+
+@pytest.fixture
+def copy(finished: Finished, tmp_path: Path) -> Path:
+    """A copy of the finished run, to do something with."""
+    shutil.copytree(finished.folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@contextlib.contextmanager
+def no_model(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Fails where weights are loaded."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rbft.module.load_model", refuse)
+        yield
+
+
+def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    # The tied head is stored once.
+    return len(other) > 50 and all(torch.equal(one[name], other[name]) for name in other)
+
+
+def memory_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of a file by the names they have in memory."""
+    renamed = {}
+    for name, value in tensors.items():
+        if name.startswith("visual."):
+            name = f"model.{name}"
+        elif name.startswith("model.") and not name.startswith(("model.visual", "model.lang")):
+            name = name.replace("model.", "model.language_model.", 1)
+        renamed[name] = value
+    return renamed
+
+
+def test_every_step_leaves_its_files(finished):
+    names = {str(file.relative_to(finished.folder / LOGS)) for file in every_file(finished.folder)}
+    for place in PLACES:
+        assert f"small/{place}/test.json" in names
+        assert f"small/{place}/test_predictions.jsonl" in names
+        assert any(name.startswith(f"small/{place}/events.out.tfevents") for name in names)
+    for stage in STAGES:
+        kept = {"model.safetensors", "config.json", "card.yaml", "rbft.json", "tokenizer.json"}
+        kept |= {"processor_config.json", "generation_config.json", "chat_template.jinja"}
+        assert kept <= {file.name for file in (finished.run / stage / "weights").iterdir()}
+    assert not (finished.run / "zero_shot/weights").exists()
+    assert "small/settings.yaml" in names
+    left_over = [name for name in names if ".part" in name or "checkpoints" in name]
+    assert not left_over
+
+
+def every_file(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file()]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_results_are_complete(finished, place):
+    results = read_json(finished.run / place / "test.json")
+    assert set(results) >= {"run", "stage", "weights", "split", "ids", "metrics", "confusion"}
+    assert (results["run"], results["stage"], results["split"]) == ("small", place, "test")
+    assert (results["n_expected"], results["n_scored"], results["n_unparsed"]) == (5, 5, 0)
+    names = {"accuracy", "f1/normal", "f1/abnormal", "f1/macro", "unparsed", "majority", "n"}
+    assert set(results["metrics"]) == names
+    assert sum(map(sum, results["confusion"])) == 5
+    rows = read_lines(finished.run / place / "test_predictions.jsonl")
+    assert len({row["id"] for row in rows}) == 5
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    assert results["metrics"]["accuracy"] == pytest.approx(right / 5)
+    for row in rows:
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert max(row["probabilities"], key=row["probabilities"].get) == row["prediction"]
+
+
+def test_the_weights_say_what_made_them(finished):
+    made = [read_json(finished.run / stage / "weights/rbft.json") for stage in STAGES]
+    assert [note["stages"] for note in made] == [["rationale"], ["rationale", "label"]]
+    assert made[0]["backbone"] == made[1]["backbone"]
+    assert made[0]["positions"].startswith("text after a video starts at the largest position")
+
+
+def test_each_training_clip_has_one_rationale_and_no_label(finished):
+    records = read_lines(rationales(finished.folder))
+    assert len({record["id"] for record in records}) == len(records) == 14
+    assert all("train" in record["id"] for record in records)
+    for record in records:
+        assert set(record) == {"id", "rationale", "finish", "tokens", "source"}
+        assert (record["source"], record["finish"]) in {("self", "stop"), ("self", "length")}
+
+
+def test_rationales_do_not_depend_on_labels(finished, tmp_path, monkeypatch):
+    read = Miniature.read
+
+    def flipped(self: Miniature) -> list[Any]:
+        return [replace(clip, label=1 - (clip.label or 0)) for clip in read(self)]
+
+    monkeypatch.setattr(Miniature, "read", flipped)
+    rbft(tmp_path, "rationalize", *finished.options)
+    assert digest(rationales(tmp_path)) == digest(rationales(finished.folder))
+    assert not (tmp_path / LOGS / "small").exists()
+
+
+def test_stage_one_starts_from_the_backbone_and_stage_two_from_stage_one(finished, qwen):
+    backbone = memory_names(load_file(qwen / "model.safetensors"))
+    stage_one = memory_names(load_file(weights_file(finished.folder, "rationale")))
+    stage_two = memory_names(load_file(weights_file(finished.folder, "label")))
+    assert len(finished.starts) == 2
+    assert same_tensors(finished.starts[0], backbone)
+    assert same_tensors(finished.starts[1], stage_one)
+    for before, after in ((backbone, stage_one), (stage_one, stage_two)):
+        assert not any(torch.equal(before[name], after[name]) for name in after)
+
+
+def test_a_second_fit_changes_nothing(finished, monkeypatch, capsys):
+    def times() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in every_file(finished.folder)}
+
+    before = times()
+    with no_model(monkeypatch):
+        rbft(finished.folder, "fit", *finished.options)
+    assert times() == before
+    assert "after Stage II (labels)" in capsys.readouterr().out
+
+
+def test_the_same_command_gives_the_same_bits(finished, tmp_path):
+    rbft(tmp_path, "fit", *finished.options)
+    assert outcome(tmp_path) == outcome(finished.folder)
+
+
+def test_restart_trains_anew_from_the_same_rationales(finished, copy):
+    expected = outcome(finished.folder)
+    written = rationales(copy).stat().st_mtime_ns
+    file = weights_file(copy, "label")
+    inode = file.stat().st_ino
+    rbft(copy, "fit", *finished.options, "--restart=true")
+    assert rationales(copy).stat().st_mtime_ns == written
+    assert file.stat().st_ino != inode
+    found = outcome(copy)
+    assert found.pop("small/settings.yaml") != expected.pop("small/settings.yaml")  # restart
+    assert found == expected
+
+
+def test_another_seed_is_another_run(finished, tmp_path):
+    shutil.copytree(finished.folder / LOGS / "rationales", tmp_path / LOGS / "rationales")
+    more = ("--data.seed=1", "--trainer.max_epochs=1", "--score_each_stage=false")
+    rbft(tmp_path, "fit", *finished.options, *more)
+    for stage in STAGES:
+        assert digest(weights_file(tmp_path, stage)) != digest(weights_file(finished.folder, stage))
+    assert not (tmp_path / LOGS / "small/zero_shot").exists()
+    assert not (tmp_path / LOGS / "small/rationale/test.json").exists()
+    assert (tmp_path / LOGS / "small/label/test.json").exists()
+
+
+def test_other_settings_under_the_same_name_are_refused(finished, monkeypatch, capsys):
+    with no_model(monkeypatch), pytest.raises(SystemExit, match="2"):
+        rbft(finished.folder, "fit", *finished.options, "--model.weight_decay=0.2")
+    error = capsys.readouterr().err
+    assert "model.weight_decay: 0.1 -> 0.2\n" in error
+    assert "--restart true" in error
+
+
+def test_one_stage_alone_from_a_weights_folder(finished, tmp_path):
+    more = ("--model.stage=label", f"--model.weights={finished.run}/rationale/weights")
+    rbft(tmp_path, "fit", *finished.options, *more)
+    assert not (tmp_path / LOGS / "rationales").exists()
+    assert {path.name for path in (tmp_path / LOGS / "small").iterdir()} == {"label"}
+    assert digest(weights_file(tmp_path, "label")) == digest(weights_file(finished.folder, "label"))
+    note = read_json(tmp_path / LOGS / "small/label/weights/rbft.json")
+    assert note["stages"] == ["rationale", "label"]
+
+
+def test_a_stage_that_was_trained_alone_does_not_pass_for_the_method(finished, tmp_path, capsys):
+    shutil.copytree(finished.folder / LOGS / "rationales", tmp_path / LOGS / "rationales")
+    quick = ("--trainer.max_epochs=1", "--score_each_stage=false")
+    rbft(tmp_path, "fit", *finished.options, *quick, "--model.stage=label")
+    with pytest.raises(SystemExit, match="2"):
+        rbft(tmp_path, "fit", *finished.options, *quick)
+    assert (
+        "weights folder lightning_logs/small/label/weights is the result of the stages ['label'] on"
+    ) in capsys.readouterr().err
+
+
+def test_weights_of_another_method_are_refused(finished, copy, capsys):
+    run = copy / LOGS / "small"
+    shutil.rmtree(run / "rationale/weights")
+    shutil.move(run / "label/weights", run / "rationale/weights")
+    with pytest.raises(SystemExit, match="2"):
+        rbft(copy, "fit", *finished.options)
+    error = capsys.readouterr().err
+    assert "rationale/weights is the result of the stages ['rationale', 'label'] on back" in error
+    assert "this stage must follow ['rationale'] on" in error
+    assert not (run / "label/weights").exists()
+
+
+def test_test_scores_again(finished, copy, capsys):
+    file = copy / LOGS / "small/label/test.json"
+    expected = read_json(file)
+    file.unlink()
+    rbft(copy, "test", *finished.options)
+    assert read_json(file) == expected
+    assert "after Stage II (labels)" in capsys.readouterr().out
+
+
+def test_test_scores_the_backbone(finished, tmp_path):
+    rbft(tmp_path, "test", *finished.options, "--weights=backbone")
+    found = outcome(tmp_path)
+    assert set(found) == {"small/zero_shot/test.json", "small/zero_shot/test_predictions.jsonl"} | {
+        name for name in found if name.endswith("hparams.yaml")
+    }
+    expected = outcome(finished.folder)
+    assert all(expected[name] == value for name, value in found.items())
+
+
+def test_test_scores_a_weights_folder(finished, tmp_path):
+    shutil.copytree(finished.run / "label/weights", tmp_path / "mine")
+    rbft(tmp_path, "test", *finished.options, "--weights=mine")
+    expected = read_json(finished.run / "label/test.json")
+    found = read_json(tmp_path / LOGS / "small/mine/test.json")
+    assert found["weights"] == "mine"
+    assert found["metrics"] == expected["metrics"]
+    assert (tmp_path / LOGS / "small/mine/test_predictions.jsonl").read_bytes() == (
+        finished.run / "label/test_predictions.jsonl"
+    ).read_bytes()
+
+
+def test_generated_answers_that_are_no_class_count_as_wrong(finished, tmp_path):
+    rbft(tmp_path, "test", *finished.options, "--weights=backbone", "--model.answer=generate")
+    results = read_json(tmp_path / LOGS / "small/zero_shot/test.json")
+    rows = read_lines(tmp_path / LOGS / "small/zero_shot/test_predictions.jsonl")
+    unparsed = sum(row["prediction"] is None for row in rows)
+    assert results["n_unparsed"] == unparsed > 0  # the backbone is random
+    assert results["metrics"]["unparsed"] == pytest.approx(unparsed / 5)
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    assert results["metrics"]["accuracy"] == pytest.approx(right / 5)
+    assert all("text" in row and "probabilities" not in row for row in rows)
+
+
+def test_validate_scores_the_validation_split(finished, tmp_path):
+    more = ("--weights=backbone", "--data.val_size=3")
+    rbft(tmp_path, "validate", *finished.options, *more)
+    results = read_json(tmp_path / LOGS / "small/zero_shot/val.json")
+    assert (results["split"], results["n_scored"]) == ("val", 3)
+    rows = read_lines(tmp_path / LOGS / "small/zero_shot/val_predictions.jsonl")
+    assert all("val" in row["id"] for row in rows)
+
+
+def clips_of_the_test_split(cache: Path) -> list[Path]:
+    folders = {path.parent for path in cache.rglob("*test-0004.mp4")}
+    return sorted(sorted(folders)[0].glob("*test-*.mp4"))[:5]
+
+
+def test_predict_on_a_file_a_list_and_a_folder(finished, copy, cache):
+    videos = clips_of_the_test_split(cache)
+    scored = read_lines(finished.run / "label/test_predictions.jsonl")
+    folder = copy / "my clips"
+    folder.mkdir()
+    for video in videos[:3]:
+        shutil.copy(video, folder)
+    (folder / "notes.txt").write_text("no video")
+    for given, count in (
+        (str(videos[0]), 1),
+        (f"[{videos[0]},{videos[1]}]", 2),
+        (str(folder), 3),
+    ):
+        rbft(copy, "predict", *finished.options, f"--videos={given}", "--output=out/p.jsonl")
+        rows = read_lines(copy / "out/p.jsonl")
+        assert [Path(row["path"]).name for row in rows] == [v.name for v in videos[:count]]
+        for row, known in zip(rows, scored, strict=False):
+            assert Path(row["path"]).stem == known["id"]
+            assert row["label"] == known["prediction"]
+            assert row["probabilities"] == pytest.approx(known["probabilities"], abs=2e-6)
+            first, second = sorted(row["probabilities"].values(), reverse=True)
+            assert row["margin"] == pytest.approx(first - second, abs=2e-6)
+
+
+def test_export_leaves_a_folder_that_transformers_opens(finished, copy, capsys):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    rbft(copy, "export", *finished.options, "--output=mine")
+    model = AutoModelForImageTextToText.from_pretrained(copy / "mine")
+    state = memory_names(load_file(weights_file(finished.folder, "label")))
+    assert same_tensors(model.state_dict(), state)
+    assert AutoProcessor.from_pretrained(copy / "mine").chat_template
+    with pytest.raises(SystemExit, match="2"):
+        rbft(copy, "export", *finished.options, "--output=mine")
+    assert "--output mine exists. Name a folder that does not" in capsys.readouterr().err
+
+
+def test_rationalize_writes_what_is_missing_and_nothing_twice(finished, copy, monkeypatch):
+    file = rationales(copy)
+    whole = file.read_bytes()
+    with no_model(monkeypatch):
+        rbft(copy, "rationalize", *finished.options)
+    lines = whole.splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:5] + lines[7:]))
+    rbft(copy, "rationalize", *finished.options)
+    assert file.read_bytes() == whole

@@ -1,0 +1,406 @@
+import logging
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rbft.data.base import Clip, ClipCollator, Example, VideoDataModule
+from rbft.data.sampler import Draw
+from tests.examples import CARD, DATA_SETTINGS, Texts, Yard, clips, collator, examples, rationale
+from tests.videos import make_video
+
+
+@pytest.fixture
+def card_file(tmp_path: Path) -> Path:
+    return tmp_path / "card.yaml"
+
+
+class Ids:
+    """A collator that gives back what it was given."""
+
+    def __init__(self, needs_rationales: bool = False, learns_class: bool = True) -> None:
+        self.needs_rationales, self.learns_class = needs_rationales, learns_class
+
+    def answer_tokens(self, clip: Clip, rationale: str | None) -> int:
+        return len(rationale or "word")
+
+    def __call__(self, made: list[Example]) -> list[Example]:
+        return made
+
+
+def with_collators(yard: Yard, **settings: bool) -> Yard:
+    yard.collators = dict.fromkeys(("train", "val", "test", "predict"), Ids(**settings))
+    return yard
+
+
+def loop(*, batches: int = 0, processed: int = 0, started: int = 0) -> Any:
+    """A Trainer of one process whose fit loop has got so far."""
+    return SimpleNamespace(
+        global_rank=0,
+        world_size=1,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        fit_loop=SimpleNamespace(
+            epoch_progress=SimpleNamespace(
+                current=SimpleNamespace(processed=processed, started=started)
+            ),
+            epoch_loop=SimpleNamespace(
+                batch_progress=SimpleNamespace(current=SimpleNamespace(processed=batches))
+            ),
+        ),
+    )
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"val_fraction": 1.0}, "data.val_fraction (1.0) must be at least 0 and below 1."),
+        ({"val_fraction": -0.1}, "data.val_fraction (-0.1) must be at least 0 and below 1."),
+        ({"rationale_ratio": 1.5}, "data.rationale_ratio (1.5) must be from 0 to 1."),
+        (
+            {"min_pixels": 999, "max_pixels": 998},
+            "data.min_pixels (999) must not exceed data.max_pixels (998).",
+        ),
+        (
+            {"rationale_prompt": "least"},
+            "Card 'yard' has no prompt 'least' (data.rationale_prompt); it has label, rationale, "
+            "less.",
+        ),
+    ],
+)
+def test_settings_out_of_range(card_file: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=r"^(data|Card)") as error:
+        Yard(card_file, {}, **settings)
+    assert str(error.value) == message
+
+
+def test_a_benchmark_without_a_card() -> None:
+    class Bare(VideoDataModule):
+        def read(self) -> list[Clip]:
+            return []
+
+    with pytest.raises(
+        ValueError,
+        match=r"^Bare has no card of its own\. Set data\.card to a card file with your classes and "
+        r"prompts\.$",
+    ):
+        Bare(**DATA_SETTINGS)
+
+
+def test_a_benchmark_with_a_card_of_its_own(card_file: Path) -> None:
+    CARD.save(card_file)
+
+    class Own(VideoDataModule):
+        def read(self) -> list[Clip]:
+            return []
+
+    Own.card_file = card_file
+    assert Own(**DATA_SETTINGS).card == CARD
+    assert Own(**DATA_SETTINGS, rationale_prompt="less").card == CARD.using("less")
+    other = card_file.with_name("other.yaml")
+    replace(CARD, name="other").save(other)
+    assert Own(**DATA_SETTINGS, card=other).benchmark == "other"
+
+
+@pytest.mark.parametrize(
+    ("world", "batch_size", "global_batch_size", "steps"),
+    [(1, 1, 16, 16), (1, 16, 16, 1), (2, 4, 16, 2), (8, 2, 16, 1)],
+)
+def test_accumulation_is_computed(
+    card_file: Path, world: int, batch_size: int, global_batch_size: int, steps: int
+) -> None:
+    yard = Yard(card_file, {}, batch_size=batch_size, global_batch_size=global_batch_size)
+    assert yard.accumulation(world) == steps
+
+
+def test_a_global_batch_that_does_not_divide(card_file: Path) -> None:
+    yard = Yard(card_file, {}, batch_size=2, global_batch_size=16)
+    with pytest.raises(ValueError, match="must be a multiple") as error:
+        yard.accumulation(3)
+    assert str(error.value) == (
+        "data.global_batch_size (16) must be a multiple of devices x data.batch_size (3 x 2 = 6). "
+        "Change data.batch_size, trainer.devices or data.global_batch_size."
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "world", "epochs", "steps"), [(16, 1, 1, 4), (17, 1, 1, 5), (9, 2, 3, 9), (1, 4, 2, 2)]
+)
+def test_steps_of_a_stage(card_file: Path, size: int, world: int, epochs: int, steps: int) -> None:
+    assert Yard(card_file, {"train": size}).steps(world, epochs) == steps
+
+
+# Splits
+
+
+def test_splits(card_file: Path) -> None:
+    yard = Yard(card_file, {"train": 4, "test": 3, "private": 2})
+    assert [clip.id for clip in yard.clips("test")] == ["test_0", "test_1", "test_2"]
+    assert yard.clips("val") == []
+    assert yard.clips_to_describe() == yard.clips("train")
+
+
+def test_a_validation_split_is_carved_from_train(card_file: Path) -> None:
+    yard = Yard(card_file, {"train": 20, "test": 4}, val_fraction=0.2)
+    assert Counter(clip.label for clip in yard.clips("val")) == {0: 2, 1: 2}
+    assert Counter(clip.label for clip in yard.clips("train")) == {0: 8, 1: 8}
+    assert len(yard.clips("test")) == 4
+    ids = {clip.id for clip in yard.clips("train")}
+    assert ids.isdisjoint(clip.id for clip in yard.clips("val"))
+    assert yard.clips_to_describe() == yard.clips("train") + yard.clips("val")
+
+
+class Files(Yard):
+    """Yard, but clips have files."""
+
+    usable = VideoDataModule.usable
+    decode = VideoDataModule.decode
+
+    def read(self) -> list[Clip]:
+        folder = self.cache_folder.parent
+        return [replace(clip, path=folder / clip.path) for clip in super().read()]
+
+
+def test_clips_without_a_file(card_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_video(card_file.with_name("train_0.mp4"), frames=20, height=56, width=84)
+    counts = {"train": 2, "private": 1}
+    with pytest.raises(ValueError, match=r"1 of 2 train clips of Files are not usable") as error:
+        Files(card_file, counts, min_coverage=0.5).check(["label"])
+    assert "data.on_missing" in str(error.value)
+
+    yard = Files(card_file, counts, min_coverage=0.5, on_missing="warn")
+    with caplog.at_level(logging.WARNING):
+        assert [clip.id for clip in yard.clips("train")] == ["train_0"]
+    assert "1 of 2 train clips of Files are not usable" in caplog.text
+    assert len(yard.all_clips) == 3
+
+    video = yard.decode(yard.clips("train")[0])
+    assert video.frames.shape[1:] == (3, 56, 84)
+    assert (video.total_frames, video.fps) == (20, 10.0)
+
+
+def test_nothing_to_train_or_score(card_file: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"^Yard has no test clips\. Check its annotations\.$"
+    ):
+        Yard(card_file, {"train": 4}).check(["label"])
+    with pytest.raises(
+        ValueError, match=r"^Yard has no train clips\. Check its annotations\.$"
+    ):
+        Yard(card_file, {"test": 4}).check(["label"])
+    Yard(card_file, {"test": 4}).check([])  # zero-shot needs no training clips
+
+
+def test_a_class_without_training_clips(card_file: Path) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^Yard has no training clip of class 'alarm'\. Take the class off the card, or "
+        r"check the split\.$",
+    ):
+        Yard(card_file, {"train": 1, "test": 4}).check(["label"])
+
+
+def test_human_rationales_that_are_needed_but_not_there(card_file: Path) -> None:
+    yard = Yard(card_file, {"train": 4, "test": 1}, rationale_ratio=0.5)
+    with pytest.raises(ValueError, match=r"^No human rationale for 2 of the 2 clips that should"):
+        yard.check(["rationale"])
+
+
+# Rationales
+
+
+class Described(Yard):
+    """Yard with human rationales."""
+
+    def read(self) -> list[Clip]:
+        return [replace(clip, reference=f"human {clip.id}") for clip in super().read()]
+
+
+@pytest.mark.parametrize(("ratio", "own"), [(1.0, 10), (0.6, 6), (0.2, 2), (0.0, 0)])
+def test_a_share_of_the_training_rationales_is_self_generated(
+    card_file: Path, ratio: float, own: int
+) -> None:
+    yard = Described(card_file, {"train": 10, "val": 4}, rationale_ratio=ratio)
+    texts = yard.rationales("train")
+    assert list(texts) == [clip.id for clip in yard.clips("train")]
+    assert sum(not text.startswith("human") for text in texts.values()) == own
+    # The loss on the validation split stays comparable over ratios.
+    assert yard.rationales("val") == {clip.id: rationale(clip) for clip in yard.clips("val")}
+
+
+def test_a_training_clip_without_a_rationale(card_file: Path) -> None:
+    yard = Yard(card_file, {"train": 3})
+    yard.store = Texts({"train_0": "x"})  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"^No self-generated rationale for 2 of the 3 clips"):
+        yard.rationales("train")
+    yard.store = None
+    with pytest.raises(ValueError, match=r"for 3 of the 3 clips that should take one \(first: tr"):
+        yard.rationales("train")
+
+
+# Loaders
+
+
+def test_training_batches(card_file: Path) -> None:
+    yard = with_collators(Yard(card_file, {"train": 5}, batch_size=2), needs_rationales=True)
+    batches: list[list[Example]] = list(yard.train_dataloader())  # type: ignore[arg-type]
+    assert [len(batch) for batch in batches] == [2, 2, 2]
+    counted = [example for batch in batches for example in batch if example.draw.weight]
+    assert sorted(example.clip.id for example in counted) == [f"train_{n}" for n in range(5)]
+    for example in counted:
+        assert example.rationale == rationale(example.clip)
+        assert example.video.frames.shape == yard.decode(example.clip).frames.shape
+    lengths = [len(example.rationale or "") for example in counted]
+    assert [example.draw.total for example in counted[:4]] == [sum(lengths[:4])] * 4
+
+
+def test_labels_are_learnt_without_rationales(card_file: Path) -> None:
+    yard = with_collators(Yard(card_file, {"train": 5}))
+    yard.store = None
+    batches: list[list[Example]] = list(yard.train_dataloader())  # type: ignore[arg-type]
+    assert {example.rationale for batch in batches for example in batch} == {None}
+
+
+@pytest.mark.parametrize(
+    ("learns_class", "weights"), [(True, {0: 5 / 6, 1: 5 / 4}), (False, {0: 1.0, 1: 1.0})]
+)
+def test_class_weights_on_the_label_loss_alone(
+    card_file: Path, learns_class: bool, weights: dict[int, float]
+) -> None:
+    yard = Yard(card_file, {"train": 5}, class_weights=True)
+    with_collators(yard, learns_class=learns_class)
+    batches: list[list[Example]] = list(yard.train_dataloader())  # type: ignore[arg-type]
+    draws = [(e.clip.label, e.draw) for batch in batches for e in batch]
+    for label, draw in draws:
+        assert label is not None
+        assert draw.weight == pytest.approx(weights[label])
+    # Inverse frequencies that keep the loss's scale.
+    assert math.fsum(draw.weight for _, draw in draws) == pytest.approx(5)
+
+
+def test_balanced_sampling(card_file: Path) -> None:
+    class Uneven(Yard):
+        def read(self) -> list[Clip]:
+            return [replace(c, label=int(c.id == "train_0")) for c in super().read()]
+
+    yard = with_collators(Uneven(card_file, {"train": 8}, balanced_sampling=True))
+    batches: list[list[Example]] = list(yard.train_dataloader())  # type: ignore[arg-type]
+    assert Counter(e.clip.label for batch in batches for e in batch) == {0: 4, 1: 4}
+
+
+def order(yard: Yard, trainer: Any = None) -> list[list[Draw]]:
+    """The micro-batches of the first iteration, made before Lightning announces the epoch."""
+    yard.trainer = trainer
+    sampler: Any = yard.train_dataloader().batch_sampler
+    return list(sampler)
+
+
+def test_where_training_goes_on(card_file: Path) -> None:
+    yard = with_collators(Yard(card_file, {"train": 10}, batch_size=2))
+    first = order(yard)
+    assert order(yard, loop()) == first
+    sampler: Any = yard.train_dataloader().batch_sampler
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert second != first
+    # In the middle of an epoch.
+    assert order(yard, loop(batches=3, started=1)) == first[3:]
+    assert order(yard, loop(batches=2, processed=1, started=2)) == second[2:]
+    # After an epoch's last batch, before and after Lightning has counted the epoch.
+    assert order(yard, loop(batches=5, started=1)) == second
+    assert order(yard, loop(batches=5, processed=1, started=1)) == second
+
+
+def test_the_processes_share_an_epoch(card_file: Path) -> None:
+    yard = with_collators(Yard(card_file, {"train": 10, "test": 3}, batch_size=2))
+    seen: list[int] = []
+    scored: list[int] = []
+    for rank in range(2):
+        yard.trainer = SimpleNamespace(**{**vars(loop()), "global_rank": rank, "world_size": 2})  # type: ignore[assignment]
+        train: Any = yard.train_dataloader().batch_sampler
+        test: Any = yard.test_dataloader().batch_sampler
+        seen += [draw.index for batch in train for draw in batch if draw.weight]
+        scored += [draw.index for batch in test for draw in batch if draw.weight]
+    assert sorted(seen) == list(range(10))
+    assert sorted(scored) == list(range(3))
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_batches_are_pinned_for_a_gpu(card_file: Path, device: str, pinned: bool) -> None:
+    yard = with_collators(Yard(card_file, {"train": 4}))
+    yard.trainer = loop()
+    yard.trainer.strategy.root_device = torch.device(device)  # type: ignore[union-attr,misc]
+    assert yard.train_dataloader().pin_memory is pinned
+
+
+def test_scored_splits_in_order(card_file: Path) -> None:
+    yard = with_collators(Yard(card_file, {"val": 3, "test": 5}, eval_batch_size=2))
+    batches: list[list[Example]] = list(yard.test_dataloader())  # type: ignore[arg-type]
+    assert [[e.clip.id for e in batch] for batch in batches] == [
+        ["test_0", "test_1"],
+        ["test_2", "test_3"],
+        ["test_4"],
+    ]
+    yard.scored_split = "val"
+    batches = list(yard.test_dataloader())  # type: ignore[arg-type]
+    assert [e.clip.id for batch in batches for e in batch] == ["val_0", "val_1", "val_2"]
+    yard.predict_clips = clips(2)
+    batches = list(yard.predict_dataloader())  # type: ignore[arg-type]
+    assert [e.clip.id for batch in batches for e in batch] == ["train_0", "train_1"]
+
+
+@pytest.mark.parametrize("needs_rationales", [True, False])
+def test_validation(card_file: Path, needs_rationales: bool) -> None:
+    yard = with_collators(Yard(card_file, {"val": 3}), needs_rationales=needs_rationales)
+    batches: list[list[Example]] = list(yard.val_dataloader())
+    texts = [example.rationale for batch in batches for example in batch]
+    assert texts == [rationale(c) if needs_rationales else None for c in yard.clips("val")]
+    assert with_collators(Yard(card_file, {"train": 3})).val_dataloader() == []
+
+
+def test_a_batch_through_the_real_collator(card_file: Path, qwen: Path) -> None:
+    yard = Yard(card_file, {"train": 4}, batch_size=2, global_batch_size=4)
+    make = collator(qwen, learn="rationale")
+    assert isinstance(make, ClipCollator)
+    yard.collators = {"train": make}
+    batches: list[Any] = list(yard.train_dataloader())
+    tokens = sum(make.answer_tokens(e.clip, e.rationale) for e in examples(4))
+    assert [float(batch.total) for batch in batches] == [tokens, tokens]
+    assert sorted(index for batch in batches for index in batch.index.tolist()) == [0, 1, 2, 3]
+
+
+# Videos to predict
+
+
+def test_videos_of_files_and_folders(card_file: Path) -> None:
+    folder = card_file.parent / "videos"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("b.mp4", "a.MOV", "deep/c.webm", "notes.txt"):
+        (folder / name).touch()
+    single = folder / "deep/c.webm"
+    found = Yard(card_file, {}).clips_of([single, folder])
+    assert [clip.path for clip in found] == [
+        single,
+        folder / "a.MOV",
+        folder / "b.mp4",
+        single,
+    ]
+    assert {clip.label for clip in found} == {None}
+    assert found[0].id == str(single)
+
+
+def test_videos_that_are_not_there(card_file: Path) -> None:
+    yard, gone, empty = Yard(card_file, {}), card_file.with_name("x.mp4"), card_file.parent / "none"
+    with pytest.raises(ValueError, match="does not exist") as error:
+        yard.clips_of([gone])
+    assert str(error.value) == f"--videos {gone} does not exist. Give video files or folders."
+    empty.mkdir()
+    with pytest.raises(ValueError, match=r"^--videos holds no video files; looked for \.mp4, "):
+        yard.clips_of([empty])
