@@ -13,6 +13,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import torch
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rbft.data.base import VideoDataModule
@@ -110,6 +111,13 @@ class RBFTCLI(LightningCLI):
             default=50,
             help="Optimiser steps between checkpoints from which an interrupted stage resumes.",
         )
+        parser.add_argument(
+            "--cpu_threads",
+            type=PositiveInt | None,
+            default=None,
+            help="Threads that torch uses on the processor; null leaves it to torch. One is fastest "
+            "for very small models, and on a machine that is busy with other things.",
+        )
         parser.link_arguments("data", "model.card", _card_of, apply_on="instantiate")
 
     def instantiate_classes(self) -> None:
@@ -123,6 +131,8 @@ class RBFTCLI(LightningCLI):
                 f"data names no benchmark. Name an experiment file (--config) that does, or add "
                 f"--data with one of {names}."
             )
+        if self.settings.cpu_threads is not None:
+            torch.set_num_threads(self.settings.cpu_threads)
         self.method = Method(self)
 
     def _run_subcommand(self, subcommand: str) -> None:

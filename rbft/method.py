@@ -329,7 +329,10 @@ class Method:
 
     def _use_store(self) -> None:
         if self.cli.model.stage.needs_rationales:
-            self.cli.datamodule.store = self._store()
+            data, store = self.cli.datamodule, self._store()
+            # No test clip may teach, whoever wrote the file.
+            store.check_split({clip.id: clip.split for clip in data.all_clips}, ("train", "val"))
+            data.store = store
 
     def _hparams(self, stage: str) -> dict[str, Any]:
         model, data = self.settings.model, self.settings.data

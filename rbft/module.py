@@ -174,6 +174,10 @@ class RBFTModule(LightningModule):
         """Loads the weights; Lightning calls this where the strategy wants them."""
         if self.backbone is None:
             self.backbone = load_model(self.source, self.attention, self.gradient_checkpointing)
+            # Before the strategy wraps the model: it must know what takes part in a step.
+            for part, named in parameter_parts(self.backbone, self.family).items():
+                for _, parameter in named:
+                    parameter.requires_grad_(self.learning_rates[part] > 0)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with one learning rate per part, and a cosine schedule with warm-up."""

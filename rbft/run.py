@@ -100,6 +100,7 @@ FREE_SETTINGS = (
     "name",
     "score_each_stage",
     "checkpoint_every",
+    "cpu_threads",
     "ckpt_path",
     "restart",
     "data.init_args.num_workers",

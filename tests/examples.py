@@ -1,4 +1,4 @@
-"""A made-up benchmark of clips with random frames, for the tests of the core: nothing is decoded."""
+"""A made-up benchmark of clips with random frames, for the tests of the core."""
 
 import zlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from rbft.backbone import load_config, load_processor
-from rbft.collator import Batch, Collator
+from rbft.collator import Batch, Collator, Sequences
 from rbft.data.base import Clip, Example, VideoDataModule
 from rbft.data.card import Card
 from rbft.data.sampler import Draw
@@ -103,6 +103,18 @@ def batch_of(make: Collator, made: list[Example]) -> Batch:
         return make(made)
     tokens = [e.draw.weight * make.answer_tokens(e.clip, e.rationale) for e in made]
     return make([replace(e, draw=replace(e.draw, total=sum(tokens))) for e in made])
+
+
+def answer_of(batch: Batch) -> Sequences:
+    """The batch's answers, which it must have."""
+    assert batch.answer is not None
+    return batch.answer
+
+
+def prompt_of(batch: Batch) -> Sequences:
+    """The batch's prompts, which it must have."""
+    assert batch.prompt is not None
+    return batch.prompt
 
 
 def module(folder: Path, stage: str = "label", **settings: Any) -> RBFTModule:

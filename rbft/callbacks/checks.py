@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from rbft.backbone import parameter_parts
 from rbft.optim import parameter_table
 from rbft.screen import say, table
 
@@ -18,7 +19,9 @@ class TrainableParts(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the table."""
         if trainer.is_global_zero:
-            headers, rows = parameter_table(trainer.optimizers[0].param_groups)
+            module: Any = pl_module
+            parts = parameter_parts(module.backbone, module.family)
+            headers, rows = parameter_table(trainer.optimizers[0].param_groups, parts)
             say(table(rows, headers))
 
     def on_before_optimizer_step(

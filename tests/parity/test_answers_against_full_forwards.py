@@ -11,6 +11,7 @@ from rbft.answers import continue_prompts, score_answers, write_answers
 from rbft.backbone import generation_settings
 from rbft.collator import Sequences
 from rbft.data.base import Example
+from rbft.stages import LABEL
 from tests.examples import collator, examples, module
 
 END = 376
@@ -19,8 +20,7 @@ ANSWERS = [[64, 292, END], [64, 292, 71, 68, END], [269, END], [64, END], [END]]
 
 
 def test_the_words_are_of_several_tokens_and_end_the_turn(qwen: Path) -> None:
-    make = collator(qwen, learn="label")
-    assert make.class_answers(make.learn or pytest.fail()) == [[269, END], [64, 292, END]]
+    assert collator(qwen).class_answers(LABEL) == [[269, END], [64, 292, END]]
 
 
 @torch.no_grad()

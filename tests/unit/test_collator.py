@@ -8,7 +8,16 @@ from rbft.collator import IGNORED
 from rbft.data.base import Clip
 from rbft.data.sampler import Draw
 from rbft.stages import STAGES
-from tests.examples import CARD, batch_of, clips, collator, examples, random_video
+from tests.examples import (
+    CARD,
+    answer_of,
+    batch_of,
+    clips,
+    collator,
+    examples,
+    prompt_of,
+    random_video,
+)
 
 VIDEO, END, PAD = 383, 376, 377
 
@@ -30,7 +39,7 @@ def test_the_video_stands_first_in_the_user_s_turn(backbone):
 def test_a_clip_takes_as_many_tokens_as_its_merged_patches(backbone):
     batch = collator(backbone, ask="label")(examples(4))
     # (4, 56, 84): 2 pairs x 2 x 3; (10, 84, 56): 5 x 3 x 2; (2, 56, 56): 1 x 2 x 2; (6, 56, 112)
-    assert (batch.prompt.input_ids == VIDEO).sum(1).tolist() == [12, 30, 4, 24]
+    assert (prompt_of(batch).input_ids == VIDEO).sum(1).tolist() == [12, 30, 4, 24]
     assert batch.video["video_grid_thw"].tolist() == [[2, 4, 6], [5, 6, 4], [1, 4, 4], [3, 4, 8]]
 
 
@@ -44,7 +53,7 @@ def test_odd_frames_make_a_whole_pair(backbone):
 def test_labels_stand_on_the_answer_and_its_end_and_nowhere_else(backbone):
     make = collator(backbone, learn="label")
     batch = make(examples(4))
-    answer = batch.answer
+    answer = answer_of(batch)
     for row, one in enumerate(examples(4)):
         word = "normal" if one.clip.label == 0 else "abnormal"
         expected = [*make.processor.tokenizer(word)["input_ids"], END]
@@ -60,15 +69,15 @@ def test_labels_stand_on_the_answer_and_its_end_and_nowhere_else(backbone):
 def test_an_end_of_turn_in_the_prompt_and_padding_are_not_learnt(backbone):
     # The padding token and the end of the turn both stand outside answers too.
     batch = collator(backbone, learn="label")(examples(3))
-    assert ((batch.answer.labels == END).sum(1) == 1).all()
-    assert (batch.answer.labels != PAD).all()
+    assert ((answer_of(batch).labels == END).sum(1) == 1).all()
+    assert (answer_of(batch).labels != PAD).all()
 
 
 def test_sides_of_the_padding(backbone):
     config = collator(backbone).config
     both = replace(collator(backbone, learn="label"), ask=STAGES["label"])
     batch = both(examples(3))
-    for sequences, side in ((batch.answer, "right"), (batch.prompt, "left")):
+    for sequences, side in ((answer_of(batch), "right"), (prompt_of(batch), "left")):
         widths = sequences.attention_mask.sum(1).tolist()
         width = sequences.input_ids.shape[1]
         assert len(set(widths)) == 3
@@ -80,7 +89,7 @@ def test_sides_of_the_padding(backbone):
             assert (sequences.position_ids[:, row, padding] == 0).all()
             real = sequences.attention_mask[row].bool()
             assert (sequences.input_ids[row, real] == config.video_token_id).any()
-    assert (batch.prompt.labels == IGNORED).all()
+    assert (prompt_of(batch).labels == IGNORED).all()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +105,7 @@ def test_sides_of_the_padding(backbone):
 def test_the_true_frame_rate_reaches_the_positions(backbones, family, step, times):
     make = collator(backbones[family], ask="label")
     video = random_video("x", (4, 56, 56), step)
-    prompt = make([replace(examples(1)[0], video=video)]).prompt
+    prompt = prompt_of(make([replace(examples(1)[0], video=video)]))
     is_video = prompt.input_ids[0] == VIDEO
     first = int(is_video.int().argmax())
     assert (prompt.position_ids[0, 0, is_video] - first).unique().tolist() == times
@@ -123,7 +132,7 @@ def test_answer_tokens_are_counted_without_the_video(backbone, name):
     make = collator(backbone, learn=name)
     batch = batch_of(make, examples(3))
     counted = [make.answer_tokens(e.clip, e.rationale) for e in examples(3)]
-    assert (batch.answer.labels != IGNORED).sum(1).tolist() == counted
+    assert (answer_of(batch).labels != IGNORED).sum(1).tolist() == counted
     assert batch.total.item() == sum(counted)
 
 
@@ -159,7 +168,7 @@ def test_it_goes_to_another_process(backbone):
     make = collator(backbone, learn="rationale", ask="label")
     copied = pickle.loads(pickle.dumps(make))
     ours, theirs = make(examples(2)), copied(examples(2))
-    for mine, other in ((ours.answer, theirs.answer), (ours.prompt, theirs.prompt)):
+    for mine, other in ((answer_of(ours), answer_of(theirs)), (prompt_of(ours), prompt_of(theirs))):
         for name in ("input_ids", "attention_mask", "position_ids", "labels"):
             assert torch.equal(getattr(mine, name), getattr(other, name))
     assert pickle.loads(pickle.dumps(ours)).total.item() == ours.total.item()
@@ -168,7 +177,7 @@ def test_it_goes_to_another_process(backbone):
 def test_every_tensor_moves(qwen):
     batch = collator(qwen, learn="label", ask="label")(examples(2))
     moved = batch.to(torch.device("meta"))
-    for sequences in (moved.answer, moved.prompt):
+    for sequences in (answer_of(moved), prompt_of(moved)):
         assert {tensor.device.type for tensor in sequences.inputs.values()} == {"meta"}
         assert sequences.labels.device.type == "meta"
     assert {tensor.device.type for tensor in moved.video.values()} == {"meta"}
@@ -189,5 +198,5 @@ def test_every_tensor_is_pinned(qwen, monkeypatch):
     copied = batch.pin_memory()
     assert len(pinned) == 4 + 2 + 4  # sequences, video, the rest
     assert copied.prompt is None
-    assert torch.equal(copied.answer.labels, batch.answer.labels)
-    assert copied.answer.labels is not batch.answer.labels
+    assert torch.equal(answer_of(copied).labels, answer_of(batch).labels)
+    assert answer_of(copied).labels is not answer_of(batch).labels

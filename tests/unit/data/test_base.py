@@ -29,12 +29,12 @@ class Ids:
     def answer_tokens(self, clip: Clip, rationale: str | None) -> int:
         return len(rationale or "word")
 
-    def __call__(self, made: list[Example]) -> list[Example]:
-        return made
+    def __call__(self, examples: list[Example]) -> list[Example]:
+        return examples
 
 
 def with_collators(yard: Yard, **settings: bool) -> Yard:
-    yard.collators = dict.fromkeys(("train", "val", "test", "predict"), Ids(**settings))
+    yard.collators = {split: Ids(**settings) for split in ("train", "val", "test", "predict")}
     return yard
 
 
@@ -172,7 +172,7 @@ def test_clips_without_a_file(card_file: Path, caplog: pytest.LogCaptureFixture)
     make_video(card_file.with_name("train_0.mp4"), frames=20, height=56, width=84)
     counts = {"train": 2, "private": 1}
     with pytest.raises(ValueError, match=r"1 of 2 train clips of Files are not usable") as error:
-        Files(card_file, counts, min_coverage=0.5).check(["label"])
+        Files(card_file, counts, min_coverage=0.5).clips("train")
     assert "data.on_missing" in str(error.value)
 
     yard = Files(card_file, counts, min_coverage=0.5, on_missing="warn")
@@ -187,13 +187,9 @@ def test_clips_without_a_file(card_file: Path, caplog: pytest.LogCaptureFixture)
 
 
 def test_nothing_to_train_or_score(card_file: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"^Yard has no test clips\. Check its annotations\.$"
-    ):
+    with pytest.raises(ValueError, match=r"^Yard has no test clips\. Check its annotations\.$"):
         Yard(card_file, {"train": 4}).check(["label"])
-    with pytest.raises(
-        ValueError, match=r"^Yard has no train clips\. Check its annotations\.$"
-    ):
+    with pytest.raises(ValueError, match=r"^Yard has no train clips\. Check its annotations\.$"):
         Yard(card_file, {"test": 4}).check(["label"])
     Yard(card_file, {"test": 4}).check([])  # zero-shot needs no training clips
 

@@ -360,11 +360,11 @@ def test_memory_stays_flat(video: Callable[[str], Path], reader: str) -> None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     paths = [video("b_frames"), video("transport_stream")]
-    for _ in range(40):
+    for _ in range(20):
         decode_video(paths[0], **SETTINGS, reader=reader)
         decode_video(paths[1], **SETTINGS, reader=reader)
     before = resident()
-    for _ in range(150):
+    for _ in range(60):
         decode_video(paths[0], **SETTINGS, reader=reader)
         decode_video(paths[1], **SETTINGS, reader=reader)
     assert resident() - before < 8_000_000  # a clip's frames alone are 0.8 MB
@@ -401,7 +401,7 @@ def test_mutated_files_are_decoded_or_refused(video: Callable[[str], Path], tmp_
     """In a process of its own, so that a crash in a decoder fails this test alone."""
     names = ("plain", "sound", "b_frames", "one_group", "uneven", "avi", "transport_stream", "webm")
     files = [video(name) for name in names]
-    process = get_context("spawn").Process(target=_decode_mutated, args=(files, tmp_path, 600))
+    process = get_context("spawn").Process(target=_decode_mutated, args=(files, tmp_path, 320))
     process.start()
     process.join(60)
     if process.is_alive():

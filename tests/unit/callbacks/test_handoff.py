@@ -1,0 +1,108 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from rbft.callbacks.handoff import StageHandoff
+from rbft.data.card import Card
+from rbft.module import RBFTModule
+from rbft.run import PROVENANCE, Run, check_weights, provenance
+from tests.examples import CARD, MODULE_SETTINGS, Yard, module, trainer
+
+
+def train(folder: Path, run: Run, *callbacks: Callback, stage: str = "rationale") -> RBFTModule:
+    """One stage, with its checkpoints, into the run's folder."""
+    made = RBFTModule(str(folder), CARD, stage=stage, **MODULE_SETTINGS)
+    origin = provenance(stages=[stage], backbone="abc")
+    saver = ModelCheckpoint(run.stage(stage) / "checkpoints", every_n_train_steps=1)
+    handoff = StageHandoff(run.weights(stage), origin)
+    run.folder.mkdir(exist_ok=True)
+    trainer(run.folder, callbacks=[*callbacks, saver, handoff], enable_checkpointing=True).fit(
+        made, Yard(run.folder / "card.yaml", {"train": 2})
+    )
+    return made
+
+
+def test_a_stage_leaves_a_folder_that_transformers_opens(backbone: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    trained = train(backbone, run)
+    weights = run.weights("rationale")
+    before = dict(module(backbone).backbone.named_parameters())
+
+    loaded = AutoModelForImageTextToText.from_pretrained(weights)
+    names = [name for name, _ in trained.backbone.named_parameters()]
+    assert [name for name, _ in loaded.named_parameters()] == names
+    for name, parameter in loaded.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, trained.backbone.get_parameter(name))
+        assert not torch.equal(parameter, before[name]), f"{name} was not trained"
+
+    # The next stage starts from it, bit for bit.
+    following = RBFTModule("unused", CARD, stage="label", weights=weights, **MODULE_SETTINGS)
+    following.configure_model()
+    for ours, theirs in zip(
+        following.backbone.parameters(), trained.backbone.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_processor_card_and_provenance_come_along(qwen: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    train(qwen, run)
+    weights = run.weights("rationale")
+    processor, original = (AutoProcessor.from_pretrained(path) for path in (weights, qwen))
+    assert processor.chat_template == original.chat_template
+    text = "Is it <|video_pad|>?"
+    assert processor.tokenizer(text)["input_ids"] == original.tokenizer(text)["input_ids"]
+    assert Card.load(weights / "card.yaml") == CARD
+    content = json.loads((weights / PROVENANCE).read_text(encoding="utf-8"))
+    assert content == provenance(stages=["rationale"], backbone="abc")
+    check_weights(weights, ["rationale"], "abc")
+    with pytest.raises(ValueError, match=r"is the result of the stages \['rationale'\]"):
+        check_weights(weights, ["label"], "abc")
+
+
+def test_the_folder_appears_whole_or_not_at_all(
+    qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run")
+
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rbft.callbacks.handoff.write_json", full)
+        with pytest.raises(OSError, match="No space left"):
+            train(qwen, run)
+    assert not run.trained("rationale")
+    assert not run.weights("rationale").exists()
+    part = run.stage("rationale") / ".weights.part"
+    assert (part / "model.safetensors").exists()
+    assert run.checkpoint("rationale") is not None, "nothing left to resume from"
+
+    (part / "old.txt").touch()
+    with pytest.warns(UserWarning, match="is not empty"):  # Lightning, of the old checkpoints
+        train(qwen, run)
+    assert run.trained("rationale")
+    assert not part.exists()
+    assert not (run.weights("rationale") / "old.txt").exists()
+    assert run.checkpoint("rationale") is None, "the stage is done, its checkpoints stay"
+
+
+class Interrupt(Callback):
+    def on_train_batch_end(self, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_stage_leaves_nothing(qwen: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    # Lightning ends the fit in order and then the process.
+    with pytest.raises(SystemExit):
+        train(qwen, run, Interrupt())
+    assert not run.trained("rationale")
+    assert not run.weights("rationale").exists()

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+from rbft.callbacks.progress import StepProgressBar
+from rbft.module import RBFTModule
+from tests.examples import CARD, MODULE_SETTINGS, Yard, trainer
+
+
+def test_every_bar_names_its_step_and_counts(
+    qwen: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    yard = Yard(tmp_path / "card.yaml", {"train": 2, "val": 2, "test": 2}, eval_batch_size=1)
+    yard.predict_clips = yard.clips("test")
+    bar = StepProgressBar("Stage II (labels)")
+    run = trainer(tmp_path, callbacks=[bar], enable_progress_bar=True, max_epochs=2)
+    model = RBFTModule(str(qwen), CARD, stage="label", **MODULE_SETTINGS)
+
+    def shown() -> str:
+        captured = capfd.readouterr()
+        return captured.out + captured.err
+
+    run.fit(model, yard)
+    text = shown()
+    assert "Stage II (labels), epoch 1/2: 100%" in text
+    assert "Stage II (labels), epoch 2/2: 100%" in text
+    assert "Stage II (labels), validating" in text
+    assert "v_num" not in text
+    run.test(model, yard, verbose=False)
+    text = shown()
+    assert "Stage II (labels): 100%" in text
+    assert "2/2" in text
+    # Lightning's own name may flash up before the first batch.
+    assert "DataLoader" not in text.split("0/2", 1)[1]
+    run.predict(model, datamodule=yard, return_predictions=False)
+    text = shown()
+    assert "Stage II (labels): 100%" in text
+    assert "DataLoader" not in text.split("0/2", 1)[1]

@@ -1,0 +1,110 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback
+
+import rbft.module
+from rbft.callbacks.results import PredictionWriter, ResultsWriter
+from rbft.run import digest
+from tests.examples import Yard, module, trainer
+
+
+def score(
+    folder: Path, work: Path, *callbacks: Callback, split: str = "test", **settings: Any
+) -> dict[str, Any]:
+    yard = Yard(work / "card.yaml", {"test": 5, "val": 3}, eval_batch_size=2)
+    yard.scored_split = split
+    model = module(folder, **settings)
+    trainer(work, callbacks=list(callbacks)).test(model, yard, verbose=False)
+    return json.loads((work / f"label/{split}.json").read_text(encoding="utf-8"))
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(("split", "counts"), [("test", (3, 2)), ("val", (2, 1))])
+def test_what_a_scored_split_leaves(
+    qwen: Path, tmp_path: Path, split: str, counts: tuple[int, int]
+) -> None:
+    writer = ResultsWriter(tmp_path / "label", split, {"run": "yard", "weights": "backbone"})
+    result = score(qwen, tmp_path, writer, split=split)
+    predictions = rows(tmp_path / f"label/{split}_predictions.jsonl")
+
+    size = sum(counts)
+    ids = [f"{split}_{n}" for n in range(size)]
+    assert [row["id"] for row in predictions] == ids
+    for number, row in enumerate(predictions):
+        assert row["label"] == ("quiet", "alarm")[number % 2]
+        assert row["prediction"] == max(row["probabilities"], key=row["probabilities"].get)
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert "text" not in row
+    assert result["run"] == "yard"
+    assert result["weights"] == "backbone"
+    assert result["split"] == split
+    assert result["n_expected"] == result["n_scored"] == size
+    assert result["n_unparsed"] == 0
+    assert result["classes"] == {"quiet": counts[0], "alarm": counts[1]}
+    assert result["ids"] == digest(ids)
+
+    right = sum(row["label"] == row["prediction"] for row in predictions)
+    assert result["metrics"]["accuracy"] == pytest.approx(right / size)
+    assert result["metrics"]["n"] == size
+    assert sum(map(sum, result["confusion"])) == size
+    assert len(result["confusion"]) == 2
+
+
+def test_an_unparsed_answer_is_named(
+    qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        rbft.module, "write_answers", lambda _, prompt, *__: [[75]] * len(prompt.input_ids)
+    )
+    result = score(qwen, tmp_path, ResultsWriter(tmp_path / "label", "test", {}), answer="generate")
+    predictions = rows(tmp_path / "label/test_predictions.jsonl")
+    assert [row["prediction"] for row in predictions] == [None] * 5
+    assert all(row["text"] and "probabilities" not in row for row in predictions)
+    assert result["n_unparsed"] == 5
+    assert result["metrics"]["accuracy"] == 0
+    assert [line[-1] for line in result["confusion"]] == [3, 2]
+
+
+class Crash(Callback):
+    def on_test_end(self, *_: Any) -> None:
+        raise RuntimeError("stopped")
+
+
+def test_a_split_counts_as_scored_only_at_the_end(qwen: Path, tmp_path: Path) -> None:
+    writer = ResultsWriter(tmp_path / "label", "test", {})
+    with pytest.raises(RuntimeError, match="stopped"):
+        score(qwen, tmp_path, Crash(), writer)
+    assert not (tmp_path / "label/test.json").exists()
+
+
+def predict(folder: Path, work: Path, output: Path, **settings: Any) -> list[dict[str, Any]]:
+    yard = Yard(work / "card.yaml", {"test": 5}, eval_batch_size=2)
+    yard.predict_clips = yard.clips("test")
+    trainer(work, callbacks=[PredictionWriter(output)]).predict(
+        module(folder, **settings), datamodule=yard, return_predictions=False
+    )
+    return rows(output)
+
+
+def test_predictions_in_the_order_of_the_videos(qwen: Path, tmp_path: Path) -> None:
+    got = predict(qwen, tmp_path, tmp_path / "new/predictions.jsonl")
+    assert [row["id"] for row in got] == [f"test_{n}" for n in range(5)]
+    assert [row["path"] for row in got] == [f"test_{n}.mp4" for n in range(5)]
+    for row in got:
+        values = sorted(row["probabilities"].values())
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
+        assert row["margin"] == pytest.approx(values[1] - values[0], abs=2e-6)
+
+
+def test_the_rationale_of_the_model_s_own_is_kept(qwen: Path, tmp_path: Path) -> None:
+    got = predict(qwen, tmp_path, tmp_path / "predictions.jsonl", stage="rationale_class")
+    assert all(row["text"] for row in got)
+    got = predict(qwen, tmp_path, tmp_path / "predictions.jsonl", answer="generate")
+    assert all("probabilities" not in row and "margin" not in row for row in got)
+    assert {row["label"] for row in got} <= {"quiet", "alarm", None}
