@@ -7,7 +7,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Optional, get_args
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
@@ -16,19 +16,25 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from rbft.data.base import VideoDataModule
+from rbft.data.base import VideoDataModule, default_cache
+from rbft.data.cachefolder import WHAT, cache_sizes, clear_cache
 from rbft.data.multihateclip import MultiHateClip
 from rbft.data.smarthome import SmartHome
+from rbft.data.starter_card import write_starter
 from rbft.data.videofolder import VideoFolder
 from rbft.experiment_file import ExperimentFile, explain, own_message
 from rbft.method import Method
 from rbft.miniature.data import Miniature
 from rbft.module import RBFTModule
+from rbft.scan import report_scan
+from rbft.screen import say, table
 from rbft.stages import STAGES
 
 StageName = Literal["rationale", "label", "class_rationale", "rationale_class"]
 assert get_args(StageName) == tuple(STAGES)
 BENCHMARKS = (SmartHome, MultiHateClip, VideoFolder, Miniature)
+COMMANDS = ("fit", "rationalize", "test", "validate", "predict", "export", "scan")
+TOOLS = ("init", "cache")  # need no experiment
 BASE = f"{VideoDataModule.__module__}.{VideoDataModule.__name__}"
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 
@@ -63,13 +69,11 @@ class RBFTCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The commands, with the arguments that are no options."""
-        return {
-            name: set() for name in ("fit", "rationalize", "test", "validate", "predict", "export")
-        }
+        return {name: set() for name in (*COMMANDS, *TOOLS)}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose `--config` follows includes."""
-        parser = self.parser_class(**kwargs)
+        parser = self.parser_class(**{"prog": "python -m rbft", **kwargs})
         parser.add_argument(
             "-c",
             "--config",
@@ -84,9 +88,14 @@ class RBFTCLI(LightningCLI):
         commands = parser.add_subcommands(title="commands")
         for name in self.subcommands():
             summary = (getattr(type(self), name).__doc__ or "").splitlines()[0]
-            command = self._prepare_subcommand_parser(
-                type(self), name, description=summary, default_config_files=[str(DEFAULTS)]
-            )
+            if name in TOOLS:
+                command = self.parser_class(description=summary)
+                added = command.add_method_arguments(type(self), name)
+                self._subcommand_method_arguments[name] = added
+            else:
+                command = self._prepare_subcommand_parser(
+                    type(self), name, description=summary, default_config_files=[str(DEFAULTS)]
+                )
             self._subcommand_parsers[name] = command
             commands.add_subcommand(name, command, help=summary)
 
@@ -113,15 +122,17 @@ class RBFTCLI(LightningCLI):
         )
         parser.add_argument(
             "--cpu_threads",
-            type=PositiveInt | None,
+            type=Optional[PositiveInt],  # noqa: UP045 (an alias knows no `|`)
             default=None,
-            help="Threads that torch uses on the processor; null leaves it to torch. One is fastest "
-            "for very small models, and on a machine that is busy with other things.",
+            help="Threads that torch uses on the processor; null leaves it to torch. One is "
+            "fastest for very small models, and on a machine that is busy with other things.",
         )
         parser.link_arguments("data", "model.card", _card_of, apply_on="instantiate")
 
     def instantiate_classes(self) -> None:
         """Builds nothing yet: every step of the method builds its own module and Trainer."""
+        if self.subcommand in TOOLS:
+            return
         if torch.cuda.is_available() and self.settings.trainer.precision is None:
             bf16 = torch.cuda.is_bf16_supported()
             self.settings.trainer.precision = "bf16-mixed" if bf16 else "32-true"
@@ -135,6 +146,10 @@ class RBFTCLI(LightningCLI):
             torch.set_num_threads(self.settings.cpu_threads)
         self.method = Method(self)
 
+    def _set_seed(self) -> None:
+        if self.subcommand not in TOOLS:
+            super()._set_seed()
+
     def _run_subcommand(self, subcommand: str) -> None:
         options = self._subcommand_method_arguments[subcommand]
         getattr(self, subcommand)(**{name: self.settings[name] for name in options})
@@ -146,18 +161,19 @@ class RBFTCLI(LightningCLI):
 
     def build(self, **trainer: Any) -> None:
         """Instantiates data module, module and Trainer from the settings as they are now."""
-        try:
-            self.config_init = self.parser.instantiate_classes(self.config)
-        except ValueError as error:
-            if own := own_message(str(error)):
-                raise ValueError(own) from error
-            raise
+        self.config_init = _instantiate(self.parser, self.config)
         made = self.config_init[str(self.subcommand)]
         self.datamodule, self.model = made.data, made.model
         for name in ("callbacks", "plugins"):  # ours come on top of the user's
             own = made.trainer[name] or []
             trainer[name] = [*(own if isinstance(own, list) else [own]), *trainer.get(name, [])]
         self.trainer = self.instantiate_trainer(**trainer)
+
+    def build_data(self) -> VideoDataModule:
+        """Instantiates the data module alone, which needs no backbone."""
+        parser = self.parser_class()
+        parser.add_lightning_class_args(VideoDataModule, "data", subclass_mode=True)
+        return _instantiate(parser, parser.parse_object({"data": self.settings.data})).data
 
     def resolved(self) -> str:
         """All settings as YAML."""
@@ -194,7 +210,8 @@ class RBFTCLI(LightningCLI):
         """Score the validation split with a run, a weights folder or the bare backbone.
 
         Args:
-            weights: See test.
+            weights: run takes the run's last finished stage (or model.stage), backbone the bare
+                backbone (zero-shot); anything else is a weights folder.
         """
         self.method.score_command("val", weights)
 
@@ -203,24 +220,106 @@ class RBFTCLI(LightningCLI):
         videos: list[Path] | Path,
         output: Path = Path("predictions.jsonl"),
         weights: str = "run",
+        rationale: bool = False,
     ) -> None:
-        """Write class and class probabilities of videos, one JSON line each.
+        """Write class and class probabilities of videos, one JSON line each and as a table.
+
+        Started again with the same output, it goes on where it stopped.
 
         Args:
-            videos: A video file, a folder that is searched for them, or a list of such.
-            output: The file to write.
-            weights: See test.
+            videos: A video file, a folder that is searched for them, a file that lists them (.txt
+                with one path a line, or .csv with a column path), or several such:
+                [a.mp4, folder].
+            output: The file to write, .jsonl; the table goes into a .csv file beside it.
+            weights: run takes the run's last finished stage (or model.stage), backbone the bare
+                backbone (zero-shot); anything else is a weights folder.
+            rationale: Also have the model write a rationale for each video.
         """
-        self.method.predict([videos] if isinstance(videos, Path) else videos, output, weights)
+        given = [videos] if isinstance(videos, Path) else videos
+        self.method.predict(given, output, weights, rationale)
 
-    def export(self, output: Path, weights: str = "run") -> None:
-        """Write a run's weights as a folder that transformers' from_pretrained opens.
+    def export(
+        self,
+        output: Path,
+        weights: str = "run",
+        format: Literal["weights", "llava", "llamafactory", "swift"] = "weights",
+        split: Literal["train", "val", "test"] = "train",
+        answers: Literal["label", "rationale"] = "label",
+    ) -> None:
+        """Write a run's weights as a from_pretrained folder, or a split for another trainer.
 
         Args:
-            output: The folder to write; it must not exist.
-            weights: See test.
+            output: The folder or file to write; it must not exist.
+            weights: run takes the run's last finished stage (or model.stage), backbone the bare
+                backbone (zero-shot); anything else is a weights folder.
+            format: weights for a folder that transformers' from_pretrained opens; llava (also
+                Qwen's own trainer), llamafactory and swift for conversations that these trainers
+                read: a .json, .json and .jsonl file.
+            split: Which clips become conversations.
+            answers: What the conversations answer with: the class word or the rationale.
         """
-        self.method.export(output, weights)
+        if format == "weights":
+            self.method.export(output, weights)
+        else:
+            self.method.export_split(format, answers, split, output)
+
+    def scan(self) -> None:
+        """Open every video once and say what is there, what is missing and what is broken.
+
+        Leaves manifest.jsonl, and missing.txt with what is missing, in the run's folder. Needs no
+        backbone.
+        """
+        report_scan(self.build_data(), self.method.run.folder)
+
+    def init(
+        self,
+        domain: str,
+        classes: list[str],
+        output: Path = Path("card.yaml"),
+    ) -> None:
+        """Write a commented card for a domain of your own, and an experiment that uses it.
+
+        Args:
+            domain: What the clips show, as it reads before "video": "conveyor belt".
+            classes: Names of the classes, "[pass, fail]"; also the words that the model answers
+                with until you change them on the card.
+            output: The card to write; the experiment goes beside it.
+        """
+        experiment = write_starter(domain, classes, output)
+        say(
+            f"Wrote {output}: put your own words into it.\n"
+            f"Wrote {experiment}: say there where your videos are (data.init_args.root).\n"
+            f"Then: python -m rbft scan --config {experiment}"
+        )
+
+    def cache(
+        self,
+        clear: Literal["frames", "scans", "clips", "all"] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """Show how large the cache is, or clear it.
+
+        Args:
+            clear: What to remove: frames (decoded clips), scans (what scans found), clips (videos
+                of the miniature world) or all of it.
+            folder: The cache folder, as data.cache_folder; null takes $RBFT_CACHE, or
+                ~/.cache/rbft.
+        """
+        folder = folder or default_cache()
+        if clear is not None:
+            clear_cache(folder, clear)
+        sizes = cache_sizes(folder).items()
+        rows = [[name, WHAT[name], f"{size / 1e6:.1f}"] for name, size in sizes]
+        say(f"{folder}\n{table(rows, ['', 'what', 'MB'], align='llr')}")
+
+
+def _instantiate(parser: LightningArgumentParser, config: Namespace) -> Any:
+    try:
+        return parser.instantiate_classes(config)
+    except ValueError as error:
+        if own := own_message(str(error)):
+            raise ValueError(own) from error
+        raise
 
 
 def _card_of(data: VideoDataModule) -> Any:

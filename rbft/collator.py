@@ -76,6 +76,8 @@ class Batch(Transferable):
         index: Index of the clip in its split.
         weight: Weight of the clip, 0 for one repeated to even out processes.
         total: Weighted answer tokens of the global batch.
+        errors: For each clip what could not be decoded, empty where all is well.
+        explain: The rationale prompt where clips are classified and explained.
     """
 
     video: dict[str, Tensor]
@@ -85,6 +87,8 @@ class Batch(Transferable):
     index: Int[Tensor, " clips"]
     weight: Float[Tensor, " clips"]
     total: Float[Tensor, ""]
+    errors: list[str]
+    explain: Sequences | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -101,6 +105,7 @@ class Collator:
         card: The task's words.
         learn: The stage whose answer is learnt or measured; None builds no answer.
         ask: The stage whose prompt is put for scoring or writing; None builds no prompt.
+        explain: The stage whose prompt asks for a rationale besides; None builds no prompt.
     """
 
     processor: Any
@@ -109,6 +114,7 @@ class Collator:
     card: Card
     learn: Stage | None = None
     ask: Stage | None = None
+    explain: Stage | None = None
 
     @property
     def needs_rationales(self) -> bool:
@@ -173,6 +179,8 @@ class Collator:
             index=torch.tensor([e.draw.index for e in examples]),
             weight=torch.tensor([e.draw.weight for e in examples]),
             total=torch.tensor(float(examples[0].draw.total)),
+            errors=[e.error for e in examples],
+            explain=None if self.explain is None else self._prompt(examples, grids, self.explain),
         )
 
     def _answer(self, examples: list[Example], grids: list[list[int]], stage: Stage) -> Sequences:

@@ -74,9 +74,14 @@ def explain(message: str, parser: ArgumentParser) -> str:
         return f"there is no setting '{name}'.{hint}"
     if missing := re.search(r"arguments are required: (.+)", message):
         names = [re.sub(r"^\w+\.(?=\w)", "", name) for name in missing[1].split(", ")]
+        options = " ".join(f"--{name}" for name in names)
+        commands = getattr(parser, "_subcommands_action", None)
+        command = commands.choices.get(missing[1].split(".")[0], parser) if commands else parser
+        if "config" not in _known(command):  # a command that needs no experiment
+            return f"{' and '.join(names)} must be set: add {options}."
         return (
             f"{' and '.join(names)} must be set. Name an experiment file (--config) that does, or "
-            f"add {' '.join(f'--{name}' for name in names)}."
+            f"add {options}."
         )
     if own := own_message(message):
         return own

@@ -3,25 +3,27 @@
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import yaml
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from rbft.backbone import fingerprint, load_config, short_name
 from rbft.callbacks.checks import TrainableParts
 from rbft.callbacks.handoff import StageHandoff
 from rbft.callbacks.pictures import Pictures
+from rbft.callbacks.predictions import PredictionWriter
 from rbft.callbacks.progress import StepProgressBar
-from rbft.callbacks.results import PredictionWriter, ResultsWriter
+from rbft.callbacks.results import ResultsWriter
 from rbft.callbacks.throughput import Throughput
-from rbft.checkpoints import WholeCheckpoints
+from rbft.checkpoints import StepCheckpoint, WholeCheckpoints
 from rbft.data.base import VideoDataModule
 from rbft.data.rationales import RationaleStore
+from rbft.export import export_dataset
 from rbft.module import RBFTModule, check_stage
 from rbft.rationalize import RationaleWriter, rationalize
 from rbft.run import (
@@ -57,6 +59,10 @@ class Builder(Protocol):
         """Makes all three anew, with extra arguments for the Trainer."""
         ...
 
+    def build_data(self) -> VideoDataModule:
+        """Makes a data module alone."""
+        ...
+
     def resolved(self) -> str:
         """All settings as YAML."""
         ...
@@ -83,8 +89,8 @@ class Method:
 
     def fit(self, ckpt_path: Path | None, restart: bool = False) -> None:
         """Runs all steps that are not done yet, in order."""
-        self.check()
         self._check_checkpoint(ckpt_path)
+        self.check()
         whole = self.single is None
         if restart and not _get_rank():
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -98,14 +104,19 @@ class Method:
             history = [*history, stage]
             if not self.run.trained(stage):
                 self.train(stage, weights, history, backbone, ckpt_path)
+            elif not _get_rank():  # left where a kill came between hand-off and tidying up
+                shutil.rmtree(self.run.checkpoints(stage), ignore_errors=True)
             weights = self.run.weights(stage)
             check_weights(weights, history, backbone)
             if self.settings.score_each_stage or stage == self.stages[-1]:
                 self.score(stage, stage, weights)
         say(result_table(self.run, self.stages))
 
-    def check(self) -> None:
+    def check(self, benchmark: bool = True) -> None:
         """Finds what would fail later, before anything is loaded or written.
+
+        Args:
+            benchmark: Whether the benchmark's annotations and videos are needed.
 
         Raises:
             ValueError: Naming the setting or file, what was got and what to do.
@@ -120,8 +131,9 @@ class Method:
             )
         self.backbone = fingerprint(source)
         self.cli.build(logger=False, enable_checkpointing=False, enable_model_summary=False)
-        self.cli.datamodule.check(self.stages)
         self.cli.datamodule.accumulation(self.cli.trainer.world_size)
+        if benchmark:
+            self.cli.datamodule.check(self.stages)
 
     def write_rationales(self) -> None:
         """Stage 0: has the backbone write the rationales that are missing."""
@@ -149,18 +161,12 @@ class Method:
             backbone_name=self.settings.model.backbone,
             run=self.settings.name,
         )
-        folder = self.run.stage(stage)
         paper = find_stage(stage).paper
         callbacks = [
             TrainableParts(),
             Throughput(),
             LearningRateMonitor("step"),
-            ModelCheckpoint(
-                folder / "checkpoints",
-                filename="{step}",
-                every_n_train_steps=self.settings.checkpoint_every,
-                save_on_train_epoch_end=False,
-            ),
+            StepCheckpoint(self.run.checkpoints(stage), self.settings.checkpoint_every),
             StageHandoff(self.run.weights(stage), origin),
         ]
         self._build(stage, weights, paper, callbacks, folder=stage)
@@ -184,8 +190,8 @@ class Method:
 
     def score_command(self, split: str, weights: str) -> None:
         """Scores a split with the weights that a command's `--weights` names."""
-        self.check()
         place, stage, folder = self._find_weights(weights)
+        self.check()
         if not self.cli.datamodule.clips(split):
             raise ValueError(
                 f"{type(self.cli.datamodule).__name__} has no {split} split. Set "
@@ -195,18 +201,57 @@ class Method:
         self.score(place, stage, folder, split)
         say(result_table(self.run, [place], split))
 
-    def predict(self, videos: list[Path], output: Path, weights: str) -> None:
-        """Writes class and probabilities of videos."""
-        self.check()
+    def predict(self, videos: list[Path], output: Path, weights: str, rationale: bool) -> None:
+        """Writes class and probabilities of videos, and if asked for a rationale."""
+        self.check(benchmark=False)
         _, stage, folder = self._find_weights(weights)
         stage = find_stage(stage).classifier.name
-        clips = self.cli.datamodule.clips_of(videos)
-        self._build(stage, folder, f"Predicting {len(clips)} videos", [PredictionWriter(output)])
-        self.cli.datamodule.predict_clips = clips
-        self.cli.trainer.predict(
-            self.cli.model, datamodule=self.cli.datamodule, return_predictions=False
-        )
-        say(f"Wrote {len(clips)} predictions to {output}.")
+        data, model = self.cli.datamodule, self.cli.model
+        made_from = {
+            "weights": self.backbone if folder is None else fingerprint(str(folder)),
+            "stage": stage,
+            "card": data.card.digest,
+            "frames": _determining(data),
+            "answer": model.answer,
+            "max_new_tokens": model.max_new_tokens,
+            "rationale": rationale,
+        }
+        writer = PredictionWriter(output, data.clips_of(videos), data.card.classes, made_from)
+        count, todo = len(writer.clips), len(writer.todo)
+        if todo < count:
+            say(f"{count - todo} of {count} videos stand in {output} already.")
+        if todo:
+            self._build(stage, folder, f"Predicting {todo} videos", [writer])
+            self.cli.model.explain = rationale
+            self.cli.datamodule.predict_clips = writer.todo
+            self.cli.trainer.predict(
+                self.cli.model, datamodule=self.cli.datamodule, return_predictions=False
+            )
+        if not _get_rank():
+            failed = writer.finish()
+            table = output.with_suffix(".csv")
+            say(f"Wrote {count - failed} predictions to {output} and {table}.")
+            if failed:
+                say(f"{failed} videos cannot be decoded; their lines hold the error.")
+
+    def export_split(
+        self,
+        form: Literal["llava", "llamafactory", "swift"],
+        answers: Literal["label", "rationale"],
+        split: str,
+        output: Path,
+    ) -> None:
+        """Writes a split in another trainer's format."""
+        texts = None
+        if answers == "label":
+            data = self.cli.build_data()
+        else:
+            self.check(benchmark=False)
+            data = self.cli.datamodule
+            data.store = self._store()
+            texts = data.rationales(split)
+        count = export_dataset(data, find_stage(answers), texts, split, form, output)
+        say(f"Wrote {count} {split} clips with {answers}s as answers to {output}.")
 
     def export(self, output: Path, weights: str) -> None:
         """Copies a stage's weights folder."""
@@ -260,7 +305,7 @@ class Method:
                 self.logs, self.settings.name, folder, default_hp_metric=False
             )
             callbacks.append(Pictures(self.cli.resolved(), self._hparams(folder)))
-        checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+        checkpoints = any(isinstance(callback, StepCheckpoint) for callback in callbacks)
         self.cli.build(
             logger=logger,
             callbacks=callbacks,
@@ -281,7 +326,7 @@ class Method:
         made_from = provenance(
             backbone=self.backbone,
             prompt=data.card.prompt("rationale"),
-            frames={k: v for k, v in asdict(data.frames).items() if k != "reader"},
+            frames=_determining(data),
             max_new_tokens=model.max_new_tokens,
         )
         return RationaleStore(path, made_from)
@@ -347,3 +392,8 @@ class Method:
             "rationale_prompt": data.init_args.rationale_prompt,
             "seed": self.settings.seed_everything,
         }
+
+
+def _determining(data: VideoDataModule) -> dict[str, Any]:
+    """The frame settings that decide which frames are seen."""
+    return {name: value for name, value in asdict(data.frames).items() if name != "reader"}

@@ -4,7 +4,8 @@ The `stage` says what is asked and what should be answered (`rbft.stages`); the 
 function for all of them.
 """
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,9 @@ from rbft.data.base import VideoDataModule
 from rbft.data.card import Card
 from rbft.metrics import ClassificationMetrics
 from rbft.optim import cosine_schedule, parameter_groups
-from rbft.stages import CLASS, RATIONALE, find_stage
+from rbft.stages import CLASS, RATIONALE, STAGES, find_stage
+
+log = logging.getLogger(__name__)
 
 
 def answer_nll(
@@ -69,11 +72,13 @@ class Classified(Transferable):
         prediction: Class index; the number of classes stands for an answer that is none of them.
         scores: Log-probability of each whole class answer; None where the answer was written.
         texts: What the model wrote, "" where it only scored.
+        rationales: The rationales, where they were asked for besides.
     """
 
     prediction: Int[Tensor, " clips"]
     scores: Float[Tensor, "clips classes"] | None
     texts: list[str]
+    rationales: list[str] | None = None
 
     @property
     def probabilities(self) -> Float[Tensor, "clips classes"] | None:
@@ -139,7 +144,9 @@ class RBFTModule(LightningModule):
         self.processor: Any = None
         self.val_metrics = ClassificationMetrics(card.classes)
         self.test_metrics = ClassificationMetrics(card.classes)
+        self.explain = False  # whether predict asks for a rationale besides the class
         self._window_loss = torch.zeros(())
+        self._window_replaced = 0
         self._stepped = 0
 
     @property
@@ -167,8 +174,9 @@ class RBFTModule(LightningModule):
         both = Collator(
             self.processor, self.config, self.family, self.card, self.stage, self.stage.classifier
         )
+        why = replace(ask, explain=STAGES["rationale"]) if self.explain else ask
         self.collator = learn
-        self.data.collators = {"train": learn, "val": both, "test": ask, "predict": ask}
+        self.data.collators = {"train": learn, "val": both, "test": ask, "predict": why}
 
     def configure_model(self) -> None:
         """Loads the weights; Lightning calls this where the strategy wants them."""
@@ -212,16 +220,22 @@ class RBFTModule(LightningModule):
         """One micro-batch."""
         loss = self.loss(batch)
         self._window_loss = self._window_loss.to(loss.device) + loss.detach()
+        for error in filter(None, batch.errors):
+            log.warning("%s", error)
+            self._window_replaced += 1
         # Lightning divides by the accumulation steps and averages over processes; the loss is
         # already a share of the whole.
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Logs the loss of the global batch that was just stepped on."""
+        """Logs the loss of the global batch that was just stepped on, and its replaced clips."""
         if self.trainer.global_step != self._stepped:
             self._stepped = self.trainer.global_step
             self.log("train/loss", self._window_loss, sync_dist=True, reduce_fx="sum")
             self._window_loss = torch.zeros_like(self._window_loss)
+            count = float(self._window_replaced)
+            self.log("data/replaced", count, sync_dist=True, reduce_fx="sum")
+            self._window_replaced = 0
 
     def configure_gradient_clipping(
         self,
@@ -233,9 +247,15 @@ class RBFTModule(LightningModule):
         norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or float("inf"))
         self.log("train/grad_norm", norm)
 
-    @torch.no_grad()
     def classify(self, batch: Batch) -> Classified:
-        """The class of each clip in the batch."""
+        """The class of each clip in the batch; a clip that cannot be decoded has no answer."""
+        classified = self._classify(batch)
+        lost = torch.tensor([bool(error) for error in batch.errors], device=self.device)
+        prediction = classified.prediction.masked_fill(lost, len(self.card.classes))
+        return replace(classified, prediction=prediction)
+
+    @torch.no_grad()
+    def _classify(self, batch: Batch) -> Classified:
         assert batch.prompt is not None
         stage, pad = self.stage.classifier, self.processor.tokenizer.pad_token_id
         words = self.collator.class_answers(stage)
@@ -263,9 +283,12 @@ class RBFTModule(LightningModule):
 
     def validation_step(self, batch: Batch) -> dict[str, Classified]:
         """The stage's loss, and the classification of the stage."""
-        loss = self.loss(batch)
+        # A clip that cannot be decoded counts as a wrong answer, but has no likelihood.
+        seen = [float(not error) for error in batch.errors]
+        weight = batch.weight * torch.tensor(seen, device=batch.weight.device)
+        loss = self.loss(replace(batch, weight=weight))
         assert batch.answer is not None
-        tokens = (batch.answer.labels != IGNORED).sum(-1) * batch.weight
+        tokens = (batch.answer.labels != IGNORED).sum(-1) * weight
         self._val_loss += torch.stack([loss * batch.total, tokens.sum()])
         classified = self.classify(batch)
         self.val_metrics.update(classified.prediction, batch.label, batch.weight > 0)
@@ -297,11 +320,16 @@ class RBFTModule(LightningModule):
 
     def predict_step(self, batch: Batch) -> Classified | list[list[int]]:
         """Class probabilities, or in the rationale stage the rationale's token ids (Stage 0)."""
-        if self.stage.classifier is self.stage:
-            return self.classify(batch)
-        assert batch.prompt is not None
         settings = generation_settings(self.processor, self.max_new_tokens)
-        return write_answers(self.backbone, batch.prompt, batch.video, settings)
+        if self.stage.classifier is not self.stage:
+            assert batch.prompt is not None
+            return write_answers(self.backbone, batch.prompt, batch.video, settings)
+        classified = self.classify(batch)
+        if batch.explain is None:
+            return classified
+        written = write_answers(self.backbone, batch.explain, batch.video, settings)
+        texts = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return replace(classified, rationales=texts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes the stage: a Lightning checkpoint resumes the same stage only."""

@@ -1,10 +1,13 @@
 """Stage 0: the base model writes a rationale for every training clip, r_i = M_theta(v_i, P)."""
 
+import logging
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rbft.data.rationales import RationaleStore
+from rbft.data.rationales import UNDECODABLE, RationaleStore
+
+log = logging.getLogger(__name__)
 
 
 class RationaleWriter(Callback):
@@ -30,20 +33,28 @@ class RationaleWriter(Callback):
         module: Any = pl_module
         tokenizer = module.processor.tokenizer
         records = []
-        for ids, index, weight in zip(
-            outputs, batch.index.tolist(), batch.weight.tolist(), strict=True
+        for ids, index, weight, error in zip(
+            outputs, batch.index.tolist(), batch.weight.tolist(), batch.errors, strict=True
         ):
             if weight == 0:
                 continue
-            records.append(
-                {
-                    "id": module.data.predict_clips[index].id,
-                    "rationale": tokenizer.decode(ids, skip_special_tokens=True).strip(),
-                    "finish": "stop" if ids[-1:] == [tokenizer.eos_token_id] else "length",
-                    "tokens": len(ids),
-                    "source": "self",
-                }
-            )
+            record = {
+                "id": module.data.predict_clips[index].id,
+                "rationale": tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                "finish": "stop" if ids[-1:] == [tokenizer.eos_token_id] else "length",
+                "tokens": len(ids),
+                "source": "self",
+            }
+            if error:
+                record |= {"rationale": "", "finish": UNDECODABLE, "tokens": 0, "error": error}
+                log.warning(
+                    "%s Clip %s has no rationale; in training another takes its place. To try "
+                    "again, take its line out of %s.",
+                    error,
+                    record["id"],
+                    self.store.path,
+                )
+            records.append(record)
         self.store.append(trainer.global_rank, records)
 
 

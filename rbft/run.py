@@ -44,9 +44,13 @@ class Run:
         """Whether the stage is finished: its weights folder appears whole or not at all."""
         return (self.weights(name) / PROVENANCE).exists()
 
+    def checkpoints(self, name: str) -> Path:
+        """Lightning checkpoints of a stage that is not finished."""
+        return self.stage(name) / "checkpoints"
+
     def checkpoint(self, name: str) -> Path | None:
         """The newest checkpoint to resume the stage from."""
-        found = (self.stage(name) / "checkpoints").glob("*.ckpt")
+        found = self.checkpoints(name).glob("*.ckpt")
         return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 

@@ -135,6 +135,9 @@ class Texts:
     def texts(self) -> dict[str, str]:
         return self.made
 
+    def undecodable(self) -> set[str]:
+        return set()
+
 
 class Yard(VideoDataModule):
     """The made-up benchmark."""

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from rbft.data.base import Clip
+from rbft.data.video import VideoError
 from rbft.metrics import confusion_figure
 
 FRAMES = 8  # frames shown of a clip
@@ -43,8 +44,12 @@ class Pictures(Callback):
 
     def _show(self, trainer: Trainer, module: Any, clip: Clip, place: str, text: str) -> None:
         writer = self._writer(trainer)
-        frames = module.data.decode(clip).frames
-        writer.add_image(place, film_strip(frames), trainer.global_step)
+        try:
+            frames = module.data.decode(clip).frames
+        except VideoError as error:
+            text = f"{text}\n\n{error}"
+        else:
+            writer.add_image(place, film_strip(frames), trainer.global_step)
         writer.add_text(place, f"**{clip.id}**\n\n{text}", trainer.global_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -77,7 +82,7 @@ class Pictures(Callback):
         for place, index in enumerate(batch.index.tolist()):
             if index < self.samples:
                 said = classes[int(outputs.prediction[place])]
-                if outputs.probabilities is not None:
+                if outputs.probabilities is not None and not batch.errors[place]:
                     said += f" ({float(outputs.probabilities[place].max()):.0%})"
                 self.answers[index] = (said, outputs.texts[place])
 

@@ -1,6 +1,7 @@
 """Predictions and metrics of a scored split, as files and in TensorBoard."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rbft.data.base import Clip
 from rbft.run import digest, write_json
 
+log = logging.getLogger(__name__)
+
 
 class ResultsWriter(Callback):
     """Collects every clip's answer over all processes, writes them and the metrics.
 
     Leaves `<split>_predictions.jsonl` (one line a clip, in the split's order) and, last,
-    `<split>.json`, whose presence marks the split as scored.
+    `<split>.json`, whose presence marks the split as scored. Clips that cannot be decoded count as
+    unparsed, that is as wrong, and are named in both.
 
     Args:
         folder: Where the files go.
@@ -43,6 +47,9 @@ class ResultsWriter(Callback):
                 "label": None if clip.label is None else classes[clip.label],
                 "prediction": classes[int(outputs.prediction[place])],
             }
+            if batch.errors[place]:
+                self.rows.append({**row, "error": batch.errors[place]})
+                continue
             if probabilities is not None:
                 values = [round(value, 6) for value in probabilities[place].tolist()]
                 row["probabilities"] = dict(zip(module.card.classes, values, strict=True))
@@ -64,6 +71,15 @@ class ResultsWriter(Callback):
         path = self.folder / f"{self.split}_predictions.jsonl"
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         clips = module.data.clips(self.split)
+        lost = [row["id"] for row in rows if "error" in row]
+        if lost:
+            log.warning(
+                "%d of %d %s clips cannot be decoded and count as wrong (first: %s).",
+                len(lost),
+                len(rows),
+                self.split,
+                next(row["error"] for row in rows if "error" in row),
+            )
         content = {
             **self.facts,
             "split": self.split,
@@ -71,6 +87,8 @@ class ResultsWriter(Callback):
             "n_available": len(clips),
             "n_scored": len(rows),
             "n_unparsed": sum(row["prediction"] is None for row in rows),
+            "n_undecodable": len(lost),
+            "undecodable": lost,
             "classes": {
                 name: sum(row["label"] == name for row in rows) for name in module.card.classes
             },
@@ -96,64 +114,6 @@ class ResultsWriter(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the files."""
         self._write(trainer, pl_module, pl_module.test_metrics)
-
-
-class PredictionWriter(Callback):
-    """Writes one line per predicted video: id, path, label, probabilities, margin.
-
-    Args:
-        output: The JSONL file.
-    """
-
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        self.rows: list[tuple[int, dict[str, Any]]] = []
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keeps the batch's answers."""
-        module: Any = pl_module
-        names = [*module.card.classes, None]
-        for place, (index, weight) in enumerate(
-            zip(batch.index.tolist(), batch.weight.tolist(), strict=True)
-        ):
-            if weight == 0:
-                continue
-            clip = module.data.predict_clips[index]
-            row: dict[str, Any] = {
-                "id": clip.id,
-                "path": str(clip.path),
-                "label": names[int(outputs.prediction[place])],
-            }
-            if outputs.probabilities is not None:
-                values = outputs.probabilities[place].tolist()
-                first, second = sorted(values, reverse=True)[:2]
-                row["probabilities"] = {
-                    name: round(value, 6) for name, value in zip(names[:-1], values, strict=True)
-                }
-                row["margin"] = round(first - second, 6)
-            if outputs.texts[place]:
-                row["text"] = outputs.texts[place]
-            self.rows.append((index, row))
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the file on the first process, in the order of the videos."""
-        rows = _gather(trainer, self.rows)
-        if trainer.is_global_zero:
-            lines = [json.dumps(row, ensure_ascii=False) for _, row in sorted(rows, key=_place)]
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            self.output.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def _place(row: tuple[int, dict[str, Any]]) -> int:
-    return row[0]
 
 
 def _gather(trainer: Trainer, rows: list[Any]) -> list[Any]:

@@ -6,24 +6,28 @@ import os
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rbft.data.card import Card
 from rbft.data.framecache import FrameCache
-from rbft.data.lookup import VIDEO_SUFFIXES
 from rbft.data.manifest import Manifest, scan
 from rbft.data.rationales import RationaleStore, mix
 from rbft.data.sampler import Draw, EvalSampler, TrainSampler
-from rbft.data.splits import carve
-from rbft.data.video import Video, probe
+from rbft.data.splits import carve, check_classes
+from rbft.data.video import Video, VideoError, probe
+from rbft.data.videolist import find_videos
 
 SCAN_THREADS = 8  # opening a file waits for the disk more than for the processor
+REPLACEMENTS = 10  # clips that are tried in the place of one that cannot be decoded
+NO_PICTURE = Video(torch.zeros(2, 3, 28, 28, dtype=torch.uint8), [0, 1], 2, 1.0)
 log = logging.getLogger(__name__)
 
 
@@ -61,12 +65,21 @@ class Clip:
 
 @dataclass(frozen=True)
 class Example:
-    """A clip as the collator takes it: decoded, with its rationale and its place in the batch."""
+    """A clip as the collator takes it: decoded, with its rationale and its place in the batch.
+
+    Attributes:
+        clip: The clip.
+        video: Its frames; nothing but black where they cannot be decoded and are not replaced.
+        rationale: Its rationale, None where none is asked for.
+        draw: Its place in the batch.
+        error: What could not be decoded, empty where all is well.
+    """
 
     clip: Clip
     video: Video
     rationale: str | None
     draw: Draw
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,19 +100,69 @@ class FrameSettings:
 
 
 class ClipDataset(Dataset[Example]):
-    """Clips of one split; an item is asked for by its `Draw`."""
+    """Clips of one split; an item is asked for by its `Draw`.
+
+    A clip that cannot be decoded, although the scan could open its file, is named in the example's
+    `error`. In training the next clip of its class takes its place; elsewhere the example counts
+    as unanswered.
+
+    Args:
+        clips: The clips of the split.
+        decode: Gives a clip's frames.
+        rationales: Rationale by id; None where none is asked for.
+        answer_tokens: Answer tokens of each clip in training, None elsewhere.
+    """
 
     def __init__(
-        self, clips: list[Clip], decode: Callable[[Clip], Video], rationales: dict[str, str]
+        self,
+        clips: list[Clip],
+        decode: Callable[[Clip], Video],
+        rationales: Mapping[str, str] | None,
+        answer_tokens: Sequence[int] | None = None,
     ) -> None:
         self.clips, self.decode, self.rationales = clips, decode, rationales
+        self.answer_tokens = answer_tokens
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, draw: Draw) -> Example:
+        try:
+            return self._example(draw)
+        except VideoError as error:
+            if self.answer_tokens is not None:
+                return self._replacement(draw, self.answer_tokens, error)
+            clip = self.clips[draw.index]
+            rationale = None if self.rationales is None else self.rationales.get(clip.id, "")
+            return Example(clip, NO_PICTURE, rationale, draw, str(error))
+
+    def _example(self, draw: Draw) -> Example:
         clip = self.clips[draw.index]
-        return Example(clip, self.decode(clip), self.rationales.get(clip.id), draw)
+        if self.rationales is not None and clip.id not in self.rationales:
+            raise VideoError.of(clip.path, "could not be decoded when rationales were written.")
+        rationale = None if self.rationales is None else self.rationales[clip.id]
+        return Example(clip, self.decode(clip), rationale, draw)
+
+    def _replacement(self, draw: Draw, tokens: Sequence[int], error: VideoError) -> Example:
+        """The next clip of the same class that can be decoded, in the place of another.
+
+        Its weight is such that its answer counts as many tokens as the other's: what the sampler
+        counted in the global batch, the loss's denominator, stays exact.
+        """
+        size, lost = len(self.clips), self.clips[draw.index]
+        following = [(draw.index + step) % size for step in range(1, size)]
+        same = [i for i in following if self.clips[i].label == lost.label][:REPLACEMENTS]
+        for index in same:
+            weight = draw.weight * tokens[draw.index] / tokens[index]
+            with suppress(VideoError):
+                example = self._example(Draw(index, weight, draw.total))
+                note = f"{error} In training, clip {example.clip.id} takes the place of {lost.id}."
+                return replace(example, error=note)
+        tried = ", ".join(self.clips[index].id for index in same) or "none"
+        raise ValueError(
+            f"{error} No other clip can take the place of {lost.id}: the next ones of its class "
+            f"cannot be decoded either ({tried}). Mend or remove these files."
+        )
 
 
 @runtime_checkable
@@ -284,13 +347,8 @@ class VideoDataModule(LightningDataModule):
             if not any(clip.split == split for clip in self.all_clips):
                 raise ValueError(f"{benchmark} has no {split} clips. Check its annotations.")
         if stages:
-            seen = {clip.label for clip in self.clips("train")}
-            for index, name in enumerate(self.card.classes):
-                if index not in seen:
-                    raise ValueError(
-                        f"{benchmark} has no training clip of class '{name}'. Take the class off "
-                        "the card, or check the split."
-                    )
+            usable = [clip for clip in self.all_clips if clip.id in self.usable]
+            check_classes(usable, self.card.classes, benchmark)
         if self.rationale_ratio < 1 and stages:
             every = dict.fromkeys([clip.id for clip in self.clips("train")], "")
             human = {c.id: c.reference for c in self.clips("train") if c.reference is not None}
@@ -318,12 +376,14 @@ class VideoDataModule(LightningDataModule):
     def rationales(self, split: str) -> dict[str, str]:
         """Rationale of every clip of a split.
 
-        In training, self-generated and human ones are mixed by `rationale_ratio`.
+        In training, self-generated and human ones are mixed by `rationale_ratio`. Clips that
+        could not be decoded when rationales were written are left out.
 
         Raises:
-            ValueError: If a clip has none.
+            ValueError: If another clip has none.
         """
-        clips = self.clips(split)
+        lost = self.store.undecodable() if self.store is not None else set()
+        clips = [clip for clip in self.clips(split) if clip.id not in lost]
         own = self.store.texts() if self.store is not None else {}
         human = {clip.id: clip.reference for clip in clips if clip.reference is not None}
         ratio = self.rationale_ratio if split == "train" else 1.0
@@ -337,12 +397,13 @@ class VideoDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Example]:
         """Shuffled micro-batches of this process, from where the run stopped."""
         clips, collator = self.clips("train"), self.collators["train"]
-        texts = self.rationales("train") if collator.needs_rationales else {}
+        texts = self.rationales("train") if collator.needs_rationales else None
+        tokens = [collator.answer_tokens(clip, (texts or {}).get(clip.id)) for clip in clips]
         counts = Counter(clip.label for clip in clips)
         weights = [len(clips) / (len(counts) * counts[clip.label]) for clip in clips]
         rank, world = self._place()
         sampler = TrainSampler(
-            [collator.answer_tokens(clip, texts.get(clip.id)) for clip in clips],
+            tokens,
             weights if self.class_weights and collator.learns_class else [1.0] * len(clips),
             batch_size=self.batch_size,
             accumulate=self.accumulation(world),
@@ -354,13 +415,13 @@ class VideoDataModule(LightningDataModule):
         if self.trainer is not None:
             # Lightning saves a checkpoint before it counts the last micro-batch as completed, and
             # makes the first iterator before it announces the epoch.
-            loop = self.trainer.fit_loop
+            loop: Any = self.trainer.fit_loop
             done = loop.epoch_loop.batch_progress.current.processed
             if done < len(sampler):
                 sampler.start, sampler.epoch = done, loop.epoch_progress.current.processed
             else:
                 sampler.epoch = loop.epoch_progress.current.started
-        return self._loader("train", clips, sampler, texts)
+        return self._loader("train", clips, sampler, texts, tokens)
 
     def val_dataloader(self) -> DataLoader[Example] | list[Any]:
         """The validation split in order; empty where there is none."""
@@ -368,47 +429,42 @@ class VideoDataModule(LightningDataModule):
         if not clips:
             return []
         needs_rationales = self.collators["val"].needs_rationales
-        return self._eval_loader("val", clips, self.rationales("val") if needs_rationales else {})
+        return self._eval_loader("val", clips, self.rationales("val") if needs_rationales else None)
 
     def test_dataloader(self) -> DataLoader[Example]:
         """The scored split in order."""
         return self._eval_loader("test", self.clips(self.scored_split))
 
     def clips_of(self, videos: Sequence[Path]) -> list[Clip]:
-        """Unlabelled clips for video files and all videos in folders, in order.
+        """Unlabelled clips for video files, all videos in folders and those of lists, in order.
 
         Raises:
-            ValueError: If a path does not exist or nothing is found.
+            ValueError: See `rbft.data.videolist.find_videos`.
         """
-        files: list[Path] = []
-        for path in videos:
-            if not path.exists():
-                raise ValueError(f"--videos {path} does not exist. Give video files or folders.")
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
-            files += inside if path.is_dir() else [path]
-        if not files:
-            raise ValueError(
-                f"--videos holds no video files; looked for {', '.join(VIDEO_SUFFIXES)}."
-            )
-        return [Clip(str(path), path, None, "predict") for path in files]
+        return [Clip(name, path, None, "predict") for name, path in find_videos(videos)]
 
     def predict_dataloader(self) -> DataLoader[Example]:
         """`predict_clips` in order."""
         return self._eval_loader("predict", self.predict_clips)
 
     def _eval_loader(
-        self, split: str, clips: list[Clip], texts: dict[str, str] | None = None
+        self, split: str, clips: list[Clip], texts: Mapping[str, str] | None = None
     ) -> DataLoader[Example]:
         rank, world = self._place()
         sampler = EvalSampler(len(clips), batch_size=self.eval_batch_size, rank=rank, world=world)
-        return self._loader(split, clips, sampler, texts or {})
+        return self._loader(split, clips, sampler, texts)
 
     def _loader(
-        self, split: str, clips: list[Clip], sampler: Sampler[list[Draw]], texts: dict[str, str]
+        self,
+        split: str,
+        clips: list[Clip],
+        sampler: Sampler[list[Draw]],
+        texts: Mapping[str, str] | None,
+        tokens: Sequence[int] | None = None,
     ) -> DataLoader[Example]:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
-            ClipDataset(clips, self.decode, texts),
+            ClipDataset(clips, self.decode, texts, tokens),
             batch_sampler=sampler,
             collate_fn=self.collators[split],
             num_workers=self.num_workers,

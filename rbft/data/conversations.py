@@ -5,12 +5,14 @@ LLaVA and Qwen (`conversations` of `from`/`value`, `video`), LLaMA-Factory's sha
 used: rbft's prompts stand on the card.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from rbft.data.card import Card
 from rbft.data.labels import match_label
 from rbft.data.tables import Row, shown
 
+VIDEO = "<video>"
+RATIONALE = "rationale"
 ASSISTANT = ("gpt", "assistant")
 
 
@@ -23,7 +25,7 @@ def read_conversation(row: Row, card: Card) -> tuple[str, int]:
     """The video's path and the label of one conversation record.
 
     The label is the last assistant turn. A field `label` or `ground_truth` beside it must agree;
-    without an assistant turn it is the label.
+    without an assistant turn, or where that is a rationale (see `read_reference`), it is the label.
 
     Args:
         row: The record.
@@ -38,7 +40,7 @@ def read_conversation(row: Row, card: Card) -> tuple[str, int]:
     """
     turns = _turns(row)
     path = _video(row)
-    tags = sum(text.count("<video>") for _, text in turns)
+    tags = sum(text.count(VIDEO) for _, text in turns)
     if tags != 1:
         raise ValueError(
             f"{row.where}: {tags} <video> tags for 1 video; write one in the first turn."
@@ -49,7 +51,7 @@ def read_conversation(row: Row, card: Card) -> tuple[str, int]:
         if row.values.get(key) is not None
     ]
     answers = [text for role, text in turns if role in ASSISTANT]
-    if answers:
+    if answers and read_reference(row) is None:
         answer = match_label(answers[-1], card, f"{row.where}, last assistant turn")
         labels.append(("last assistant turn", answer))
     if not labels:
@@ -58,6 +60,60 @@ def read_conversation(row: Row, card: Card) -> tuple[str, int]:
         said = ", ".join(f"{key} says {card.classes[label]}" for key, label in labels)
         raise ValueError(f"{row.where}: the labels contradict each other: {said}.")
     return path, labels[0][1]
+
+
+def read_reference(row: Row) -> str | None:
+    """The rationale in a record whose field `answers` says "rationale", as rbft's export writes."""
+    if row.values.get("answers") != RATIONALE:
+        return None
+    return next((text for role, text in reversed(_turns(row)) if role in ASSISTANT), None)
+
+
+def write_conversation(
+    clip_id: str,
+    path: str,
+    prompt: str,
+    answer: str,
+    *,
+    turns: Literal["conversations", "messages"],
+    split: str,
+    label: str | None = None,
+) -> dict[str, Any]:
+    """One conversation record, such as `read_conversation` reads.
+
+    Args:
+        clip_id: The clip's id.
+        path: Path of its video.
+        prompt: What is asked about it.
+        answer: What should be answered.
+        turns: `conversations` is the form of LLaVA and Qwen's trainer, `messages` that of
+            LLaMA-Factory and ms-swift.
+        split: The clip's split.
+        label: The clip's class, where the answer is a rationale.
+
+    Raises:
+        ValueError: If prompt or answer holds the tag that stands for a video.
+    """
+    for text in (prompt, answer):
+        if VIDEO in text:
+            raise ValueError(
+                f"Clip {clip_id}: its text {shown(text)} holds {VIDEO}, which stands for a video "
+                "in the formats of other trainers. Take it out of the card or the annotations."
+            )
+    record: dict[str, Any] = {"id": clip_id, "split": split}
+    if label is not None:
+        record |= {"answers": RATIONALE, "ground_truth": label}
+    pair = (f"{VIDEO}\n{prompt}", answer)
+    if turns == "conversations":
+        said = [
+            {"from": who, "value": text} for who, text in zip(("human", "gpt"), pair, strict=True)
+        ]
+        return {**record, "video": path, turns: said}
+    said = [
+        {"role": who, "content": text}
+        for who, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    return {**record, turns: said, "videos": [path]}
 
 
 def _turns(row: Row) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
-from rbft.data.readers import VideoError
+from rbft.data.video import VideoError
 
 OK = "ok"
 UNUSABLE = ("missing", "unreadable", "too_short")

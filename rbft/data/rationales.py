@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 KEYS = {"id": str, "rationale": str, "finish": str, "tokens": int, "source": str}
+UNDECODABLE = "undecodable"
 NOT_DETERMINING = "versions"  # the key of the provenance that may differ
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,12 @@ class RationaleStore:
 
     def texts(self) -> dict[str, str]:
         """Rationale by clip id."""
-        return {name: record["rationale"] for name, record in self.records.items()}
+        lost = self.undecodable()
+        return {n: record["rationale"] for n, record in self.records.items() if n not in lost}
+
+    def undecodable(self) -> set[str]:
+        """Clips that were to have a rationale, but whose video could not be decoded."""
+        return {n for n, record in self.records.items() if record["finish"] == UNDECODABLE}
 
     def require(self, ids: Sequence[str], benchmark: str, command: str) -> None:
         """Checks that training clips have a rationale.
@@ -86,9 +92,9 @@ class RationaleStore:
 
         Args:
             rank: The process.
-            records: Each with `id`, `rationale`, `finish` ("stop", or "length" where the
-                limit of tokens cut it), `tokens` (its length) and `source` (who wrote it: "self"
-                is the backbone).
+            records: Each with `id`, `rationale`, `finish` ("stop", "length" where the limit of
+                tokens cut it, or "undecodable" where there was no video to describe), `tokens` (its
+                length) and `source` (who wrote it: "self" is the backbone).
 
         Raises:
             ValueError: If another run is writing to the same file.

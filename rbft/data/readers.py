@@ -25,7 +25,6 @@ from rbft.data.listing import (
     stream_packets,
     video_stream,
 )
-from rbft.data.listing import probe as probe
 
 if TYPE_CHECKING:
     from av.video import VideoFrame

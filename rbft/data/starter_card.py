@@ -9,6 +9,8 @@ import yaml
 
 from rbft.data.card import Card
 
+BACKBONE = "Qwen/Qwen2.5-VL-7B-Instruct"
+
 
 def starter_card(domain: str, classes: Sequence[str]) -> str:
     """A commented card for a new domain, as YAML text to write to a file.
@@ -35,6 +37,43 @@ def starter_card(domain: str, classes: Sequence[str]) -> str:
     )
     Card(**yaml.safe_load(text))  # refuses what would not load later
     return text
+
+
+def write_starter(domain: str, classes: Sequence[str], output: Path) -> Path:
+    """Writes a starter card, and beside it an experiment on a folder of videos that uses it.
+
+    Args:
+        domain: See `starter_card`.
+        classes: See `starter_card`.
+        output: The card file to write.
+
+    Returns:
+        The experiment file, `<stem>_experiment.yaml`.
+
+    Raises:
+        ValueError: If either file exists, or see `starter_card`.
+    """
+    experiment = output.with_name(f"{output.stem}_experiment.yaml")
+    for file in (output, experiment):
+        if file.exists():
+            raise ValueError(f"{file} exists. Give --output another name, or remove it.")
+    text = starter_card(domain, classes)
+    data = {"root": "videos", "card": str(output)}
+    entries = {
+        "name": experiment.stem,
+        "model": {"backbone": BACKBONE},
+        "data": {"class_path": "VideoFolder", "init_args": data},
+    }
+    lines = [f"{key}: {_flow(value)}\n" for key, value in entries.items()]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text, encoding="utf-8")
+    experiment.write_text("".join(lines), encoding="utf-8")
+    return experiment
+
+
+def _flow(value: object) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
+    return text.removesuffix("...\n").strip()
 
 
 def _quoted(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from rbft.data.base import Clip, VideoDataModule
-from rbft.data.conversations import is_conversation, read_conversation
+from rbft.data.conversations import is_conversation, read_conversation, read_reference
 from rbft.data.labels import match_label
 from rbft.data.lookup import VideoLookup, check_inside, inside, list_videos, without_suffix
 from rbft.data.splits import (
@@ -303,6 +303,7 @@ class VideoFolder(VideoDataModule):
             path=path,
             label=label,
             split=split_name(split, row.where) if split else None,
+            reference=read_reference(row),
         )
 
     def _named(self, videos: list[Path]) -> Iterator[Entry]:

@@ -75,13 +75,17 @@ def weights_file(folder: Path, stage: str, name: str = "small") -> Path:
 
 
 def outcome(folder: Path, name: str = "small") -> dict[str, str]:
-    """Hashes of all that a run leaves but its TensorBoard events, by path."""
+    """Hashes of all that a run leaves but its TensorBoard events, by path.
+
+    Hidden files are what a kill left of an unfinished write.
+    """
     logs = folder / LOGS
-    files = [file for part in (name, "rationales") for file in (logs / part).rglob("*")]
+    files = [file for part in (name, "rationales") for file in sorted((logs / part).rglob("*"))]
+    names = {str(file.relative_to(logs)): file for file in files if file.is_file()}
     return {
-        str(file.relative_to(logs)): digest(file)
-        for file in sorted(files)
-        if file.is_file() and "tfevents" not in file.name
+        name: digest(file)
+        for name, file in names.items()
+        if "tfevents" not in name and "/." not in name
     }
 
 

@@ -72,7 +72,9 @@ def test_a_run_that_is_killed_in_every_phase(reference, tmp_path):
 def test_a_checkpoint_appears_whole(reference):
     """Written beside its place and renamed: on any file system, a kill leaves no half of one."""
     steps = [f"lightning_logs/small/rationale/checkpoints/.step={n}.ckpt.part" for n in range(1, 9)]
-    renamed = [change for change in reference.changes if "os.rename" in change and ".ckpt" in change]
+    renamed = [
+        change for change in reference.changes if "os.rename" in change and ".ckpt" in change
+    ]
     assert renamed[:8] == [f"os.rename {step}" for step in steps]
 
 

@@ -106,7 +106,7 @@ def test_every_step_leaves_its_files(finished):
         assert kept <= {file.name for file in (finished.run / stage / "weights").iterdir()}
     assert not (finished.run / "zero_shot/weights").exists()
     assert "small/settings.yaml" in names
-    left_over = [name for name in names if ".part" in name or "checkpoints" in name]
+    left_over = [name for name in names if "/." in name or "checkpoints" in name]
     assert not left_over
 
 
@@ -322,8 +322,9 @@ def test_predict_on_a_file_a_list_and_a_folder(finished, copy, cache):
         (f"[{videos[0]},{videos[1]}]", 2),
         (str(folder), 3),
     ):
-        rbft(copy, "predict", *finished.options, f"--videos={given}", "--output=out/p.jsonl")
-        rows = read_lines(copy / "out/p.jsonl")
+        output = f"out/{count}.jsonl"
+        rbft(copy, "predict", *finished.options, f"--videos={given}", f"--output={output}")
+        rows = read_lines(copy / output)
         assert [Path(row["path"]).name for row in rows] == [v.name for v in videos[:count]]
         for row, known in zip(rows, scored, strict=False):
             assert Path(row["path"]).stem == known["id"]

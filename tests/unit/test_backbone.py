@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,8 @@ def test_the_model_trains_in_the_default_dtype(qwen: Path, checkpointing: bool) 
 
 
 def test_weights_saved_in_bf16_are_not_trained_in_bf16(qwen: Path, tmp_path: Path) -> None:
-    load_model(str(qwen), "sdpa", False).to(torch.bfloat16).save_pretrained(tmp_path)
+    model: Any = load_model(str(qwen), "sdpa", False)
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
     assert load_model(str(tmp_path), "sdpa", False).dtype == torch.float32
 
 

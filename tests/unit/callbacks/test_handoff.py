@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerStatus
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from rbft.callbacks.handoff import StageHandoff
@@ -95,7 +96,9 @@ def test_the_folder_appears_whole_or_not_at_all(
 
 
 class Interrupt(Callback):
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         raise KeyboardInterrupt
 
 
@@ -106,3 +109,10 @@ def test_an_interrupted_stage_leaves_nothing(qwen: Path, tmp_path: Path) -> None
         train(qwen, run, Interrupt())
     assert not run.trained("rationale")
     assert not run.weights("rationale").exists()
+
+
+def test_nor_does_a_fit_that_ends_as_interrupted(qwen: Path, tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.state.status = TrainerStatus.INTERRUPTED
+    StageHandoff(tmp_path / "weights", {}).on_fit_end(run, module(qwen))
+    assert not (tmp_path / "weights").exists()

@@ -6,7 +6,7 @@ import pytest
 from lightning.pytorch import Callback
 
 import rbft.module
-from rbft.callbacks.results import PredictionWriter, ResultsWriter
+from rbft.callbacks.results import ResultsWriter
 from rbft.run import digest
 from tests.examples import Yard, module, trainer
 
@@ -72,7 +72,7 @@ def test_an_unparsed_answer_is_named(
 
 
 class Crash(Callback):
-    def on_test_end(self, *_: Any) -> None:
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         raise RuntimeError("stopped")
 
 
@@ -81,30 +81,3 @@ def test_a_split_counts_as_scored_only_at_the_end(qwen: Path, tmp_path: Path) ->
     with pytest.raises(RuntimeError, match="stopped"):
         score(qwen, tmp_path, Crash(), writer)
     assert not (tmp_path / "label/test.json").exists()
-
-
-def predict(folder: Path, work: Path, output: Path, **settings: Any) -> list[dict[str, Any]]:
-    yard = Yard(work / "card.yaml", {"test": 5}, eval_batch_size=2)
-    yard.predict_clips = yard.clips("test")
-    trainer(work, callbacks=[PredictionWriter(output)]).predict(
-        module(folder, **settings), datamodule=yard, return_predictions=False
-    )
-    return rows(output)
-
-
-def test_predictions_in_the_order_of_the_videos(qwen: Path, tmp_path: Path) -> None:
-    got = predict(qwen, tmp_path, tmp_path / "new/predictions.jsonl")
-    assert [row["id"] for row in got] == [f"test_{n}" for n in range(5)]
-    assert [row["path"] for row in got] == [f"test_{n}.mp4" for n in range(5)]
-    for row in got:
-        values = sorted(row["probabilities"].values())
-        assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
-        assert row["margin"] == pytest.approx(values[1] - values[0], abs=2e-6)
-
-
-def test_the_rationale_of_the_model_s_own_is_kept(qwen: Path, tmp_path: Path) -> None:
-    got = predict(qwen, tmp_path, tmp_path / "predictions.jsonl", stage="rationale_class")
-    assert all(row["text"] for row in got)
-    got = predict(qwen, tmp_path, tmp_path / "predictions.jsonl", answer="generate")
-    assert all("probabilities" not in row and "margin" not in row for row in got)
-    assert {row["label"] for row in got} <= {"quiet", "alarm", None}

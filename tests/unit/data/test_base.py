@@ -195,12 +195,12 @@ def test_nothing_to_train_or_score(card_file: Path) -> None:
 
 
 def test_a_class_without_training_clips(card_file: Path) -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"^Yard has no training clip of class 'alarm'\. Take the class off the card, or "
-        r"check the split\.$",
-    ):
+    with pytest.raises(ValueError, match="has no training clip") as error:
         Yard(card_file, {"train": 1, "test": 4}).check(["label"])
+    assert str(error.value) == (
+        "Yard: class 'alarm' has no training clip (2 in validation and test); the training split "
+        "has 1 quiet, 0 alarm. Add clips, or take the class off the card's words."
+    )
 
 
 def test_human_rationales_that_are_needed_but_not_there(card_file: Path) -> None:

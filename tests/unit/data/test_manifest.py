@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rbft.data import manifest as manifest_module
 from rbft.data.manifest import Manifest, Row, scan
-from rbft.data.readers import probe as probe_video
+from rbft.data.video import probe as probe_video
 from tests.videos import make_video
 
 

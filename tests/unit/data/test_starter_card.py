@@ -1,10 +1,12 @@
+from pathlib import Path
+
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rbft.data.card import Card
-from rbft.data.starter_card import starter_card
+from rbft.data.starter_card import starter_card, write_starter
 
 
 def test_the_card_loads_and_is_commented(tmp_path):
@@ -50,3 +52,23 @@ def test_any_text_makes_a_card_or_a_value_error(domain, classes):
     except ValueError:
         return
     assert Card(**yaml.safe_load(text)).classes == tuple(classes)
+
+
+def test_a_card_and_an_experiment_of_three_lines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiment = write_starter("conveyor belt", ["pass", "fail"], Path("my cards/belt.yaml"))
+    assert experiment == Path("my cards/belt_experiment.yaml")
+    assert Card.load(Path("my cards/belt.yaml")).classes == ("pass", "fail")
+    assert experiment.read_text() == (
+        "name: belt_experiment\n"
+        "model: {backbone: Qwen/Qwen2.5-VL-7B-Instruct}\n"
+        "data: {class_path: VideoFolder, init_args: {root: videos, card: my cards/belt.yaml}}\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["belt.yaml", "belt_experiment.yaml"])
+def test_nothing_is_written_over(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=rf"{name} exists\. Give --output another name"):
+        write_starter("conveyor belt", ["pass", "fail"], tmp_path / "belt.yaml")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]

@@ -1,0 +1,194 @@
+"""Predictions of any videos, as JSON lines that appear one by one, and as a table."""
+
+import csv
+import glob
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from rbft.data.base import Clip
+from rbft.run import write_json, write_text
+
+
+class PredictionWriter(Callback):
+    """Writes a line per video as it comes, and takes up what an interrupted run left.
+
+    A line holds id, path, label, the probability of each class, the margin between the two most
+    probable ones, and as far as there is: what the model wrote (`text`), its `rationale`, or the
+    `error` of a video that cannot be decoded. In the end the lines stand in the order of the
+    videos, and the same as a table in a .csv file beside them. With several processes each writes
+    into a part file of its own until then.
+
+    Args:
+        output: The file of JSON lines.
+        clips: All videos, in order; `todo` are those that have no line yet, or only an error.
+        classes: Names of the classes.
+        made_from: What determines the predictions, kept beside the output. What an existing
+            output was made from must be equal.
+
+    Raises:
+        ValueError: If the output was made from something else, by something else, or of videos
+            that are not among these.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        clips: Sequence[Clip],
+        classes: Sequence[str],
+        made_from: dict[str, Any],
+    ) -> None:
+        if output.suffix != ".jsonl":
+            raise ValueError(
+                f"--output {output} must end in .jsonl; the same as a table goes to "
+                f"{output.with_suffix('.csv').name} beside it."
+            )
+        self.output, self.classes = output, list(classes)
+        first: dict[Path, Clip] = {}
+        for clip in clips:
+            first.setdefault(clip.path, clip)
+        self.clips = list(first.values())
+        self.made_from = json.loads(json.dumps(made_from))
+        rows = self._read()
+        self._check(rows)
+        self.todo = [
+            clip for clip in self.clips if "error" in rows.get(str(clip.path), {"error": ""})
+        ]
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes what the predictions are made from, and takes off a line that was cut off."""
+        if trainer.is_global_zero:
+            write_json(self._sidecar, self.made_from)
+        self.file = self.output
+        if trainer.world_size > 1:
+            self.file = self.output.with_name(f"{self.output.name}.part{trainer.global_rank}")
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        if self.file.exists():
+            with self.file.open("rb+") as stream:
+                stream.truncate(stream.read().rfind(b"\n") + 1)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Writes the batch to disk before the next one begins."""
+        rows = [
+            self._row(outputs, batch, place)
+            for place, weight in enumerate(batch.weight.tolist())
+            if weight
+        ]
+        with self.file.open("ab") as stream:
+            stream.write("".join(map(_line, rows)).encode())
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts the lines in order on the first process, when all have written."""
+        trainer.strategy.barrier("predicted")
+        if trainer.is_global_zero:
+            self.finish()
+        trainer.strategy.barrier("joined")
+
+    def finish(self) -> int:
+        """Joins the lines in the order of the videos and writes the table.
+
+        Returns:
+            The number of videos that could not be decoded.
+        """
+        found = self._read()
+        rows = [found[str(clip.path)] for clip in self.clips]
+        write_text(self.output, "".join(map(_line, rows)))
+        columns = ["id", "path", "label", *(f"probability_{name}" for name in self.classes)]
+        columns += ["margin", "text", "rationale", "error"]
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            shares = row.get("probabilities", {}).items()
+            writer.writerow({**row, **{f"probability_{name}": share for name, share in shares}})
+        text = table.getvalue().encode(errors="backslashreplace").decode()
+        write_text(self.output.with_suffix(".csv"), text)
+        for part in self._parts():
+            part.unlink()
+        return sum("error" in row for row in rows)
+
+    def _row(self, outputs: Any, batch: Any, place: int) -> dict[str, Any]:
+        clip = self.todo[int(batch.index[place])]
+        row: dict[str, Any] = {"id": clip.id, "path": str(clip.path), "label": None}
+        if batch.errors[place]:
+            return {**row, "error": batch.errors[place]}
+        row["label"] = [*self.classes, None][int(outputs.prediction[place])]
+        if outputs.probabilities is not None:
+            shares = outputs.probabilities[place].tolist()
+            first, second = sorted(shares, reverse=True)[:2]
+            named = zip(self.classes, shares, strict=True)
+            row["probabilities"] = {name: round(share, 6) for name, share in named}
+            row["margin"] = round(first - second, 6)
+        if outputs.texts[place]:
+            row["text"] = outputs.texts[place]
+        if outputs.rationales is not None:
+            row["rationale"] = outputs.rationales[place]
+        return row
+
+    @property
+    def _sidecar(self) -> Path:
+        return self.output.with_suffix(".provenance.json")
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.output.parent.glob(f"{glob.escape(self.output.name)}.part[0-9]*"))
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """Line by path; a prediction wins over an error, a later line over an earlier one."""
+        rows: dict[str, dict[str, Any]] = {}
+        for file in [self.output, *self._parts()] if self.output.exists() else self._parts():
+            # What stands after the last line break was cut off by a crash.
+            for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
+                try:
+                    row = json.loads(line)
+                    path = row["path"]
+                except (ValueError, TypeError, KeyError) as error:
+                    raise ValueError(
+                        f"{file}, line {number} is no prediction. Remove the line, or name "
+                        "another --output."
+                    ) from error
+                if path not in rows or "error" not in row or "error" in rows[path]:
+                    rows[path] = row
+        return rows
+
+    def _check(self, rows: dict[str, dict[str, Any]]) -> None:
+        if not rows:
+            return
+        before = {}
+        if self._sidecar.exists():
+            before = json.loads(self._sidecar.read_text(encoding="utf-8"))
+        different = [
+            f"{key}: {before.get(key)} -> {self.made_from.get(key)}"
+            for key in sorted({*before, *self.made_from})
+            if before.get(key) != self.made_from.get(key)
+        ]
+        advice = f"Name another --output, or remove {self.output}."
+        if different:
+            raise ValueError(
+                f"--output {self.output} holds predictions that were made otherwise "
+                f"({'; '.join(different)}). {advice}"
+            )
+        known = {str(clip.path) for clip in self.clips}
+        foreign = [path for path in rows if path not in known]
+        if foreign:
+            raise ValueError(
+                f"--output {self.output} holds predictions of {len(foreign)} videos that are not "
+                f"among --videos (first: {foreign[0]}). {advice}"
+            )
+
+
+def _line(row: dict[str, Any]) -> str:
+    line = json.dumps(row, ensure_ascii=False)
+    # File names that are no UTF-8 hold surrogates, which only escapes can express.
+    return (line if line.isprintable() else json.dumps(row)) + "\n"

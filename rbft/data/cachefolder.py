@@ -1,0 +1,46 @@
+"""What rbft keeps in its cache folder, how large it is, and how to be rid of it."""
+
+import shutil
+from pathlib import Path
+
+from rbft.data.framecache import FrameCache
+
+WHAT = {
+    "frames": "decoded clips",
+    "scans": "what scans found in video files",
+    "clips": "videos of the miniature world",
+}
+
+
+def cache_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each part of a cache folder, see `WHAT`."""
+    return {
+        "frames": FrameCache(folder / "frames", 0).size(),
+        "scans": sum(file.stat().st_size for file in _scans(folder)),
+        "clips": sum(file.stat().st_size for made in _worlds(folder) for file in made.rglob("*.*")),
+    }
+
+
+def clear_cache(folder: Path, part: str) -> None:
+    """Removes a part of a cache folder, or all of it; files that are not rbft's stay.
+
+    Args:
+        folder: The cache folder.
+        part: A key of `WHAT`, or "all".
+    """
+    if part in ("frames", "all"):
+        FrameCache(folder / "frames", 0).clear()
+    if part in ("scans", "all"):
+        for file in _scans(folder):
+            file.unlink()
+    if part in ("clips", "all"):
+        for made in _worlds(folder):
+            shutil.rmtree(made)
+
+
+def _scans(folder: Path) -> list[Path]:
+    return list((folder / "scans").glob("*.jsonl"))
+
+
+def _worlds(folder: Path) -> list[Path]:
+    return [file.parent for file in (folder / "miniature").glob("*/annotations.jsonl")]

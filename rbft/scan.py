@@ -1,0 +1,32 @@
+"""What `scan` leaves: a table on the screen, the manifest, and a list of what is missing."""
+
+from pathlib import Path
+
+from rbft.data.base import VideoDataModule
+from rbft.screen import say, table
+
+SHOWN = 10  # unusable files that are named on the screen
+
+
+def report_scan(data: VideoDataModule, folder: Path) -> None:
+    """Opens the files that no earlier scan has seen, and says what is there and what is not.
+
+    Args:
+        data: The benchmark.
+        folder: Where `manifest.jsonl` and, if files are missing, `missing.txt` go.
+    """
+    manifest = data.manifest
+    headers, rows = manifest.table(data.card.classes)
+    say(table(rows, headers, align="ll" + "r" * (len(headers) - 2)))
+    broken = [row for row in manifest.rows if row.status in ("unreadable", "too_short")]
+    for row in broken[:SHOWN]:
+        say(f"{row.status}: {row.path}: {row.reason}")
+    if len(broken) > SHOWN:
+        say(f"... and {len(broken) - SHOWN} more")
+    manifest.save(folder / "manifest.jsonl")
+    say(f"All clips with the state of their files: {folder / 'manifest.jsonl'}")
+    missing, file = manifest.missing_list(), folder / "missing.txt"
+    file.unlink(missing_ok=True)
+    if missing:
+        file.write_text("".join(f"{line}\n" for line in missing), encoding="utf-8")
+        say(f"{len(missing)} missing files, by URL or id, for a downloader of your own: {file}")

@@ -1,0 +1,263 @@
+"""Every experiment file is small, is named after itself, stands in the table, and runs."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rbft.method import Method
+from tests.recipe.runs import EXPERIMENTS, LOGS, rbft, read_json, read_lines
+from tests.tiny import FamilyName
+from tests.videos import make_video
+
+FILES = sorted(EXPERIMENTS.glob("*.yaml"))
+NAMES = [file.stem for file in FILES]
+PAPER = [name for name in NAMES if not name.startswith("miniature")]
+OVERLAYS = sorted((EXPERIMENTS / "hardware").glob("*.yaml"))
+README = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
+TABLE_ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in README.splitlines()
+    if line.startswith("|") and ".yaml" in line
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with made-up data of both benchmarks where the README puts it."""
+    folder = tmp_path_factory.mktemp("experiments")
+    write_smarthome(folder / "data/smarthome")
+    write_multihateclip(folder / "data/multihateclip")
+    return folder
+
+
+@pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("RBFT_CACHE", str(tmp_path_factory.getbasetemp() / "experiments_cache"))
+
+
+def write_table(file: Path, rows: list[list[str]], **style: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream, **style).writerows(rows)
+
+
+def write_videos(folder: Path, names: list[str]) -> None:
+    folder.mkdir(parents=True)
+    for number, name in enumerate(names):
+        make_video(folder / f"{name}.mp4", frames=20 + 5 * (number % 3), height=56, width=56)
+
+
+def write_smarthome(folder: Path) -> None:
+    names = [f"smartbench_{number:04d}" for number in range(1, 21)]
+    header = ["Title", "Category", "Anomaly Tag", "Video Description"]
+    rows = [[*header, "Reasoning behind Normality/Anomalies"]]
+    for number, name in enumerate(names):
+        tag = ("Normal", "Abnormal")[number % 2]
+        rows.append([name, "Security", tag, f"A person, seen {number} times.", "It is usual."])
+    write_table(folder / "Video_Annotation.csv", rows)
+    urls = [[name, f"https://www.youtube.com/watch?v={name[-11:]}"] for name in names]
+    write_table(folder / "Video_url.csv", [["Title", "URL"], *urls])
+    write_videos(folder / "videos", names)
+
+
+def write_multihateclip(folder: Path) -> None:
+    header = ["Video_ID", "Majority_Voting", "Label", "Target_Victim", "Component", "Duration"]
+    names = []
+    for split, count in (("train", 9), ("valid", 3), ("test", 6)):
+        rows = [header]
+        for number in range(count):
+            vote = ("Normal", "Offensive", "Hateful")[number % 3]
+            names.append(f"{split}_{number:05d}"[:11].ljust(11, "x"))
+            rows.append([names[-1], vote, f"['{vote}']", "[]", "[]", "[]"])
+        file = folder / f"English_data/annotation/{split}.tsv"
+        write_table(file, rows, delimiter="\t", quoting=csv.QUOTE_NONE)
+    write_videos(folder / "videos", names)
+
+
+def family(name: str) -> FamilyName:
+    return "qwen2_vl" if "_qwen2_" in f"{name}_" else "qwen2_5_vl"
+
+
+def options(name: str, backbones: dict[str, Path], *more: str) -> list[str]:
+    files = (f"{name}.yaml", "hardware/tiny.yaml")
+    return [
+        *(f"--config={EXPERIMENTS / file}" for file in files),
+        f"--model.backbone={backbones[family(name)]}",
+        "--trainer.enable_progress_bar=false",
+        *more,
+    ]
+
+
+def printed_config(folder: Path, capsys: Any, *arguments: str) -> dict[str, Any]:
+    with pytest.raises(SystemExit) as ended:
+        rbft(folder, "fit", *arguments, "--print_config")
+    assert ended.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_small_and_named_after_itself(name, tmp_path, capsys):
+    file = EXPERIMENTS / f"{name}.yaml"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 10
+    assert all(not line.startswith("config:") for line in lines[1:])  # the first key
+    config = printed_config(tmp_path, capsys, f"--config={file}")
+    assert config["name"] == name
+    backbones = {"qwen2": "Qwen/Qwen2-VL-7B-Instruct", "qwen25": "Qwen/Qwen2.5-VL-7B-Instruct"}
+    benchmark, *rest = name.split("_")
+    assert config["data"]["class_path"].rsplit(".", 1)[-1].lower() == benchmark
+    assert config["model"]["backbone"] == (
+        "rbft/miniature/base" if benchmark == "miniature" else backbones[rest[0]]
+    )
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_only_what_its_name_says_differs_from_the_paper(name, tmp_path, capsys):
+    """Appendix A stands in the resolved settings of every row of the tables."""
+    config = printed_config(tmp_path, capsys, f"--config={EXPERIMENTS / name}.yaml")
+    what = name.split("_", 2)[2] if name.count("_") == 2 else ""
+    stages = {"direct": ["label"], "zeroshot": [], "pcr": ["class_rationale"]}
+    stages["prc"] = ["rationale_class"]
+    assert config["stages"] == stages.get(what, ["rationale", "label"])
+    model, trainer, data = config["model"], config["trainer"], config["data"]["init_args"]
+    rates = [model[f"{part}learning_rate"] for part in ("", "merger_", "vision_")]
+    assert rates == [1e-5, 1e-5, 2e-6]
+    assert (model["weight_decay"], model["warmup_ratio"]) == (0.1, 0.03)
+    assert (trainer["max_epochs"], trainer["gradient_clip_val"]) == (1, 1.0)
+    assert (data["fps"], data["max_pixels"], data["global_batch_size"]) == (1.0, 360 * 420, 16)
+    assert model["gradient_checkpointing"] is True
+    assert data["rationale_ratio"] == {"ratio20": 0.2, "ratio60": 0.6}.get(what, 1.0)
+    assert data["rationale_prompt"] == (what if what in ("less", "least") else "rationale")
+
+
+def test_the_readme_names_every_file_once_and_no_other():
+    named = [cell for row in TABLE_ROWS for cell in row if re.fullmatch(r"[\w/]+\.yaml", cell)]
+    existing = [file.name for file in FILES] + [f"hardware/{file.name}" for file in OVERLAYS]
+    assert sorted(named) == sorted(existing)
+    for row in TABLE_ROWS:
+        for command in re.findall(r"`(python .*?)`", " ".join(row)):
+            (file,) = (cell for cell in row if cell.endswith(".yaml"))
+            assert command == f"python -m rbft fit --config experiments/{file}"
+    linked = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert linked
+    assert all((EXPERIMENTS / link).exists() for link in linked)
+
+
+def test_the_readme_s_footnotes_are_all_used():
+    used = set(re.findall(r"\[\^(\w+)\](?!:)", README))
+    assert used == set(re.findall(r"^\[\^(\w+)\]:", README, re.MULTILINE))
+
+
+def test_the_readme_s_commands_parse(tmp_path, capsys):
+    blocks = re.findall(r"```\n(python .*?)\n```", README, re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines() if "<file>" not in line]
+    assert len(commands) >= 2
+    for command in commands:
+        words = command.replace("experiments/", f"{EXPERIMENTS}/").split()
+        assert words[:4] == ["python", "-m", "rbft", "fit"]
+        printed_config(tmp_path, capsys, *words[4:])
+
+
+def test_a_file_as_the_readme_writes_one_parses(tmp_path, capsys):
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    file = tmp_path / "smarthome_qwen25_3b.yaml"
+    file.write_text(text.replace("config: ", f"config: {EXPERIMENTS}/"), encoding="utf-8")
+    config = printed_config(tmp_path, capsys, f"--config={file}")
+    assert config["model"]["backbone"] == "Qwen/Qwen2.5-VL-3B-Instruct"
+    assert config["data"]["class_path"].endswith("SmartHome")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("own_cache")
+def test_a_file_composes_with_the_tiny_overlay(name, data, backbones, monkeypatch):
+    """As far as everything that `fit` checks before it loads a model."""
+    checked = []
+
+    def check_only(method: Method, *_: Any) -> None:
+        method.check()
+        checked.append(method)
+
+    monkeypatch.setattr(Method, "fit", check_only)
+    few = ("--data.train_size=4", "--data.test_size=4") if name.startswith("miniature") else ()
+    rbft(data, "fit", *options(name, backbones, *few))
+    assert checked[0].settings.name == name
+    assert checked[0].cli.trainer.precision == "32-true"
+
+
+def check_rbft(run: Path, file: str) -> None:
+    records = read_lines(run.parent / "rationales" / file)
+    assert len(records) > 5
+    for step in ("zero_shot", "rationale", "label"):
+        assert read_json(run / step / "test.json")["n_scored"] >= 4
+    assert (run / "label/weights/model.safetensors").exists()
+
+
+def check_one_stage(stage: str) -> Callable[[Path, str], None]:
+    def check(run: Path, file: str) -> None:
+        results = read_json(run / stage / "test.json")
+        assert results["n_scored"] >= 4
+        assert {path.name for path in run.iterdir() if path.is_dir()} == {"zero_shot", stage}
+        texts = [row.get("text") for row in read_lines(run / stage / "test_predictions.jsonl")]
+        # Only P+R+C writes before it answers.
+        assert all(texts) if stage == "rationale_class" else not any(texts)
+        assert (run.parent / "rationales" / file).exists() == (stage != "label")
+
+    return check
+
+
+def check_zero_shot(run: Path, file: str) -> None:
+    assert read_json(run / "zero_shot/test.json")["n_scored"] == 6
+    assert {path.name for path in run.iterdir() if path.is_dir()} == {"zero_shot"}
+
+
+KINDS: dict[str, Callable[[Path, str], None]] = {
+    "smarthome_qwen25": check_rbft,
+    "smarthome_qwen2_direct": check_one_stage("label"),
+    "smarthome_qwen2_ratio20": check_rbft,
+    "smarthome_qwen25_least": check_rbft,
+    "smarthome_qwen25_pcr": check_one_stage("class_rationale"),
+    "smarthome_qwen2_prc": check_one_stage("rationale_class"),
+    "multihateclip_qwen2": check_rbft,
+    "multihateclip_qwen25_zeroshot": check_zero_shot,
+}
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.usefixtures("own_cache")
+def test_one_experiment_of_each_kind_runs(name, data, backbones, capsys):
+    rbft(data, "fit", *options(name, backbones))
+    benchmark = name.split("_")[0]
+    prompt = "least" if name.endswith("least") else "rationale"
+    file = f"{benchmark}-{family(name)}-{prompt}.jsonl"
+    KINDS[name](data / LOGS / name, file)
+    assert "majority class" in capsys.readouterr().out
+
+
+@pytest.mark.recipe
+@pytest.mark.usefixtures("own_cache")
+def test_a_ratio_mixes_in_the_benchmark_s_own_rationales(data, backbones, monkeypatch):
+    """At 20 % of 16 clips, 3 learn what the model wrote and 13 what people wrote."""
+    mixed: list[dict[str, str]] = []
+    from rbft.data.base import VideoDataModule
+
+    rationales = VideoDataModule.rationales
+
+    def keep(self: VideoDataModule, split: str) -> dict[str, str]:
+        mixed.append(rationales(self, split))
+        return mixed[-1]
+
+    monkeypatch.setattr(VideoDataModule, "rationales", keep)
+    more = ("--name=mixed", "--model.stage=rationale", "--score_each_stage=false")
+    rbft(data, "fit", *options("smarthome_qwen2_ratio20", backbones, *more))
+    texts = mixed[0].values()
+    human = [text for text in texts if text.startswith("A person, seen ")]
+    assert len(mixed[0]) == 16
+    assert len(human) == 13
+    assert json.dumps(sorted(human)).count("It is usual.") == 13

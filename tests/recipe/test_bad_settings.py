@@ -1,0 +1,259 @@
+"""Bad settings end at once, say what to do, and leave nothing behind."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.recipe.runs import EXPERIMENTS, rbft, rbft_process, small
+
+pytestmark = pytest.mark.recipe
+TINY = f"--config={EXPERIMENTS / 'hardware/tiny.yaml'}"
+SMARTHOME = f"--config={EXPERIMENTS / 'smarthome_qwen25.yaml'}"
+MULTIHATECLIP = f"--config={EXPERIMENTS / 'multihateclip_qwen25.yaml'}"
+STAGES = "'rationale', 'label', 'class_rationale', 'rationale_class'"
+# Command line, with {good} for the options of a run that works, and what it must end with.
+CASES = {
+    "a key in a file": (
+        "fit --config=key.yaml",
+        "error: there is no setting 'model.backbon'. Did you mean model.backbone",
+    ),
+    "a key of the data in a file": (
+        "fit --config=data_key.yaml",
+        "error: there is no setting 'train_sise'. Did you mean train_size?\n",
+    ),
+    "a key at the top of a file": (
+        "fit --config=top_key.yaml",
+        "error: there is no setting 'nam'. Did you mean name?\n",
+    ),
+    "an option": (
+        "fit {good} --model.lerning_rate=1",
+        "error: there is no setting 'model.lerning_rate'. Did you mean model.learning_rate",
+    ),
+    "an option of the data": (
+        "fit {good} --data.trainsize=1",
+        "error: there is no setting 'trainsize'. Did you mean train_size?\n",
+    ),
+    "half an option": (
+        "fit {good} --trainer.max_epoch=1",
+        "error: there is no setting 'trainer.max_epoch'. Did you mean trainer.max_epochs",
+    ),
+    "an option of another name": (
+        "fit {good} --stage=label",
+        "error: there is no setting 'stage'. Did you mean stages or model.stage?\n",
+    ),
+    "a benchmark": (
+        "fit --config=benchmark.yaml",
+        "error: data is 'SmartHom', which is no benchmark; allowed are SmartHome, MultiHateClip, "
+        "VideoFolder, Miniature.\n",
+    ),
+    "no benchmark": (
+        "fit --config=no_data.yaml",
+        "error: data names no benchmark. Name an experiment file (--config) that does, or add "
+        "--data with one of SmartHome, MultiHateClip, VideoFolder, Miniature.\n",
+    ),
+    "no setting at all": (
+        "fit",
+        "error: model.backbone must be set. Name an experiment file (--config) that does, or add "
+        "--model.backbone.\n",
+    ),
+    "no videos": (
+        "predict {good}",
+        "error: videos must be set. Name an experiment file (--config) that does, or add "
+        "--videos.\n",
+    ),
+    "a type": (
+        "fit {good} --trainer.max_epochs=many",
+        "error: trainer.max_epochs is 'many'; allowed is int or null.\n",
+    ),
+    "a choice": (
+        "fit {good} --model.answer=write",
+        "error: model.answer is 'write'; allowed is 'score', 'generate'.\n",
+    ),
+    "a number of the data": (
+        "fit {good} --data.train_size=0",
+        "error: data.train_size (0) must be at least 1.\n",
+    ),
+    "a share": (
+        "fit {good} --data.rationale_ratio=1.5",
+        "error: data.rationale_ratio (1.5) must be from 0 to 1.\n",
+    ),
+    "a prompt": (
+        "fit {good} --data.rationale_prompt=mystery",
+        "error: Card 'miniature' has no prompt 'mystery' (data.rationale_prompt); it has label, "
+        "rationale, less, least.\n",
+    ),
+    "a stage in a file": (
+        "fit --config=stage.yaml",
+        f"error: stages is 'lable'; allowed is {STAGES}.\n",
+    ),
+    "a stage as an option": (
+        "fit {good} --model.stage=lable",
+        "error: There is no stage 'lable'; stages are rationale, label, class_rationale, "
+        "rationale_class.\n",
+    ),
+    "the kind of backbone": (
+        "fit {good} --model.backbone=llama",
+        "error: model.backbone 'llama' is of kind 'llama'; supported are qwen2_vl, qwen2_5_vl. See "
+        "CONTRIBUTING.md for how to add a family.\n",
+    ),
+    "a backbone that is not there": (
+        "fit {good} --model.backbone=./nowhere",
+        "error: model.backbone './nowhere' cannot be read: ",
+    ),
+    "a backbone that the hub's cache does not hold": (
+        "fit {good} --model.backbone=nobody/nothing",
+        "Give a folder that holds config.json, model weights and processor, or the hub id of a "
+        "Qwen2-VL or Qwen2.5-VL.\n",
+    ),
+    "a batch that does not divide": (
+        "fit {good} --data.batch_size=3",
+        "error: data.global_batch_size (4) must be a multiple of devices x data.batch_size (1 x 3 "
+        "= 3). Change data.batch_size, trainer.devices or data.global_batch_size.\n",
+    ),
+    "annotations that are not there": (
+        f"fit {SMARTHOME} {TINY} --model.backbone={{backbone}}",
+        "error: File data/smarthome/Video_Annotation.csv does not exist. Put it there "
+        "(experiments/README.md says what goes where), or set its path in the data settings.\n",
+    ),
+    "annotations of the other benchmark": (
+        f"fit {MULTIHATECLIP} {TINY} --model.backbone={{backbone}}",
+        "error: File data/multihateclip/English_data/annotation/train.tsv does not exist. Put it",
+    ),
+    "an experiment that is not there": (
+        "fit --config=nowhere.yaml",
+        "nowhere.yaml cannot be read: No such file or directory.\n",
+    ),
+    "a checkpoint of two stages": (
+        "fit {good} --ckpt_path=rationale.ckpt",
+        "error: --ckpt_path resumes one stage, but this run has 2: rationale, label. Add "
+        "--model.stage, or leave it out: fit finds its own checkpoints.\n",
+    ),
+    "a checkpoint that is not there": (
+        "fit {good} --model.stage=label --ckpt_path=nowhere.ckpt",
+        "error: --ckpt_path nowhere.ckpt does not exist. Leave it out: fit finds its own "
+        "checkpoints.\n",
+    ),
+    "a checkpoint of another stage": (
+        "fit {good} --model.stage=label --ckpt_path=rationale.ckpt",
+        "error: The checkpoint is of stage 'rationale', this is stage 'label'. A checkpoint only "
+        "resumes its own stage; to start from another stage's result, set model.weights to its "
+        "weights folder.\n",
+    ),
+    "weights that are not there": (
+        "fit {good} --model.stage=label --model.weights=nowhere",
+        "error: model.weights nowhere is no weights folder: it holds no config.json. Give a folder "
+        "such as lightning_logs/small/rationale/weights, or leave it out to start from the "
+        "backbone.\n",
+    ),
+    "a run that is not there": (
+        "test {good}",
+        "error: The run lightning_logs/small has no finished stage (rationale, label). Run fit "
+        "first, or give --weights backbone or a weights folder.\n",
+    ),
+    "weights to test that are not there": (
+        "test {good} --weights=nowhere",
+        "error: --weights nowhere is no weights folder of rbft. Allowed are run, backbone or a "
+        "folder such as lightning_logs/small/label/weights.\n",
+    ),
+    "no validation split": (
+        "validate {good} --weights=backbone",
+        "error: Miniature has no val split. Set data.val_fraction to carve a validation split from "
+        "the training clips.\n",
+    ),
+    "a video that is not there": (
+        "predict {good} --weights=backbone --videos=nowhere.mp4",
+        "error: --videos nowhere.mp4 does not exist. Give video files or folders.\n",
+    ),
+    "a folder without videos": (
+        "predict {good} --weights=backbone --videos=llama",
+        "error: --videos holds no video files; looked for ",
+    ),
+    "the backbone to export": (
+        "export {good} --output=out --weights=backbone",
+        "error: --weights backbone has nothing to export: it is the backbone itself.\n",
+    ),
+    "a command": (
+        "train",
+        "(choose from 'fit', 'rationalize', 'test', 'validate', 'predict', ",
+    ),
+}
+FILES = {
+    "key.yaml": "name: x\nmodel: {backbon: tiny}\ndata: Miniature\n",
+    "data_key.yaml": "model: {backbone: tiny}\n"
+    "data: {class_path: Miniature, init_args: {train_sise: 3}}\n",
+    "top_key.yaml": "nam: x\nmodel: {backbone: tiny}\ndata: Miniature\n",
+    "benchmark.yaml": "name: x\nmodel: {backbone: tiny}\ndata: SmartHom\n",
+    "no_data.yaml": "name: x\nmodel: {backbone: tiny}\n",
+    "stage.yaml": "model: {backbone: tiny}\ndata: Miniature\nstages: [rationale, lable]\n",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama/config.json").write_text(json.dumps({"model_type": "llama"}))
+    torch.save({"rbft_stage": "rationale"}, tmp_path / "rationale.ckpt")
+    return tmp_path
+
+
+def content(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_message_says_what_to_do(case, folder, qwen, cache, monkeypatch, capsys):
+    def refuse(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("rbft.module.load_model", refuse)
+    line, expected = CASES[case]
+    arguments = []
+    for part in line.split():
+        arguments += small(qwen) if part == "{good}" else [part.format(backbone=qwen)]
+    before = content(folder)
+    with pytest.raises(SystemExit) as ended:
+        rbft(folder, *arguments)
+    assert ended.value.code == 2
+    assert content(folder) == before
+    error = capsys.readouterr().err
+    assert expected in error
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith("error: ")
+
+
+def annotations(folder: Path) -> Path:
+    header = "Title,Category,Anomaly Tag,Video Description,Reasoning behind Normality/Anomalies"
+    tags = ("Normal", "Abnormal") * 10
+    rows = [f"smartbench_{n:04d},Security,{tag},x,y" for n, tag in enumerate(tags, 1)]
+    urls = [f"smartbench_{n:04d},https://youtu.be/{n}" for n in range(1, 21)]
+    (folder / "Video_Annotation.csv").write_text("\n".join([header, *rows]))
+    (folder / "Video_url.csv").write_text("\n".join(["Title,URL", *urls]))
+    return folder / "Video_Annotation.csv"
+
+
+def test_missing_videos_are_counted(folder, qwen, capsys):
+    table = f"--data.annotations={annotations(folder)}"
+    before = content(folder)
+    with pytest.raises(SystemExit, match="2"):
+        rbft(folder, "fit", SMARTHOME, TINY, f"--model.backbone={qwen}", table)
+    error = capsys.readouterr().err
+    assert "error: 16 of 16 train clips of SmartHome are not usable (16 missing; first: " in error
+    assert "smartbench_0001.mp4: no such file)" in error
+    assert "Set data.on_missing to skip or warn to go on without them.\n" in error
+    assert content(folder) == before
+
+
+def test_a_process_ends_within_seconds(folder, qwen):
+    started = time.monotonic()
+    process = rbft_process(folder, "fit", *small(qwen), "--model.stage=lable", timeout=120)
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: There is no stage 'lable'")
+    assert process.stdout == ""
+    # Most of it is the import of torch and lightning; 7 s on an idle core.
+    assert time.monotonic() - started < 60
+    assert not (folder / "lightning_logs").exists()

@@ -1,0 +1,323 @@
+"""Commands about data: scan, init, predict, export, cache, and the README's recipes with them."""
+
+import csv
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rbft.cli import main
+from rbft.data.base import Clip
+from rbft.data.card import Card
+from rbft.data.video import Video, VideoError
+from rbft.data.videofolder import VideoFolder
+from rbft.miniature import folders
+from rbft.miniature.data import Miniature
+from tests.recipe.runs import (
+    LOGS,
+    PLACES,
+    ROOT,
+    STAGES,
+    rationales,
+    rbft,
+    read_json,
+    read_lines,
+    small,
+)
+from tests.videos import make_video
+
+pytestmark = pytest.mark.recipe
+
+
+def chapter(title: str) -> str:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def commands(title: str) -> list[list[str]]:
+    """The command lines of a chapter, in order."""
+    blocks = re.findall(r"```\n(.*?)```", chapter(title), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if line.startswith("python -m rbft")]
+
+
+def run(folder: Path, command: list[str]) -> None:
+    _, _, module, *args = command
+    if module == "rbft":
+        rbft(folder, *args)
+    else:
+        assert module == "rbft.miniature.folders"
+        folders.main(args)
+
+
+# Your own clips, from zero
+
+
+class Own:
+    """The README's recipe, run to its end: folder, and what each command printed."""
+
+    def __init__(self, folder: Path, backbone: Path, cache: Path) -> None:
+        self.folder = folder
+        for name in ("experiments", "rbft"):
+            (folder / name).symlink_to(ROOT / name)
+        self.commands = [
+            [part.replace("rbft/miniature/base", str(backbone)) for part in command]
+            for command in commands("Your own clips")
+        ]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr("sys.argv", ["rbft"])
+            for command in self.commands:
+                run(folder, command)
+        self.cached = list(cache.rglob("*.clip"))
+
+    @property
+    def options(self) -> list[str]:
+        """Those of the recipe's `fit`."""
+        (fit,) = (command[4:] for command in self.commands if command[3] == "fit")
+        return [*fit, "--trainer.enable_progress_bar=false"]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory, backbones: dict[str, Path], cache: Path) -> Own:
+    return Own(tmp_path_factory.mktemp("own"), backbones["qwen2_5_vl"], cache)
+
+
+def test_the_recipe_leaves_what_it_says(own: Own) -> None:
+    said = [command[3] for command in own.commands if command[2] == "rbft"]
+    assert said == ["init", "scan", "fit", "predict", "export", "cache"]
+    run_folder = own.folder / LOGS / "house_experiment"
+    rows = read_lines(run_folder / "manifest.jsonl")
+    assert len(rows) == 36
+    assert {row["status"] for row in rows} == {"ok"}
+    assert not (run_folder / "missing.txt").exists()
+    assert read_json(run_folder / "label/test.json")["n_scored"] == 12
+    predictions = read_lines(own.folder / "predictions.jsonl")
+    assert len(predictions) == 12
+    assert all("rationale" in row for row in predictions)
+    with (own.folder / "predictions.csv").open(encoding="utf-8", newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert [row["id"] for row in table] == [row["id"] for row in predictions]
+    assert len(read_json(own.folder / "rationales.json")) == 24
+    assert own.cached == []  # the last command clears the frames
+
+
+def test_predict_takes_up_what_is_there(own: Own, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = own.folder / "broken.mp4"
+    broken.write_bytes(next(own.folder.rglob("videos/test/*/*.mp4")).read_bytes()[:2000])
+    listed = own.folder / "list.txt"
+    names = [str(path.relative_to(own.folder)) for path in own.folder.rglob("videos/test/*/*.mp4")]
+    listed.write_text("\n".join([*names[:2], "broken.mp4", "gone.mp4"]), encoding="utf-8")
+    predict = ["predict", *own.options, "--videos=list.txt", "--output=out/p.jsonl"]
+    rbft(own.folder, *predict)
+    rows = read_lines(own.folder / "out/p.jsonl")
+    assert [row["path"] for row in rows] == listed.read_text(encoding="utf-8").split("\n")
+    assert rows[3]["error"] == "Video gone.mp4 does not exist."
+    assert rows[2]["error"].startswith("Video broken.mp4 ")
+    assert all("error" not in row and row["margin"] >= 0 for row in rows[:2])
+    out = capsys.readouterr().out
+    assert "Wrote 2 predictions to out/p.jsonl and out/p.csv." in out
+    assert "2 videos cannot be decoded; their lines hold the error." in out
+
+    broken.write_bytes((own.folder / names[2]).read_bytes())
+    rbft(own.folder, *predict)
+    assert "2 of 4 videos stand in out/p.jsonl already." in capsys.readouterr().out
+    again = read_lines(own.folder / "out/p.jsonl")
+    assert again[:2] == rows[:2]
+    assert "error" not in again[2]
+    with pytest.raises(SystemExit, match="2"):
+        rbft(own.folder, *predict, "--rationale=true")
+    error = capsys.readouterr().err
+    assert "that were made otherwise (rationale: False -> True). Name another --output" in error
+
+
+def test_exports_are_read_as_clips_of_one_s_own(own: Own) -> None:
+    settings = {
+        "fps": 1.0,
+        "max_pixels": 3136,
+        "min_pixels": 784,
+        "min_frames": 2,
+        "max_frames": 4,
+        "global_batch_size": 4,
+        "rationale_ratio": 1.0,
+        "card": own.folder / "house.yaml",
+    }
+    whole = VideoFolder(own.folder / "videos", **settings)
+    for form, name in (("llava", "a.json"), ("llamafactory", "b.json"), ("swift", "c.jsonl")):
+        for answers in ("label", "rationale"):
+            output = own.folder / answers / name
+            rbft(
+                own.folder,
+                "export",
+                *own.options,
+                *(f"--format={form}", f"--answers={answers}", f"--output={output}"),
+            )
+            read = VideoFolder(own.folder / "videos", output, **settings).clips("train")
+            expected = [(clip.id, clip.path, clip.label) for clip in whole.clips("train")]
+            assert [(clip.id, clip.path, clip.label) for clip in read] == expected
+            assert all((clip.reference is None) == (answers == "label") for clip in read)
+
+
+# What is missing or broken
+
+
+def test_a_run_goes_on_past_files_that_cannot_be_decoded(
+    tmp_path: Path, backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = Miniature.decode
+
+    def fail(data: Miniature, clip: Clip) -> Video:
+        if clip.id in ("target-train-0001", "target-test-0002"):
+            raise VideoError.of(clip.path, "is damaged.")
+        return decode(data, clip)
+
+    monkeypatch.setattr(Miniature, "decode", fail)
+    rbft(tmp_path, "fit", *small(backbones["qwen2_5_vl"], "--trainer.log_every_n_steps=1"))
+    records = {record["id"]: record for record in read_lines(rationales(tmp_path))}
+    assert len(records) == 14
+    assert records["target-train-0001"]["finish"] == "undecodable"
+    for place in PLACES:
+        result = read_json(tmp_path / LOGS / "small" / place / "test.json")
+        assert (result["n_scored"], result["n_unparsed"]) == (5, 1)
+        assert (result["n_undecodable"], result["undecodable"]) == (1, ["target-test-0002"])
+    for stage in STAGES:
+        events = EventAccumulator(str(tmp_path / LOGS / "small" / stage))
+        events.Reload()
+        # Once in each of the two epochs.
+        assert sum(event.value for event in events.Scalars("data/replaced")) == 2
+
+
+def test_scan_names_what_is_missing_and_broken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "clips").mkdir()
+    make_video(tmp_path / "clips/a.mp4", frames=8)
+    (tmp_path / "clips/b.mp4").write_bytes(b"no video")
+    (tmp_path / "clips.csv").write_text(
+        "id,label,split,url\na,pass,train,\nb,fail,train,\nc,fail,test,https://x/c\nd,pass,test,\n"
+    )
+    rbft(tmp_path, "init", "--domain=conveyor belt", "--classes=[pass, fail]")
+    assert Card.load(tmp_path / "card.yaml").classes == ("pass", "fail")
+    rbft(
+        tmp_path,
+        *("scan", "--config=card_experiment.yaml", "--model.backbone=nowhere"),
+        *("--data.root=clips", "--data.table=clips.csv"),
+    )
+    out = capsys.readouterr().out
+    assert re.search(r"split +class +ok +missing +unreadable +clips", out)
+    assert "unreadable: clips/b.mp4: " in out
+    folder = LOGS / "card_experiment"
+    assert f"2 missing files, by URL or id, for a downloader of your own: {folder}/missing" in out
+    assert (tmp_path / folder / "missing.txt").read_text() == "https://x/c\nd\n"
+    statuses = [row["status"] for row in read_lines(tmp_path / folder / "manifest.jsonl")]
+    assert statuses == ["ok", "unreadable", "missing", "missing"]
+
+
+# The paper's benchmarks
+
+
+def test_the_papers_benchmarks_are_scanned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The README's commands, with annotations in their place and no video at all."""
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    smart = tmp_path / "data/smarthome"
+    smart.mkdir(parents=True)
+    header = "Title,Category,Anomaly Tag,Video Description,Reasoning behind Normality/Anomalies\n"
+    tags = ("Normal", "Abnormal") * 5
+    rows = [f"smartbench_{n:04},Wildlife,{tag},A bear.,It is wild.\n" for n, tag in enumerate(tags)]
+    (smart / "Video_Annotation.csv").write_text(header + "".join(rows))
+    urls = [f"smartbench_{n:04},https://x/{n}\n" for n in range(9)]
+    lines = ["Title,URL\n", *urls, "smartbench_0009,privacy url\n"]
+    (smart / "Video_url.csv").write_text("".join(lines))
+    hate = tmp_path / "data/multihateclip/English_data"
+    (hate / "annotation").mkdir(parents=True)
+    columns = "Video_ID\tMajority_Voting\tLabel\tTarget_Victim\tComponent\tDuration\n"
+    for split in ("train", "valid", "test"):
+        row = f"-{split}\tNormal\t['Normal', 'Normal']\t[]\t[]\t[]\n"
+        (hate / f"annotation/{split}.tsv").write_text(columns + row)
+    monkeypatch.chdir(tmp_path)
+    given = commands("The paper's benchmarks")
+    assert [line[3] for line in given] == ["scan", "scan"]
+    for line in given:
+        run(tmp_path, line)
+    out = capsys.readouterr().out
+    assert re.search(r"^private +abnormal +0 +0 +1 +1$", out, re.MULTILINE)
+    assert re.search(r"^all +0 +9 +1 +10$", out, re.MULTILINE)
+    assert re.search(r"^all +0 +3 +3$", out, re.MULTILINE)
+    missing = (LOGS / "smarthome_qwen25/missing.txt").read_text().splitlines()
+    assert missing == [f"https://x/{n}" for n in range(9)]
+    missing = (LOGS / "multihateclip_qwen25/missing.txt").read_text().splitlines()
+    assert [name.endswith(("train", "valid", "test")) for name in missing] == [True] * 3
+
+
+# Without an experiment
+
+
+def test_init_writes_nothing_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    init = ("init", "--domain=conveyor belt", "--classes=[pass, fail]", "--output=my_card.yaml")
+    rbft(tmp_path, *init)
+    assert capsys.readouterr().out == (
+        "Wrote my_card.yaml: put your own words into it.\n"
+        "Wrote my_card_experiment.yaml: say there where your videos are (data.init_args.root).\n"
+        "Then: python -m rbft scan --config my_card_experiment.yaml\n"
+    )
+    for wrong, message in (
+        (init, "my_card.yaml exists. Give --output another name, or remove it."),
+        (init[:2], "classes must be set: add --classes."),
+        ((*init[:2], "--classes=[pass]", "--output=b.yaml"), "needs at least 2"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            rbft(tmp_path, *wrong)
+        assert message in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"my_card.yaml", "my_card_experiment.yaml"}
+
+
+def test_cache_says_how_large_it_is_and_clears_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "cache"
+    (folder / "frames").mkdir(parents=True)
+    (folder / "frames/a.clip").write_bytes(b"x" * 250_000)
+    rbft(tmp_path, "cache", f"--folder={folder}")
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == str(folder)
+    assert re.search(r"frames +decoded clips +0\.2\n", out)
+    rbft(tmp_path, "cache", f"--folder={folder}", "--clear=scans")
+    assert (folder / "frames/a.clip").exists()
+    rbft(tmp_path, "cache", f"--folder={folder}", "--clear=frames")
+    assert not (folder / "frames/a.clip").exists()
+    with pytest.raises(SystemExit, match="2"):
+        rbft(tmp_path, "cache", "--clear=everything")
+    assert "clear is 'everything'; allowed is 'frames', 'scans'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["scan", "predict", "export", "init", "cache"])
+def test_every_argument_has_a_help_text(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["rbft"])
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    options = {
+        "scan": [],
+        "predict": ["videos", "output", "weights", "rationale"],
+        "export": ["output", "weights", "format", "split", "answers"],
+        "init": ["domain", "classes", "output"],
+        "cache": ["clear", "folder"],
+    }[command]
+    for option in options:
+        assert re.search(rf"^  --{option}\b.*\n? +\w", text, re.MULTILINE), option
+
+
+def test_the_settings_of_a_benchmark_are_explained(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (command,) = re.findall(r"`(python -m rbft fit --data\.help \w+)`", chapter("Your own clips"))
+    monkeypatch.setattr("sys.argv", ["rbft"])
+    with pytest.raises(SystemExit, match="0"):
+        main(command.split()[3:])
+    assert "--data.label_regex LABEL_REGEX" in capsys.readouterr().out

@@ -1,0 +1,179 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback
+
+from rbft.callbacks.predictions import PredictionWriter
+from rbft.data.base import Clip
+from rbft.data.video import Video, VideoError
+from tests.examples import CARD, Yard, clips, module, trainer
+
+
+def predict(folder: Path, work: Path, **settings: Any) -> list[dict[str, Any]]:
+    """Predicts five clips and reads the lines; a second call goes on with the same file."""
+    yard = Yard(work / "card.yaml", {"test": 5}, eval_batch_size=2)
+    output = work / "new/predictions.jsonl"
+    writer = PredictionWriter(output, yard.clips("test"), CARD.classes, {"weights": "abc"})
+    yard.predict_clips = writer.todo
+    trainer(work, callbacks=[writer]).predict(
+        module(folder, **settings), datamodule=yard, return_predictions=False
+    )
+    return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+
+
+def test_predictions_in_the_order_of_the_videos(qwen: Path, tmp_path: Path) -> None:
+    got = predict(qwen, tmp_path)
+    assert [row["id"] for row in got] == [f"test_{n}" for n in range(5)]
+    assert [row["path"] for row in got] == [f"test_{n}.mp4" for n in range(5)]
+    for row in got:
+        values = sorted(row["probabilities"].values())
+        assert row["label"] == max(row["probabilities"], key=row["probabilities"].get)
+        assert row["margin"] == pytest.approx(values[1] - values[0], abs=2e-6)
+        assert "text" not in row
+
+
+def test_the_rationale_of_the_model_s_own_is_kept(qwen: Path, tmp_path: Path) -> None:
+    assert all(row["text"] for row in predict(qwen, tmp_path, stage="rationale_class"))
+
+
+def test_written_answers_have_no_probabilities(qwen: Path, tmp_path: Path) -> None:
+    for row in predict(qwen, tmp_path, answer="generate"):
+        assert row["label"] in ("quiet", "alarm", None)
+        assert "probabilities" not in row
+        assert "margin" not in row
+
+
+OUTPUT = "new/predictions.jsonl"
+
+
+class Damaged(Yard):
+    """A benchmark with a file that cannot be decoded, as long as it is damaged."""
+
+    damaged = True
+
+    def decode(self, clip: Clip) -> Video:
+        if self.damaged and clip.id == "test_1":
+            raise VideoError.of(clip.path, "is damaged.")
+        return super().decode(clip)
+
+
+def again(
+    folder: Path, work: Path, *callbacks: Callback, damaged: bool = False, explain: bool = False
+) -> PredictionWriter:
+    yard = Damaged(work / "card.yaml", {"test": 5}, eval_batch_size=2)
+    yard.damaged = damaged
+    writer = PredictionWriter(work / OUTPUT, yard.clips("test"), CARD.classes, {"weights": "abc"})
+    yard.predict_clips = writer.todo
+    model = module(folder)
+    model.explain = explain
+    trainer(work, callbacks=[writer, *callbacks]).predict(
+        model, datamodule=yard, return_predictions=False
+    )
+    return writer
+
+
+class Stop(Callback):
+    """Ends a run after its second batch, with half a line behind it."""
+
+    def on_predict_batch_end(self, trainer: Any, *args: Any, **_: Any) -> None:
+        if args[3] == 1:
+            with trainer.callbacks[0].output.open("a") as stream:
+                stream.write('{"id": "test_4", "pa')
+            raise RuntimeError("stopped")
+
+
+def test_an_interrupted_run_goes_on(qwen: Path, tmp_path: Path) -> None:
+    work, other = tmp_path / "interrupted", tmp_path / "whole"
+    work.mkdir()
+    other.mkdir()
+    whole = predict(qwen, other)
+    with pytest.raises(RuntimeError, match="stopped"):
+        again(qwen, work, Stop())
+    torn = (work / OUTPUT).read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line) for line in torn[:4]] == whole[:4]
+    writer = again(qwen, work)
+    assert [clip.id for clip in writer.todo] == ["test_4"]
+    rows = [json.loads(line) for line in (work / OUTPUT).read_text().splitlines()]
+    assert [row["id"] for row in rows] == [row["id"] for row in whole]
+    for row, known in zip(rows, whole, strict=True):  # batches of other sizes round otherwise
+        assert row["probabilities"] == pytest.approx(known["probabilities"], abs=2e-6)
+    done = PredictionWriter(work / OUTPUT, writer.clips, CARD.classes, {"weights": "abc"})
+    assert done.todo == []
+
+
+def test_an_undecodable_video_has_an_error_and_is_tried_again(qwen: Path, tmp_path: Path) -> None:
+    assert again(qwen, tmp_path, damaged=True).finish() == 1
+    rows = [json.loads(line) for line in (tmp_path / OUTPUT).read_text().splitlines()]
+    assert rows[1] == {
+        "id": "test_1",
+        "path": "test_1.mp4",
+        "label": None,
+        "error": "Video test_1.mp4 is damaged.",
+    }
+    text = (tmp_path / OUTPUT).with_suffix(".csv").read_text(encoding="utf-8")
+    table = list(csv.DictReader(text.splitlines()))
+    assert list(table[0]) == [
+        *("id", "path", "label", "probability_quiet", "probability_alarm", "margin"),
+        *("text", "rationale", "error"),
+    ]
+    assert [row["error"] for row in table] == ["", "Video test_1.mp4 is damaged.", "", "", ""]
+    assert float(table[0]["probability_quiet"]) == rows[0]["probabilities"]["quiet"]
+    mended = again(qwen, tmp_path)
+    assert [clip.id for clip in mended.todo] == ["test_1"]
+    assert mended.finish() == 0
+    rows = [json.loads(line) for line in (tmp_path / OUTPUT).read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"test_{n}" for n in range(5)]
+
+
+def test_a_rationale_on_request(qwen: Path, tmp_path: Path) -> None:
+    again(qwen, tmp_path, explain=True)
+    rows = [json.loads(line) for line in (tmp_path / OUTPUT).read_text().splitlines()]
+    assert all(isinstance(row["rationale"], str) and "probabilities" in row for row in rows)
+    assert any(row["rationale"] for row in rows)
+
+
+def test_parts_of_several_processes_are_joined(tmp_path: Path) -> None:
+    output, every = tmp_path / "p.jsonl", clips(4)
+    writer = PredictionWriter(output, [*every, every[0]], CARD.classes, {})
+    for rank in (0, 1):
+        rows = [{"id": c.id, "path": str(c.path), "label": "quiet"} for c in every[rank::2]]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"p.jsonl.part{rank}").write_text(text)
+    writer.finish()
+    names = [json.loads(line)["id"] for line in output.read_text().splitlines()]
+    assert names == [clip.id for clip in every]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "p.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "made_from", "message"),
+    [
+        ("{}\n", {}, r"p\.jsonl, line 1 is no prediction\. Remove the line, or name another"),
+        (
+            '{"path": "train_0.mp4"}\n',
+            {"weights": "b"},
+            r"holds predictions that were made otherwise \(weights: a -> b\)\. Name another",
+        ),
+        (
+            '{"path": "x.mp4"}\n',
+            {"weights": "a"},
+            r"predictions of 1 videos that are not among --videos \(first: x\.mp4\)\. Name another",
+        ),
+    ],
+)
+def test_a_file_of_something_else_is_left_alone(
+    tmp_path: Path, kept: str, made_from: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "p.jsonl").write_text(kept)
+    (tmp_path / "p.provenance.json").write_text('{"weights": "a"}')
+    with pytest.raises(ValueError, match=message):
+        PredictionWriter(tmp_path / "p.jsonl", clips(2), CARD.classes, made_from)
+    assert (tmp_path / "p.jsonl").read_text() == kept
+
+
+def test_the_output_is_a_file_of_json_lines(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"p\.csv must end in \.jsonl; .* goes to p\.csv beside"):
+        PredictionWriter(tmp_path / "p.csv", clips(2), CARD.classes, {})

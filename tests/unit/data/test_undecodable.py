@@ -1,0 +1,181 @@
+"""A file that passes the scan and cannot be decoded is replaced or counted, never silently."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from rbft.callbacks.pictures import Pictures
+from rbft.callbacks.results import ResultsWriter
+from rbft.collator import IGNORED
+from rbft.data.base import REPLACEMENTS, Clip, ClipDataset, Example
+from rbft.data.rationales import UNDECODABLE, RationaleStore
+from rbft.data.sampler import Draw
+from rbft.data.video import Video, VideoError
+from rbft.module import RBFTModule
+from rbft.rationalize import RationaleWriter, rationalize
+from tests.examples import CARD, MODULE_SETTINGS, Yard, clips, module, random_video, trainer
+
+
+def reason(clip: Clip) -> str:
+    return f"Video {clip.path} is damaged."
+
+
+class Damaged(Yard):
+    """A benchmark some of whose files cannot be decoded."""
+
+    def __init__(self, *args: Any, damaged: Sequence[str], **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.damaged = damaged
+
+    def decode(self, clip: Clip) -> Video:
+        if clip.id in self.damaged:
+            raise VideoError.of(clip.path, "is damaged.")
+        return super().decode(clip)
+
+
+def dataset(damaged: Sequence[int], tokens: list[int] | None, size: int = 6) -> ClipDataset:
+    def decode(clip: Clip) -> Video:
+        if int(clip.id.rpartition("_")[2]) in damaged:
+            raise VideoError.of(clip.path, "is damaged.")
+        return random_video(clip.id, (2, 28, 28))
+
+    made = clips(size)
+    return ClipDataset(made, decode, {clip.id: "text" for clip in made}, tokens)
+
+
+# In training
+
+
+def test_the_next_clip_of_the_class_takes_the_place() -> None:
+    data = dataset([1, 3], tokens=[1, 6, 1, 1, 1, 4])
+    got = data[Draw(1, weight=2.0, total=50.0)]
+    assert got.clip.id == "train_5"
+    assert got.draw == Draw(5, 2.0 * 6 / 4, 50.0)  # as many weighted tokens as were counted
+    assert got.error == (
+        "Video train_1.mp4 is damaged. In training, clip train_5 takes the place of train_1."
+    )
+    assert data[Draw(3)].clip.id == "train_5"
+    assert data[Draw(5)].error == ""
+    again = dataset([5], tokens=[1] * 6)
+    assert again[Draw(5)].clip.id == "train_1"
+
+
+def test_a_clip_without_rationale_is_replaced_too() -> None:
+    data = dataset([], tokens=[1] * 6)
+    del data.rationales["train_0"]  # type: ignore[attr-defined]
+    got = data[Draw(0)]
+    assert (got.clip.id, got.rationale) == ("train_2", "text")
+    assert "train_0.mp4 could not be decoded when rationales were written." in got.error
+
+
+def test_replacing_is_bounded() -> None:
+    size = 2 * (REPLACEMENTS + 2)
+    data = dataset(range(0, size - 2, 2), tokens=[1] * size, size=size)
+    with pytest.raises(
+        ValueError,
+        match=r"^Video train_0\.mp4 is damaged\. No other clip can take the place of train_0: the "
+        r"next ones of its class cannot be decoded either \(train_2, .*\)\. Mend or remove",
+    ) as error:
+        _ = data[Draw(0)]
+    assert str(error.value).count("train_") == REPLACEMENTS + 2
+    with pytest.raises(ValueError, match=r"either \(none\)"):
+        _ = dataset([0], tokens=[1], size=1)[Draw(0)]
+
+
+@pytest.mark.parametrize("stage", ["rationale", "label"])
+def test_the_loss_stays_normalised(tmp_path: Path, qwen: Path, stage: str) -> None:
+    """The weighted answer tokens of each global batch are what its loss is divided by."""
+    yard = Damaged(
+        tmp_path / "card.yaml", {"train": 8}, damaged=["train_3", "train_6"], class_weights=True
+    )
+    from tests.examples import collator
+
+    yard.collators = {"train": collator(qwen, learn=stage)}
+    for epoch in (list(yard.train_dataloader()),):
+        for first in range(0, len(epoch), 4):
+            batches: list[Any] = epoch[first : first + 4]
+            tokens = sum(
+                ((batch.answer.labels != IGNORED).sum(-1) * batch.weight).sum() for batch in batches
+            )
+            assert float(tokens) == pytest.approx(float(batches[0].total))
+        assert sum(bool(error) for batch in epoch for error in batch.errors) == 2  # type: ignore[attr-defined]
+
+
+class Logged(Callback):
+    def __init__(self) -> None:
+        self.replaced: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
+        self.replaced.append(float(trainer.callback_metrics.get("data/replaced", 0)))
+
+
+def test_replaced_clips_are_counted_and_named(
+    tmp_path: Path, qwen: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    yard = Damaged(
+        tmp_path / "card.yaml",
+        {"train": 8, "val": 2},
+        damaged=["train_0", "train_3", "val_1"],
+        batch_size=4,
+    )
+    model = RBFTModule(str(qwen), CARD, stage="label", **MODULE_SETTINGS)
+    logged = Logged()
+    with caplog.at_level(logging.WARNING):
+        fitter = trainer(tmp_path, callbacks=[logged, Pictures("", {})])
+        fitter.fit(model, yard)
+    assert sum(logged.replaced) == 2
+    named = [record.getMessage() for record in caplog.records if "place of" in record.getMessage()]
+    assert sorted(name.split()[1] for name in named) == ["train_0.mp4", "train_3.mp4"]
+    assert float(fitter.callback_metrics["val/unparsed"]) == 0.5
+    assert torch.isfinite(fitter.callback_metrics["val/loss"])
+
+
+# In test
+
+
+def test_an_undecodable_clip_is_wrong_and_named(
+    tmp_path: Path, qwen: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    yard = Damaged(tmp_path / "card.yaml", {"test": 4}, damaged=["test_2"], eval_batch_size=3)
+    writer = ResultsWriter(tmp_path / "label", "test", {})
+    trainer(tmp_path, callbacks=[writer, Pictures("", {})]).test(module(qwen), yard, verbose=False)
+    result = json.loads((tmp_path / "label/test.json").read_text())
+    assert (result["n_undecodable"], result["undecodable"]) == (1, ["test_2"])
+    assert (result["n_scored"], result["n_unparsed"]) == (4, 1)
+    assert [row[-1] for row in result["confusion"]] == [1, 0]
+    lines = (tmp_path / "label/test_predictions.jsonl").read_text().splitlines()
+    assert json.loads(lines[2]) == {
+        "id": "test_2",
+        "label": "quiet",
+        "prediction": None,
+        "error": "Video test_2.mp4 is damaged.",
+    }
+    assert "1 of 4 test clips cannot be decoded and count as wrong" in caplog.text
+
+
+# When rationales are written
+
+
+def test_stage_0_notes_what_it_could_not_describe(
+    tmp_path: Path, qwen: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    yard = Damaged(tmp_path / "card.yaml", {"train": 4}, damaged=["train_1"])
+    store = RationaleStore(tmp_path / "texts.jsonl", {})
+    worker = trainer(tmp_path, callbacks=[RationaleWriter(store)])
+    rationalize(worker, module(qwen, "rationale"), yard, store)
+    yard.store = RationaleStore(tmp_path / "texts.jsonl", {})
+    assert yard.store.undecodable() == {"train_1"}
+    assert yard.store.missing([clip.id for clip in yard.clips("train")]) == []
+    assert yard.store.records["train_1"]["finish"] == UNDECODABLE
+    assert set(yard.rationales("train")) == {"train_0", "train_2", "train_3"}
+    assert "Clip train_1 has no rationale; in training another takes its place." in caplog.text
+    yard.damaged = []
+    data = ClipDataset(yard.clips("train"), yard.decode, yard.rationales("train"), [1, 1, 1, 1])
+    got: Example = data[Draw(1)]
+    assert got.clip.id == "train_3"

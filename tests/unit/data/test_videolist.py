@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pytest
+
+from rbft.data.videolist import find_videos
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.mp4", "a.MOV", "deep/c.webm", "notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_files_folders_and_lists_in_order(folder: Path) -> None:
+    (folder / "list.txt").write_text("deep/c.webm\n\n  gone, but listed.mp4\n/x/-y.mp4\n")
+    (folder / "list.csv").write_text("id,video_path\nfirst,b.mp4\n,a.MOV\n")
+    given = [folder / "b.mp4", folder, folder / "list.txt", folder / "list.csv"]
+    paths = [path for _, path in find_videos(given)]
+    assert paths == [
+        folder / "b.mp4",
+        *(folder / name for name in ("a.MOV", "b.mp4", "deep/c.webm")),
+        *(folder / "deep/c.webm", folder / "gone, but listed.mp4", Path("/x/-y.mp4")),
+        *(folder / "b.mp4", folder / "a.MOV"),
+    ]
+    names = [name for name, _ in find_videos([folder / "list.csv"])]
+    assert names == ["first", str(folder / "a.MOV")]
+
+
+def test_what_cannot_be_found(folder: Path) -> None:
+    (folder / "list.csv").write_text("id,file\n1,b.mp4\n")
+    (folder / "list.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"list\.csv, line 2: no column path or file_name or"):
+        find_videos([folder / "list.csv"])
+    with pytest.raises(ValueError, match=r"^--videos holds no video files; looked for \.mp4, "):
+        find_videos([folder / "list.txt"])
+    with pytest.raises(ValueError, match=r"^--videos .*/gone does not exist\. Give video files"):
+        find_videos([folder / "gone"])
