@@ -40,6 +40,7 @@ from rbft.stages import find_stage
 from rbft.summary import result_table
 
 LOGS = "lightning_logs"
+SHOWN_RATIONALES = 3  # on the screen, when Stage 0 is done
 
 
 @runtime_checkable
@@ -145,6 +146,9 @@ class Method:
         say(f"Stage 0: {len(missing)} rationales to write into {store.path}")
         self._build("rationale", None, "Stage 0: writing rationales", [RationaleWriter(store)])
         rationalize(self.cli.trainer, self.cli.model, self.cli.datamodule, store)
+        texts = self._store().texts()
+        for name in missing[:SHOWN_RATIONALES]:
+            say(f"{name}: {texts[name]}")
 
     def train(
         self,

@@ -19,6 +19,8 @@ class StepProgressBar(TQDMProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Puts the step's name in place of the bare epoch."""
+        if not self.train_progress_bar.n:
+            self.train_progress_bar.leave = False  # the one from before the first epoch
         super().on_train_epoch_start(trainer)
         epochs = f", epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         self.train_progress_bar.set_description(self.title + epochs)

@@ -47,7 +47,7 @@ def test_the_benchmark_reads_its_clips(tmp_path, monkeypatch):
     names: dict = {"__name__": "factory"}
     exec(example("Add a benchmark", "python"), names)
     data = names["Factory"](**SETTINGS)
-    assert [(clip.id, clip.label, clip.path) for clip in data.clips("train")][:2] == [
+    assert [(clip.id, clip.label, clip.path) for clip in data.read()][:2] == [
         ("a0", 0, Path("videos/a0.mp4")),
         ("a1", 1, Path("videos/a1.mp4")),
     ]

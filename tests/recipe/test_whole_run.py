@@ -356,3 +356,15 @@ def test_rationalize_writes_what_is_missing_and_nothing_twice(finished, copy, mo
     file.write_bytes(b"".join(lines[:5] + lines[7:]))
     rbft(copy, "rationalize", *finished.options)
     assert file.read_bytes() == whole
+
+
+def test_callbacks_of_the_user_s_run_along(finished, tmp_path, monkeypatch):
+    from lightning.pytorch.callbacks import ModelSummary
+
+    told = []
+    monkeypatch.setattr(ModelSummary, "on_fit_start", lambda *_: told.append(_))
+    shutil.copytree(finished.folder / LOGS / "rationales", tmp_path / LOGS / "rationales")
+    more = ("--trainer.callbacks=ModelSummary", "--score_each_stage=false")
+    rbft(tmp_path, "fit", *finished.options, *more)
+    assert len(told) == 2  # once a stage
+    assert digest(weights_file(tmp_path, "label")) == digest(weights_file(finished.folder, "label"))
