@@ -140,8 +140,11 @@ class Method:
         """Stage 0: has the backbone write the rationales that are missing."""
         self._build("rationale", None, "Stage 0: writing rationales", [])
         data, store = self.cli.datamodule, self._store()
-        missing = store.missing([clip.id for clip in data.clips_to_describe()])
+        ids = [clip.id for clip in data.clips_to_describe()]
+        missing = store.missing(ids)
         if data.rationale_ratio == 0 or not missing:
+            if not _get_rank():
+                store.recover(ids)
             return
         say(f"Stage 0: {len(missing)} rationales to write into {store.path}")
         self._build("rationale", None, "Stage 0: writing rationales", [RationaleWriter(store)])

@@ -141,6 +141,11 @@ class RationaleStore:
         for part in self._parts():
             part.unlink()
 
+    def recover(self, order: Sequence[str]) -> None:
+        """Joins parts that a run which was killed has left; otherwise does nothing."""
+        if self._parts():
+            self.merge(order)
+
     @property
     def _sidecar(self) -> Path:
         return self.path.with_suffix(".provenance.json")

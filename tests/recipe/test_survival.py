@@ -52,7 +52,9 @@ def test_a_run_that_is_killed_in_every_phase(reference, tmp_path):
     chance = random.Random(0)
     # Which file, at the earliest and latest which change of it since the start, how long after.
     phases = [
-        ("logs/rationales", 2, 5, 0.0),  # Stage 0, between two batches
+        ("logs/rationales", 5, 8, 0.0),  # Stage 0, between two batches
+        ("os.rename lightning_logs/rationales", 1, 1, 0.0),  # all written, but not joined
+        ("os.remove lightning_logs/rationales", 1, 1, 0.0),  # joined, the parts still there
         ("rationale/checkpoints", 4, 12, 0.03),  # Stage I, in the first epoch or the second
         ("rationale/checkpoints", 2, 4, 0.0),  # the first checkpoint after resuming
         ("rationale/.weights.part", 1, 6, 0.01),  # while the weights are written
