@@ -150,7 +150,7 @@ class Method:
         self._build("rationale", None, "Stage 0: writing rationales", [RationaleWriter(store)])
         rationalize(self.cli.trainer, self.cli.model, self.cli.datamodule, store)
         texts = self._store().texts()
-        for name in missing[:SHOWN_RATIONALES]:
+        for name in [name for name in missing if name in texts][:SHOWN_RATIONALES]:
             say(f"{name}: {texts[name]}")
 
     def train(
