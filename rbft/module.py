@@ -313,15 +313,10 @@ class RBFTModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Logs the metrics, exact over processes."""
-        # Not to TensorBoard: a fresh Trainer starts at step 0, and TensorBoard drops what stands at
-        # later steps of the same tag. `Pictures` writes them beside the hparams.
-        self._log_metrics(self.data.scored_split, self.test_metrics, logger=False)
+        self._log_metrics(self.data.scored_split, self.test_metrics)
 
-    def _log_metrics(
-        self, split: str, metrics: ClassificationMetrics, logger: bool | None = None
-    ) -> None:
-        values = {f"{split}/{name}": value for name, value in metrics.compute().items()}
-        self.log_dict(values, logger=logger)
+    def _log_metrics(self, split: str, metrics: ClassificationMetrics) -> None:
+        self.log_dict({f"{split}/{name}": value for name, value in metrics.compute().items()})
 
     def predict_step(self, batch: Batch) -> Classified | list[list[int]]:
         """Class probabilities, or in the rationale stage the rationale's token ids (Stage 0)."""

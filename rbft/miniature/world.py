@@ -125,7 +125,7 @@ def draw_annotations(domain: Domain, sizes: dict[str, int], seed: int) -> list[A
 
 def read_annotations(folder: Path) -> list[Annotation]:
     """The rows that `make_clips` wrote."""
-    lines = (folder / "annotations.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "annotations.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
     rows = [json.loads(line) for line in lines]
     return [Annotation(**{**row, "factors": Scene(**row["factors"])}) for row in rows]
 

@@ -370,7 +370,7 @@ class StoreMachine(RuleBasedStateMachine):
     def merge(self) -> None:
         self.stores[0].merge(CLIPS)
         self.restart()
-        names = [json.loads(line)["id"] for line in self.path.read_text().splitlines()]
+        names = [json.loads(line)["id"] for line in self.path.read_bytes().split(b"\n")[:-1]]
         assert names == [name for name in CLIPS if name in self.written]
 
     @rule()
