@@ -1,39 +1,130 @@
 """Answers of the backbone: how likely given ones are, and which one it writes itself."""
 
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rbft.collator import Sequences
 
 
-@torch.no_grad()
-def score_answers(
-    backbone: Any,
-    prompt: Sequences,
-    video: dict[str, Tensor],
-    answers: Sequence[Sequence[int]],
-) -> Float[Tensor, "clips answers"]:
-    """Log-probability of each whole answer after each prompt, log P(answer | video, prompt).
+@dataclass(frozen=True)
+class Read:
+    """Prompts that the backbone has read and can go on from, once.
 
-    The prompt runs once; its keys and values are shared by the answers.
+    Attributes:
+        logits: Scores of the token that comes next.
+        cache: Keys and values of the prompts.
+        mask: 1 for the tokens of the cache, 0 for padding.
+        position: Rotary positions of the prompts' last tokens.
+    """
+
+    logits: Float[Tensor, "clips vocab"]
+    cache: Any
+    mask: Int[Tensor, "clips tokens"]
+    position: Int[Tensor, "3 clips 1"]
+
+
+@torch.no_grad()
+def read_prompts(backbone: Any, prompts: Sequence[Sequences], video: dict[str, Any]) -> list[Read]:
+    """Reads several prompts about the same clips; what they begin with, the video, once.
 
     Args:
         backbone: The model.
-        prompt: Prompts padded on the left.
-        video: The clips' patches and grids.
+        prompts: Prompts padded on the left, the clips of each in the same order.
+        video: What shows the clips to the backbone: patches and grids, or tower outputs.
+    """
+    if len(prompts) == 1:
+        return [_go_on(backbone, prompts[0], None, video)]
+    rows = [prompt.input_ids.tolist() for prompt in prompts]
+    used = [prompt.attention_mask.sum(1).tolist() for prompt in prompts]
+    shared = []
+    for clip in range(len(rows[0])):
+        own = [ids[clip][-size[clip] :] for ids, size in zip(rows, used, strict=True)]
+        most = min(map(len, own)) - 1  # something must be left to ask
+        same = (len({ids[place] for ids in own}) == 1 for place in range(most))
+        shared.append(next((place for place, equal in enumerate(same) if not equal), most))
+    begin = _go_on(backbone, _part(prompts[0], [0] * len(shared), shared), None, video)
+    return [
+        _go_on(backbone, _part(prompt, shared, size), begin, {})
+        for prompt, size in zip(prompts, used, strict=True)
+    ]
+
+
+def _go_on(backbone: Any, text: Sequences, before: Read | None, video: dict[str, Any]) -> Read:
+    given: dict[str, Any] = {**text.inputs, **video}
+    if before is not None:
+        # Layers put new keys and values into new tensors, so several may go on from one.
+        cache = copy(before.cache)
+        cache.layers = [copy(layer) for layer in before.cache.layers]
+        mask = torch.cat([before.mask, text.attention_mask], dim=1)
+        given |= {"past_key_values": cache, "attention_mask": mask}
+    out = backbone(**given, use_cache=True, logits_to_keep=1)
+    return Read(
+        out.logits[:, -1],
+        out.past_key_values,
+        given["attention_mask"],
+        text.position_ids[:, :, -1:],
+    )
+
+
+def _part(prompt: Sequences, starts: list[int], ends: list[int]) -> Sequences:
+    """From one place of each prompt to another, padded on the left."""
+    widths = [end - start for start, end in zip(starts, ends, strict=True)]
+    width = max(widths)
+    lengths = prompt.attention_mask.sum(1).tolist()
+    padding = prompt.input_ids.shape[1]
+    # Columns of the prompt; those before a part show its first token, which the mask hides.
+    columns = torch.tensor(
+        [
+            [padding - length + max(start, end - width + place) for place in range(width)]
+            for length, start, end in zip(lengths, starts, ends, strict=True)
+        ],
+        device=prompt.input_ids.device,
+    )
+    mask = torch.tensor([[0] * (width - own) + [1] * own for own in widths], device=columns.device)
+    return Sequences(
+        input_ids=prompt.input_ids.gather(1, columns),
+        attention_mask=mask,
+        position_ids=prompt.position_ids.gather(2, columns.expand(3, -1, -1)),
+        labels=prompt.labels.gather(1, columns),
+    )
+
+
+def score_answers(
+    backbone: Any,
+    prompt: Sequences,
+    video: dict[str, Any],
+    answers: Sequence[Sequence[int]],
+) -> Float[Tensor, "clips answers"]:
+    """Reads prompts and scores answers after them, see `score_after`."""
+    (read,) = read_prompts(backbone, [prompt], video)
+    return score_after(backbone, read, answers)
+
+
+@torch.no_grad()
+def score_after(
+    backbone: Any, prompt: Read, answers: Sequence[Sequence[int]]
+) -> Float[Tensor, "clips answers"]:
+    """Log-probability of each whole answer after each prompt, log P(answer | video, prompt).
+
+    The prompt was read once; its keys and values are shared by the answers.
+
+    Args:
+        backbone: The model.
+        prompt: What it has read.
         answers: Token ids of each answer, the end of the turn included.
 
     Returns:
         Sums over the answer's tokens, in nats.
     """
-    clips, count, device = len(prompt.input_ids), len(answers), prompt.input_ids.device
-    out = backbone(**prompt.inputs, **video, use_cache=True, logits_to_keep=1)
+    clips, count, device = len(prompt.logits), len(answers), prompt.logits.device
     first = torch.tensor([answer[0] for answer in answers], device=device)
-    scores = out.logits[:, -1].float().log_softmax(-1)[:, first]
+    scores = prompt.logits.float().log_softmax(-1)[:, first]
     longest = max(map(len, answers)) - 1
     if longest == 0:
         return scores
@@ -44,11 +135,11 @@ def score_answers(
     fed, mask, targets = (
         torch.tensor(value, device=device).repeat(clips, 1) for value in (rows, real, next_ids)
     )
-    cache = out.past_key_values
+    cache = prompt.cache
     cache.batch_repeat_interleave(count)
     steps = torch.arange(1, longest + 1, device=device)
-    last = prompt.position_ids[:, :, -1:].repeat_interleave(count, dim=1)
-    seen = prompt.attention_mask.repeat_interleave(count, dim=0)
+    last = prompt.position.repeat_interleave(count, dim=1)
+    seen = prompt.mask.repeat_interleave(count, dim=0)
     logits = backbone(
         input_ids=fed,
         attention_mask=torch.cat([seen, mask], dim=1),
@@ -60,26 +151,59 @@ def score_answers(
     return scores + (rest * mask).sum(-1).view(clips, count)
 
 
-@torch.no_grad()
 def write_answers(
-    backbone: Any, prompt: Sequences, video: dict[str, Tensor], settings: dict[str, Any]
+    backbone: Any, prompt: Sequences, video: dict[str, Any], settings: dict[str, Any]
 ) -> list[list[int]]:
-    """Token ids that the backbone writes after each prompt, without padding.
+    """Reads prompts and writes answers to them, see `write_after`."""
+    (read,) = read_prompts(backbone, [prompt], video)
+    return write_after(backbone, read, settings)
+
+
+@torch.no_grad()
+def write_after(backbone: Any, prompt: Read, settings: dict[str, Any]) -> list[list[int]]:
+    """Token ids that the backbone writes after each prompt, the likeliest one by one.
+
+    Equals transformers' greedy `generate`, but a finished answer leaves the batch, so that not all
+    pay for the longest.
 
     Args:
         backbone: The model.
-        prompt: Prompts padded on the left.
-        video: The clips' patches and grids.
-        settings: Arguments of transformers' `generate`; `eos_token_id` ends an answer and is
-            kept at its end.
+        prompt: What it has read.
+        settings: `max_new_tokens`, and `eos_token_id`, which ends an answer and is kept at its
+            end.
     """
-    # Given positions are continued by one a step, so cached steps follow the same rule.
-    written = backbone.generate(**prompt.inputs, **video, **settings)
-    answers: list[list[int]] = []
-    for row in written[:, prompt.input_ids.shape[1] :].tolist():
-        end = row.index(settings["eos_token_id"]) + 1 if settings["eos_token_id"] in row else None
-        answers.append(row[:end])
-    return answers
+    end, most = settings["eos_token_id"], settings["max_new_tokens"]
+    answers: list[list[int]] = [[] for _ in prompt.logits]
+    writing = list(range(len(answers)))
+    # A given position is continued by one a step, so cached steps follow the same rule.
+    logits, cache, mask, position = prompt.logits, prompt.cache, prompt.mask, prompt.position
+    while True:
+        token = logits.float().argmax(-1)
+        for clip, chosen in zip(writing, token.tolist(), strict=True):
+            answers[clip].append(chosen)
+        going = [
+            row
+            for row, clip in enumerate(writing)
+            if answers[clip][-1] != end and len(answers[clip]) < most
+        ]
+        if not going:
+            return answers
+        if len(going) < len(writing):
+            rows = torch.tensor(going, device=token.device)
+            cache.batch_select_indices(rows)
+            token, mask, position = token[rows], mask[rows], position[:, rows]
+            writing = [writing[row] for row in going]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        position = position + 1
+        # A sharded model has all its weights at hand here (`rbft.sharding.gather`): that the
+        # processes write texts of different lengths stops none of them.
+        logits = backbone(
+            input_ids=token[:, None],
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
 
 
 def continue_prompts(prompt: Sequences, written: Sequence[Sequence[int]], pad: int) -> Sequences:

@@ -2,23 +2,27 @@
 
 import hashlib
 import os
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from rbft.attention import attend_in_segments
 from rbft.families import FAMILIES, PARTS, Family
+from rbft.screen import say
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 
-def load_config(source: str) -> tuple["PretrainedConfig", Family]:
+def load_config(source: str, trust: bool = False) -> tuple["PretrainedConfig", Family]:
     """The backbone's configuration and its family; reads one small file.
 
     Args:
         source: A `from_pretrained` folder or a hub id.
+        trust: Run code that comes with it.
 
     Raises:
         ValueError: If nothing can be read there, or the architecture is not supported.
@@ -26,7 +30,7 @@ def load_config(source: str) -> tuple["PretrainedConfig", Family]:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -42,32 +46,101 @@ def load_config(source: str) -> tuple["PretrainedConfig", Family]:
     return config, family
 
 
-def load_processor(source: str) -> "ProcessorMixin":
-    """Tokenizer, chat template and video processor of a backbone."""
+def load_processor(source: str, trust: bool = False) -> "ProcessorMixin":
+    """Tokenizer, chat template and video processor of a backbone; see `load_config`."""
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(source)
+    return AutoProcessor.from_pretrained(source, trust_remote_code=trust)
 
 
-def load_model(source: str, attention: str, checkpointing: bool) -> "PreTrainedModel":
-    """The backbone's weights, in torch's default dtype.
+@cache
+def usable_attention(name: str) -> str:
+    """The attention implementation, or sdpa where it is not to be had, which is said once.
+
+    Args:
+        name: As in `model.attention`.
+    """
+    from transformers.utils import import_utils
+
+    if name == "flash_attention_2" and not import_utils.is_flash_attn_2_available():
+        say(
+            "model.attention: flash_attention_2 needs a GPU and the package flash-attn, and one of "
+            "them is missing; going on with sdpa."
+        )
+        return "sdpa"
+    return name
+
+
+def load_model(
+    source: str,
+    attention: str,
+    checkpointing: bool,
+    *,
+    empty: bool = False,
+    dtype: torch.dtype | None = None,
+    four_bit: torch.device | None = None,
+    trust: bool = False,
+) -> "PreTrainedModel":
+    """The backbone's weights.
 
     Args:
         source: A `from_pretrained` folder or a hub id.
         attention: Attention implementation of transformers: sdpa, eager or flash_attention_2.
         checkpointing: Recompute activations in the backward pass instead of keeping them.
+        empty: Read no weights and leave the model on the meta device, for a process that is
+            handed its share of them.
+        dtype: Precision of the weights; None takes torch's default.
+        four_bit: Store the weights of the language model's blocks in 4 bits, on this device,
+            which reads them; None stores them as they are.
+        trust: Run code that comes with the weights.
     """
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     # Lightning sets the default dtype by trainer.precision; the file's own (bf16) would lose
     # small updates in 32-bit training.
-    model = AutoModelForImageTextToText.from_pretrained(
-        source, dtype=torch.get_default_dtype(), attn_implementation=attention
-    )
+    dtype = dtype or torch.get_default_dtype()
+    how: Any = {"trust_remote_code": trust}
+    how |= {"dtype": dtype, "attn_implementation": attention}
+    if empty:
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust)
+            model = AutoModelForImageTextToText.from_config(config, **how)
+    else:
+        if four_bit is not None:
+            how |= {"quantization_config": _four_bits(dtype), "device_map": {"": four_bit}}
+        model = AutoModelForImageTextToText.from_pretrained(source, **how)
+    if attention == "sdpa":
+        attend_in_segments(model)
     if checkpointing:
         model.activation_checkpointing_enable()
+        # transformers makes the embeddings' outputs ask for gradients, the patches' too, which
+        # costs a backward pass through a frozen vision tower. Its checkpointing needs none.
+        model.disable_input_require_grads()
     # from_pretrained leaves it in eval mode, in which checkpointing is silently off.
     return model.train()
+
+
+def _four_bits(dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        # By its whole name: "visual" alone matches nothing, without a word.
+        llm_int8_skip_modules=["model.visual", "lm_head"],
+    )
+
+
+def frozen_dtype(precision: str) -> torch.dtype:
+    """Precision of weights that do not train: the one they are computed in.
+
+    Args:
+        precision: The Trainer's. In the mixed ones, weights that train stay in 32 bits.
+    """
+    halves = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    return halves.get(precision, torch.get_default_dtype())
 
 
 def parameter_parts(model: nn.Module, family: Family) -> dict[str, list[tuple[str, nn.Parameter]]]:
@@ -84,11 +157,13 @@ def fingerprint(source: str) -> str:
     Covers the configuration and, of every weight file, the size and the first and last MiB. A
     hub id stands for itself, with the revision that the local cache holds.
     """
+    from transformers import PretrainedConfig
+
     folder = Path(source)
     if not folder.is_dir():
-        config, _ = load_config(source)
-        return f"{source}@{getattr(config, '_commit_hash', None)}"
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+        return f"{source}@{PretrainedConfig.get_config_dict(source)[0].get('_commit_hash')}"
+    configs = [folder / name for name in ("config.json", "adapter_config.json")]
+    digest = hashlib.sha256(next(filter(Path.is_file, configs), configs[0]).read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())

@@ -1,5 +1,6 @@
 """Checkpoints from which a stage resumes exactly: whole files, between two optimiser steps."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,10 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy
+
+from rbft.sharding import FSDP2, check_trained
+from rbft.survival import Stopped, signals, writing
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -22,14 +27,20 @@ class WholeCheckpoints(TorchCheckpointIO):
     ) -> None:
         """Saves to `path`."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
-        torch.save(checkpoint, part)
-        part.replace(target)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            part.replace(target)
 
 
 class StepCheckpoint(ModelCheckpoint):
     """Saves every so many optimiser steps, and never in the middle of a global batch.
+
+    Saves besides before validation, and where a signal asks the run to end, which it then does.
 
     A run that has just resumed does not know that its step is saved already: Lightning's callback
     would save it again after the next micro-batch, whose gradient such a checkpoint loses.
@@ -44,6 +55,10 @@ class StepCheckpoint(ModelCheckpoint):
             folder, filename="{step}", every_n_train_steps=every, save_on_train_epoch_end=False
         )
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on, a signal waits for the step to end."""
+        signals.hold()
+
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -52,25 +67,75 @@ class StepCheckpoint(ModelCheckpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Saves if the optimiser has just stepped and it is time."""
+        """Saves if the optimiser has just stepped and it is time.
+
+        Raises:
+            Stopped: If a signal has asked for it, on all processes after the same step.
+        """
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
+        module: Any = pl_module
         newest = self.best_model_path
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        validates = trainer.is_last_batch and sum(trainer.num_val_batches) > 0
+        if (validates or module.stopping) and self.best_model_path == newest:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         if self.best_model_path != newest and trainer.is_global_zero:
             kept = Path(self.best_model_path)
             for path in kept.parent.glob("*.ckpt"):  # of runs that were killed
                 if path != kept:
                     trainer.strategy.remove_checkpoint(path)
+        if module.stopping:
+            raise Stopped(module.stopping, Path(self.best_model_path))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What training has done is saved: a signal may end the run."""
+        signals.let_go()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training goes on."""
+        super().on_validation_end(trainer, pl_module)
+        signals.hold()
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Notes that the epoch has begun.
+        """Leaves out what does not train, and notes how batches are cut and that the epoch began.
 
-        Lightning forgets it in a run that has resumed between two epochs, and such a run's
+        Lightning forgets the last in a run that has resumed between two epochs, and such a run's
         checkpoints would then skip to the wrong batch.
         """
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts["ready"] = counts["started"] = counts["processed"] + 1
+        checkpoint["rbft_batches"] = _batches(trainer, pl_module)
+        if not isinstance(trainer.strategy, FSDP2 | FSDPStrategy):  # FSDP2 does it itself
+            state, trained = checkpoint["state_dict"], _trained(pl_module)
+            checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuses a checkpoint that this run cannot go on from.
+
+        Raises:
+            ValueError: If its place is counted in other batches, or other parameters train.
+        """
+        found, now = checkpoint["rbft_batches"], _batches(trainer, pl_module)
+        if found != now:
+            raise ValueError(
+                "The checkpoint counts its place in micro-batches of "
+                f"{found['batch_size']} clips on {found['processes']} processes; this run makes "
+                f"them of {now['batch_size']} on {now['processes']}. Resume with data.batch_size "
+                f"{found['batch_size']} and as many devices, or add --restart true."
+            )
+        if not isinstance(trainer.strategy, FSDP2 | FSDPStrategy):
+            check_trained(set(checkpoint["state_dict"]), _trained(pl_module))
+
+
+def _batches(trainer: Any, module: Any) -> dict[str, int]:
+    return {"batch_size": module.data.batch_size, "processes": trainer.world_size}
+
+
+def _trained(module: LightningModule) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}

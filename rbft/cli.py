@@ -6,14 +6,17 @@ import re
 import sys
 import traceback
 import warnings
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Optional, get_args
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rbft.data.base import VideoDataModule, default_cache
@@ -29,6 +32,16 @@ from rbft.module import RBFTModule
 from rbft.scan import report_scan
 from rbft.screen import say, table
 from rbft.stages import STAGES
+from rbft.survival import (
+    Stopped,
+    die_with_parent,
+    explained,
+    last_words,
+    leave,
+    part_together,
+    signals,
+    take_signals,
+)
 
 StageName = Literal["rationale", "label", "class_rationale", "rationale_class"]
 assert get_args(StageName) == tuple(STAGES)
@@ -152,7 +165,8 @@ class RBFTCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         options = self._subcommand_method_arguments[subcommand]
-        getattr(self, subcommand)(**{name: self.settings[name] for name in options})
+        with explained(lambda: self.datamodule.clips_at_hand()):
+            getattr(self, subcommand)(**{name: self.settings[name] for name in options})
 
     @property
     def settings(self) -> Namespace:
@@ -168,6 +182,7 @@ class RBFTCLI(LightningCLI):
             own = made.trainer[name] or []
             trainer[name] = [*(own if isinstance(own, list) else [own]), *trainer.get(name, [])]
         self.trainer = self.instantiate_trainer(**trainer)
+        take_signals(self.trainer)
 
     def build_data(self) -> VideoDataModule:
         """Instantiates the data module alone, which needs no backbone."""
@@ -178,9 +193,20 @@ class RBFTCLI(LightningCLI):
     def resolved(self) -> str:
         """All settings as YAML."""
         command = str(self.subcommand)
+        # Defaults of Lightning's callbacks can be members of an Enum, which the YAML writer of
+        # jsonargparse does not know where they are not checked.
+        yaml.SafeDumper.add_multi_representer(
+            Enum, lambda dumper, member: dumper.represent_str(member.name)
+        )
         return self._parser(command).dump(self.settings, skip_none=False, skip_validation=True)
 
-    def fit(self, ckpt_path: Path | None = None, restart: bool = False) -> None:
+    def fit(
+        self,
+        ckpt_path: Path | None = None,
+        restart: bool = False,
+        dry_run: bool = False,
+        gpu_gb: float | None = None,
+    ) -> None:
         """Run the method: write missing rationales, train each stage, score the test split.
 
         Started again, it skips what is finished and resumes what is not.
@@ -189,8 +215,12 @@ class RBFTCLI(LightningCLI):
             ckpt_path: Lightning checkpoint to resume a single stage (model.stage) from.
             restart: Throw away what the run (or model.stage of it) has left so far, but not its
                 rationales.
+            dry_run: Load no weights and train nothing: print what would run, parameters and
+                learning rates, tokens of the clips, estimated memory and disk space.
+            gpu_gb: Memory in GiB of the GPU that the dry run compares with; null takes the GPU that
+                is present.
         """
-        self.method.fit(ckpt_path, restart)
+        self.method.fit(ckpt_path, restart, dry_run, gpu_gb)
 
     def rationalize(self) -> None:
         """Write the rationales of the training clips (Stage 0) and stop."""
@@ -245,6 +275,7 @@ class RBFTCLI(LightningCLI):
         format: Literal["weights", "llava", "llamafactory", "swift"] = "weights",
         split: Literal["train", "val", "test"] = "train",
         answers: Literal["label", "rationale"] = "label",
+        dtype: Literal["base", "float32", "bfloat16", "float16"] = "base",
     ) -> None:
         """Write a run's weights as a from_pretrained folder, or a split for another trainer.
 
@@ -252,14 +283,15 @@ class RBFTCLI(LightningCLI):
             output: The folder or file to write; it must not exist.
             weights: run takes the run's last finished stage (or model.stage), backbone the bare
                 backbone (zero-shot); anything else is a weights folder.
-            format: weights for a folder that transformers' from_pretrained opens; llava (also
-                Qwen's own trainer), llamafactory and swift for conversations that these trainers
-                read: a .json, .json and .jsonl file.
+            format: weights for a folder that transformers' from_pretrained and vLLM open, adapters
+                merged, with a model card; llava (also Qwen's own trainer), llamafactory and swift
+                for conversations that these trainers read: a .json, .json and .jsonl file.
             split: Which clips become conversations.
             answers: What the conversations answer with: the class word or the rationale.
+            dtype: Precision of the weights; base takes the backbone's own.
         """
         if format == "weights":
-            self.method.export(output, weights)
+            self.method.export(output, weights, dtype)
         else:
             self.method.export_split(format, answers, split, output)
 
@@ -294,14 +326,14 @@ class RBFTCLI(LightningCLI):
 
     def cache(
         self,
-        clear: Literal["frames", "scans", "clips", "all"] | None = None,
+        clear: Literal["frames", "features", "scans", "clips", "all"] | None = None,
         folder: Path | None = None,
     ) -> None:
         """Show how large the cache is, or clear it.
 
         Args:
-            clear: What to remove: frames (decoded clips), scans (what scans found), clips (videos
-                of the miniature world) or all of it.
+            clear: What to remove: frames (decoded clips), features (outputs of frozen vision
+                towers), scans (what scans found), clips (videos of the miniature world) or all.
             folder: The cache folder, as data.cache_folder; null takes $RBFT_CACHE, or
                 ~/.cache/rbft.
         """
@@ -331,6 +363,8 @@ def quiet() -> None:
     # Lightning announces the hardware for every Trainer, and a run has one per step.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # That a faster way to compute in 4 bits on the processor is not installed.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     for message in (
         ".*LeafSpec.*",  # Lightning uses what torch deprecates
         ".*custom batch sampler.*",  # ours returns every clip, see data/sampler.py
@@ -339,6 +373,7 @@ def quiet() -> None:
         ".*does not have many workers.*",  # num_workers is a setting
         ".*exists and is not empty.*",  # the checkpoints of the stage that is resumed
         ".*not resumable.*",  # it is: the order is a function of seed and epoch
+        ".*recommended to use `self.log.*sync_dist=True.*",  # the metrics are summed already
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -350,15 +385,25 @@ def main(args: list[str] | None = None) -> None:
         args: Command line; None takes the process's own.
     """
     quiet()
+    die_with_parent()
     try:
-        _run(args)
-    except ValueError as error:
-        *_, last = traceback.extract_tb(error.__traceback__)
-        # Our own messages say all there is to say; a library's needs its traceback.
-        if not Path(last.filename).is_relative_to(Path(__file__).parent):
+        with signals.listening():
+            _run(args)
+            part_together()
+    except SystemExit as end:
+        leave(end.code if isinstance(end.code, int) else 1)
+        raise
+    except (Exception, Stopped) as error:
+        text = last_words(error)
+        status = error.status if isinstance(error, Stopped) else 1 if text is None else 2
+        if text is None and torch.distributed.is_initialized():
+            text = traceback.format_exc()
+        elif text is None:
             raise
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        if not (_get_rank() and isinstance(error, Stopped)):  # the first speaks for all
+            sys.stderr.write(f"{text}\n")
+        leave(status)
+        sys.exit(status)
 
 
 def _run(args: list[str] | None) -> None:

@@ -8,8 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from rbft.attention import packed_inputs
 from rbft.data.base import Clip, Example
 from rbft.data.card import Card
+from rbft.data.featurecache import SeenVideo
+from rbft.data.video import Video
 from rbft.families import Family
 from rbft.stages import CLASS, SEPARATOR, Stage
 
@@ -35,28 +38,39 @@ class Transferable:
                 moved[field.name] = {key: function(tensor) for key, tensor in value.items()}
             elif isinstance(value, Tensor | Transferable):
                 moved[field.name] = function(value)
+            elif field.name == "features":
+                moved[field.name] = [None if item is None else function(item) for item in value]
         return replace(self, **moved)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
 class Sequences(Transferable):
-    """Padded token sequences, one video in each.
+    """Token sequences with one video each: padded, a clip in a row, or packed, all in one row.
 
     Attributes:
         input_ids: Token ids.
         attention_mask: 1 for tokens, 0 for padding.
         position_ids: Rotary positions (time, height, width), see `rbft.positions`.
         labels: The answer's token ids where they stand, -100 elsewhere.
+        lengths: Tokens of each clip of a packed row; empty where clips are padded.
     """
 
-    input_ids: Int[Tensor, "clips tokens"]
-    attention_mask: Int[Tensor, "clips tokens"]
-    position_ids: Int[Tensor, "3 clips tokens"]
-    labels: Int[Tensor, "clips tokens"]
+    input_ids: Int[Tensor, "rows tokens"]
+    attention_mask: Int[Tensor, "rows tokens"]
+    position_ids: Int[Tensor, "3 rows tokens"]
+    labels: Int[Tensor, "rows tokens"]
+    lengths: tuple[int, ...] = ()
 
     @property
-    def inputs(self) -> dict[str, Tensor]:
-        """Arguments of the backbone's forward."""
+    def inputs(self) -> dict[str, Any]:
+        """Arguments of the backbone's forward, for any attention."""
+        return self.inputs_for("any")
+
+    def inputs_for(self, attention: str) -> dict[str, Any]:
+        """Arguments of the forward of a backbone whose text model has this attention."""
+        if self.lengths:
+            apart = packed_inputs(attention, self.lengths, self.position_ids)
+            return {"input_ids": self.input_ids, **apart}
         return {
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,
@@ -65,12 +79,47 @@ class Sequences(Transferable):
 
 
 @dataclass(frozen=True)
+class Targets(Transferable):
+    """The answer tokens of a batch, clip after clip.
+
+    Found here, before the batch is on its device: to look for them there, the host would have to
+    wait.
+
+    Attributes:
+        places: Where each is predicted, at the token before it: an index into all rows' tokens.
+        ids: What each is.
+        clips: The clip that each belongs to, its place in the batch.
+    """
+
+    places: Int[Tensor, " answer"]
+    ids: Int[Tensor, " answer"]
+    clips: Int[Tensor, " answer"]
+
+
+@dataclass(frozen=True)
+class Kept(Transferable):
+    """What the feature cache holds of a batch.
+
+    Attributes:
+        features: For each clip the vision tower's output, None where the tower must run.
+        keys: For each clip the key under which it is kept, empty where it must not be.
+        sampled_fps: For each clip the pictures per second that the tower is shown.
+    """
+
+    features: list[Tensor | None]
+    keys: list[str]
+    sampled_fps: list[float]
+
+
+@dataclass(frozen=True)
 class Batch(Transferable):
     """One forward's worth of clips.
 
     Attributes:
-        video: Patches and grids of all clips, as the backbone takes them.
-        answer: Prompt and answer, padded on the right (for the loss); None where not asked for.
+        video: Patches and grids of all clips, as the backbone takes them; with a feature cache
+            the patches of those clips alone that the vision tower has not seen.
+        answer: Prompt and answer, packed or padded on the right (for the loss); None where not
+            asked for.
         prompt: The classifying or rationale prompt, padded on the left (for scoring and writing).
         label: Class index, -1 where unknown.
         index: Index of the clip in its split.
@@ -78,6 +127,8 @@ class Batch(Transferable):
         total: Weighted answer tokens of the global batch.
         errors: For each clip what could not be decoded, empty where all is well.
         explain: The rationale prompt where clips are classified and explained.
+        kept: What the feature cache holds; None without one.
+        targets: The answers' tokens; None where there are no answers.
     """
 
     video: dict[str, Tensor]
@@ -89,6 +140,8 @@ class Batch(Transferable):
     total: Float[Tensor, ""]
     errors: list[str]
     explain: Sequences | None = None
+    kept: Kept | None = None
+    targets: Targets | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -106,6 +159,7 @@ class Collator:
         learn: The stage whose answer is learnt or measured; None builds no answer.
         ask: The stage whose prompt is put for scoring or writing; None builds no prompt.
         explain: The stage whose prompt asks for a rationale besides; None builds no prompt.
+        packing: Put prompts and answers of all clips in one row instead of padding them.
     """
 
     processor: Any
@@ -115,6 +169,7 @@ class Collator:
     learn: Stage | None = None
     ask: Stage | None = None
     explain: Stage | None = None
+    packing: bool = False
 
     @property
     def needs_rationales(self) -> bool:
@@ -160,20 +215,12 @@ class Collator:
 
     def __call__(self, examples: list[Example]) -> Batch:
         """One batch of the examples in order."""
-        processor = self.processor.video_processor
-        # The frames have their final size: the processor only normalises and cuts patches.
-        tensors = processor(
-            videos=[example.video.frames for example in examples],
-            do_resize=False,
-            do_sample_frames=False,
-            cap_pixels_per_frame=False,
-            return_tensors="pt",
-        )
-        video = {key: tensors[key] for key in ("pixel_values_videos", "video_grid_thw")}
-        grids: list[list[int]] = video["video_grid_thw"].tolist()
+        video, grids = self._video(examples)
+        answer = None if self.learn is None else self._answer(examples, grids, self.learn)
         return Batch(
             video=video,
-            answer=None if self.learn is None else self._answer(examples, grids, self.learn),
+            answer=answer,
+            targets=None if answer is None else _targets(answer),
             prompt=None if self.ask is None else self._prompt(examples, grids, self.ask),
             label=torch.tensor([-1 if e.clip.label is None else e.clip.label for e in examples]),
             index=torch.tensor([e.draw.index for e in examples]),
@@ -181,7 +228,34 @@ class Collator:
             total=torch.tensor(float(examples[0].draw.total)),
             errors=[e.error for e in examples],
             explain=None if self.explain is None else self._prompt(examples, grids, self.explain),
+            kept=self._kept(examples),
         )
+
+    def _video(self, examples: list[Example]) -> tuple[dict[str, Tensor], list[list[int]]]:
+        """Patches of the clips that come as frames, and every clip's grid."""
+        frames = [e.video.frames for e in examples if isinstance(e.video, Video)]
+        video, made = {}, []
+        if frames:
+            # The frames have their final size: the processor only normalises and cuts patches.
+            tensors = self.processor.video_processor(
+                videos=frames,
+                do_resize=False,
+                do_sample_frames=False,
+                cap_pixels_per_frame=False,
+                return_tensors="pt",
+            )
+            video = {"pixel_values_videos": tensors["pixel_values_videos"]}
+            made = tensors["video_grid_thw"].tolist()
+        new = iter(made)
+        grids = [e.video.grid if isinstance(e.video, SeenVideo) else next(new) for e in examples]
+        return {**video, "video_grid_thw": torch.tensor(grids)}, grids
+
+    def _kept(self, examples: list[Example]) -> Kept | None:
+        keys = [e.key for e in examples]
+        if not any(keys):
+            return None
+        seen = [e.video.features if isinstance(e.video, SeenVideo) else None for e in examples]
+        return Kept(seen, keys, [e.video.sampled_fps for e in examples])
 
     def _answer(self, examples: list[Example], grids: list[list[int]], stage: Stage) -> Sequences:
         prompts = self._prompts(examples, grids, stage)
@@ -192,6 +266,8 @@ class Collator:
             [IGNORED] * len(prompt) + answer
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
+        if self.packing:
+            return self._pack(rows, labels, examples, grids)
         return self._pad(rows, labels, examples, grids, side="right")
 
     def _prompt(self, examples: list[Example], grids: list[list[int]], stage: Stage) -> Sequences:
@@ -208,6 +284,32 @@ class Collator:
             for e, grid in zip(examples, grids, strict=True)
         ]
 
+    def _positions(
+        self, rows: list[Tensor], examples: list[Example], grids: list[list[int]]
+    ) -> list[Int[Tensor, "3 _"]]:
+        patch = self.config.vision_config.temporal_patch_size
+        return [
+            self.family.position_ids(row, grid, e.video.seconds_per_pair(patch), self.config)
+            for row, grid, e in zip(rows, grids, examples, strict=True)
+        ]
+
+    def _pack(
+        self,
+        rows: list[list[int]],
+        labels: list[list[int]],
+        examples: list[Example],
+        grids: list[list[int]],
+    ) -> Sequences:
+        ids = [torch.tensor(row) for row in rows]
+        row = torch.cat(ids)[None]
+        return Sequences(
+            input_ids=row,
+            attention_mask=torch.ones_like(row),
+            position_ids=torch.cat(self._positions(ids, examples, grids), dim=1)[:, None],
+            labels=torch.cat([torch.tensor(row) for row in labels])[None],
+            lengths=tuple(map(len, rows)),
+        )
+
     def _pad(
         self,
         rows: list[list[int]],
@@ -216,12 +318,8 @@ class Collator:
         grids: list[list[int]],
         side: str,
     ) -> Sequences:
-        patch = self.config.vision_config.temporal_patch_size
         ids = [torch.tensor(row) for row in rows]
-        positions = [
-            self.family.position_ids(row, grid, e.video.seconds_per_pair(patch), self.config).T
-            for row, grid, e in zip(ids, grids, examples, strict=True)
-        ]
+        positions = [own.T for own in self._positions(ids, examples, grids)]
 
         def pad(values: list[Tensor], filler: int) -> Tensor:
             return pad_sequence(values, batch_first=True, padding_value=filler, padding_side=side)
@@ -232,3 +330,14 @@ class Collator:
             position_ids=pad(positions, 0).movedim(2, 0),
             labels=pad([torch.tensor(row) for row in labels], IGNORED),
         )
+
+
+def _targets(answer: Sequences) -> Targets:
+    # Sequences begin with a prompt: what comes before an answer's token is of the same clip.
+    rows, columns = (answer.labels != IGNORED).nonzero(as_tuple=True)
+    ends = torch.tensor(answer.lengths).cumsum(0)
+    return Targets(
+        places=rows * answer.labels.shape[1] + columns - 1,
+        ids=answer.labels[rows, columns],
+        clips=torch.searchsorted(ends, columns, right=True) if answer.lengths else rows,
+    )

@@ -7,11 +7,14 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import yaml
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import ParallelStrategy
 
+from rbft.adapters import base_note, find_base, is_adapter
 from rbft.backbone import fingerprint, load_config, short_name
 from rbft.callbacks.checks import TrainableParts
 from rbft.callbacks.handoff import StageHandoff
@@ -23,23 +26,32 @@ from rbft.callbacks.throughput import Throughput
 from rbft.checkpoints import StepCheckpoint, WholeCheckpoints
 from rbft.data.base import VideoDataModule
 from rbft.data.rationales import RationaleStore
+from rbft.dryrun import Plan, find_lengths, report, stand_in
 from rbft.export import export_dataset
 from rbft.module import RBFTModule, check_stage
+from rbft.publish import publish
 from rbft.rationalize import RationaleWriter, rationalize
 from rbft.run import (
     ZERO_SHOT,
     Run,
+    check_clips,
     check_settings,
     check_weights,
     provenance,
     read_provenance,
+    revision,
+    write_json,
     write_text,
 )
 from rbft.screen import say
+from rbft.sharding import META
 from rbft.stages import find_stage
 from rbft.summary import result_table
+from rbft.survival import signals
+from rbft.vision import check_frozen
 
 LOGS = "lightning_logs"
+SPLITS = ("train", "val", "test")
 SHOWN_RATIONALES = 3  # on the screen, when Stage 0 is done
 
 
@@ -88,13 +100,30 @@ class Method:
         self.single, self.given = self.settings.model.stage, self.settings.model.weights
         self.stages: list[str] = [self.single] if self.single else list(self.settings.stages)
 
-    def fit(self, ckpt_path: Path | None, restart: bool = False) -> None:
-        """Runs all steps that are not done yet, in order."""
+    def fit(
+        self,
+        ckpt_path: Path | None,
+        restart: bool = False,
+        dry_run: bool = False,
+        gpu_gb: float | None = None,
+    ) -> None:
+        """Runs all steps that are not done yet, in order; or only says what they would be."""
         self._check_checkpoint(ckpt_path)
-        self.check()
+        trainer = self.settings.trainer
+        self.check(**(stand_in(trainer.accelerator, trainer.devices) if dry_run else {}))
+        if self.stages:
+            self.cli.model.check_trainable()
+        if dry_run:
+            if not restart:
+                check_settings(self._folder / "settings.yaml", yaml.safe_load(self.cli.resolved()))
+            say(report(self._plan(), self.run.folder.name, gpu_gb))
+            return
+        find_lengths(self._plan())  # a clip that is too long ends the run here
         whole = self.single is None
-        if restart and not _get_rank():
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if restart:
+            if not _get_rank():
+                shutil.rmtree(self._folder, ignore_errors=True)
+            self._meet()
         self._note_settings()
         if any(find_stage(stage).needs_rationales for stage in self.stages):
             self.write_rationales()
@@ -113,28 +142,39 @@ class Method:
                 self.score(stage, stage, weights)
         say(result_table(self.run, self.stages))
 
-    def check(self, benchmark: bool = True) -> None:
+    def check(self, benchmark: bool = True, **trainer: Any) -> None:
         """Finds what would fail later, before anything is loaded or written.
 
         Args:
             benchmark: Whether the benchmark's annotations and videos are needed.
+            **trainer: Extra arguments for the Trainer.
 
         Raises:
             ValueError: Naming the setting or file, what was got and what to do.
         """
         source = self.settings.model.backbone
-        load_config(source)
-        if self.given is not None and not (self.given / "config.json").is_file():
+        load_config(source, self.settings.model.trust_remote_code)
+        if (
+            self.given is not None
+            and not is_adapter(self.given)
+            and not (self.given / "config.json").is_file()
+        ):
             raise ValueError(
                 f"model.weights {self.given} is no weights folder: it holds no config.json. Give "
                 f"a folder such as {self.run.weights('rationale')}, or leave it out to start from "
                 "the backbone."
             )
         self.backbone = fingerprint(source)
-        self.cli.build(logger=False, enable_checkpointing=False, enable_model_summary=False)
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+        self.cli.build(**quiet, **trainer)
         self.cli.datamodule.accumulation(self.cli.trainer.world_size)
+        data, model = self.cli.datamodule, self.cli.model
+        if self.stages:
+            check_frozen(data, model.learning_rates["vision"], self.cli.trainer.strategy)
         if benchmark:
-            self.cli.datamodule.check(self.stages)
+            data.check(self.stages)
+            for note in data.notes:
+                say(note)
 
     def write_rationales(self) -> None:
         """Stage 0: has the backbone write the rationales that are missing."""
@@ -162,12 +202,12 @@ class Method:
         ckpt_path: Path | None,
     ) -> None:
         """Trains one stage and leaves its weights folder."""
-        origin = provenance(
-            stages=history,
-            backbone=backbone,
-            backbone_name=self.settings.model.backbone,
-            run=self.settings.name,
-        )
+        model = self.settings.model
+        facts: dict[str, Any] = {"backbone_name": model.backbone, "run": self.settings.name}
+        facts["revision"] = revision()
+        if model.lora is not None:
+            facts["base"] = base_note(find_base(model.backbone, weights))
+        origin = provenance(stages=history, backbone=backbone, **facts)
         paper = find_stage(stage).paper
         callbacks = [
             TrainableParts(),
@@ -183,6 +223,7 @@ class Method:
         self.cli.trainer.fit(
             self.cli.model, self.cli.datamodule, ckpt_path=resume, weights_only=True
         )
+        signals.let_go()
 
     def score(self, place: str, stage: str, weights: Path | None, split: str = "test") -> None:
         """Scores a split and leaves results under the run's folder, unless they are there."""
@@ -222,6 +263,7 @@ class Method:
             "answer": model.answer,
             "max_new_tokens": model.max_new_tokens,
             "rationale": rationale,
+            "quantize": model.quantize,
         }
         writer = PredictionWriter(output, data.clips_of(videos), data.card.classes, made_from)
         count, todo = len(writer.clips), len(writer.todo)
@@ -260,16 +302,14 @@ class Method:
         count = export_dataset(data, find_stage(answers), texts, split, form, output)
         say(f"Wrote {count} {split} clips with {answers}s as answers to {output}.")
 
-    def export(self, output: Path, weights: str) -> None:
-        """Copies a stage's weights folder."""
+    def export(self, output: Path, weights: str, dtype: str) -> None:
+        """Writes a stage's weights as a folder for others."""
         _, _, folder = self._find_weights(weights)
         if folder is None:
             raise ValueError("--weights backbone has nothing to export: it is the backbone itself.")
-        if output.exists():
-            raise ValueError(
-                f"--output {output} exists. Name a folder that does not, or remove it."
-            )
-        shutil.copytree(folder, output)
+        backbone = self.settings.model.backbone
+        base = find_base(backbone, folder) if is_adapter(folder) else backbone
+        publish(folder, base, output, dtype)
         say(f"Exported {folder} to {output}.")
 
     def _find_weights(self, weights: str) -> tuple[str, str, Path | None]:
@@ -326,17 +366,33 @@ class Method:
     def _store(self) -> RationaleStore:
         """The rationale file, named after what determines it."""
         data, model = self.cli.datamodule, self.cli.model
-        name = (
-            f"{data.benchmark}-{short_name(self.settings.model.backbone)}-{data.rationale_prompt}"
-        )
+        writer = short_name(self.settings.model.backbone)
+        stored = {}
+        if model.quantize:  # in 4 bits it writes other texts
+            writer, stored = f"{writer}-{model.quantize}", {"quantize": model.quantize}
+        name = f"{data.benchmark}-{writer}-{data.rationale_prompt}"
         path = data.rationale_file or self.logs / "rationales" / f"{name}.jsonl"
         made_from = provenance(
             backbone=self.backbone,
             prompt=data.card.prompt("rationale"),
             frames=_determining(data),
             max_new_tokens=model.max_new_tokens,
+            **stored,
         )
         return RationaleStore(path, made_from)
+
+    def _plan(self) -> Plan:
+        """What would be done, for the dry run and for what is checked before anything is loaded."""
+        return Plan(
+            self.cli.datamodule,
+            self.cli.model,
+            self.cli.trainer,
+            self.run,
+            self.stages,
+            self._store(),
+            whole=self.single is None,
+            score_each=self.settings.score_each_stage,
+        )
 
     @property
     def _folder(self) -> Path:
@@ -367,16 +423,31 @@ class Method:
                 f"--ckpt_path {ckpt_path} does not exist. Leave it out: fit finds its own "
                 "checkpoints."
             )
-        if ckpt_path.is_file():  # a sharded one is checked when it is loaded
-            checkpoint = torch.load(ckpt_path, weights_only=True, mmap=True, map_location="cpu")
-            check_stage(checkpoint, self.stages[0])
+        file = ckpt_path if ckpt_path.is_file() else ckpt_path / META
+        if not file.exists():
+            raise ValueError(f"--ckpt_path {ckpt_path} is no checkpoint: it holds no {META}.")
+        checkpoint = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
+        check_stage(checkpoint, self.stages[0])
+
+    def _meet(self) -> None:
+        """Waits for the other processes, unless Lightning will start them only later."""
+        strategy = self.cli.trainer.strategy
+        if not isinstance(strategy, ParallelStrategy):
+            return
+        if not isinstance(strategy.cluster_environment, LightningEnvironment):
+            strategy.connect(self.cli.model)
+            strategy.setup_environment()
+            strategy.barrier("met")
 
     def _note_settings(self) -> None:
-        """Compares with the settings that the run was started with, or keeps these as such."""
-        file = self._folder / "settings.yaml"
-        text = self.cli.resolved()
+        """Compares with the settings and clips that the run was started with, or keeps these."""
+        file, chosen = self._folder / "settings.yaml", self._folder / "clips.json"
+        text, data = self.cli.resolved(), self.cli.datamodule
+        clips = {split: [clip.id for clip in data.clips(split)] for split in SPLITS}
         check_settings(file, yaml.safe_load(text))
-        if not _get_rank() and not file.exists():
+        check_clips(chosen, clips)
+        if not _get_rank() and not chosen.exists():
+            write_json(chosen, clips)
             write_text(file, text)
 
     def _use_store(self) -> None:

@@ -4,7 +4,10 @@ The `stage` says what is asked and what should be answered (`rbft.stages`); the 
 function for all of them.
 """
 
+import hashlib
 import logging
+import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,23 +15,47 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from rbft.answers import continue_prompts, find_class, score_answers, write_answers
+from rbft.adapters import LoRA, add_adapters, check_adapters, find_base, is_adapter
+from rbft.answers import (
+    Read,
+    continue_prompts,
+    find_class,
+    read_prompts,
+    score_after,
+    write_after,
+)
 from rbft.backbone import (
+    frozen_dtype,
     generation_settings,
     load_config,
     load_model,
     load_processor,
     parameter_parts,
+    usable_attention,
 )
-from rbft.collator import IGNORED, Batch, Collator, Transferable
+from rbft.collator import Batch, Collator, Transferable
 from rbft.data.base import VideoDataModule
 from rbft.data.card import Card
+from rbft.kernels import speed_up
 from rbft.metrics import ClassificationMetrics
 from rbft.optim import cosine_schedule, parameter_groups
+from rbft.sharding import (
+    FSDP2,
+    clip_gradients,
+    everyone,
+    gather,
+    is_sharded,
+    release,
+    shard,
+)
 from rbft.stages import CLASS, RATIONALE, STAGES, find_stage
+from rbft.survival import signals
+from rbft.vision import show, tower_digest, tower_features
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +132,20 @@ class RBFTModule(LightningModule):
         warmup_ratio: Share of the optimiser steps in which the learning rate rises linearly,
             before it falls along a half cosine.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
-        attention: Attention implementation: sdpa, eager or flash_attention_2 (where installed).
+        attention: Attention implementation: sdpa, eager or flash_attention_2 (where installed;
+            elsewhere sdpa, with a message).
+        packing: Put the clips of a training micro-batch behind each other in one row, without
+            padding; not with eager attention.
+        compile: Have torch.compile make kernels of the decoder blocks' norms and MLPs in training,
+            where it works.
+        trust_remote_code: Run Python code that comes with the backbone. Qwen2-VL and Qwen2.5-VL
+            need none.
+        liger: Use the Liger kernels for norms, rotations and MLPs, on a GPU where installed.
+        lora: Train LoRA adapters (rank, alpha, dropout) on the language model's blocks instead of
+            its weights; the vision tower must be frozen, the merger may train. null trains the
+            weights.
+        quantize: Store the frozen weights of the language model's blocks in 4 bits (nf4 of
+            bitsandbytes); null stores them as trainer.precision says.
         answer: How a clip is classified: score compares the probabilities of all class words,
             generate lets the model write and parses it.
         max_new_tokens: Longest text that the model writes, in tokens.
@@ -125,11 +165,18 @@ class RBFTModule(LightningModule):
         stage: str | None = None,
         weights: Path | None = None,
         attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        packing: bool = True,
+        trust_remote_code: bool = False,
+        compile: bool = False,
+        liger: bool = False,
+        lora: LoRA | None = None,
+        quantize: Literal["4bit"] | None = None,
         answer: Literal["score", "generate"] = "score",
         max_new_tokens: int = 256,
     ) -> None:
         super().__init__()
-        self.source = str(weights or backbone)
+        self.source, self.base = str(weights or backbone), find_base(backbone, weights)
+        self.weights, self.lora, self.quantize = weights, lora, quantize
         self.card, self.stage = card, find_stage(stage or "label")
         self.learning_rates = {
             "language": learning_rate,
@@ -137,14 +184,21 @@ class RBFTModule(LightningModule):
             "vision": vision_learning_rate,
         }
         self.weight_decay, self.warmup_ratio = weight_decay, warmup_ratio
-        self.gradient_checkpointing, self.attention = gradient_checkpointing, attention
+        self.gradient_checkpointing = gradient_checkpointing
+        self.attention = usable_attention(attention)
+        self.packing = packing and attention != "eager"
+        self.faster = {"compile": compile, "liger": liger}
         self.answer, self.max_new_tokens = answer, max_new_tokens
-        self.config, self.family = load_config(self.source)
+        self.config, self.family = load_config(self.base, trust_remote_code)
+        self.trust = trust_remote_code
         self.backbone: Any = None
         self.processor: Any = None
         self.val_metrics = ClassificationMetrics(card.classes)
         self.test_metrics = ClassificationMetrics(card.classes)
         self.explain = False  # whether predict asks for a rationale besides the class
+        self.strict_loading = False  # checkpoints hold what trains, see rbft/checkpoints.py
+        self.stopping = 0  # the signal that has asked the run to end after this step
+        self._window: list[tuple[Tensor, Tensor]] = []  # the step's micro-batches: clips, loss
         self._window_loss = torch.zeros(())
         self._window_replaced = 0
         self._stepped = 0
@@ -156,6 +210,10 @@ class RBFTModule(LightningModule):
         assert isinstance(data, VideoDataModule)
         return data
 
+    def check_trainable(self) -> None:
+        """Refuses settings that cannot be trained; loads nothing."""
+        check_adapters(self.lora, self.quantize, self.weights, self.learning_rates)
+
     def setup(self, stage: str) -> None:
         """Reads the processor and tells the data module how to make batches."""
         if (
@@ -166,14 +224,26 @@ class RBFTModule(LightningModule):
                 "trainer.use_distributed_sampler must be false: rbft's own sampler shares the "
                 "clips out, and Lightning's would count some of them twice."
             )
+        if stage == "fit":
+            self.check_trainable()
+            if self.weight_decay and isinstance(self.trainer.strategy, FSDPStrategy):
+                raise ValueError(
+                    f"model.weight_decay is {self.weight_decay:g}, but trainer.strategy fsdp makes "
+                    "every parameter a vector, and vectors are not decayed. Set trainer.strategy "
+                    "to fsdp2, or model.weight_decay to 0."
+                )
+        if self.quantize and isinstance(self.trainer.strategy, FSDP2 | FSDPStrategy):
+            raise ValueError(
+                f"model.quantize is {self.quantize}, but trainer.strategy "
+                f"{type(self.trainer.strategy).__name__} shares out whole weights only. Set "
+                "model.quantize to null, or trainer.strategy to auto."
+            )
         if self.processor is None:
-            self.processor = load_processor(self.source)
+            self.processor = load_processor(self.source, self.trust)
         asked = self.stage if stage == "predict" else self.stage.classifier
-        learn = Collator(self.processor, self.config, self.family, self.card, learn=self.stage)
         ask = Collator(self.processor, self.config, self.family, self.card, ask=asked)
-        both = Collator(
-            self.processor, self.config, self.family, self.card, self.stage, self.stage.classifier
-        )
+        learn = replace(ask, learn=self.stage, ask=None, packing=self.packing)
+        both = replace(learn, ask=self.stage.classifier)
         why = replace(ask, explain=STAGES["rationale"]) if self.explain else ask
         self.collator = learn
         self.data.collators = {"train": learn, "val": both, "test": ask, "predict": why}
@@ -181,18 +251,64 @@ class RBFTModule(LightningModule):
     def configure_model(self) -> None:
         """Loads the weights; Lightning calls this where the strategy wants them."""
         if self.backbone is None:
-            self.backbone = load_model(self.source, self.attention, self.gradient_checkpointing)
+            strategy = None if self._trainer is None else self.trainer.strategy
+            sharded = strategy is not None and is_sharded(strategy)
+            self.backbone = self._load(sharded)
             # Before the strategy wraps the model: it must know what takes part in a step.
             for part, named in parameter_parts(self.backbone, self.family).items():
                 for _, parameter in named:
-                    parameter.requires_grad_(self.learning_rates[part] > 0)
+                    if self.learning_rates[part] <= 0:
+                        parameter.requires_grad_(False)
+            if self._trainer is not None and self.data.feature_cache.max_bytes:
+                self.data.tower = tower_digest(
+                    self.backbone, self.family, self.processor, str(self.trainer.precision)
+                )
+            if isinstance(strategy, FSDP2):
+                half = self.trainer.precision == "bf16-mixed"
+                shard(self.backbone, self.family.blocks(self.backbone), strategy, half=half)
+
+    def _load(self, sharded: bool) -> Any:
+        """The backbone with what it starts from."""
+        trainer = self._trainer
+        empty = sharded and not self.trainer.is_global_zero
+        adapter = self.weights if is_adapter(self.weights) else None
+        frozen = adapter is not None or self.lora is not None or self.quantize is not None
+        # Sharding gathers weights of one precision only.
+        half = frozen and trainer is not None and not sharded
+        device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
+        backbone = load_model(
+            self.base,
+            self.attention,
+            self.gradient_checkpointing,
+            empty=empty,
+            dtype=frozen_dtype(str(self.trainer.precision)) if half else None,
+            four_bit=device if self.quantize else None,
+            trust=self.trust,
+        )
+        training = trainer is None or trainer.state.fn == TrainerFn.FITTING
+        if adapter or (self.lora and training):  # new ones change nothing and cost time
+            merger = self.learning_rates["merger"] > 0
+            lora = self.lora if training else None
+            add_adapters(backbone, lora, adapter, merger=merger, read=not empty)
+        compiled = self.faster["compile"] and training  # generation grows by a token at a time
+        speed_up(backbone, compile=compiled, liger=self.faster["liger"], device=device)
+        return backbone
+
+    def vision(self, batch: Batch) -> dict[str, Any]:
+        """Arguments of the backbone's forward that show it the batch's clips."""
+        if batch.kept is None:
+            return batch.video
+        features = tower_features(self.backbone, self.family, batch, self.data.feature_cache)
+        return show(self.backbone, features, self.config.vision_config.spatial_merge_size)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with one learning rate per part, and a cosine schedule with warm-up."""
         groups = parameter_groups(
             parameter_parts(self.backbone, self.family), self.learning_rates, self.weight_decay
         )
-        optimizer = torch.optim.AdamW(groups)
+        # One kernel for all weights. With a gradient scaler it would unscale the gradients itself,
+        # after they were clipped.
+        optimizer = torch.optim.AdamW(groups, fused=self.trainer.precision != "16-mixed")
         # Not trainer.estimated_stepping_batches: it builds the loader before a resumed run
         # knows where it stopped.
         steps = self.data.steps(self.trainer.world_size, self.trainer.max_epochs or 1)
@@ -201,31 +317,58 @@ class RBFTModule(LightningModule):
 
     def forward(self, batch: Batch) -> Float[Tensor, "answer vocab"]:
         """Logits at the positions that predict an answer token, clip after clip."""
-        assert batch.answer is not None
-        predicts = torch.zeros_like(batch.answer.labels, dtype=torch.bool)
-        predicts[:, :-1] = batch.answer.labels[:, 1:] != IGNORED
-        return self.backbone(
-            **batch.answer.inputs, **batch.video, use_cache=False, logits_to_keep=predicts
+        answer, targets = batch.answer, batch.targets
+        assert answer is not None
+        assert targets is not None
+        if answer.lengths:
+            keep = targets.places
+        else:
+            keep = torch.zeros_like(answer.labels, dtype=torch.bool)
+            keep.view(-1)[targets.places] = True
+        logits = self.backbone(
+            **answer.inputs_for(self.backbone.config.text_config._attn_implementation),
+            **self.vision(batch),
+            use_cache=False,
+            logits_to_keep=keep,
         ).logits
+        return logits.flatten(0, -2)
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """The batch's share of its global batch's negative log-likelihood per answer token."""
-        assert batch.answer is not None
-        is_answer = batch.answer.labels[:, 1:] != IGNORED
-        targets = batch.answer.labels[:, 1:][is_answer]
-        weights = batch.weight[:, None].expand_as(is_answer)[is_answer]
-        return answer_nll(self(batch), targets, weights, batch.total)
+        assert batch.targets is not None
+        weights = batch.weight[batch.targets.clips]
+        return answer_nll(self(batch), batch.targets.ids, weights, batch.total)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Makes what is drawn at random a function of the place in training.
+
+        So a run that resumes draws the same (LoRA's dropout) and no state must be saved.
+        """
+        place = (
+            os.environ.get("PL_GLOBAL_SEED", 0),  # where seed_everything leaves it
+            self.stage.name,
+            self.trainer.current_epoch,
+            batch_idx,
+            self.trainer.global_rank,
+        )
+        name = hashlib.sha256(repr(place).encode()).digest()
+        torch.manual_seed(int.from_bytes(name[:8], "big") >> 1)
 
     def training_step(self, batch: Batch) -> Float[Tensor, ""]:
         """One micro-batch."""
         loss = self.loss(batch)
+        if self.data.at_hand is not None:
+            self._window.append((self.data.at_hand[1].index, loss.detach()))
         self._window_loss = self._window_loss.to(loss.device) + loss.detach()
         for error in filter(None, batch.errors):
             log.warning("%s", error)
             self._window_replaced += 1
         # Lightning divides by the accumulation steps and averages over processes; the loss is
         # already a share of the whole.
-        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        share = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        # A loss that is not finite can have finite gradients. Here it has none, and by the sum over
+        # processes neither has any of them: the norm tells all.
+        return loss * torch.where(loss.detach().isfinite(), float(share), float("nan"))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs the loss of the global batch that was just stepped on, and its replaced clips."""
@@ -243,27 +386,69 @@ class RBFTModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by norm as torch does, and logs the norm before clipping."""
-        norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or float("inf"))
-        self.log("train/grad_norm", norm)
+        """Clips by norm, logs the norm before, and looks whether the step may be taken.
 
-    def classify(self, batch: Batch) -> Classified:
-        """The class of each clip in the batch; a clip that cannot be decoded has no answer."""
-        classified = self._classify(batch)
+        Raises:
+            ValueError: If loss or gradients are not finite, on all processes.
+        """
+        norm = clip_gradients(self, gradient_clip_val)
+        self.log("train/grad_norm", norm)
+        asked = torch.full_like(norm, float(signals.received or 0))
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        # The only place at which a step waits for the device, once per global batch, when all of
+        # its work is queued: what it costs is the queueing of the optimiser's kernels.
+        value, number = torch.stack([norm, asked]).tolist()
+        if not math.isfinite(value):
+            self._refuse(value)
+        self.stopping = int(number)
+        self._window = []
+
+    def _refuse(self, norm: float) -> None:
+        losses = [float(loss) for _, loss in self._window]
+        mine = [
+            (name, not math.isfinite(loss))
+            for (indices, _), loss in zip(self._window, losses, strict=True)
+            for name in self.data.ids("train", indices.tolist())
+        ]
+        found = everyone(self.trainer.world_size, mine)
+        guilty = [name for name, broken in found if broken]
+        what = "gradient norm" if not guilty else "loss"
+        names = ", ".join(dict.fromkeys(guilty or [name for name, _ in found]))
+        if not self.trainer.is_global_zero:
+            raise SystemExit(2)  # the first process speaks for all
+        raise ValueError(
+            f"The {what} of step {self.trainer.global_step + 1} is not finite (gradient norm "
+            f"{norm:g}), with the clips {names}. The step was not taken and the last checkpoint is "
+            "untouched. Look at these clips, lower model.learning_rate or set trainer.precision "
+            "to 32-true; then start again with --restart true or under another name."
+        )
+
+    def classify(self, batch: Batch, read: Read | None = None) -> Classified:
+        """The class of each clip in the batch; a clip that cannot be decoded has no answer.
+
+        Args:
+            batch: The clips and what they are asked.
+            read: The prompts as the backbone has read them; None if it has not.
+        """
+        if read is None:
+            assert batch.prompt is not None
+            (read,) = read_prompts(self.backbone, [batch.prompt], self.vision(batch))
+        classified = self._classify(batch, read)
         lost = torch.tensor([bool(error) for error in batch.errors], device=self.device)
         prediction = classified.prediction.masked_fill(lost, len(self.card.classes))
         return replace(classified, prediction=prediction)
 
     @torch.no_grad()
-    def _classify(self, batch: Batch) -> Classified:
+    def _classify(self, batch: Batch, read: Read) -> Classified:
         assert batch.prompt is not None
         stage, pad = self.stage.classifier, self.processor.tokenizer.pad_token_id
         words = self.collator.class_answers(stage)
-        prompt, texts = batch.prompt, [""] * len(batch)
+        texts = [""] * len(batch)
         elicited = stage.parts[0] == RATIONALE
         if self.answer == "generate" or elicited:
             settings = generation_settings(self.processor, self.max_new_tokens)
-            written = write_answers(self.backbone, prompt, batch.video, settings)
+            written = write_after(self.backbone, read, settings)
             texts = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
             found = [find_class(ids, words, at_end=elicited) for ids in written]
             if self.answer == "generate":
@@ -277,8 +462,9 @@ class RBFTModule(LightningModule):
             rationales = [
                 rest if index is not None else [*rest, *separator] for index, rest in found
             ]
-            prompt = continue_prompts(prompt, rationales, pad)
-        scores = score_answers(self.backbone, prompt, batch.video, words)
+            prompt = continue_prompts(batch.prompt, rationales, pad)
+            (read,) = read_prompts(self.backbone, [prompt], self.vision(batch))
+        scores = score_after(self.backbone, read, words)
         return Classified(scores.argmax(-1), scores, texts)
 
     def validation_step(self, batch: Batch) -> dict[str, Classified]:
@@ -287,12 +473,28 @@ class RBFTModule(LightningModule):
         seen = [float(not error) for error in batch.errors]
         weight = batch.weight * torch.tensor(seen, device=batch.weight.device)
         loss = self.loss(replace(batch, weight=weight))
-        assert batch.answer is not None
-        tokens = (batch.answer.labels != IGNORED).sum(-1) * weight
-        self._val_loss += torch.stack([loss * batch.total, tokens.sum()])
+        assert batch.targets is not None
+        tokens = weight[batch.targets.clips].sum()
+        self._val_loss += torch.stack([loss * batch.total, tokens])
         classified = self.classify(batch)
         self.val_metrics.update(classified.prediction, batch.label, batch.weight > 0)
         return {"classified": classified}
+
+    def on_validation_start(self) -> None:
+        """Has all weights at hand, where they are in shares."""
+        gather(self.backbone)
+
+    def on_validation_end(self) -> None:
+        """Goes back to shares."""
+        release(self.backbone)
+
+    def on_test_start(self) -> None:
+        """Has all weights at hand, where they are in shares."""
+        gather(self.backbone)
+
+    def on_predict_start(self) -> None:
+        """Has all weights at hand, where they are in shares."""
+        gather(self.backbone)
 
     def on_validation_epoch_start(self) -> None:
         """Starts the sums of the loss and its tokens."""
@@ -323,11 +525,15 @@ class RBFTModule(LightningModule):
         settings = generation_settings(self.processor, self.max_new_tokens)
         if self.stage.classifier is not self.stage:
             assert batch.prompt is not None
-            return write_answers(self.backbone, batch.prompt, batch.video, settings)
-        classified = self.classify(batch)
+            (read,) = read_prompts(self.backbone, [batch.prompt], self.vision(batch))
+            return write_after(self.backbone, read, settings)
         if batch.explain is None:
-            return classified
-        written = write_answers(self.backbone, batch.explain, batch.video, settings)
+            return self.classify(batch)
+        assert batch.prompt is not None
+        prompts = batch.prompt, batch.explain
+        asked, why = read_prompts(self.backbone, prompts, self.vision(batch))
+        classified = self.classify(batch, asked)
+        written = write_after(self.backbone, why, settings)
         texts = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
         return replace(classified, rationales=texts)
 

@@ -90,11 +90,14 @@ def parameter_table(
         parts: Named parameters by part; given, what is frozen gets rows too.
     """
     headers = ["part", "tensors", "parameters", "learning rate", "decay"]
-    rows = [
+    named = [pair for part in (parts or {}).values() for pair in part]
+    adapters = {id(parameter) for name, parameter in named if ".lora_" in name}
+    rows = []
+    for group in groups:
+        name = group["name"] + (" adapters" if id(group["params"][0]) in adapters else "")
         # A resumed schedule has already moved "lr".
-        _row(g["name"], g["params"], f"{g.get('initial_lr', g['lr']):g}", f"{g['weight_decay']:g}")
-        for g in groups
-    ]
+        rate = group.get("initial_lr", group["lr"])
+        rows.append(_row(name, group["params"], f"{rate:g}", f"{group['weight_decay']:g}"))
     for part, named in (parts or {}).items():
         frozen = [parameter for _, parameter in named if not parameter.requires_grad]
         if frozen:
@@ -103,5 +106,11 @@ def parameter_table(
 
 
 def _row(name: str, parameters: list[nn.Parameter], rate: str, decay: str) -> list[str]:
-    count = sum(parameter.numel() for parameter in parameters)
+    count = sum(map(_count, parameters))
     return [name, str(len(parameters)), f"{count:,}", rate, decay]
+
+
+def _count(parameter: nn.Parameter) -> int:
+    """Numbers in a parameter, also where several are stored in a byte."""
+    stored = getattr(parameter, "quant_state", None)
+    return parameter.numel() if stored is None else stored.shape.numel()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -49,14 +50,28 @@ class Run:
         return self.stage(name) / "checkpoints"
 
     def checkpoint(self, name: str) -> Path | None:
-        """The newest checkpoint to resume the stage from."""
-        found = self.checkpoints(name).glob("*.ckpt")
-        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+        """The newest checkpoint to resume the stage from, a file or (of shares) a folder."""
+        found = self.checkpoints(name).glob("step=*.ckpt")
+        # Not by time: a folder from which something is deleted becomes newer.
+        return max(found, key=lambda path: int(path.stem.partition("=")[2]), default=None)
 
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that a result depends on."""
     return {name: version(name) for name in LIBRARIES}
+
+
+def revision() -> str | None:
+    """The git revision of rbft; None where it is installed from elsewhere than a checkout."""
+    package = Path(__file__).parent
+    if not (package.parent / ".git").exists():
+        return None
+    git = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        said = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip()
 
 
 def provenance(**facts: Any) -> dict[str, Any]:
@@ -107,14 +122,20 @@ FREE_SETTINGS = (
     "cpu_threads",
     "ckpt_path",
     "restart",
+    "dry_run",
+    "gpu_gb",
     "data.init_args.num_workers",
     "data.init_args.cache_folder",
     "data.init_args.frame_cache_gb",
+    "data.init_args.feature_cache_gb",
     "data.init_args.reader",
     "data.init_args.batch_size",
     "data.init_args.eval_batch_size",
     "model.gradient_checkpointing",
     "model.attention",
+    "model.packing",
+    "model.compile",
+    "model.liger",
     "trainer.accelerator",
     "trainer.strategy",
     "trainer.devices",
@@ -166,6 +187,33 @@ def check_settings(file: Path, settings: dict[str, Any]) -> None:
         )
 
 
+def check_clips(file: Path, clips: dict[str, list[str]]) -> None:
+    """Refuses to go on with a run on other clips than it was started with.
+
+    Args:
+        file: The run's clips from when it was first started; need not exist.
+        clips: Ids of the usable clips of now, by split.
+
+    Raises:
+        ValueError: Naming some of the clips that came or went.
+    """
+    if not file.exists():
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))
+    changes = []
+    for split, ids in clips.items():
+        came, went = sorted({*ids} - {*before[split]}), sorted({*before[split]} - {*ids})
+        for word, names in (("came", came), ("went", went)):
+            if names:
+                changes.append(f"{len(names)} {split} clips {word} ({', '.join(names[:3])})")
+    if changes:
+        raise ValueError(
+            f"The run {file.parent} was started with other clips: {'; '.join(changes)}. Put their "
+            "files back as they were, give the experiment another name, or add --restart true to "
+            "throw away what the run has left so far."
+        )
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file whole or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -175,7 +223,8 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
+    # File names that are no UTF-8 hold surrogates; as backslash escapes they are JSON.
+    part.write_text(text, encoding="utf-8", errors="backslashreplace")
     part.replace(path)
 
 
@@ -188,4 +237,5 @@ def replace_folder(made: Path, target: Path) -> None:
 
 def digest(names: list[str]) -> str:
     """Short hash of a list of ids, whatever its order."""
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:12]
+    text = "\n".join(sorted(names))  # ids of files whose names are no UTF-8 hold surrogates
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]

@@ -16,6 +16,8 @@ def report_scan(data: VideoDataModule, folder: Path) -> None:
         folder: Where `manifest.jsonl` and, if files are missing, `missing.txt` go.
     """
     manifest = data.manifest
+    for note in data.notes:
+        say(note)
     headers, rows = manifest.table(data.card.classes)
     say(table(rows, headers, align="ll" + "r" * (len(headers) - 2)))
     broken = [row for row in manifest.rows if row.status in ("unreadable", "too_short")]
@@ -28,5 +30,6 @@ def report_scan(data: VideoDataModule, folder: Path) -> None:
     missing, file = manifest.missing_list(), folder / "missing.txt"
     file.unlink(missing_ok=True)
     if missing:
-        file.write_text("".join(f"{line}\n" for line in missing), encoding="utf-8")
+        text = "".join(f"{line}\n" for line in missing)
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
         say(f"{len(missing)} missing files, by URL or id, for a downloader of your own: {file}")

@@ -15,7 +15,7 @@ from rbft.collator import Batch, Collator, Sequences
 from rbft.data.base import Clip, Example, VideoDataModule
 from rbft.data.card import Card
 from rbft.data.sampler import Draw
-from rbft.data.video import Video
+from rbft.data.video import Video, patch_grid
 from rbft.module import RBFTModule
 from rbft.stages import STAGES, Stage
 
@@ -86,7 +86,9 @@ def examples(count: int, draws: Sequence[Draw] | None = None) -> list[Example]:
     return made
 
 
-def collator(folder: Path, learn: str | None = None, ask: str | None = None) -> Collator:
+def collator(
+    folder: Path, learn: str | None = None, ask: str | None = None, *, packing: bool = False
+) -> Collator:
     """A collator of the made-up task; stages by name."""
 
     def stage(name: str | None) -> Stage | None:
@@ -94,7 +96,7 @@ def collator(folder: Path, learn: str | None = None, ask: str | None = None) -> 
 
     config, family = load_config(str(folder))
     processor = load_processor(str(folder))
-    return Collator(processor, config, family, CARD, stage(learn), stage(ask))
+    return Collator(processor, config, family, CARD, stage(learn), stage(ask), packing=packing)
 
 
 def batch_of(make: Collator, made: list[Example]) -> Batch:
@@ -157,6 +159,10 @@ class Yard(VideoDataModule):
     @cached_property
     def usable(self) -> set[str]:
         return {clip.id for clip in self.all_clips}
+
+    def grid(self, clip: Clip) -> tuple[int, int, int]:
+        frames, height, width = SHAPES[int(clip.id.rpartition("_")[2]) % len(SHAPES)]
+        return patch_grid(frames, (height, width))
 
     def decode(self, clip: Clip) -> Video:
         number = int(clip.id.rpartition("_")[2])

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from rbft.run import PROVENANCE, replace_folder, write_json
+from rbft.sharding import full_state
+from rbft.survival import writing
 
 
 class StageHandoff(Callback):
@@ -25,16 +28,23 @@ class StageHandoff(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the folder on the first process; the others wait."""
         module: Any = pl_module
-        if not trainer.interrupted and trainer.is_global_zero:
-            part = self.target.with_name(f".{self.target.name}.part")
-            shutil.rmtree(part, ignore_errors=True)
-            module.backbone.save_pretrained(part)
-            module.processor.save_pretrained(part)
-            module.card.save(part / "card.yaml")
-            write_json(part / PROVENANCE, self.provenance)
-            for file in part.iterdir():
-                file.chmod(0o644)  # safetensors writes for its owner only
-            replace_folder(part, self.target)
-            # Checkpoints only resume; the stage is done.
-            shutil.rmtree(self.target.parent / "checkpoints", ignore_errors=True)
+        if trainer.interrupted:
+            return
+        state = full_state(trainer.strategy)  # all processes take part
+        if trainer.is_global_zero:
+            with writing(self.target):
+                self._write(module, state)
         trainer.strategy.barrier("handoff")
+
+    def _write(self, module: Any, state: dict[str, Tensor] | None) -> None:
+        part = self.target.with_name(f".{self.target.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        module.backbone.save_pretrained(part, state_dict=state)
+        module.processor.save_pretrained(part)
+        module.card.save(part / "card.yaml")
+        write_json(part / PROVENANCE, self.provenance)
+        for file in part.iterdir():
+            file.chmod(0o644)  # safetensors writes for its owner only
+        replace_folder(part, self.target)
+        # Checkpoints only resume; the stage is done.
+        shutil.rmtree(self.target.parent / "checkpoints", ignore_errors=True)

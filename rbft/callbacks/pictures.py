@@ -50,7 +50,10 @@ class Pictures(Callback):
             text = f"{text}\n\n{error}"
         else:
             writer.add_image(place, film_strip(frames), trainer.global_step)
-        writer.add_text(place, f"**{clip.id}**\n\n{text}", trainer.global_step)
+        text = f"**{clip.id}**\n\n{text}"
+        # File names that are no UTF-8 hold surrogates, which TensorBoard cannot write.
+        text = text.encode(errors="backslashreplace").decode()
+        writer.add_text(place, text, trainer.global_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the settings and what is learnt from a few clips."""

@@ -5,7 +5,7 @@ import math
 import os
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -17,12 +17,13 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rbft.data.card import Card
-from rbft.data.framecache import FrameCache
-from rbft.data.manifest import Manifest, scan
+from rbft.data.featurecache import FeatureCache, SeenVideo
+from rbft.data.framecache import FrameCache, clip_key
+from rbft.data.manifest import Manifest, Row, agree, scan
 from rbft.data.rationales import RationaleStore, mix
 from rbft.data.sampler import Draw, EvalSampler, TrainSampler
 from rbft.data.splits import carve, check_classes
-from rbft.data.video import Video, VideoError, probe
+from rbft.data.video import Video, VideoError, VideoInfo, patch_grid, plan_frames, probe
 from rbft.data.videolist import find_videos
 
 SCAN_THREADS = 8  # opening a file waits for the disk more than for the processor
@@ -69,17 +70,20 @@ class Example:
 
     Attributes:
         clip: The clip.
-        video: Its frames; nothing but black where they cannot be decoded and are not replaced.
+        video: Its frames, or what the vision tower made of them; nothing but black where they
+            cannot be decoded and are not replaced.
         rationale: Its rationale, None where none is asked for.
         draw: Its place in the batch.
         error: What could not be decoded, empty where all is well.
+        key: Under which the vision tower's output is kept; empty where it is not.
     """
 
     clip: Clip
-    video: Video
+    video: Video | SeenVideo
     rationale: str | None
     draw: Draw
     error: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class ClipDataset(Dataset[Example]):
 
     Args:
         clips: The clips of the split.
-        decode: Gives a clip's frames.
+        see: Gives a clip's frames or features, and the key of its features.
         rationales: Rationale by id; None where none is asked for.
         answer_tokens: Answer tokens of each clip in training, None elsewhere.
     """
@@ -116,11 +120,11 @@ class ClipDataset(Dataset[Example]):
     def __init__(
         self,
         clips: list[Clip],
-        decode: Callable[[Clip], Video],
+        see: Callable[[Clip], tuple[Video | SeenVideo, str]],
         rationales: Mapping[str, str] | None,
         answer_tokens: Sequence[int] | None = None,
     ) -> None:
-        self.clips, self.decode, self.rationales = clips, decode, rationales
+        self.clips, self.see, self.rationales = clips, see, rationales
         self.answer_tokens = answer_tokens
 
     def __len__(self) -> int:
@@ -141,7 +145,8 @@ class ClipDataset(Dataset[Example]):
         if self.rationales is not None and clip.id not in self.rationales:
             raise VideoError.of(clip.path, "could not be decoded when rationales were written.")
         rationale = None if self.rationales is None else self.rationales[clip.id]
-        return Example(clip, self.decode(clip), rationale, draw)
+        video, key = self.see(clip)
+        return Example(clip, video, rationale, draw, key=key)
 
     def _replacement(self, draw: Draw, tokens: Sequence[int], error: VideoError) -> Example:
         """The next clip of the same class that can be decoded, in the place of another.
@@ -213,13 +218,16 @@ class VideoDataModule(LightningDataModule):
             less (P_less), least (P_least) or any other on the card.
         rationale_ratio: Share of training clips whose rationale is self-generated; the others
             take the human reference.
-        on_missing: What clips without a usable video file do: error stops, skip and warn go on
-            without them.
+        on_missing: What clips without a usable video file do: error stops, skip goes on without
+            them, warn does so too and says how many there are.
         min_coverage: Share of each split's clips that must be usable in any case.
         cache_folder: Folder of scan results and decoded frames. null takes $RBFT_CACHE, or
             ~/.cache/rbft.
         frame_cache_gb: Size that the decoded frames are kept within, in GB; each clip is decoded
             once and then read. 0 decodes every time.
+        feature_cache_gb: Size that the outputs of a frozen vision tower are kept within, in GB;
+            the tower then sees each clip once, for all epochs, stages and tests. 0 runs it every
+            time. Needs model.vision_learning_rate 0.
         rationale_file: JSONL file of rationales. null names it after what determines it, under
             lightning_logs/rationales.
         class_weights: Weigh each clip's label loss by the inverse frequency of its class.
@@ -251,6 +259,7 @@ class VideoDataModule(LightningDataModule):
         min_coverage: float = 0.9,
         cache_folder: Path | None = None,
         frame_cache_gb: float = 20.0,
+        feature_cache_gb: float = 0.0,
         rationale_file: Path | None = None,
         class_weights: bool = False,
         balanced_sampling: bool = False,
@@ -279,6 +288,9 @@ class VideoDataModule(LightningDataModule):
         self.min_coverage = min_coverage
         self.cache_folder = cache_folder or default_cache()
         self.frame_cache = FrameCache(self.cache_folder / "frames", int(frame_cache_gb * 1e9))
+        features = self.cache_folder / "features"
+        self.feature_cache = FeatureCache(features, int(feature_cache_gb * 1e9))
+        self.tower = ""  # the vision tower whose outputs are kept, once the module has loaded it
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.global_batch_size, self.num_workers = global_batch_size, num_workers
         self.val_fraction, self.rationale_ratio = val_fraction, rationale_ratio
@@ -288,6 +300,8 @@ class VideoDataModule(LightningDataModule):
         self.collators: Mapping[str, ClipCollator] = {}
         self.scored_split = "test"  # what Trainer.test scores
         self.predict_clips: list[Clip] = []
+        self.at_hand: tuple[str, Any] | None = None  # the split that runs, and its batch
+        self.notes: list[str] = []  # what a person should know about the data, see `check`
         self.store: RationaleStore | None = None  # set by whoever knows the rationale file
 
     @abstractmethod
@@ -298,6 +312,14 @@ class VideoDataModule(LightningDataModule):
     def all_clips(self) -> list[Clip]:
         """All annotated clips, the validation split carved off, whatever files there are."""
         clips = self.read()
+        for clip in clips:
+            for what, text in (("text", clip.text), ("reference", clip.reference or "")):
+                if halves := [char for char in text if "\ud800" <= char <= "\udfff"]:
+                    raise ValueError(
+                        f"{type(self).__name__}: the {what} of clip {clip.id} holds "
+                        f"{halves[0]!a}, half a character, which no model can read. Correct "
+                        "it in the annotations."
+                    )
         if self.val_fraction:
             clips = carve(clips, self.val_fraction, self.seed)
         return clips
@@ -314,9 +336,11 @@ class VideoDataModule(LightningDataModule):
         ids, messages = self.manifest.apply_policy(
             type(self).__name__, self.on_missing, self.min_coverage
         )
-        for message in messages:
-            level = logging.WARNING if self.on_missing == "warn" else logging.INFO
-            log.log(level, "%s", message)
+        if self.on_missing == "warn":
+            self.notes += messages
+        else:
+            for message in messages:
+                log.info("%s", message)
         return set(ids)
 
     def clips(self, split: str) -> list[Clip]:
@@ -329,11 +353,67 @@ class VideoDataModule(LightningDataModule):
         return self.card.name
 
     def decode(self, clip: Clip) -> Video:
-        """Frames of a clip."""
-        return self.frame_cache.get_or_decode(clip.path, **self.frames.of(clip))
+        """Frames of a clip.
+
+        Raises:
+            VideoError: If it cannot be decoded.
+            ValueError: If the benchmark's videos have gone since they were looked for. Counted
+                as broken files, they would be replaced, or scored as wrong answers.
+        """
+        try:
+            return self.frame_cache.get_or_decode(clip.path, **self.frames.of(clip))
+        except VideoError as error:
+            if clip.split != "predict" and not clip.path.parent.is_dir():
+                raise ValueError(
+                    f"The folder {clip.path.parent} is gone, with the clip {clip.id} in it. Bring "
+                    "it back (is a disk no longer mounted?); started again, the run goes on from "
+                    "its last checkpoint."
+                ) from error
+            raise
+
+    def see(self, clip: Clip) -> tuple[Video | SeenVideo, str]:
+        """What the vision tower made of a clip where that is kept, else its frames.
+
+        Returns:
+            Features or frames, and the key of the features; empty where none are kept.
+        """
+        if not self.tower:
+            return self.decode(clip), ""
+        try:
+            key = clip_key(clip.path, self.frames.of(clip), self.tower)
+        except (OSError, ValueError):
+            return self.decode(clip), ""  # says what is wrong
+        return self.feature_cache.get(key) or self.decode(clip), key
+
+    def grid(self, clip: Clip) -> tuple[int, int, int]:
+        """Frame pairs, patch rows and patch columns of a clip as the model sees it.
+
+        Nothing is decoded: the scan knows the benchmark's files. A quarter of the product is the
+        clip's number of video tokens.
+
+        Raises:
+            ValueError: If the clip's file is not usable, or a setting is out of range.
+        """
+        row = self._rows.get(clip.id)
+        if row is None or row.path != str(clip.path):
+            info = probe(clip.path)
+        elif row.frames is None or row.fps is None or row.width is None or row.height is None:
+            raise ValueError(f"Clip {clip.id} is not usable: {clip.path} {row.reason}.")
+        else:
+            seconds = row.duration or row.frames / row.fps
+            info = VideoInfo(row.frames, row.fps, row.width, row.height, seconds)
+        settings = {name: value for name, value in self.frames.of(clip).items() if name != "reader"}
+        indices, size = plan_frames(info, **settings)
+        return patch_grid(len(indices), size)
+
+    @cached_property
+    def _rows(self) -> dict[str, Row]:
+        return {row.id: row for row in self.manifest.rows}
 
     def check(self, stages: Sequence[str]) -> None:
         """Reads annotations and looks at files and classes; opens no model.
+
+        Leaves in `notes` what was repaired, dropped or is missing.
 
         Args:
             stages: Names of the stages that will be trained.
@@ -353,6 +433,22 @@ class VideoDataModule(LightningDataModule):
             every = dict.fromkeys([clip.id for clip in self.clips("train")], "")
             human = {c.id: c.reference for c in self.clips("train") if c.reference is not None}
             mix(every, human, self.rationale_ratio, list(every), self.seed)
+
+    def setup(self, stage: str) -> None:
+        """Makes sure that all processes have the same clips: their batches would not match.
+
+        Raises:
+            ValueError: If they have not, on every process; names a clip.
+        """
+        if self.trainer is None or self.trainer.world_size == 1:
+            return
+        clips = self.all_clips if stage != "predict" else self.predict_clips
+        usable = self.usable if stage != "predict" else {clip.id for clip in clips}
+        agree([f"{clip.split} clip {clip.id}" for clip in clips if clip.id in usable])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What worker processes get that are not forked: not the Trainer, nor with it the model."""
+        return {**self.__dict__, "trainer": None, "collators": {}, "store": None}
 
     def accumulation(self, world: int) -> int:
         """Micro-batches per optimiser step on so many devices.
@@ -424,7 +520,7 @@ class VideoDataModule(LightningDataModule):
         return self._loader("train", clips, sampler, texts, tokens)
 
     def val_dataloader(self) -> DataLoader[Example] | list[Any]:
-        """The validation split in order; empty where there is none."""
+        """The validation split, longest clips first; empty where there is none."""
         clips = self.clips("val")
         if not clips:
             return []
@@ -432,7 +528,7 @@ class VideoDataModule(LightningDataModule):
         return self._eval_loader("val", clips, self.rationales("val") if needs_rationales else None)
 
     def test_dataloader(self) -> DataLoader[Example]:
-        """The scored split in order."""
+        """The scored split, longest clips first."""
         return self._eval_loader("test", self.clips(self.scored_split))
 
     def clips_of(self, videos: Sequence[Path]) -> list[Clip]:
@@ -444,15 +540,49 @@ class VideoDataModule(LightningDataModule):
         return [Clip(name, path, None, "predict") for name, path in find_videos(videos)]
 
     def predict_dataloader(self) -> DataLoader[Example]:
-        """`predict_clips` in order."""
+        """`predict_clips`, those of the benchmark longest first, others in order."""
         return self._eval_loader("predict", self.predict_clips)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Notes the batch, while it is in the processor's memory, for messages that name it."""
+        assert self.trainer is not None
+        assert self.trainer.state.stage is not None
+        splits = {"train": "train", "validate": "val", "test": self.scored_split}
+        self.at_hand = splits.get(self.trainer.state.stage.value, "predict"), batch
+        return batch
+
+    def ids(self, split: str, indices: Iterable[int]) -> list[str]:
+        """Ids of clips of a split."""
+        clips = self.predict_clips if split == "predict" else self.clips(split)
+        return [clips[index].id for index in indices]
+
+    def clips_at_hand(self) -> str:
+        """The clips that the model is working on and their tokens, for messages."""
+        if self.at_hand is None:
+            return "no clip yet"
+        split, batch = self.at_hand
+        tokens = (batch.answer or batch.prompt).input_ids.numel()
+        names = ", ".join(self.ids(split, batch.index.tolist()))
+        return f"{names} ({tokens} tokens, padding included)"
 
     def _eval_loader(
         self, split: str, clips: list[Clip], texts: Mapping[str, str] | None = None
     ) -> DataLoader[Example]:
         rank, world = self._place()
-        sampler = EvalSampler(len(clips), batch_size=self.eval_batch_size, rank=rank, world=world)
+        # Any videos at all are not scanned first: their results appear in the order given.
+        known = all(clip.split != "predict" for clip in clips)
+        lengths = [self._length(clip) for clip in clips] if known else None
+        sampler = EvalSampler(
+            len(clips), batch_size=self.eval_batch_size, rank=rank, world=world, lengths=lengths
+        )
         return self._loader(split, clips, sampler, texts)
+
+    def _length(self, clip: Clip) -> int:
+        """Patches of a clip; 0 where it will turn out not to be decodable."""
+        try:
+            return math.prod(self.grid(clip))
+        except ValueError:
+            return 0
 
     def _loader(
         self,
@@ -464,7 +594,7 @@ class VideoDataModule(LightningDataModule):
     ) -> DataLoader[Example]:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
-            ClipDataset(clips, self.decode, texts, tokens),
+            ClipDataset(clips, self.see, texts, tokens),
             batch_sampler=sampler,
             collate_fn=self.collators[split],
             num_workers=self.num_workers,

@@ -3,10 +3,12 @@
 import shutil
 from pathlib import Path
 
+from rbft.data.featurecache import FeatureCache
 from rbft.data.framecache import FrameCache
 
 WHAT = {
     "frames": "decoded clips",
+    "features": "outputs of frozen vision towers",
     "scans": "what scans found in video files",
     "clips": "videos of the miniature world",
 }
@@ -16,6 +18,7 @@ def cache_sizes(folder: Path) -> dict[str, int]:
     """Bytes of each part of a cache folder, see `WHAT`."""
     return {
         "frames": FrameCache(folder / "frames", 0).size(),
+        "features": FeatureCache(folder / "features", 0).size(),
         "scans": sum(file.stat().st_size for file in _scans(folder)),
         "clips": sum(file.stat().st_size for made in _worlds(folder) for file in made.rglob("*.*")),
     }
@@ -30,6 +33,8 @@ def clear_cache(folder: Path, part: str) -> None:
     """
     if part in ("frames", "all"):
         FrameCache(folder / "frames", 0).clear()
+    if part in ("features", "all"):
+        FeatureCache(folder / "features", 0).clear()
     if part in ("scans", "all"):
         for file in _scans(folder):
             file.unlink()

@@ -103,7 +103,8 @@ def write_conversation(
     record: dict[str, Any] = {"id": clip_id, "split": split}
     if label is not None:
         record |= {"answers": RATIONALE, "ground_truth": label}
-    pair = (f"{VIDEO}\n{prompt}", answer)
+    # LLaVA's readers take the line break away with the tag; the others would keep it as a token.
+    pair = (f"{VIDEO}\n{prompt}" if turns == "conversations" else f"{VIDEO}{prompt}", answer)
     if turns == "conversations":
         said = [
             {"from": who, "value": text} for who, text in zip(("human", "gpt"), pair, strict=True)

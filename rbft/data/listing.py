@@ -241,12 +241,13 @@ def _scan(
     """The stream's packets, its first picture and the seconds that all streams span."""
     found: list[_Packet] = []
     first: VideoFrame | None = None
-    begin, end = math.inf, -math.inf
+    spans: dict[int, tuple[int, int, Fraction]] = {}  # by stream, in units of its time base
     for packet in stream_packets(container):
         time = packet.pts if packet.pts is not None else packet.dts
         if time is not None:
-            begin = min(begin, float(time * packet.time_base))
-            end = max(end, float((time + (packet.duration or 0)) * packet.time_base))
+            begin, end, unit = spans.get(packet.stream_index, (time, time, packet.time_base))
+            stop = time + (packet.duration or 0)
+            spans[packet.stream_index] = min(begin, time), max(end, stop), unit
         if packet.stream_index != stream.index:
             continue
         is_refresh = (
@@ -259,6 +260,8 @@ def _scan(
             first = next(iter(decode_packet(stream, packet)[0]), None)
     if first is None:
         first = next(iter(decode_packet(stream, None)[0]), None)
+    begin = min((float(begin * unit) for begin, _, unit in spans.values()), default=math.inf)
+    end = max((float(end * unit) for _, end, unit in spans.values()), default=-math.inf)
     return found, first, end - begin
 
 

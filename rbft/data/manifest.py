@@ -1,11 +1,15 @@
 """One scan of all video files: what is there, what is not, and why."""
 
+import errno
+import hashlib
 import json
 import logging
+import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
@@ -16,6 +20,8 @@ OK = "ok"
 UNUSABLE = ("missing", "unreadable", "too_short")
 NEVER_USED = ("private", "excluded")  # names of splits, and the status of their clips
 STATUSES = (OK, *UNUSABLE, *NEVER_USED)
+NAMED = 3  # unusable files that a message names
+BAR_DELAY = 1.0  # seconds after which a scan shows how far it is
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +115,9 @@ class Manifest:
         """Writes the rows as JSON lines."""
         lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.rows]
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = path.with_name(f".{path.name}.part")
-        made.write_text("".join(lines), encoding="utf-8")
+        made = path.with_name(f".{path.name}.{os.getpid()}")
+        # Paths that are no UTF-8 hold surrogates; as backslash escapes they are JSON.
+        made.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
         made.replace(path)
 
     @classmethod
@@ -173,9 +180,10 @@ class Manifest:
                 continue
             counts = Counter(row.status for row in lost)
             why = ", ".join(f"{counts[status]} {status}" for status in UNUSABLE if counts[status])
+            first = ", ".join(f"{Path(row.path).name}: {row.reason}" for row in lost[:NAMED])
             message = (
                 f"{len(lost)} of {len(rows)} {split} clips of {benchmark} are not usable ({why}; "
-                f"first: {Path(lost[0].path).name}: {lost[0].reason})."
+                f"first: {first})."
             )
             coverage = 1 - len(lost) / len(rows)
             if coverage < min_coverage or coverage == 0:
@@ -206,7 +214,8 @@ def scan(
     """Opens every video file once and notes what it holds.
 
     A file is looked into again only when its size or time of change differs from what the cache
-    has; files that could not be read are tried again every time.
+    has; files that could not be read are tried again every time. Of several processes that need
+    the same scan one does it; the others wait and read what it found.
 
     Args:
         clips: All clips. Those of the splits private and excluded are not looked for.
@@ -220,17 +229,79 @@ def scan(
     Raises:
         ValueError: If the cache cannot be written.
     """
-    known = _read_cache(cache_file)
-    found: dict[str, dict[str, Any]] = {}
-    for path in dict.fromkeys(str(clip.path) for clip in clips if clip.split not in NEVER_USED):
-        file = _look(path)
-        if file["status"] == OK:
-            file = known.get(_key(file), file)
-        found[path] = file
-    unread = [file for file in found.values() if file["status"] == OK and "frames" not in file]
-    for file in _probe_all(unread, probe, cache_file, workers, progress):
-        found[file["path"]] = file
+    paths = dict.fromkeys(str(clip.path) for clip in clips if clip.split not in NEVER_USED)
+    found = {path: _look(path) for path in paths}
+    unread = _without_known(found, cache_file)
+    if unread:
+        with _alone(cache_file):
+            unread = _without_known(found, cache_file)  # what others found while we waited
+            for file in _probe_all(unread, probe, cache_file, workers, progress):
+                found[file["path"]] = file
     return Manifest(tuple(_row(clip, found.get(str(clip.path), {})) for clip in clips))
+
+
+def _without_known(
+    found: dict[str, dict[str, Any]], cache_file: Path | None
+) -> list[dict[str, Any]]:
+    """Fills in what the cache knows; returns the files that must be opened."""
+    known = _read_cache(cache_file)
+    for path, file in found.items():
+        if file["status"] == OK:
+            found[path] = {**known.get(_key(file), file), "path": path}
+    return [file for file in found.values() if file["status"] == OK and "frames" not in file]
+
+
+@contextmanager
+def _alone(cache_file: Path | None) -> Iterator[None]:
+    """Waits until no other process scans into the same file; a killed one does not block it.
+
+    File systems without locks, and Windows, do without: entries are whole lines at the file's end,
+    so that the worst is that a file is opened twice.
+    """
+    stream = None
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        if cache_file is not None:
+            stream = _open_cache(cache_file)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if stream is not None:
+            stream.close()
+
+
+def agree(clips: list[str]) -> None:
+    """Refuses to go on where the processes of a run do not have the same clips; collective.
+
+    Each looks at the files for itself, and a file can come or go in between, or be seen on one
+    machine only.
+
+    Args:
+        clips: What this process has, in order.
+
+    Raises:
+        ValueError: On every process; names the first clip that not all have.
+    """
+    from torch import distributed
+
+    mine = hashlib.sha256(json.dumps(clips).encode()).hexdigest()
+    digests: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(digests, mine)
+    if len(set(digests)) == 1:
+        return
+    every: list[Any] = [None] * len(digests)
+    distributed.all_gather_object(every, clips)
+    counts = ", ".join(f"{len(names)} on process {rank}" for rank, names in enumerate(every))
+    common = set(every[0]).intersection(*every)
+    odd = [name for names in every for name in names if name not in common]
+    first = f"first that not all have: {odd[0]}" if odd else "in another order"
+    raise ValueError(
+        f"The processes of this run do not see the same clips ({counts}; {first}). Their files "
+        "differ, or changed while the run began: see that all machines read the same folder, and "
+        "start again."
+    )
 
 
 def _look(path: str) -> dict[str, Any]:
@@ -265,7 +336,9 @@ def _probe_all(
     pool = ThreadPoolExecutor(workers)
     cache = None
     try:
-        cache = None if cache_file is None else _open_cache(cache_file)
+        if cache_file is not None:
+            cache = _open_cache(cache_file)
+            cache.write(b"\n")  # ends a line that a crash cut off; empty lines are passed over
         futures = [pool.submit(_probe, file, probe) for file in files]
         bar = tqdm(
             as_completed(futures),
@@ -273,6 +346,7 @@ def _probe_all(
             desc="Scanning videos",
             unit="file",
             disable=not progress,
+            delay=BAR_DELAY,
         )
         for future in bar:
             file = future.result()
@@ -359,12 +433,12 @@ def _read_cache(path: Path | None) -> dict[tuple[str, int, int], dict[str, Any]]
 
 def _open_cache(path: Path) -> BinaryIO:
     path.parent.mkdir(parents=True, exist_ok=True)
-    stream = path.open("ab")
-    stream.write(b"\n")  # ends a line that a crash cut off; empty lines are passed over
-    return stream
+    # Unbuffered: a line is there at once and whole, and closing has nothing left to write.
+    return path.open("ab", buffering=0)
 
 
 def _note(stream: BinaryIO, file: dict[str, Any]) -> None:
-    line = json.dumps({**file, "file": _key(file)[0]}, ensure_ascii=False) + "\n"
-    stream.write(line.encode())
-    stream.flush()
+    # ASCII: a path that is no UTF-8 holds surrogates, which only escapes can express.
+    line = json.dumps({**file, "file": _key(file)[0]}) + "\n"
+    if stream.write(line.encode()) < len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

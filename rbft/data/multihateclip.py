@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from rbft.data.base import Clip, VideoDataModule
 from rbft.data.lookup import VideoLookup
 from rbft.data.tables import Row, check_unique, parse_json, read_table, read_text, shown
@@ -133,7 +131,7 @@ class MultiHateClip(VideoDataModule):
                     f"{row.where}: Video_ID {shown(clip_id)} stands in {places[clip_id]} too. Set "
                     "data.drop_duplicates to train to drop it from train."
                 )
-            rank_zero_info(
+            self.notes.append(
                 f"MultiHateClip: dropped {clip_id} from train ({row.where}); it stands in "
                 f"{places[clip_id]} too."
             )

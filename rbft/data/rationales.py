@@ -222,7 +222,7 @@ def mix(
     """
 
     def rank(name: str) -> str:
-        return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+        return hashlib.sha256(f"{seed}:{name}".encode(errors="surrogatepass")).hexdigest()
 
     chosen = set(sorted(ids, key=rank)[: round(ratio * len(ids))])
     for source, texts, wanted, advice in (
@@ -249,7 +249,9 @@ def mix(
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    line = json.dumps(record, ensure_ascii=False) + "\n"
+    # Ids from file names that are no UTF-8 hold surrogates; as backslash escapes they are JSON.
+    return line.encode(errors="backslashreplace").decode()
 
 
 def _parse(content: bytes, path: Path) -> dict[str, dict[str, Any]]:

@@ -107,25 +107,39 @@ class TrainSampler(Sampler[list[Draw]]):
 
 
 class EvalSampler(Sampler[list[Draw]]):
-    """Batches of one process in order; each clip counts once over all processes.
+    """Batches of one process, each clip once over all processes.
 
     Args:
         size: Number of clips.
         batch_size: Clips per batch and process.
         rank: This process.
         world: Number of processes.
+        lengths: Length of each clip. Batches then are of clips of about one length, the longest
+            first: little is padded, and what does not fit into memory fails at once. None keeps
+            the order.
     """
 
-    def __init__(self, size: int, *, batch_size: int, rank: int, world: int) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        batch_size: int,
+        rank: int,
+        world: int,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
         self.size, self.batch_size, self.rank, self.world = size, batch_size, rank, world
+        self.order = list(range(size))
+        if lengths is not None:
+            self.order.sort(key=lambda index: -lengths[index])
 
     def __len__(self) -> int:
         return math.ceil(math.ceil(self.size / self.world) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        places = math.ceil(self.size / self.world) * self.world
-        draws = [
-            Draw(i) if i < self.size else Draw(0, 0.0) for i in range(self.rank, places, self.world)
-        ]
-        for first in range(0, len(draws), self.batch_size):
-            yield draws[first : first + self.batch_size]
+        draws = [Draw(index) for index in self.order]
+        # All processes take the same number of steps; the repeated clip counts for nothing.
+        draws += [Draw(index, 0.0) for index in self.order[-1:]] * (-self.size % self.world)
+        mine = draws[self.rank :: self.world]
+        for first in range(0, len(mine), self.batch_size):
+            yield mine[first : first + self.batch_size]

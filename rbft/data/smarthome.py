@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from rbft.data.base import Clip, VideoDataModule
 from rbft.data.lookup import VideoLookup
 from rbft.data.splits import check_known, read_splits, split_by_hash
@@ -115,7 +113,9 @@ class SmartHome(VideoDataModule):
                 )
             )
         if repairs:
-            rank_zero_info(f"SmartHome: repaired {repairs} texts that were read as Mac Roman once.")
+            self.notes.append(
+                f"SmartHome: repaired {repairs} texts that were read as Mac Roman once."
+            )
         return clips
 
     def _label(self, tag: str) -> int | None:

@@ -24,11 +24,14 @@ __all__ = [
     "VideoInfo",
     "decode_video",
     "frame_size",
+    "patch_grid",
+    "plan_frames",
     "probe",
     "sample_indices",
 ]
 
 TEMPORAL_PATCH = 2  # the model joins frames to pairs
+PATCH = 14  # pixels per side of a patch, in both families
 MAX_FRAME_TOKENS = 768
 MAX_ASPECT_RATIO = 200
 
@@ -70,7 +73,7 @@ def decode_video(
     max_frames: int = 768,
     start: float | None = None,
     end: float | None = None,
-    factor: int = 28,
+    factor: int = 2 * PATCH,
     reader: str | None = None,
 ) -> Video:
     """Decodes and resizes the sampled frames of a clip, and no others.
@@ -101,28 +104,22 @@ def decode_video(
         first, last = frame_range(info.frames, info.fps, start, end)
     except ValueError as error:
         raise VideoError.of(path, f"has no such part: {error}") from error
-    indices = sample_indices(
-        info.frames,
-        info.fps,
-        fps=fps,
-        num_frames=num_frames,
-        min_frames=min_frames,
-        max_frames=max_frames,
-        start=start,
-        end=end,
-    )
     if max(info.width, info.height) > MAX_ASPECT_RATIO * min(info.width, info.height):
         raise VideoError.of(
             path,
             f"is {info.width} x {info.height} pixels; one side may be at most {MAX_ASPECT_RATIO} "
             "times the other.",
         )
-    size = frame_size(
-        info.height,
-        info.width,
-        len(indices),
+    indices, size = plan_frames(
+        info,
+        fps=fps,
         min_pixels=min_pixels,
         max_pixels=max_pixels,
+        num_frames=num_frames,
+        min_frames=min_frames,
+        max_frames=max_frames,
+        start=start,
+        end=end,
         factor=factor,
     )
     # Resized in small batches: a long clip in full resolution would fill the memory.
@@ -133,6 +130,65 @@ def decode_video(
             resized.append(_resize(torch.from_numpy(np.stack(batch)), size))
             batch = []
     return Video(torch.cat(resized), indices, last - first + 1, info.fps)
+
+
+def plan_frames(
+    info: VideoInfo,
+    *,
+    fps: float,
+    min_pixels: int,
+    max_pixels: int,
+    num_frames: int | None = None,
+    min_frames: int = 4,
+    max_frames: int = 768,
+    start: float | None = None,
+    end: float | None = None,
+    factor: int = 2 * PATCH,
+) -> tuple[list[int], tuple[int, int]]:
+    """The frames that stand for a clip and the size they get, without decoding any.
+
+    Args:
+        info: What is known about the file.
+        fps: See `sample_indices`.
+        min_pixels: See `frame_size`.
+        max_pixels: See `frame_size`.
+        num_frames: See `sample_indices`.
+        min_frames: See `sample_indices`.
+        max_frames: See `sample_indices`.
+        start: See `frame_range`.
+        end: See `frame_range`.
+        factor: See `frame_size`.
+
+    Returns:
+        Frame numbers, and height and width in pixels.
+
+    Raises:
+        ValueError: See `sample_indices` and `frame_size`.
+    """
+    indices = sample_indices(
+        info.frames,
+        info.fps,
+        fps=fps,
+        num_frames=num_frames,
+        min_frames=min_frames,
+        max_frames=max_frames,
+        start=start,
+        end=end,
+    )
+    size = frame_size(
+        info.height,
+        info.width,
+        len(indices),
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        factor=factor,
+    )
+    return indices, size
+
+
+def patch_grid(frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
+    """Frame pairs, patch rows and patch columns of so many frames of that height and width."""
+    return frames // TEMPORAL_PATCH, size[0] // PATCH, size[1] // PATCH
 
 
 def frame_range(

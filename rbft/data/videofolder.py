@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from rbft.data.base import Clip, VideoDataModule
 from rbft.data.conversations import is_conversation, read_conversation, read_reference
 from rbft.data.labels import match_label
@@ -57,7 +55,7 @@ class Entry:
 class VideoFolder(VideoDataModule):
     r"""Your own clips, without a line of Python: a folder, a table or a conversation file.
 
-    What is there is found out in this order, and said in the log:
+    What is there is found out in this order, and said on the screen:
     a `table`; file names, with `label_regex`; Hugging Face VideoFolder metadata (`metadata.csv`,
     `.jsonl` or `.parquet` with a column `file_name`, in the root or in root/train, root/test); a
     folder per class, with or without a level of train, val and test folders above it. Labels
@@ -156,7 +154,7 @@ class VideoFolder(VideoDataModule):
         check_classes(clips, self.card.classes, found)
         counts = Counter(clip.split for clip in clips)
         split = ", ".join(f"{count} {name}" for name, count in counts.items())
-        rank_zero_info(f"VideoFolder: {found}: {len(clips)} clips ({split}).")
+        self.notes.append(f"VideoFolder: {found}: {len(clips)} clips ({split}).")
         return clips
 
     def _path(self, entry: Entry, lookup: VideoLookup) -> Path:
@@ -222,7 +220,7 @@ class VideoFolder(VideoDataModule):
                 "column file_name, or data.table."
             )
         if others:
-            rank_zero_info(
+            self.notes.append(
                 f"VideoFolder: {self.root}: left {len(others)} files alone that are no videos "
                 f"(first: {others[0]})."
             )

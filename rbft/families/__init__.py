@@ -4,9 +4,10 @@ A family is chosen by `model_type` in the backbone's config.json, never by the f
 add one, write a file beside this one and enter it in `FAMILIES`.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rbft.families import qwen2_5_vl, qwen2_vl
@@ -34,8 +35,18 @@ class Family(Protocol):
         """Rotary positions of one sequence with one video, by the rule the weights learnt."""
         ...
 
+    def features(
+        self, visual: Any, pixels: Float[Tensor, "patches _"], grids: Int[Tensor, "clips 3"]
+    ) -> Float[Tensor, "patches width"]:
+        """The vision tower's output before the merger, in the patches' order."""
+        ...
+
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """Decoder and vision blocks, the units that sharding gathers at a time."""
+        ...
+
+    def vision_pairs(self, grid_thw: Sequence[int], config: Any) -> int:
+        """Pairs of patches that attend to each other, over all blocks of the vision tower."""
         ...
 
 

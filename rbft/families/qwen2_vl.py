@@ -1,8 +1,9 @@
 """Qwen2-VL: the video's time axis counts frame pairs."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rbft.positions import position_ids
@@ -41,7 +42,18 @@ class Qwen2VL:
             self.time_step(seconds_per_pair, config),
         )
 
+    def features(
+        self, visual: Any, pixels: Float[Tensor, "patches _"], grids: Int[Tensor, "clips 3"]
+    ) -> Float[Tensor, "patches width"]:
+        """The vision tower's output before the merger, in the patches' order."""
+        return visual(pixels.to(visual.dtype), grid_thw=grids).last_hidden_state
+
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """Decoder and vision blocks."""
         stacks = ("model.language_model.layers", "model.visual.blocks")
         return [block for stack in stacks for block in model.get_submodule(stack).children()]
+
+    def vision_pairs(self, grid_thw: Sequence[int], config: Any) -> int:
+        """Pairs of patches that attend to each other, over all blocks: those of a frame pair."""
+        pairs, rows, columns = grid_thw
+        return config.vision_config.depth * pairs * (rows * columns) ** 2

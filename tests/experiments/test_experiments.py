@@ -184,6 +184,36 @@ def test_a_file_composes_with_the_tiny_overlay(name, data, backbones, monkeypatc
     assert checked[0].cli.trainer.precision == "32-true"
 
 
+def test_eight_gpus_train_as_the_paper_does(tmp_path, capsys):
+    """tests/recipe/test_two_processes.py runs this overlay on two processes."""
+    files = ("smarthome_qwen25.yaml", "hardware/eight_80gb_gpus.yaml")
+    config = printed_config(tmp_path, capsys, *(f"--config={EXPERIMENTS / f}" for f in files))
+    trainer, model, data = config["trainer"], config["model"], config["data"]["init_args"]
+    assert (trainer["devices"], trainer["strategy"], trainer["precision"]) == (
+        8,
+        "fsdp2",
+        "bf16-mixed",
+    )
+    assert trainer["gradient_clip_val"] == 1.0
+    assert model["gradient_checkpointing"] is True
+    assert model["lora"] is None
+    assert model["vision_learning_rate"] > 0
+    assert data["global_batch_size"] == 16
+    assert data["global_batch_size"] % (trainer["devices"] * data["batch_size"]) == 0
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_callback_of_lightning_is_a_setting(tmp_path, backbones, monkeypatch):
+    """A default that is a member of an Enum is written into the run's settings by its name."""
+    written = []
+    monkeypatch.setattr(Method, "fit", lambda self, *_: written.append(self.cli.resolved()))
+    few = ("--data.train_size=4", "--data.test_size=4", "--trainer.callbacks+=Timer")
+    rbft(tmp_path, "fit", *options("miniature", backbones, *few))
+    (timer,) = yaml.safe_load(written[0])["trainer"]["callbacks"]
+    assert timer["class_path"] == "lightning.pytorch.callbacks.Timer"
+    assert timer["init_args"]["interval"] == "step"
+
+
 def check_rbft(run: Path, file: str) -> None:
     records = read_lines(run.parent / "rationales" / file)
     assert len(records) > 5

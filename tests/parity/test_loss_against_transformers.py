@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from rbft.collator import IGNORED, Batch, Collator
+from rbft.collator import Batch, Collator
 from rbft.data.sampler import TrainSampler
 from rbft.module import RBFTModule
 from tests.examples import batch_of, collator, examples, module
@@ -97,11 +97,15 @@ def micro_batches(
     return batches
 
 
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize(
     "weights", [[1.0] * 5, [0.5, 2.0, 0.5, 2.0, 0.25]], ids=["plain", "class_weights"]
 )
-def test_micro_batches_add_up_to_the_global_batch(backbone: Path, weights: list[float]) -> None:
+def test_micro_batches_add_up_to_the_global_batch(
+    backbone: Path, weights: list[float], packing: bool
+) -> None:
     model, make = module(backbone), collator(backbone, learn="rationale")
+    learn = replace(make, packing=packing)
     # The weighted mean over all answer tokens, put together from transformers' per-clip means.
     tokens = [make.answer_tokens(e.clip, e.rationale) for e in examples(5)]
     total = sum(w * n for w, n in zip(weights, tokens, strict=True))
@@ -115,7 +119,7 @@ def test_micro_batches_add_up_to_the_global_batch(backbone: Path, weights: list[
 
     # 8 places for 5 clips: fillers of weight 0 take the others.
     for batch_size, accumulate, world in ((8, 1, 1), (4, 2, 1), (2, 4, 1), (2, 2, 2)):
-        batches = micro_batches(make, weights, batch_size, accumulate, world)
+        batches = micro_batches(learn, weights, batch_size, accumulate, world)
         assert all(float(batch.total) == pytest.approx(total) for batch in batches)
         loss, gradient = ours(model, *batches)
         assert loss == pytest.approx(expected, abs=1e-6)
@@ -134,10 +138,9 @@ def test_a_mean_of_means_would_be_another_loss(qwen: Path) -> None:
 def test_a_wrong_shift_does_not_match(backbone: Path, shift: int) -> None:
     model = module(backbone)
     batch = batch_of(collator(backbone, learn="rationale"), examples(1))
-    assert batch.answer is not None
-    labels = batch.answer.labels.roll(shift, dims=1)
-    labels[:, :1] = IGNORED
-    wrong = replace(batch, answer=replace(batch.answer, labels=labels))
+    assert batch.targets is not None
+    places = batch.targets.places + shift
+    wrong = replace(batch, targets=replace(batch.targets, places=places))
 
     (loss, gradient), (their_value, their_gradient) = ours(model, wrong), theirs(model, batch)
 

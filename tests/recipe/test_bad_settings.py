@@ -171,6 +171,30 @@ CASES = {
         "predict {good} --weights=backbone --videos=llama",
         "error: --videos holds no video files; looked for ",
     ),
+    "four bits without adapters": (
+        "fit {good} --model.quantize=4bit",
+        "error: model.quantize is 4bit, but weights in 4 bits cannot be trained, only adapters on "
+        "them. Set model.lora (for instance --model.lora.rank 64), or model.quantize to null to "
+        "train all weights.\n",
+    ),
+    "adapters beside a vision tower that trains": (
+        "fit {good} --model.lora.rank=8",
+        "error: model.vision_learning_rate is 0.0002, but with adapters (model.lora) the vision "
+        "tower is frozen. Set model.vision_learning_rate to 0, or model.lora to null to train all "
+        "weights.\n",
+    ),
+    "adapters of no rank": (
+        "fit {good} --model.lora.rank=0",
+        "error: model.lora.rank (0) must be at least 1.\n",
+    ),
+    "a setting of adapters": (
+        "fit {good} --model.lora.rnak=8",
+        "error: there is no setting 'rnak'. Did you mean rank?\n",
+    ),
+    "another precision than there is": (
+        "export {good} --output=out --dtype=int8",
+        "error: dtype is 'int8'; allowed is 'base', 'float32', 'bfloat16', 'float16'.\n",
+    ),
     "the backbone to export": (
         "export {good} --output=out --weights=backbone",
         "error: --weights backbone has nothing to export: it is the backbone itself.\n",
@@ -243,7 +267,7 @@ def test_missing_videos_are_counted(folder, qwen, capsys):
         rbft(folder, "fit", SMARTHOME, TINY, f"--model.backbone={qwen}", table)
     error = capsys.readouterr().err
     assert "error: 16 of 16 train clips of SmartHome are not usable (16 missing; first: " in error
-    assert "smartbench_0001.mp4: no such file)" in error
+    assert "smartbench_0001.mp4: no such file, smartbench_0002.mp4: " in error
     assert "Set data.on_missing to skip or warn to go on without them.\n" in error
     assert content(folder) == before
 

@@ -1,20 +1,25 @@
 """Commands about data: scan, init, predict, export, cache, and the README's recipes with them."""
 
 import csv
+import json
+import logging
+import os
 import re
+import resource
 import shlex
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rbft.cli import main
-from rbft.data.base import Clip
 from rbft.data.card import Card
-from rbft.data.video import Video, VideoError
+from rbft.data.video import VideoError, decode_video
 from rbft.data.videofolder import VideoFolder
 from rbft.miniature import folders
-from rbft.miniature.data import Miniature
 from tests.recipe.runs import (
     LOGS,
     PLACES,
@@ -24,7 +29,6 @@ from tests.recipe.runs import (
     rbft,
     read_json,
     read_lines,
-    small,
 )
 from tests.videos import make_video
 
@@ -104,6 +108,16 @@ def test_the_recipe_leaves_what_it_says(own: Own) -> None:
     assert own.cached == []  # the last command clears the frames
 
 
+def test_the_gpu_s_line_is_a_valid_one(own: Own, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its model cannot be had in a test; all its settings are read and checked."""
+    (line,) = re.findall(r"`(python -m rbft fit --config house_\S+)`", chapter("Your own clips"))
+    with pytest.raises(SystemExit, match="0"):
+        rbft(own.folder, *shlex.split(line)[3:], "--print_config")
+    printed = capsys.readouterr().out
+    assert "backbone: Qwen/Qwen2.5-VL-7B-Instruct" in printed
+    assert "root: videos" in printed
+
+
 def test_predict_takes_up_what_is_there(own: Own, capsys: pytest.CaptureFixture[str]) -> None:
     broken = own.folder / "broken.mp4"
     broken.write_bytes(next(own.folder.rglob("videos/test/*/*.mp4")).read_bytes()[:2000])
@@ -131,6 +145,40 @@ def test_predict_takes_up_what_is_there(own: Own, capsys: pytest.CaptureFixture[
         rbft(own.folder, *predict, "--rationale=true")
     error = capsys.readouterr().err
     assert "that were made otherwise (rationale: False -> True). Name another --output" in error
+
+
+def test_a_killed_predict_goes_on(own: Own) -> None:
+    """It is killed once lines are there; they stay, and the rest follows in order."""
+    folder, output = own.folder, own.folder / "killed/p.jsonl"
+    options = [*own.options, "--videos=videos/train", f"--output={output}"]
+    predict = [sys.executable, "-m", "rbft", "predict", *options, "--data.eval_batch_size=1"]
+    process = subprocess.Popen(predict, cwd=folder, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (output.exists() and output.read_bytes().count(b"\n") > 2):
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline, "no lines appear"
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    left = output.read_bytes().rpartition(b"\n")[0].decode().splitlines()
+    expected = sorted(str(path.relative_to(folder)) for path in folder.rglob("videos/train/*/*"))
+    assert 2 < len(left) < len(expected) == 24
+    assert [json.loads(line)["path"] for line in left] == expected[: len(left)]
+    assert not output.with_suffix(".csv").exists()
+
+    rbft(folder, "predict", *options)
+    rows = read_lines(output)
+    assert [row["path"] for row in rows] == expected
+    assert output.read_text(encoding="utf-8").splitlines()[: len(left)] == left
+    with output.with_suffix(".csv").open(encoding="utf-8", newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert [row["path"] for row in table] == expected
+    for row, cells in zip(rows, table, strict=True):
+        shares = row["probabilities"]
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
+        assert {name: float(cells[f"probability_{name}"]) for name in shares} == shares
+        assert (cells["id"], cells["label"]) == (row["id"], row["label"])
+        assert float(cells["margin"]) == row["margin"]
 
 
 def test_exports_are_read_as_clips_of_one_s_own(own: Own) -> None:
@@ -163,30 +211,78 @@ def test_exports_are_read_as_clips_of_one_s_own(own: Own) -> None:
 # What is missing or broken
 
 
+def damage(video: Path) -> Path:
+    """Zeroes in the middle: headers, the list of frames and the first frame are whole."""
+    data = bytearray(video.read_bytes())
+    start, stop = int(len(data) * 0.3), int(len(data) * 0.5)
+    data[start:stop] = bytes(stop - start)
+    video.write_bytes(data)
+    return video
+
+
 def test_a_run_goes_on_past_files_that_cannot_be_decoded(
-    tmp_path: Path, backbones: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    backbones: dict[str, Path],
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    decode = Miniature.decode
+    """Files that the scan can open break when they are decoded, in worker processes."""
+    latin = os.fsdecode(b"caf\xe9.mp4")  # no UTF-8
+    train, test = (latin, "b c ü.mp4", "-d.mp4"), ("a.mp4", latin)
+    for split, names in (("train", train), ("test", test)):
+        for label in ("pass", "fail"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for name in names:
+                make_video(tmp_path / split / label / name, frames=120, options={"g": "250"})
+    damage(tmp_path / "train/fail" / train[1])
+    damage(tmp_path / "test/pass" / latin)
+    with pytest.raises(VideoError, match="is damaged: frame"):
+        decode_video(tmp_path / "train/fail" / train[1], fps=1.0, min_pixels=784, max_pixels=3136)
+    rbft(tmp_path, "init", "--domain=belt", "--classes=[pass, fail]", "--output=belt.yaml")
+    options = (
+        "--config=belt_experiment.yaml",
+        f"--config={ROOT}/experiments/hardware/tiny.yaml",
+        f"--model.backbone={backbones['qwen2_5_vl']}",
+        "--data.root=.",
+        "--trainer.max_epochs=2",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.log_every_n_steps=1",
+    )
+    rbft(tmp_path, "scan", *options)
+    folder = tmp_path / LOGS / "belt_experiment"
+    rows = read_lines(folder / "manifest.jsonl")
+    assert [row["status"] for row in rows] == ["ok"] * 10
 
-    def fail(data: Miniature, clip: Clip) -> Video:
-        if clip.id in ("target-train-0001", "target-test-0002"):
-            raise VideoError.of(clip.path, "is damaged.")
-        return decode(data, clip)
-
-    monkeypatch.setattr(Miniature, "decode", fail)
-    rbft(tmp_path, "fit", *small(backbones["qwen2_5_vl"], "--trainer.log_every_n_steps=1"))
+    with caplog.at_level(logging.WARNING):
+        rbft(tmp_path, "fit", *options)
+    out = capsys.readouterr().out
+    assert "VideoFolder: a folder per split and class in .: 10 clips (4 test, 6 train)." in out
     records = {record["id"]: record for record in read_lines(rationales(tmp_path))}
-    assert len(records) == 14
-    assert records["target-train-0001"]["finish"] == "undecodable"
+    assert len(records) == 6
+    lost = {name for name, record in records.items() if record["finish"] == "undecodable"}
+    assert lost == {"train/fail/b c ü"}
     for place in PLACES:
-        result = read_json(tmp_path / LOGS / "small" / place / "test.json")
-        assert (result["n_scored"], result["n_unparsed"]) == (5, 1)
-        assert (result["n_undecodable"], result["undecodable"]) == (1, ["target-test-0002"])
+        result = read_json(folder / place / "test.json")
+        assert (result["n_scored"], result["n_unparsed"]) == (4, 1)
+        assert (result["n_undecodable"], result["undecodable"]) == (
+            1,
+            [f"test/pass/{latin.removesuffix('.mp4')}"],
+        )
+        (row,) = (
+            row for row in read_lines(folder / place / "test_predictions.jsonl") if "error" in row
+        )
+        assert "is damaged: frame " in row["error"]
+        assert row["prediction"] is None
     for stage in STAGES:
-        events = EventAccumulator(str(tmp_path / LOGS / "small" / stage))
+        events = EventAccumulator(str(folder / stage))
         events.Reload()
         # Once in each of the two epochs.
         assert sum(event.value for event in events.Scalars("data/replaced")) == 2
+    said = [
+        message for message in caplog.messages if "takes the place of train/fail/b c ü" in message
+    ]
+    assert len(said) == 4
+    assert sum("is damaged: frame " in message for message in said) == 2  # labels need no rationale
 
 
 def test_scan_names_what_is_missing_and_broken(
@@ -213,6 +309,28 @@ def test_scan_names_what_is_missing_and_broken(
     assert (tmp_path / folder / "missing.txt").read_text() == "https://x/c\nd\n"
     statuses = [row["status"] for row in read_lines(tmp_path / folder / "manifest.jsonl")]
     assert statuses == ["ok", "unreadable", "missing", "missing"]
+
+
+def test_a_disk_without_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The system refuses what goes beyond 800 bytes a file: the manifest, but not the scan's."""
+    make_video(tmp_path / "a.mp4", frames=8)
+    rows = [f"{n},a.mp4,{label}" for n, label in enumerate(("pass", "fail") * 5)]
+    (tmp_path / "clips.csv").write_text("\n".join(["id,path,label", *rows]))
+    rbft(tmp_path, "init", "--domain=belt", "--classes=[pass, fail]")
+    scan = ("scan", "--config=card_experiment.yaml", "--model.backbone=nowhere")
+    scan += ("--data.root=.", "--data.table=clips.csv", "--data.cache_folder=cache")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (800, before[1]))
+    try:
+        with pytest.raises(SystemExit, match="2"):
+            rbft(tmp_path, *scan)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"error: .* cannot be written: File too large\. .* Make room;", error)
+    assert not (tmp_path / LOGS / "card_experiment/manifest.jsonl").exists()
+    rbft(tmp_path, *scan)
+    assert len(read_lines(tmp_path / LOGS / "card_experiment/manifest.jsonl")) == 10
 
 
 # The paper's benchmarks
@@ -291,7 +409,8 @@ def test_cache_says_how_large_it_is_and_clears_it(
     assert not (folder / "frames/a.clip").exists()
     with pytest.raises(SystemExit, match="2"):
         rbft(tmp_path, "cache", "--clear=everything")
-    assert "clear is 'everything'; allowed is 'frames', 'scans'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "clear is 'everything'; allowed is 'frames', 'features', 'scans'" in error
 
 
 @pytest.mark.parametrize("command", ["scan", "predict", "export", "init", "cache"])
@@ -305,7 +424,7 @@ def test_every_argument_has_a_help_text(
     options = {
         "scan": [],
         "predict": ["videos", "output", "weights", "rationale"],
-        "export": ["output", "weights", "format", "split", "answers"],
+        "export": ["output", "weights", "format", "split", "answers", "dtype"],
         "init": ["domain", "classes", "output"],
         "cache": ["clear", "folder"],
     }[command]

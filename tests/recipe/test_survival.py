@@ -2,12 +2,17 @@
 
 import json
 import random
+import re
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from rbft.module import RBFTModule
 from tests.recipe.killing import run
-from tests.recipe.runs import LOGS, outcome, rationales, read_lines, small
+from tests.recipe.runs import LOGS, STAGES, outcome, rationales, rbft, read_lines, small
 
 pytestmark = pytest.mark.recipe
 
@@ -78,6 +83,83 @@ def test_a_checkpoint_appears_whole(reference):
         change for change in reference.changes if "os.rename" in change and ".ckpt" in change
     ]
     assert renamed[:8] == [f"os.rename {step}" for step in steps]
+
+
+def test_what_is_drawn_at_random_is_drawn_again(backbones, tmp_path_factory, tmp_path, cache):
+    """Adapters with dropout: the third step of a stage drops the same, resumed or not."""
+    lora = ("--model.lora.rank=4", "--model.lora.alpha=8", "--model.lora.dropout=0.2")
+    options = small(
+        backbones["qwen2_5_vl"],
+        *lora,
+        "--model.vision_learning_rate=0",
+        "--model.gradient_checkpointing=true",
+        "--checkpoint_every=1",
+    )
+    adapted = Reference(tmp_path_factory.mktemp("lora"), options)
+    for stage in STAGES:
+        assert run(tmp_path, options, f"{stage}/checkpoints/.step=3", 1) == -9, log(tmp_path)
+    adapted.check(tmp_path)
+
+
+# A signal, when it comes, what is on disk then, and where the run goes on from.
+MOMENTS = {
+    "in Stage 0": (signal.SIGTERM, "logs/rationales", 6, None),
+    "while a checkpoint is written": (signal.SIGUSR1, "rationale/checkpoints/.step=3", 1, 4),
+    "after the last step": (signal.SIGTERM, "label/.weights.part", 2, None),
+    "in the test": (signal.SIGTERM, "label/test_predictions", 1, None),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_ends_the_run_in_order(reference, tmp_path, moment):
+    """In training after the step and saved, elsewhere at once, and nothing is lost."""
+    sent, part, number, step = MOMENTS[moment]
+    status = run(tmp_path, reference.options, part, number, sent=sent)
+    assert status == 128 + sent, log(tmp_path)
+    saved = "everything that is finished is on disk"
+    if step is not None:
+        saved = tmp_path / LOGS / f"small/rationale/checkpoints/step={step}.ckpt"
+        assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+    said = f"stopped by {signal.Signals(sent).name}; saved: {saved}. The same command goes on"
+    assert said in log(tmp_path)
+    assert "Traceback" not in log(tmp_path)
+    assert (tmp_path / LOGS / "small/label/weights").exists() == (part.startswith("label"))
+    reference.check(tmp_path)
+
+
+def test_a_disk_that_is_full(reference, tmp_path):
+    """Weights and checkpoints of this size do not fit; what is smaller does."""
+    assert run(tmp_path, reference.options, room=500_000) == 2
+    wanted = (
+        rf"error: {re.escape(str(tmp_path / LOGS))}/small/rationale/checkpoints/step=1\.ckpt "
+        r"cannot be written: File too large\. \d+\.\d GB are free there\. Make room;"
+    )
+    assert re.search(wanted, log(tmp_path))
+    assert "Traceback" not in log(tmp_path)
+    reference.check(tmp_path)
+
+
+def test_memory_that_does_not_suffice(reference, tmp_path, monkeypatch, capsys):
+    steps = []
+
+    def loss(self: RBFTModule, batch: Any) -> Any:
+        steps.append(self)
+        if len(steps) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(self, batch)
+
+    original = RBFTModule.loss
+    monkeypatch.setattr(RBFTModule, "loss", loss)
+    with pytest.raises(SystemExit, match="2"):
+        rbft(tmp_path, "fit", *reference.options)
+    wanted = (
+        r"^error: Out of memory \(CUDA out of memory\.\)\. At hand: \S+, \S+ "
+        r"\(\d+ tokens, padding included\)\. What helps, in this order: data\.batch_size"
+    )
+    assert re.search(wanted, capsys.readouterr().err, re.MULTILINE)
+    monkeypatch.undo()
+    (tmp_path / "log.txt").touch()
+    reference.check(tmp_path)
 
 
 @pytest.mark.long

@@ -1,14 +1,22 @@
-"""Two processes do what one does: the same steps, each clip counted once."""
+"""Two processes do what one does: the same steps, each clip counted once, killed or not."""
 
+import math
+import random
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
+from tests.recipe.killing import run_two
 from tests.recipe.runs import (
+    EXPERIMENTS,
     LOGS,
     PLACES,
     STAGES,
+    outcome,
     rationales,
     rbft,
     rbft_process,
@@ -21,23 +29,59 @@ from tests.recipe.runs import (
 pytestmark = pytest.mark.recipe
 # Odd numbers of clips, and fewer validation clips than processes.
 SIZES = ("--data.train_size=13", "--data.val_size=1", "--data.test_size=3")
-TWO = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=1")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+# What each kind of run has before and after the options of one process.
+KINDS = {
+    "ddp": ([], ["--trainer.strategy=ddp"]),
+    # The paper's overlay itself, but for its GPUs; the strategy is its own.
+    "fsdp2": (
+        [f"--config={EXPERIMENTS / 'hardware/eight_80gb_gpus.yaml'}"],
+        ["--model.gradient_checkpointing=true"],
+    ),
+}
 
 
 class Runs:
     """The same experiment in one process and in two."""
 
-    def __init__(self, folder: Path, options: list[str]) -> None:
-        self.options = options
-        self.one, self.two = folder / "one", folder / "two"
-        rbft(self.one, "fit", *options)
-        self.process = rbft_process(self.two, "fit", *options, *TWO)
+    def __init__(self, one: Path, two: Path, options: list[str], kind: str) -> None:
+        self.one, self.two, self.options = one, two, options
+        before, after = KINDS[kind]
+        self.double = [*before, *options, "--trainer.devices=2", "--data.batch_size=1", *after]
+        self.double += ["--checkpoint_every=1"]
+        self.status = run_two(two, self.double, note=True)
+        self.log = (two / "log.txt").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def runs(backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Runs:
-    options = small(backbones["qwen2_5_vl"], *SIZES, "--trainer.log_every_n_steps=1")
-    return Runs(tmp_path_factory.mktemp("two"), options)
+def options(backbones: dict[str, Path]) -> list[str]:
+    return small(backbones["qwen2_5_vl"], *SIZES, "--trainer.log_every_n_steps=1")
+
+
+@pytest.fixture(scope="module")
+def one(options: list[str], tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    rbft(folder, "fit", *options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharded(one: Path, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(one, tmp_path_factory.mktemp("fsdp2"), options, "fsdp2")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def runs(
+    request: pytest.FixtureRequest,
+    one: Path,
+    options: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Runs:
+    if request.param == "fsdp2":
+        return request.getfixturevalue("sharded")
+    return Runs(one, tmp_path_factory.mktemp("ddp"), options, "ddp")
 
 
 def scalars(folder: Path, stage: str, name: str) -> list[float]:
@@ -52,9 +96,9 @@ def scalars(folder: Path, stage: str, name: str) -> list[float]:
 
 
 def test_it_ends_well(runs):
-    assert runs.process.returncode == 0, runs.process.stderr[-3000:]
+    assert runs.status == 0, runs.log[-3000:]
     # The table is printed once.
-    assert runs.process.stdout.count("after Stage II (labels)") == 1
+    assert runs.log.count("after Stage II (labels)") == 1
 
 
 def test_each_clip_has_one_rationale_and_it_is_the_same(runs):
@@ -72,6 +116,7 @@ def test_losses_and_weights_are_the_same(runs, stage):
         assert two == pytest.approx(one, abs=1e-5)
     one, two = (load_file(weights_file(folder, stage)) for folder in (runs.one, runs.two))
     assert set(one) == set(two)
+    assert {tensor.dtype for tensor in one.values()} == {tensor.dtype for tensor in two.values()}
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
 
 
@@ -91,12 +136,82 @@ def test_each_clip_counts_once_and_the_figures_are_the_same(runs, place):
         assert row == known
 
 
-def test_predictions_for_fewer_videos_than_processes(runs, cache):
+def test_predictions_for_fewer_videos_than_processes(sharded, cache):
     video = sorted(cache.rglob("*test-0000.mp4"))[0]
-    process = rbft_process(runs.two, "predict", *runs.options, *TWO, f"--videos={video}")
+    process = rbft_process(sharded.two, "predict", *sharded.double, f"--videos={video}")
     assert process.returncode == 0, process.stderr[-3000:]
-    (row,) = read_lines(runs.two / "predictions.jsonl")
-    rbft(runs.one, "predict", *runs.options, f"--videos={video}")
-    (expected,) = read_lines(runs.one / "predictions.jsonl")
+    (row,) = read_lines(sharded.two / "predictions.jsonl")
+    rbft(sharded.one, "predict", *sharded.options, f"--videos={video}")
+    (expected,) = read_lines(sharded.one / "predictions.jsonl")
     assert row["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
     assert row["label"] == expected["label"]
+
+
+class LostOnOne(Callback):
+    """The second process's loss is not finite in the second step, with finite gradients."""
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == 1 and trainer.global_rank == 1:
+            loss = pl_module.loss
+            pl_module.loss = lambda batch: loss(batch) + math.inf
+
+
+def log(folder: Path) -> str:
+    return (folder / "log.txt").read_text(encoding="utf-8")[-3000:]
+
+
+def test_a_run_of_two_is_ended_in_every_way_and_nothing_is_lost(sharded, tmp_path):
+    """One run, ended again and again on its way; each time both processes end."""
+    saved = tmp_path / LOGS / "small/rationale/checkpoints"
+
+    lost = f"--trainer.callbacks={__name__}.{LostOnOne.__name__}"
+    assert run_two(tmp_path, [*sharded.double, lost]) == 2, log(tmp_path)
+    assert log(tmp_path).count("error: The loss of step 2 is not finite (gradient norm nan)") == 1
+    assert [path.name for path in saved.iterdir()] == ["step=1.ckpt"]
+
+    # A signal to the second process alone, while the next checkpoint is half there.
+    part = "rationale/checkpoints/.step=2.ckpt.part/__1_0"
+    status = run_two(tmp_path, sharded.double, 1, part, 1, sent=signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM, log(tmp_path)
+    assert f"stopped by SIGTERM; saved: {saved / 'step=3.ckpt'}." in log(tmp_path)
+    assert [path.name for path in saved.iterdir()] == ["step=3.ckpt"]
+
+    # The second process dies with a checkpoint half there, then the first with the weights.
+    part = "rationale/checkpoints/.step=5.ckpt.part/__1_0"
+    assert run_two(tmp_path, sharded.double, 1, part, 1) != 0
+    assert (saved / "step=4.ckpt").is_dir()
+    assert run_two(tmp_path, sharded.double, 0, "rationale/.weights.part", 3) != 0
+    assert not saved.with_name("weights").exists()
+
+    # torchrun takes over what Lightning has started.
+    assert run_two(tmp_path, sharded.double, launcher=TORCHRUN) == 0, log(tmp_path)
+    ours, theirs = outcome(tmp_path), outcome(sharded.two)
+    settings = "small/settings.yaml"  # of the first start, with the callback
+    assert {**ours, settings: ""} == {**theirs, settings: ""}
+
+
+@pytest.mark.long
+def test_a_restart_under_torchrun_removes_the_old_run_before_any_process_looks(sharded, tmp_path):
+    old = tmp_path / LOGS / "small"
+    (old / "rationale/weights").mkdir(parents=True)
+    (old / "rationale/weights/rbft.json").touch()  # as if the stage were finished
+    (old / "settings.yaml").write_text("name: other\n")
+    again = [*sharded.double, "--restart=true"]
+    assert run_two(tmp_path, again, launcher=TORCHRUN) == 0, log(tmp_path)
+    ours, theirs = outcome(tmp_path), outcome(sharded.two)
+    settings = "small/settings.yaml"  # names the restart
+    assert {**ours, settings: ""} == {**theirs, settings: ""}
+
+
+@pytest.mark.long
+def test_runs_of_two_that_are_killed_at_random_moments(sharded, tmp_path):
+    changes = [read_json(sharded.two / f"changes.{rank}.json") for rank in range(2)]
+    chance = random.Random(0)
+    for kill in range(8):
+        folder, rank = tmp_path / f"{kill}", chance.randrange(2)
+        number, pause = chance.randint(1, len(changes[rank])), chance.random() * 0.2
+        assert run_two(folder, sharded.double, rank, str(LOGS), number, pause) != 0
+        assert run_two(folder, sharded.double) == 0, log(folder)
+        assert outcome(folder) == outcome(sharded.two)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rbft.answers import continue_prompts, find_class, write_answers
+from rbft.answers import continue_prompts, find_class
 from rbft.collator import Sequences
 
 END = 9
@@ -66,22 +66,3 @@ def test_nothing_written_leaves_the_prompt():
     made = continue_prompts(prompts(), [[], []], pad=0)
     for name in ("input_ids", "attention_mask", "position_ids", "labels"):
         assert torch.equal(getattr(made, name), getattr(prompts(), name))
-
-
-class Writer:
-    """Stands for a backbone: writes the same rows whatever is asked."""
-
-    def __init__(self, rows):
-        self.rows, self.got = rows, {}
-
-    def generate(self, **arguments):
-        self.got = arguments
-        return torch.cat([arguments["input_ids"], torch.tensor(self.rows)], dim=1)
-
-
-def test_answers_are_cut_after_the_end_of_the_turn():
-    writer = Writer([[7, END, 0, 0], [7, 8, 8, 8]])
-    settings = {"eos_token_id": END, "pad_token_id": 0, "max_new_tokens": 4}
-    assert write_answers(writer, prompts(), {}, settings) == [[7, END], [7, 8, 8, 8]]
-    assert writer.got["max_new_tokens"] == 4
-    assert torch.equal(writer.got["position_ids"], prompts().position_ids)

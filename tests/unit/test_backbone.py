@@ -8,6 +8,7 @@ import torch
 
 from rbft.backbone import (
     fingerprint,
+    frozen_dtype,
     generation_settings,
     load_config,
     load_model,
@@ -16,6 +17,7 @@ from rbft.backbone import (
     short_name,
 )
 from rbft.families import FAMILIES, PARTS
+from tests.examples import answer_of, batch_of, collator, examples
 from tests.tiny import FAMILY_NAMES, FamilyName, tiny_backbone
 
 
@@ -132,3 +134,52 @@ def test_generation_is_greedy_whatever_the_folder_says(qwen: Path) -> None:
         "eos_token_id": 376,
         "pad_token_id": 377,
     }
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_a_frozen_vision_tower_costs_no_backward_pass(
+    backbones: dict[str, Path], family: FamilyName
+) -> None:
+    model: Any = load_model(str(backbones[family]), "sdpa", True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("model.language_model.layers.0."))
+    seen: dict[str, bool] = {}
+    for name in ("visual", "language_model"):
+        part = model.get_submodule(f"model.{name}")
+        part.register_forward_hook(
+            lambda _, __, out, name=name: seen.update({name: out[0].requires_grad})
+        )
+    batch = batch_of(collator(backbones[family], learn="label"), examples(2))
+    answer = answer_of(batch)
+    model(**answer.inputs, **batch.video).logits.sum().backward()
+    assert seen == {"visual": False, "language_model": True}
+    # The first trained block is reached without transformers' gradients at the embeddings.
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_the_precision_of_frozen_weights() -> None:
+    assert frozen_dtype("bf16-mixed") == torch.bfloat16
+    assert frozen_dtype("16-mixed") == torch.float16
+    assert frozen_dtype("32-true") == torch.get_default_dtype()
+
+
+def test_code_that_comes_with_a_backbone_does_not_run(
+    qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(tmp_path / "cache")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
+    monkeypatch.setitem(FAMILIES, "theirs", FAMILIES["qwen2_5_vl"])
+    folder = shutil.copytree(qwen, tmp_path / "backbone")
+    ran = tmp_path / "ran"
+    code = "from pathlib import Path\nfrom transformers import PretrainedConfig\n"
+    code += f"Path({str(ran)!r}).touch()\n"
+    code += "class Theirs(PretrainedConfig):\n    model_type = 'theirs'\n"
+    (folder / "theirs.py").write_text(code)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Theirs"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_config(str(folder))
+    assert not ran.exists()
+    assert load_config(str(folder), trust=True)[0].model_type == "theirs"
+    assert ran.exists()

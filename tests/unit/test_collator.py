@@ -92,6 +92,32 @@ def test_sides_of_the_padding(backbone):
     assert (prompt_of(batch).labels == IGNORED).all()
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_a_packed_row_is_the_padded_ones_behind_each_other(backbone, name):
+    padded = batch_of(collator(backbone, learn=name), examples(4))
+    packed = batch_of(collator(backbone, learn=name, packing=True), examples(4))
+    ours, theirs = answer_of(packed), answer_of(padded)
+    real = theirs.attention_mask.bool()
+    assert ours.lengths == tuple(real.sum(1).tolist())
+    assert ours.attention_mask.tolist() == [[1] * sum(ours.lengths)]
+    for field in ("input_ids", "labels"):
+        assert torch.equal(getattr(ours, field)[0], getattr(theirs, field)[real])
+    assert torch.equal(ours.position_ids[:, 0], theirs.position_ids[:, real])
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_targets_are_the_labels_and_the_places_before_them(backbone, packing):
+    make = collator(backbone, learn="rationale", packing=packing)
+    batch = batch_of(make, examples(4))
+    answer, targets = answer_of(batch), batch.targets
+    assert targets is not None
+    assert (answer.labels.flatten()[targets.places + 1] == targets.ids).all()
+    assert len(targets.ids) == int((answer.labels != IGNORED).sum())
+    tokens = [make.answer_ids(one.rationale or "") for one in examples(4)]
+    assert targets.ids.tolist() == [token for ids in tokens for token in ids]
+    assert targets.clips.tolist() == [n for n, ids in enumerate(tokens) for _ in ids]
+
+
 @pytest.mark.parametrize(
     ("family", "step", "times"),
     [
@@ -196,7 +222,7 @@ def test_every_tensor_is_pinned(qwen, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     batch = collator(qwen, learn="label")(examples(2))
     copied = batch.pin_memory()
-    assert len(pinned) == 4 + 2 + 4  # sequences, video, the rest
+    assert len(pinned) == 4 + 3 + 2 + 4  # sequences, targets, video, the rest
     assert copied.prompt is None
     assert torch.equal(answer_of(copied).labels, answer_of(batch).labels)
     assert answer_of(copied).labels is not answer_of(batch).labels

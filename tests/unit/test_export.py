@@ -78,7 +78,7 @@ def test_the_words_of_a_record(yard: Filmed, tmp_path: Path) -> None:
         "answers": "rationale",
         "ground_truth": "alarm",
         "messages": [
-            {"role": "user", "content": "<video>\nYou are a Guard. Describe it."},
+            {"role": "user", "content": "<video>You are a Guard. Describe it."},
             {"role": "assistant", "content": "A person walks on and on past the yard."},
         ],
         "videos": [f"{tmp_path}/videos/train_1.mp4"],

@@ -1,12 +1,14 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 import rbft.module
@@ -182,6 +184,61 @@ def test_the_logged_loss_and_norm_are_those_of_the_global_batch(qwen: Path, tmp_
     assert logged.values["train/grad_norm"] == pytest.approx([math.sqrt(squares)], rel=1e-4)
 
 
+class Broken(Callback):
+    """From the third step on, the loss of one clip is not finite, or a gradient."""
+
+    def __init__(self, what: str, value: float) -> None:
+        self.what, self.value = what, value
+        self.before: dict[str, Tensor] = {}
+        self.moments: list[int] = []
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step < 2:
+            return
+        named = pl_module.backbone.named_parameters()
+        self.before = {name: p.detach().clone() for name, p in named}
+        self.moments = [int(state["step"]) for state in trainer.optimizers[0].state.values()]
+        if self.what == "loss" and 3 in batch.index.tolist():
+            loss = pl_module.loss
+            # Finite gradients, as where the right answer has probability 0.
+            pl_module.loss = lambda batch: loss(batch) + self.value
+        elif self.what == "loss":
+            pl_module.__dict__.pop("loss", None)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if self.what == "gradient" and trainer.global_step == 2:
+            next(pl_module.backbone.parameters()).grad[0] = self.value
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        after = dict(pl_module.backbone.named_parameters())
+        assert all(torch.equal(after[name], p) for name, p in self.before.items())
+        optimizer = trainer.optimizers[0]
+        assert [int(state["step"]) for state in optimizer.state.values()] == self.moments
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_stops_before_the_step(
+    qwen: Path, tmp_path: Path, what: str, value: float
+):
+    broken = Broken(what, value)
+    with pytest.raises(ValueError, match="is not finite") as found:
+        fit(qwen, tmp_path, broken, data={"batch_size": 2}, max_epochs=3)
+    assert broken.before
+    start, _, rest = str(found.value).partition(", with the clips ")
+    clips, _, advice = rest.partition(". ")
+    if what == "loss":
+        assert start == "The loss of step 3 is not finite (gradient norm nan)"
+        assert "train_3" in clips.split(", ")
+        assert len(clips.split(", ")) == 2  # its micro-batch
+    else:
+        assert start == f"The gradient norm of step 3 is not finite (gradient norm {value:g})"
+        assert sorted(clips.split(", ")) == [f"train_{n}" for n in range(4)]
+    assert advice.startswith("The step was not taken and the last checkpoint is untouched. ")
+
+
 def test_parts_have_their_own_learning_rates(backbone: Path, tmp_path: Path):
     groups: dict[str, dict[str, Any]] = {}
     names: dict[int, str] = {}
@@ -211,6 +268,22 @@ def test_parts_have_their_own_learning_rates(backbone: Path, tmp_path: Path):
         }[group.removesuffix("_no_decay")]
         assert all(name.startswith(start) for name in found)
     assert not any("merger" in name for name in members["vision"] | members["vision_no_decay"])
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("16-mixed", False)])
+def test_one_kernel_steps_on_all_weights_unless_gradients_are_scaled(
+    qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, fused: bool
+):
+    # Lightning does not scale gradients on a processor: only the setting's name is put there.
+    monkeypatch.setattr(Trainer, "precision", property(lambda _: precision))
+    found: list[bool] = []
+
+    class Watch(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            found.extend(group["fused"] for group in trainer.optimizers[0].param_groups)
+
+    fit(qwen, tmp_path, Watch())
+    assert set(found) == {fused}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -318,6 +391,17 @@ def test_lightning_s_own_sampler_is_refused(qwen: Path):
         model.setup("fit")
 
 
+def test_fsdp_cannot_tell_what_to_decay(qwen: Path):
+    model: Any = module(qwen)
+    model._trainer = SimpleNamespace(world_size=1, strategy=FSDPStrategy())
+    with pytest.raises(ValueError, match=r"^model\.weight_decay is 0\.1, but") as found:
+        model.setup("fit")
+    assert str(found.value) == (
+        "model.weight_decay is 0.1, but trainer.strategy fsdp makes every parameter a vector, and "
+        "vectors are not decayed. Set trainer.strategy to fsdp2, or model.weight_decay to 0."
+    )
+
+
 # Classification
 
 
@@ -346,7 +430,7 @@ def test_scoring_takes_the_likeliest_word(backbone: Path, stage: str):
 
 
 def writes(monkeypatch: pytest.MonkeyPatch, *answers: list[int]) -> None:
-    monkeypatch.setattr(rbft.module, "write_answers", lambda *_: [list(ids) for ids in answers])
+    monkeypatch.setattr(rbft.module, "write_after", lambda *_: [list(ids) for ids in answers])
 
 
 def ids(folder: Path, text: str) -> list[int]:
@@ -468,7 +552,7 @@ def test_a_scored_split_is_logged_under_its_name(qwen: Path, tmp_path: Path, spl
 
 def test_stage_0_writes_token_ids_after_the_rationale_s_prompt(qwen: Path, tmp_path: Path):
     yard = Yard(tmp_path / "card.yaml", {"train": 3})
-    yard.predict_clips = yard.clips("train")
+    yard.predict_clips = [replace(clip, split="predict") for clip in yard.clips("train")]
     model = module(qwen, "rationale")
     written = trainer(tmp_path).predict(model, datamodule=yard)
     batch = collator(qwen, ask="rationale")(examples(3))
@@ -479,7 +563,7 @@ def test_stage_0_writes_token_ids_after_the_rationale_s_prompt(qwen: Path, tmp_p
 
 def test_predict_gives_classes(qwen: Path, tmp_path: Path):
     yard = Yard(tmp_path / "card.yaml", {"train": 3})
-    yard.predict_clips = yard.clips("train")
+    yard.predict_clips = [replace(clip, split="predict") for clip in yard.clips("train")]
     model = module(qwen)
     (got,) = trainer(tmp_path).predict(model, datamodule=yard) or []
     assert isinstance(got, Classified)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ from rbft.run import (
     LIBRARIES,
     PROVENANCE,
     Run,
+    check_clips,
     check_settings,
     check_weights,
     digest,
@@ -54,10 +56,12 @@ def test_the_newest_checkpoint_is_resumed_from(tmp_path):
     assert run.checkpoint("label") is None
     folder = run.stage("label") / "checkpoints"
     folder.mkdir(parents=True)
-    # By time, not by name: "step=100" sorts before "step=50".
-    for name, time in (("step=50.ckpt", 1), ("step=100.ckpt", 2), ("notes.txt", 3)):
+    # By step: as text "step=100" comes before "step=50", and a folder that is half deleted, or a
+    # file that is copied, is newer than it was.
+    for name, time in (("step=50.ckpt", 2), ("step=100.ckpt", 1), ("notes.txt", 3)):
         (folder / name).touch()
         os.utime(folder / name, (time, time))
+    (folder / ".step=150.ckpt.part").mkdir()
     found = run.checkpoint("label")
     assert found is not None
     assert found.name == "step=100.ckpt"
@@ -186,3 +190,19 @@ def test_files_appear_whole(tmp_path):
 def test_a_digest_of_ids_does_not_depend_on_their_order():
     assert digest(["a", "b"]) == digest(["b", "a"]) == "7e18f737311b"
     assert digest(["a", "b"]) != digest(["ab"])
+
+
+def test_a_run_on_other_clips_is_refused(tmp_path):
+    """With `skip`, a file that appears between a kill and the restart would change the batches."""
+    file = tmp_path / "yard" / "clips.json"
+    clips = {"train": ["a", "b", "c"], "val": [], "test": ["d"]}
+    check_clips(file, clips)
+    write_json(file, clips)
+    check_clips(file, {"train": ["c", "a", "b"], "val": [], "test": ["d"]})
+    text = (
+        f"The run {tmp_path}/yard was started with other clips: 4 train clips came (e, f, g); 1 "
+        "train clips went (b); 1 test clips went (d). Put their files back as they were, give the "
+        "experiment another name, or add --restart true to throw away what the run has left so far."
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        check_clips(file, {"train": ["a", "c", "e", "f", "g", "h"], "val": [], "test": []})

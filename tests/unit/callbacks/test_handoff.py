@@ -1,3 +1,4 @@
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def train(folder: Path, run: Run, *callbacks: Callback, stage: str = "rationale"
     """One stage, with its checkpoints, into the run's folder."""
     made = RBFTModule(str(folder), CARD, stage=stage, **MODULE_SETTINGS)
     origin = provenance(stages=[stage], backbone="abc")
-    saver = ModelCheckpoint(run.stage(stage) / "checkpoints", every_n_train_steps=1)
+    saver = ModelCheckpoint(run.stage(stage) / "checkpoints", "{step}", every_n_train_steps=1)
     handoff = StageHandoff(run.weights(stage), origin)
     run.folder.mkdir(exist_ok=True)
     trainer(run.folder, callbacks=[*callbacks, saver, handoff], enable_checkpointing=True).fit(
@@ -74,11 +75,12 @@ def test_the_folder_appears_whole_or_not_at_all(
     run = Run(tmp_path / "run")
 
     def full(*_: Any) -> None:
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr("rbft.callbacks.handoff.write_json", full)
-        with pytest.raises(OSError, match="No space left"):
+        wanted = rf"{run.weights('rationale')} cannot be written: No space left on device\. "
+        with pytest.raises(ValueError, match=wanted):
             train(qwen, run)
     assert not run.trained("rationale")
     assert not run.weights("rationale").exists()

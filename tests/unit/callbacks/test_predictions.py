@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def again(
 ) -> PredictionWriter:
     yard = Damaged(work / "card.yaml", {"test": 5}, eval_batch_size=2)
     yard.damaged = damaged
-    writer = PredictionWriter(work / OUTPUT, yard.clips("test"), CARD.classes, {"weights": "abc"})
+    videos = [replace(clip, split="predict") for clip in yard.clips("test")]
+    writer = PredictionWriter(work / OUTPUT, videos, CARD.classes, {"weights": "abc"})
     yard.predict_clips = writer.todo
     model = module(folder)
     model.explain = explain

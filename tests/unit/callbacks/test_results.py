@@ -60,7 +60,7 @@ def test_an_unparsed_answer_is_named(
     qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        rbft.module, "write_answers", lambda _, prompt, *__: [[75]] * len(prompt.input_ids)
+        rbft.module, "write_after", lambda _, prompt, *__: [[75]] * len(prompt.logits)
     )
     result = score(qwen, tmp_path, ResultsWriter(tmp_path / "label", "test", {}), answer="generate")
     predictions = rows(tmp_path / "label/test_predictions.jsonl")

@@ -11,6 +11,7 @@ import torch
 
 from rbft.data.base import Clip, ClipCollator, Example, VideoDataModule
 from rbft.data.sampler import Draw
+from rbft.data.video import Video, VideoError
 from tests.examples import CARD, DATA_SETTINGS, Texts, Yard, clips, collator, examples, rationale
 from tests.videos import make_video
 
@@ -157,6 +158,22 @@ def test_a_validation_split_is_carved_from_train(card_file: Path) -> None:
     assert yard.clips_to_describe() == yard.clips("train") + yard.clips("val")
 
 
+@pytest.mark.parametrize("what", ["text", "reference"])
+def test_half_a_character(card_file: Path, what: str) -> None:
+    """JSON can hold one where a text with emoji was cut."""
+
+    class Cut(Yard):
+        def read(self) -> list[Clip]:
+            return [replace(clip, **{what: "A cat \ud83d"}) for clip in super().read()]
+
+    with pytest.raises(
+        ValueError,
+        match=rf"^Cut: the {what} of clip train_0 holds '\\ud83d', half a character, which no "
+        r"model can read\. Correct it in the annotations\.$",
+    ):
+        _ = Cut(card_file, {"train": 1}).all_clips
+
+
 class Files(Yard):
     """Yard, but clips have files."""
 
@@ -176,14 +193,38 @@ def test_clips_without_a_file(card_file: Path, caplog: pytest.LogCaptureFixture)
     assert "data.on_missing" in str(error.value)
 
     yard = Files(card_file, counts, min_coverage=0.5, on_missing="warn")
-    with caplog.at_level(logging.WARNING):
+    assert [clip.id for clip in yard.clips("train")] == ["train_0"]
+    (note,) = yard.notes
+    assert note.startswith("1 of 2 train clips of Files are not usable")
+    assert len(yard.all_clips) == 3
+
+    yard = Files(card_file, counts, min_coverage=0.5, on_missing="skip")
+    with caplog.at_level(logging.INFO):
         assert [clip.id for clip in yard.clips("train")] == ["train_0"]
     assert "1 of 2 train clips of Files are not usable" in caplog.text
-    assert len(yard.all_clips) == 3
+    assert yard.notes == []
 
     video = yard.decode(yard.clips("train")[0])
     assert video.frames.shape[1:] == (3, 56, 84)
     assert (video.total_frames, video.fps) == (20, 10.0)
+
+
+def test_processes_compare_the_clips_that_they_use(
+    card_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[list[str]] = []
+    monkeypatch.setattr("rbft.data.base.agree", compared.append)
+    yard = Yard(card_file, {"train": 2, "test": 2})
+    yard.usable = {"train_1", "test_0"}
+    yard.predict_clips = clips(1, "predict")
+    for world in (1, 2):
+        yard.trainer = SimpleNamespace(world_size=world)  # type: ignore[assignment]
+        for stage in ("fit", "predict"):
+            yard.setup(stage)
+    assert compared == [
+        ["train clip train_1", "test clip test_0"],
+        ["predict clip predict_0"],
+    ]
 
 
 def test_nothing_to_train_or_score(card_file: Path) -> None:
@@ -252,6 +293,7 @@ def test_training_batches(card_file: Path) -> None:
     assert sorted(example.clip.id for example in counted) == [f"train_{n}" for n in range(5)]
     for example in counted:
         assert example.rationale == rationale(example.clip)
+        assert isinstance(example.video, Video)
         assert example.video.frames.shape == yard.decode(example.clip).frames.shape
     lengths = [len(example.rationale or "") for example in counted]
     assert [example.draw.total for example in counted[:4]] == [sum(lengths[:4])] * 4
@@ -336,28 +378,48 @@ def test_batches_are_pinned_for_a_gpu(card_file: Path, device: str, pinned: bool
     assert yard.train_dataloader().pin_memory is pinned
 
 
-def test_scored_splits_in_order(card_file: Path) -> None:
+def test_scored_splits_longest_first(card_file: Path) -> None:
     yard = with_collators(Yard(card_file, {"val": 3, "test": 5}, eval_batch_size=2))
     batches: list[list[Example]] = list(yard.test_dataloader())  # type: ignore[arg-type]
     assert [[e.clip.id for e in batch] for batch in batches] == [
-        ["test_0", "test_1"],
-        ["test_2", "test_3"],
-        ["test_4"],
+        ["test_1", "test_3"],
+        ["test_4", "test_0"],
+        ["test_2"],
     ]
     yard.scored_split = "val"
     batches = list(yard.test_dataloader())  # type: ignore[arg-type]
-    assert [e.clip.id for batch in batches for e in batch] == ["val_0", "val_1", "val_2"]
+    assert [e.clip.id for batch in batches for e in batch] == ["val_1", "val_0", "val_2"]
     yard.predict_clips = clips(2)
     batches = list(yard.predict_dataloader())  # type: ignore[arg-type]
-    assert [e.clip.id for batch in batches for e in batch] == ["train_0", "train_1"]
+    assert [e.clip.id for batch in batches for e in batch] == ["train_1", "train_0"]
+
+
+def test_videos_that_were_not_scanned_in_their_order(card_file: Path) -> None:
+    yard = with_collators(Yard(card_file, {}))
+    yard.predict_clips = clips(3, "predict")
+    batches: list[list[Example]] = list(yard.predict_dataloader())  # type: ignore[arg-type]
+    names = [e.clip.id for batch in batches for e in batch]
+    assert names == ["predict_0", "predict_1", "predict_2"]
+
+
+def test_a_clip_of_unknown_length_comes_last(card_file: Path) -> None:
+    class Ribbon(Yard):
+        def grid(self, clip: Clip) -> tuple[int, int, int]:
+            if clip.id == "test_1":
+                raise ValueError("Frames of 1 x 900 pixels cannot be used")
+            return super().grid(clip)
+
+    yard = with_collators(Ribbon(card_file, {"test": 3}))
+    batches: list[list[Example]] = list(yard.test_dataloader())  # type: ignore[arg-type]
+    assert [e.clip.id for batch in batches for e in batch] == ["test_0", "test_2", "test_1"]
 
 
 @pytest.mark.parametrize("needs_rationales", [True, False])
 def test_validation(card_file: Path, needs_rationales: bool) -> None:
     yard = with_collators(Yard(card_file, {"val": 3}), needs_rationales=needs_rationales)
     batches: list[list[Example]] = list(yard.val_dataloader())
-    texts = [example.rationale for batch in batches for example in batch]
-    assert texts == [rationale(c) if needs_rationales else None for c in yard.clips("val")]
+    found = {e.clip.id: e.rationale for batch in batches for e in batch}
+    assert found == {c.id: rationale(c) if needs_rationales else None for c in yard.clips("val")}
     assert with_collators(Yard(card_file, {"train": 3})).val_dataloader() == []
 
 
@@ -400,3 +462,23 @@ def test_videos_that_are_not_there(card_file: Path) -> None:
     empty.mkdir()
     with pytest.raises(ValueError, match=r"^--videos holds no video files; looked for \.mp4, "):
         yard.clips_of([empty])
+
+
+def test_videos_that_have_gone(card_file: Path, tmp_path: Path) -> None:
+    """One file can be replaced or counted; if their folder has gone, nothing is right any more."""
+    yard = Yard(card_file, {"train": 2})
+    path = tmp_path / "videos" / "a.mp4"
+    path.parent.mkdir()
+    clip = Clip("a", path, 0, "train")
+    with pytest.raises(VideoError):
+        VideoDataModule.decode(yard, clip)
+    path.parent.rmdir()
+    with pytest.raises(ValueError, match="is gone") as found:
+        VideoDataModule.decode(yard, clip)
+    assert str(found.value) == (
+        f"The folder {path.parent} is gone, with the clip a in it. Bring it back (is a disk no "
+        "longer mounted?); started again, the run goes on from its last checkpoint."
+    )
+    # A list of videos may name what is not there: predict notes that in its line.
+    with pytest.raises(VideoError):
+        VideoDataModule.decode(yard, replace(clip, split="predict"))

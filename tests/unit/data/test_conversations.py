@@ -97,7 +97,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(
     values=st.dictionaries(
         st.sampled_from(["video", "videos", "label", "conversations", "ground_truth"]), JSON

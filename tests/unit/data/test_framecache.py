@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import rbft.data.framecache as module
-from rbft.data.framecache import FrameCache, read_entry
+from rbft.data.diskcache import read_entry
+from rbft.data.framecache import FrameCache
 from rbft.data.video import Video, VideoError, decode_video
 from tests.videos import make_video
 
@@ -291,8 +293,8 @@ def _large(video: Video) -> Video:
     return Video(frames, video.indices, video.total_frames, video.fps)
 
 
-def _digest(video: Video) -> str:
-    return hashlib.sha256(video.frames.numpy().tobytes()).hexdigest()
+def _digest(frames: Tensor) -> str:
+    return hashlib.sha256(frames.numpy().tobytes()).hexdigest()
 
 
 def _write_for_ever(folder: Path, paths: list[Path]) -> None:
@@ -301,7 +303,8 @@ def _write_for_ever(folder: Path, paths: list[Path]) -> None:
     (folder / "ready").touch()
     while True:
         for number, video in enumerate(videos):
-            cache._write(folder / f"{number}.clip", video)
+            facts = {"indices": video.indices, "total_frames": 1, "fps": 1.0}
+            cache.write(str(number), video.frames, facts)
 
 
 def _kill_writers(folder: Path, paths: list[Path], kills: int) -> None:
@@ -324,7 +327,7 @@ def _kill_writers(folder: Path, paths: list[Path], kills: int) -> None:
             torn += 1
             unfinished.unlink()
         for entry in folder.glob("*.clip"):
-            read.append((int(entry.stem), _digest(read_entry(entry))))
+            read.append((int(entry.stem), _digest(read_entry(entry)[0])))
     (folder / "found").write_text(json.dumps([read, torn]))
 
 
@@ -332,6 +335,6 @@ def test_no_torn_entry_is_read_after_a_kill(tmp_path: Path, paths: list[Path]) -
     _in_a_fresh_process(_kill_writers, tmp_path, paths, 12)
     read, torn = json.loads((tmp_path / "found").read_text())
     assert torn > 0
-    expected = [_digest(_large(decode_video(path, **SETTINGS))) for path in paths]
+    expected = [_digest(_large(decode_video(path, **SETTINGS)).frames) for path in paths]
     assert len(read) > 12
     assert all(digest == expected[number] for number, digest in read)

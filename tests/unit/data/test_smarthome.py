@@ -104,17 +104,16 @@ def test_the_other_header(folder):
     assert clips(folder) == expected
 
 
-def test_mojibake_is_repaired_per_field_and_counted(folder, monkeypatch):
-    said = []
-    monkeypatch.setattr(smarthome, "rank_zero_info", said.append)
-    found = clips(folder)
+def test_mojibake_is_repaired_per_field_and_counted(folder):
+    data = smart_home(folder)
+    found = {clip.id: clip for clip in data.read()}
     # The second field is half mojibake and half a root sign that was meant: left as it is.
     assert (
         found["smartbench_0004"].reference
         == f"The turkey\N{RIGHT SINGLE QUOTATION MARK}s tail. √ 2 {DASH}"
     )
     assert found["-smart 5"].reference == f"A café {QUOTE}s sign 🙂. Root √ is meant."
-    assert said == ["SmartHome: repaired 1 texts that were read as Mac Roman once."]
+    assert data.notes == ["SmartHome: repaired 1 texts that were read as Mac Roman once."]
 
 
 @pytest.mark.parametrize(
@@ -316,7 +315,7 @@ def test_the_published_files_give_the_papers_counts():
     assert not any(QUOTE[:2] in (clip.reference or "") for clip in found)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(data=st.data())
 def test_mutated_files_raise_nothing_but_value_errors(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp() / "mutated"

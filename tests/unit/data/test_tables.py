@@ -127,7 +127,7 @@ def test_check_unique_names_both_places():
         check_unique([("x", "line 1"), ("y", "line 2"), ("x", "line 3")], "id")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(
     content=st.one_of(
         st.binary(max_size=200),

@@ -40,13 +40,13 @@ class Damaged(Yard):
 
 
 def dataset(damaged: Sequence[int], tokens: list[int] | None, size: int = 6) -> ClipDataset:
-    def decode(clip: Clip) -> Video:
+    def see(clip: Clip) -> tuple[Video, str]:
         if int(clip.id.rpartition("_")[2]) in damaged:
             raise VideoError.of(clip.path, "is damaged.")
-        return random_video(clip.id, (2, 28, 28))
+        return random_video(clip.id, (2, 28, 28)), ""
 
     made = clips(size)
-    return ClipDataset(made, decode, {clip.id: "text" for clip in made}, tokens)
+    return ClipDataset(made, see, {clip.id: "text" for clip in made}, tokens)
 
 
 # In training
@@ -176,6 +176,6 @@ def test_stage_0_notes_what_it_could_not_describe(
     assert set(yard.rationales("train")) == {"train_0", "train_2", "train_3"}
     assert "Clip train_1 has no rationale; in training another takes its place." in caplog.text
     yard.damaged = []
-    data = ClipDataset(yard.clips("train"), yard.decode, yard.rationales("train"), [1, 1, 1, 1])
+    data = ClipDataset(yard.clips("train"), yard.see, yard.rationales("train"), [1, 1, 1, 1])
     got: Example = data[Draw(1)]
     assert got.clip.id == "train_3"

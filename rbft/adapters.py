@@ -1,0 +1,192 @@
+"""LoRA adapters on the language model: ordinary peft adapters, in place.
+
+The backbone stays the class it is, and its parameters keep their names with a suffix of peft's.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rbft.backbone import fingerprint
+from rbft.run import read_provenance
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# The whole path: bare names (gate_proj, ...) and peft's "all-linear" hit the vision tower too.
+TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+MERGER = "merger"  # its module's name, in both families
+PREFIX = "base_model.model."  # before every name in a peft file
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Adapters W + alpha / rank * B A on all linear layers of the language model's blocks.
+
+    Args:
+        rank: Rank of each adapter.
+        alpha: Scale of the adapters, divided by the rank.
+        dropout: Share of each adapter's inputs that is dropped in training.
+    """
+
+    rank: int = 64
+    alpha: int = 128
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, wrong, allowed in (
+            ("rank", self.rank < 1, "at least 1"),
+            ("alpha", self.alpha < 1, "at least 1"),
+            ("dropout", not 0 <= self.dropout < 1, "from 0 to below 1"),
+        ):
+            if wrong:
+                raise ValueError(f"model.lora.{name} ({getattr(self, name):g}) must be {allowed}.")
+
+
+def is_adapter(weights: Path | None) -> bool:
+    """Whether a weights folder holds an adapter instead of whole weights."""
+    return weights is not None and (weights / CONFIG).is_file()
+
+
+def find_base(backbone: str, weights: Path | None) -> str:
+    """Folder or hub id of the whole weights that a model starts from.
+
+    Args:
+        backbone: The backbone of the settings.
+        weights: A weights folder to start from: whole weights, an adapter, or None.
+
+    Returns:
+        The weights folder if it is whole, else what its adapter was trained on: the backbone or
+        the place that rbft noted, whichever has the noted fingerprint.
+
+    Raises:
+        ValueError: If neither has it.
+    """
+    if weights is None or not is_adapter(weights):
+        return str(weights or backbone)
+    note = (read_provenance(weights) or {}).get("base")
+    if note is None:  # peft's own, from elsewhere
+        return backbone
+    found = {}
+    for source in (backbone, note["name"]):
+        with suppress(OSError):
+            found[source] = fingerprint(source)
+            if found[source] == note["fingerprint"]:
+                return source
+    raise ValueError(
+        f"weights folder {weights} is an adapter of {note['name']} ({note['fingerprint']}), but "
+        f"model.backbone {backbone} is {found.get(backbone, 'not to be read')} and "
+        f"{note['name']} is {found.get(note['name'], 'not to be read')}. Set model.backbone to the "
+        "weights that the adapter was trained on."
+    )
+
+
+def base_note(source: str) -> dict[str, str]:
+    """What rbft.json says of an adapter's base."""
+    return {"name": source, "fingerprint": fingerprint(source)}
+
+
+def check_adapters(
+    lora: LoRA | None,
+    quantize: str | None,
+    weights: Path | None,
+    learning_rates: dict[str, float],
+) -> None:
+    """Refuses what cannot be trained, before anything is loaded.
+
+    Args:
+        lora: The adapters to train, or None to train the weights themselves.
+        quantize: How the frozen weights are stored.
+        weights: Weights folder to start from.
+        learning_rates: Learning rate by part.
+
+    Raises:
+        ValueError: Naming the settings.
+    """
+    if lora is None:
+        if quantize is not None:
+            raise ValueError(
+                f"model.quantize is {quantize}, but weights in 4 bits cannot be trained, only "
+                "adapters on them. Set model.lora (for instance --model.lora.rank 64), or "
+                "model.quantize to null to train all weights."
+            )
+        if is_adapter(weights):
+            raise ValueError(
+                f"model.weights {weights} is an adapter. Set model.lora to train it on, or merge "
+                "it into whole weights (python -m rbft export --weights ... --output ...) and "
+                "start from those."
+            )
+        return
+    if learning_rates["vision"] > 0:
+        raise ValueError(
+            f"model.vision_learning_rate is {learning_rates['vision']:g}, but with adapters "
+            "(model.lora) the vision tower is frozen. Set model.vision_learning_rate to 0, or "
+            "model.lora to null to train all weights."
+        )
+    if is_adapter(weights):
+        config: Any = _read_config(weights)
+        if (config.r, config.lora_alpha) != (lora.rank, lora.alpha):
+            raise ValueError(
+                f"model.weights {weights} is an adapter of rank {config.r} and alpha "
+                f"{config.lora_alpha}, but model.lora asks for rank {lora.rank} and alpha "
+                f"{lora.alpha}. An adapter is trained on as it is: set model.lora to its values."
+            )
+
+
+def add_adapters(
+    model: Any, lora: LoRA | None, weights: Path | None, *, merger: bool, read: bool = True
+) -> None:
+    """Puts adapters into a model, in place; nothing else trains afterwards.
+
+    Args:
+        model: The backbone, frozen weights in any form.
+        lora: Adapters to train; None to only use those of `weights`.
+        weights: Adapter folder to read; None starts anew, which changes no output.
+        merger: Train the merger besides; it is saved with the adapters.
+        read: Whether this process needs the values.
+
+    Raises:
+        ValueError: If the folder's adapters are not those of this backbone.
+    """
+    from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    config: Any = None if weights is None else _read_config(weights)
+    if lora is not None:
+        merger = merger or bool(config and config.modules_to_save)
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=TARGETS,
+            modules_to_save=[MERGER] if merger else None,
+            task_type="CAUSAL_LM",
+        )
+    config.inference_mode = False  # peft would keep the values in the frozen weights' precision
+    model.add_adapter(config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # The frozen weights may be in half precision, which loses small updates.
+            parameter.data = parameter.data.to(torch.get_default_dtype())
+    if weights is None or not read:
+        return
+    expected = get_peft_model_state_dict(model)
+    state = {
+        name.removeprefix(PREFIX): tensor for name, tensor in load_file(weights / WEIGHTS).items()
+    }
+    if not any(f".{MERGER}." in name for name in state):  # it was frozen so far
+        state |= {name: tensor for name, tensor in expected.items() if f".{MERGER}." in name}
+    if wrong := sorted(expected.keys() ^ state.keys()):
+        raise ValueError(
+            f"{weights / WEIGHTS} does not fit its backbone: {len(wrong)} tensors are in one of "
+            f"them only (first: {wrong[0]}). Set model.backbone to the weights that the adapter "
+            "was trained on, or make the adapter anew."
+        )
+    set_peft_model_state_dict(model, state)
+
+
+def _read_config(folder: Path | None) -> Any:
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(str(folder))

@@ -1,0 +1,249 @@
+"""Attention within segments of one long row: clips of a packed batch, windows of the vision tower.
+
+Several clips stand in one row without padding, and each attends to itself alone. Instead of a
+mask over the whole row (its length squared), every segment is a call of its own, and segments of
+equal length are one call: nothing is computed across segments, no mask is built, and torch
+takes its flash kernels. On a GPU in half precision one kernel takes all segments at once.
+
+transformers calls this under the two names below. Rows that are padded instead (cached prompts in
+evaluation) go the way of transformers' own sdpa.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TEXT = "rbft_packed"
+# "flash" in the name has the vision tower hand over all windows at once (transformers asks for it).
+VISION = "rbft_flash_windows"
+
+
+def attend_in_segments(model: "PreTrainedModel") -> None:
+    """Has a backbone with sdpa attention call the two functions of this file.
+
+    Args:
+        model: The backbone; changed in place.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    # What is done for each segment would be compiled anew for each batch.
+    apart: Any = torch.compiler.disable(attend)
+    AttentionInterface.register(TEXT, partial(text_attention, attend=apart))
+    AttentionInterface.register(VISION, vision_attention)
+    AttentionMaskInterface.register(TEXT, sdpa_mask)
+    parts = {"text_config": TEXT}
+    # A processor is faster with a call for each window than with sorting them.
+    if torch.cuda.is_available():
+        parts["vision_config"] = VISION
+    # Not when it is loaded: transformers would look for a package by the name of the second.
+    model.set_attn_implementation(parts)
+
+
+def packed_inputs(
+    attention: str, lengths: Sequence[int], positions: Int[Tensor, "3 1 tokens"]
+) -> dict[str, Any]:
+    """Arguments of the backbone's forward that keep the clips of a packed row apart.
+
+    Args:
+        attention: Attention implementation of the backbone's text model, as its config names it.
+        lengths: Tokens of each clip.
+        positions: Rotary positions of the row, each clip's its own.
+    """
+    if attention == TEXT:
+        return {"position_ids": positions, "attention_mask": None, "segments": tuple(lengths)}
+    # transformers tells packed clips apart by positions that start anew, in a row of their own.
+    text = torch.cat([torch.arange(length, device=positions.device) for length in lengths])
+    return {"position_ids": torch.cat([text.expand(1, 1, -1), positions]), "attention_mask": None}
+
+
+def text_attention(
+    module: nn.Module,
+    query: Float[Tensor, "rows heads tokens width"],
+    key: Float[Tensor, "rows few_heads seen width"],
+    value: Float[Tensor, "rows few_heads seen width"],
+    attention_mask: Tensor | None,
+    *,
+    attend: Callable[..., Tensor],
+    segments: tuple[int, ...] = (),
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """The decoder's attention: causal, and within each of the row's segments if it has several."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if len(segments) < 2:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    scaling, dropout = settings["scaling"], settings["dropout"]
+    made = attend(query, key, value, segments, scaling=scaling, dropout=dropout, causal=True)
+    return made, None
+
+
+def vision_attention(
+    module: nn.Module,
+    query: Float[Tensor, "1 heads patches width"],
+    key: Float[Tensor, "1 heads patches width"],
+    value: Float[Tensor, "1 heads patches width"],
+    attention_mask: None,
+    *,
+    cu_seq_lens_q: Int[Tensor, " bounds"],
+    max_length_q: int,
+    scaling: float,
+    dropout: float = 0.0,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """The vision tower's attention: within each window or frame."""
+    del module, attention_mask, settings
+    dtype = _kernel_dtype(query.device, query.dtype, query.shape[-1])
+    if dtype is not None and not dropout:
+        return _varlen(
+            query,
+            key,
+            value,
+            cu_seq_lens_q,
+            max_length_q,
+            scaling=scaling,
+            causal=False,
+            dtype=dtype,
+        ), None
+    # Waits for the device where there is one, but not on the way of half precision above.
+    segments = tuple(cu_seq_lens_q.diff().tolist())
+    return attend(query, key, value, segments, scaling=scaling, dropout=dropout, causal=False), None
+
+
+def attend(
+    query: Float[Tensor, "1 heads tokens width"],
+    key: Float[Tensor, "1 few_heads tokens width"],
+    value: Float[Tensor, "1 few_heads tokens width"],
+    segments: tuple[int, ...],
+    *,
+    scaling: float,
+    dropout: float,
+    causal: bool,
+) -> Float[Tensor, "1 tokens heads width"]:
+    """Attention of a row within each of its segments.
+
+    Args:
+        query: Queries.
+        key: Keys; their heads may be fewer and are then shared.
+        value: Values.
+        segments: Tokens of each segment, in order; they add up to the row.
+        scaling: Factor of the scores.
+        dropout: Share of the weights that are dropped.
+        causal: Whether a token only sees itself and those before it in its segment.
+    """
+    dtype = _kernel_dtype(query.device, query.dtype, query.shape[-1])
+    if dtype is not None and not dropout:
+        bounds = _bounds(segments, query.device)
+        longest = max(segments)
+        return _varlen(
+            query, key, value, bounds, longest, scaling=scaling, causal=causal, dtype=dtype
+        )
+    groups, order, back = _groups(segments)
+
+    def by_length(heads: Tensor) -> tuple[Tensor, ...]:
+        rows = heads[0].transpose(0, 1)  # contiguous, as the projections left them
+        if order is not None:
+            rows = rows.index_select(0, order.to(rows.device))
+        parts = rows.split([length * count for length, count in groups])
+        return tuple(
+            part.unflatten(0, (count, length)).transpose(1, 2)
+            for part, (length, count) in zip(parts, groups, strict=True)
+        )
+
+    made = [
+        nn.functional.scaled_dot_product_attention(
+            *heads,
+            scale=scaling,
+            dropout_p=dropout,
+            is_causal=causal,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        for heads in zip(by_length(query), by_length(key), by_length(value), strict=True)
+    ]
+    rows = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in made])
+    return (rows if back is None else rows.index_select(0, back.to(rows.device)))[None]
+
+
+@lru_cache(maxsize=8)
+def _bounds(segments: tuple[int, ...], device: torch.device) -> Int[Tensor, " bounds"]:
+    """Where each segment begins, and the end of the last; the same for all blocks of a forward."""
+    bounds = torch.tensor([0, *segments], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    if device.type == "cuda":
+        return bounds.pin_memory().to(device, non_blocking=True)
+    return bounds.to(device)
+
+
+@lru_cache(maxsize=64)
+def _groups(
+    segments: tuple[int, ...],
+) -> tuple[list[tuple[int, int]], Tensor | None, Tensor | None]:
+    """Segments by length.
+
+    Returns:
+        Length and number of each group, the tokens in the order of the groups, and the way back;
+        None where the groups stand together already.
+    """
+    lengths = torch.tensor(segments)
+    groups = [(length, segments.count(length)) for length in dict.fromkeys(segments)]
+    if [length for length, count in groups for _ in range(count)] == list(segments):
+        return groups, None, None
+    starts = lengths.cumsum(0) - lengths
+    order = torch.cat(
+        [
+            (starts[lengths == length][:, None] + torch.arange(length)).flatten()
+            for length, _ in groups
+        ]
+    )
+    return groups, order, order.argsort()
+
+
+def _kernel_dtype(device: torch.device, dtype: torch.dtype, width: int) -> torch.dtype | None:
+    """The precision of the kernel that takes all segments at once, None where it cannot run."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    if torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")  # the kernel is not on autocast's list
+    fits = dtype in (torch.float16, torch.bfloat16) and width % 8 == 0 and width <= 256
+    return dtype if fits and _varlen_attn() is not None else None
+
+
+def _varlen(
+    query: Float[Tensor, "1 heads tokens width"],
+    key: Float[Tensor, "1 few_heads tokens width"],
+    value: Float[Tensor, "1 few_heads tokens width"],
+    bounds: Int[Tensor, " bounds"],
+    longest: int,
+    *,
+    scaling: float,
+    causal: bool,
+    dtype: torch.dtype,
+) -> Float[Tensor, "1 tokens heads width"]:
+    rows = [heads[0].transpose(0, 1).to(dtype).contiguous() for heads in (query, key, value)]
+    kernel = _varlen_attn()
+    assert kernel is not None
+    return kernel(
+        *rows,
+        bounds,
+        bounds,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1, 0) if causal else (-1, -1),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )[None]
+
+
+@cache
+def _varlen_attn() -> Callable[..., Any] | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # a build of torch without the kernel
+        return None
+    return varlen_attn

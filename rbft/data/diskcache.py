@@ -1,0 +1,209 @@
+"""A folder of tensors that are made once and then read: decoded clips, outputs of a frozen tower.
+
+One file per tensor: a header that can be verified, then the values, which are mapped into memory.
+Files appear whole or not at all (written under another name, then renamed) and are never changed,
+so any number of processes may read, write and remove them at once.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import struct
+import tempfile
+import time
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+MAGIC = b"RBFTCLIP"
+PREFIX = struct.Struct("<8sII")  # magic, length and checksum of the header
+ALIGNMENT = 64
+UNFINISHED = ".part"
+ABANDONED_SECONDS = 3600
+# What one process may write before it looks again, as a share of the room that it found: as many
+# processes as this fill the room together, and none lists the folder for every clip.
+SHARE = 1 / 16
+FREED = 0.1  # share of the folder that a full one is emptied by, for the same reason
+
+
+class DiskCache:
+    """Tensors on disk, least recently used ones removed first.
+
+    A folder that cannot be written, or a full disk, costs a line in the log and nothing else.
+
+    Args:
+        folder: Where the files are; made where it does not exist.
+        max_bytes: Size that the folder is kept within. More than 16 processes that write at the
+            same time may exceed it for a moment.
+        suffix: Ending of the files' names.
+        name: What the cache is called in messages.
+        otherwise: What happens where the folder cannot be written, for the message.
+    """
+
+    def __init__(
+        self, folder: Path, max_bytes: int, *, suffix: str, name: str, otherwise: str
+    ) -> None:
+        if max_bytes < 0:
+            raise ValueError(f"The {name}'s size ({max_bytes} bytes) must not be negative.")
+        self.folder, self.max_bytes, self.suffix = Path(folder), max_bytes, suffix
+        self.name, self.otherwise = name, otherwise
+        self._complained = False
+        self._room = 0.0  # bytes that may be written before the folder is listed again
+
+    def read(self, key: str) -> tuple[Tensor, dict[str, Any]] | None:
+        """The tensor kept under the key and the facts kept with it; None where there is none.
+
+        The tensor is mapped copy-on-write: the caller may change it, the file stays as it is.
+        """
+        entry = self.place(key)
+        try:
+            found = read_entry(entry)
+        except OSError:
+            return None
+        except ValueError as error:
+            log.warning("%s: %s is damaged (%s) and is made anew.", self._title, entry, error)
+            _remove(entry)
+            return None
+        with suppress(OSError):
+            os.utime(entry)  # when it was last used
+        return found
+
+    def write(self, key: str, tensor: Tensor, facts: dict[str, Any]) -> None:
+        """Keeps a tensor and facts about it under the key, as far as there is room.
+
+        Args:
+            key: The key.
+            tensor: Of any type and shape.
+            facts: Whatever JSON can hold.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            header = _header(tensor, facts)
+            bytes_needed = len(header) + tensor.nbytes
+            if bytes_needed > self.max_bytes:
+                return
+            self._make_room(bytes_needed)
+            handle, part = tempfile.mkstemp(suffix=UNFINISHED, dir=self.folder)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(header)
+                    file.write(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy().data)
+                Path(part).replace(self.place(key))
+            except BaseException:
+                _remove(Path(part))
+                raise
+        except OSError as error:
+            if not self._complained:
+                log.warning(
+                    "%s: %s cannot be written (%s); %s.",
+                    self._title,
+                    self.folder,
+                    error.strerror,
+                    self.otherwise,
+                )
+            self._complained = True
+
+    def place(self, key: str) -> Path:
+        """The key's file."""
+        return self.folder / f"{key}{self.suffix}"
+
+    def size(self) -> int:
+        """Bytes that the folder's files take."""
+        return sum(size for _, size, _ in self._files())
+
+    def clear(self) -> None:
+        """Removes all of them."""
+        for _, _, file in self._files():
+            _remove(file)
+
+    @property
+    def _title(self) -> str:
+        return self.name[0].upper() + self.name[1:]
+
+    def _make_room(self, bytes_needed: int) -> None:
+        if bytes_needed <= self._room:
+            self._room -= bytes_needed
+            return
+        files = sorted(self._files())
+        total = sum(size for _, size, _ in files)
+        excess = total + bytes_needed - self.max_bytes
+        if excess > 0:
+            excess = min(total, int(excess + FREED * self.max_bytes))
+        for used, size, file in files:
+            abandoned = file.suffix == UNFINISHED and used < time.time() - ABANDONED_SECONDS
+            if abandoned or (excess > 0 and file.suffix == self.suffix):
+                _remove(file)
+                excess -= size
+                total -= size
+        self._room = (self.max_bytes - total - bytes_needed) * SHARE
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """When last used, size and path of every file of ours, unfinished ones included."""
+        found = []
+        with suppress(OSError), os.scandir(self.folder) as files:
+            for file in files:
+                if file.name.endswith((self.suffix, UNFINISHED)):
+                    with suppress(OSError):  # removed meanwhile by another process
+                        status = file.stat()
+                        found.append((status.st_mtime, status.st_size, Path(file.path)))
+        return found
+
+
+def file_key(path: Path, *facts: Any) -> str:
+    """A key that changes with the file at `path` (its size or time of change) and with the facts.
+
+    Args:
+        path: A file.
+        *facts: Whatever JSON can hold.
+
+    Raises:
+        OSError: If the file is not there.
+        ValueError: If the path cannot be one.
+    """
+    status = path.stat()
+    identity = [str(path.resolve()), status.st_size, status.st_mtime_ns]
+    return hashlib.sha256(json.dumps([identity, *facts], sort_keys=True).encode()).hexdigest()
+
+
+def read_entry(entry: Path) -> tuple[Tensor, dict[str, Any]]:
+    """Reads a file of a cache; the tensor is mapped, not loaded.
+
+    Raises:
+        OSError: If it cannot be opened.
+        ValueError: If it is not whole or not ours.
+    """
+    with entry.open("rb") as file:
+        prefix = file.read(PREFIX.size)
+        if len(prefix) < PREFIX.size:
+            raise ValueError("too short")
+        magic, length, checksum = PREFIX.unpack(prefix)
+        header = file.read(min(length, 1 << 24))
+        if magic != MAGIC or len(header) < length or zlib.crc32(header) != checksum:
+            raise ValueError("wrong header")
+        facts = json.loads(header)
+        shape, dtype = facts.pop("shape"), getattr(torch, facts.pop("dtype"))
+        offset, size = PREFIX.size + length, int(np.prod(shape)) * dtype.itemsize
+        if os.fstat(file.fileno()).st_size != offset + size:
+            raise ValueError("wrong size")
+        values = np.memmap(file, np.uint8, "c", offset, (size,))
+    return torch.from_numpy(values).view(dtype).view(shape), facts
+
+
+def _header(tensor: Tensor, facts: dict[str, Any]) -> bytes:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    header = json.dumps({"shape": list(tensor.shape), "dtype": dtype, **facts}).encode()
+    header += b" " * (-(PREFIX.size + len(header)) % ALIGNMENT)
+    return PREFIX.pack(MAGIC, len(header), zlib.crc32(header)) + header
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink()

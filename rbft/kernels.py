@@ -1,0 +1,59 @@
+"""Faster ways to compute the same: each says so where it is not to be had, and is left out."""
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from rbft.screen import say
+
+
+def speed_up(model: Any, *, compile: bool, liger: bool, device: torch.device) -> None:
+    """Changes how a backbone computes, in place, as far as this machine can.
+
+    Args:
+        model: The backbone.
+        compile: Have torch.compile make kernels of the decoder blocks' norms and MLPs.
+        liger: Take the Liger kernels for norms, rotations and MLPs.
+        device: Where it will run.
+    """
+    if liger and has_liger(device):
+        import liger_kernel.transformers as kernels  # type: ignore[import-not-found]
+
+        apply = getattr(kernels, f"apply_liger_kernel_to_{model.config.model_type}")
+        # The head runs on answer tokens alone, which costs less than Liger's loss over all.
+        apply(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+    if compile and can_compile(device):
+        # Not whole blocks: attention differs from batch to batch in the clips it keeps apart, and
+        # the checkpointing around it would end a graph.
+        for block in model.model.language_model.layers:
+            for part in (block.input_layernorm, block.post_attention_layernorm, block.mlp):
+                part.compile(dynamic=True)  # in place; clips differ in length
+
+
+@cache
+def has_liger(device: torch.device) -> bool:
+    """Whether Liger's kernels run here; says why not."""
+    if device.type != "cuda":
+        say("model.liger: the Liger kernels need a GPU; going on without.")
+        return False
+    if find_spec("liger_kernel") is None:
+        say(
+            "model.liger: liger-kernel is not installed (pip install liger-kernel); going on "
+            "without."
+        )
+        return False
+    return True
+
+
+@cache
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works here, by trying it; says why not."""
+    try:
+        torch.compile(torch.sin)(torch.zeros(8, device=device))
+    except (RuntimeError, OSError) as error:  # no compiler, no Triton, ...
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        say(f"model.compile: torch.compile does not work here ({reason}); going on without.")
+        return False
+    return True

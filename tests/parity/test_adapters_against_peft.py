@@ -1,0 +1,191 @@
+"""Adapters: which modules, parameters and numbers; peft and transformers are the reference."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForImageTextToText, Trainer
+
+from rbft.adapters import TARGETS, LoRA, add_adapters
+from rbft.backbone import load_model, parameter_parts
+from rbft.families import FAMILIES
+from rbft.optim import parameter_groups
+from rbft.publish import whole_model
+from tests.examples import batch_of, collator, examples, module
+from tests.tiny import FAMILY_NAMES, FamilyName, tiny_model
+
+SETTINGS = LoRA(rank=4, alpha=8)
+LAYERS = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
+EXPECTED = {f"model.language_model.layers.{block}.{name}" for block in (0, 1) for name in LAYERS}
+
+
+def peft_model(model: Any, **settings: Any) -> PeftModel:
+    """As peft itself makes it."""
+    config = LoraConfig(r=4, lora_alpha=8, **{"target_modules": TARGETS, **settings})
+    with warnings.catch_warnings():  # see rbft/publish.py
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        return get_peft_model(model, config)  # type: ignore[return-value]
+
+
+def read_peft(folder: Path, base: Path) -> Any:
+    """As a user of peft opens an adapter."""
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+def moved(model: Any) -> Any:
+    """The model after a training that has changed all that trains."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def saved(base: Path, folder: Path, merger: bool = True) -> Any:
+    """A trained model, whose adapter is in the folder."""
+    model: Any = load_model(str(base), "sdpa", False)
+    add_adapters(model, SETTINGS, None, merger=merger)
+    moved(model).eval().save_pretrained(folder)
+    return model
+
+
+def logits(model: Any, folder: Path) -> torch.Tensor:
+    """Of three clips with their answers."""
+    batch = batch_of(collator(folder, learn="label"), examples(3))
+    assert batch.answer is not None
+    with torch.no_grad():
+        return model(**batch.answer.inputs, **batch.video).logits[batch.answer.attention_mask == 1]
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_the_language_model_has_adapters_and_the_vision_tower_has_none(
+    backbones: dict[str, Path], family: FamilyName
+) -> None:
+    model = load_model(str(backbones[family]), "sdpa", False)
+    add_adapters(model, SETTINGS, None, merger=True)
+    ours = {name for name, part in model.named_modules() if isinstance(part, LoraLayer)}
+    theirs: Any = peft_model(tiny_model(family)).base_model
+    assert ours == EXPECTED
+    assert set(theirs.targeted_module_names) == EXPECTED
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    adapters = {f"{name}.lora_{side}.default.weight" for name in EXPECTED for side in "AB"}
+    merger = {name for name in trained if name.startswith("model.visual.merger.modules_to_save.")}
+    assert trained == adapters | merger
+    assert len(merger) == sum("merger" in name for name, _ in tiny_model(family).named_parameters())
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_shorter_ways_to_say_it_hit_the_vision_tower(family: FamilyName) -> None:
+    """Why the whole path is spelt out."""
+    hit: Any = peft_model(tiny_model(family), target_modules="all-linear").base_model
+    assert any("visual" in name for name in hit.targeted_module_names)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_four_bits_are_for_the_language_model_s_blocks_alone(
+    backbones: dict[str, Path], family: FamilyName
+) -> None:
+    from bitsandbytes.nn.modules import Linear4bit
+
+    model = load_model(str(backbones[family]), "sdpa", False, four_bit=torch.device("cpu"))
+    stored = {name for name, part in model.named_modules() if isinstance(part, Linear4bit)}
+    assert stored == EXPECTED
+    plain = tiny_model(family)
+    for name, part in model.named_modules():
+        if name not in EXPECTED:
+            assert type(part).__name__ == type(plain.get_submodule(name)).__name__
+    for name in EXPECTED:
+        linear: Any = model.get_submodule(name)
+        state = linear.weight.quant_state
+        assert (state.quant_type, state.nested, state.dtype) == ("nf4", True, torch.float32)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_groups_against_trainer(backbones: dict[str, Path], family: FamilyName) -> None:
+    model: Any = load_model(str(backbones[family]), "sdpa", False)
+    add_adapters(model, SETTINGS, None, merger=True)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {"language": 1e-4, "merger": 3e-5, "vision": 0.0}
+    groups = parameter_groups(parameter_parts(model, FAMILIES[family]), rates, 0.1)
+    found = {
+        names[id(value)]: (group["lr"], group["weight_decay"])
+        for group in groups
+        for value in group["params"]
+    }
+
+    reference = peft_model(tiny_model(family), modules_to_save=["merger"])
+    decayed = set(Trainer.get_decay_parameter_names(None, reference))  # type: ignore[arg-type]
+    expected = {}
+    for name, value in reference.named_parameters():
+        if value.requires_grad:
+            # A norm that the Trainer decays, see test_optim_against_transformers.py.
+            decay = 0.1 if name in decayed and "ln_q" not in name else 0.0
+            part = "merger" if "merger" in name else "language"
+            expected[name.removeprefix("base_model.model.")] = (rates[part], decay)
+    assert found == expected
+
+
+def test_a_saved_adapter_opens_in_peft(backbone: Path, tmp_path: Path) -> None:
+    model = saved(backbone, tmp_path)
+    base = AutoModelForImageTextToText.from_pretrained(backbone, dtype=torch.float32)
+    expected = logits(model, backbone)
+    assert torch.equal(logits(read_peft(tmp_path, backbone), backbone), expected)
+    assert (logits(base.eval(), backbone) - expected).abs().max() > 0.1, "it changes nothing"
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "generation_config.json",
+    }
+
+
+def test_an_adapter_of_peft_s_own_opens_here(backbone: Path, tmp_path: Path) -> None:
+    base = AutoModelForImageTextToText.from_pretrained(backbone, dtype=torch.float32)
+    theirs = moved(peft_model(base)).eval()
+    theirs.save_pretrained(str(tmp_path))
+    model = module(backbone, weights=tmp_path, lora=SETTINGS, vision_learning_rate=0.0).backbone
+    assert torch.equal(logits(model, backbone), logits(theirs, backbone))
+
+
+@pytest.mark.parametrize("merger", [False, True])
+def test_merged_weights_give_the_same(backbone: Path, tmp_path: Path, merger: bool) -> None:
+    model = saved(backbone, tmp_path / "adapter", merger)
+    whole = whole_model(tmp_path / "adapter", str(backbone), torch.float32).eval()
+    assert [name for name, _ in whole.named_parameters()] == [
+        name for name, _ in load_model(str(backbone), "sdpa", False).named_parameters()
+    ]
+    found, expected = logits(whole, backbone), logits(model, backbone)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_merging_rounds_once(backbone: Path, tmp_path: Path) -> None:
+    """In half precision: the sum of base and adapter is rounded, not the adapter."""
+    model = saved(backbone, tmp_path)
+    whole = whole_model(tmp_path, str(backbone), torch.bfloat16)
+    for name in EXPECTED:
+        layer: Any = model.get_submodule(name)
+        delta = 2.0 * layer.lora_B.default.weight @ layer.lora_A.default.weight  # alpha / rank
+        base = layer.base_layer.weight.bfloat16().float()
+        assert torch.equal(whole.get_submodule(name).weight, (base + delta).bfloat16()), name
+    merger = model.model.visual.merger.modules_to_save.default.mlp[0].weight
+    assert torch.equal(whole.model.visual.merger.mlp[0].weight, merger.bfloat16())
+
+
+def test_four_bits_change_the_base_and_not_the_adapter(backbone: Path, tmp_path: Path) -> None:
+    model = saved(backbone, tmp_path)
+    stored: Any = load_model(str(backbone), "sdpa", False, four_bit=torch.device("cpu"))
+    add_adapters(stored, None, tmp_path, merger=False)
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            assert torch.equal(stored.get_parameter(name), value), name
+    error = (logits(stored.eval(), backbone) - logits(model, backbone)).abs().mean()
+    assert 1e-4 < error < 0.1

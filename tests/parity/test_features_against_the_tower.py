@@ -1,0 +1,140 @@
+"""Kept outputs of the vision tower stand for its own run: same loss, gradients and answers."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.strategies import (
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
+
+from rbft.answers import score_answers, write_answers
+from rbft.backbone import generation_settings
+from rbft.collator import Batch, Collator
+from rbft.data.featurecache import FeatureCache
+from rbft.module import RBFTModule
+from rbft.vision import check_frozen, show, tower_digest, tower_features
+from tests.examples import Yard, answer_of, batch_of, collator, examples, module, prompt_of
+
+MERGE = 2
+
+
+@pytest.fixture
+def frozen(backbone: Path) -> RBFTModule:
+    return module(backbone, stage="label", vision_learning_rate=0.0)
+
+
+def keyed(make: Collator, count: int, cache: FeatureCache) -> Batch:
+    """A batch as the data module makes it when features are kept."""
+    made = [replace(e, key=e.clip.id) for e in examples(count)]
+    return batch_of(make, [replace(e, video=cache.get(e.key) or e.video) for e in made])
+
+
+def test_merged_features_are_the_video_tokens_of_transformers(frozen, tmp_path):
+    batch = collator(Path(frozen.source), ask="label")(examples(5))
+    theirs = frozen.backbone.get_video_features(**batch.video).pooler_output
+    cache = FeatureCache(tmp_path, 1 << 30)
+    ours = tower_features(
+        frozen.backbone, frozen.family, keyed(collator(Path(frozen.source)), 5, cache), cache
+    )
+    shown = show(frozen.backbone, ours, MERGE)["mm_encoder_outputs"]["video"].pooler_output
+    assert len(shown) == len(theirs) == 5
+    for own, their in zip(shown, theirs, strict=True):
+        torch.testing.assert_close(own, their)
+
+
+@pytest.mark.parametrize("known", [0, 2, 4])
+def test_loss_and_gradients_with_some_clips_seen_before(frozen, tmp_path, known, monkeypatch):
+    """Whether none, some or all of a batch's clips were seen, and in whatever order."""
+    make = collator(Path(frozen.source), learn="label")
+    plain = batch_of(make, examples(4))
+    frozen.loss(plain).backward()
+    expected = {
+        n: p.grad.clone() for n, p in frozen.backbone.named_parameters() if p.grad is not None
+    }
+    assert not any("visual.blocks" in name for name in expected)
+    assert any("visual.merger" in name for name in expected)
+    cache = FeatureCache(tmp_path, 1 << 30)
+    if known:
+        tower_features(frozen.backbone, frozen.family, keyed(make, known, cache), cache)
+    batch = keyed(make, 4, cache)
+    assert batch.kept is not None
+    assert [found is not None for found in batch.kept.features] == [n < known for n in range(4)]
+    assert ("pixel_values_videos" in batch.video) == (known < 4)
+    assert torch.equal(batch.video["video_grid_thw"], plain.video["video_grid_thw"])
+    assert torch.equal(answer_of(batch).position_ids, answer_of(plain).position_ids)
+    frozen.zero_grad()
+    monkeypatch.setattr(type(frozen), "data", type("Data", (), {"feature_cache": cache}))
+    loss = frozen.loss(batch)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), frozen.loss(plain).detach())
+    found = {n: p.grad for n, p in frozen.backbone.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_scores_and_texts_are_the_same(frozen, tmp_path):
+    make = collator(Path(frozen.source), ask="label")
+    plain, cache = make(examples(3)), FeatureCache(tmp_path, 1 << 30)
+    features = tower_features(frozen.backbone, frozen.family, keyed(make, 3, cache), cache)
+    shown = show(frozen.backbone, features, MERGE)
+    words, prompt = [[70, 71, 72], [70, 75]], prompt_of(plain)
+    torch.testing.assert_close(
+        score_answers(frozen.backbone, prompt, shown, words),
+        score_answers(frozen.backbone, prompt, plain.video, words),
+    )
+    settings = generation_settings(make.processor, 6)
+    assert write_answers(frozen.backbone, prompt, shown, settings) == write_answers(
+        frozen.backbone, prompt, plain.video, settings
+    )
+
+
+def test_features_depend_on_nothing_but_the_clip(frozen, tmp_path):
+    """Bit for bit, so that a run that is killed in between ends as one that is not."""
+    make = collator(Path(frozen.source))
+    one, other = FeatureCache(tmp_path / "one", 1 << 30), FeatureCache(tmp_path / "other", 1 << 30)
+    together = tower_features(frozen.backbone, frozen.family, keyed(make, 4, one), one)
+    tower_features(frozen.backbone, frozen.family, keyed(make, 2, other), other)
+    apart = tower_features(frozen.backbone, frozen.family, keyed(make, 4, other), other)
+    for own, their in zip(together, apart, strict=True):
+        assert torch.equal(own, their)
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
+def test_a_tower_in_shards_is_refused(strategy, tmp_path):
+    data = Yard(tmp_path / "card.yaml", {}, feature_cache_gb=0.5)
+    text = (
+        "data.feature_cache_gb (0.5) needs the vision tower in one piece, but trainer.strategy is "
+        f"{strategy.__name__}. Set data.feature_cache_gb to 0, or another strategy."
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        check_frozen(data, 0.0, strategy())
+    check_frozen(data, 0.0, SingleDeviceStrategy())
+    check_frozen(Yard(tmp_path / "card.yaml", {}), 1.0, strategy())
+
+
+def test_what_makes_another_tower(backbones):
+    one = module(backbones["qwen2_5_vl"])
+    processor = one.processor
+
+    def digest(made: RBFTModule, precision: str = "32-true") -> str:
+        return tower_digest(made.backbone, made.family, processor, precision)
+
+    before = digest(one)
+    assert digest(module(backbones["qwen2_5_vl"])) == before
+    assert digest(one, "bf16-mixed") != before
+    with torch.no_grad():
+        one.backbone.model.visual.merger.mlp[0].weight[0, 0] += 1
+        one.backbone.lm_head.weight[0, 0] += 1
+    assert digest(one) == before, "the merger and the language model come after the tower"
+    with torch.no_grad():
+        one.backbone.model.visual.blocks[1].mlp.up_proj.weight[0, 0] += 1e-6
+    assert digest(one) != before
+    one = module(backbones["qwen2_5_vl"])
+    processor.video_processor.image_mean = [0.5, 0.5, 0.5]
+    assert digest(one) != before

@@ -1,0 +1,116 @@
+"""Texts written in a batch that its finished clips leave, against transformers' `generate`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rbft.answers import read_prompts, score_after, score_answers, write_after, write_answers
+from rbft.backbone import generation_settings
+from tests.examples import collator, examples, module, prompt_of
+
+Answers = list[list[int]]
+
+
+def one_by_one(folder: Path, model: Any, count: int, settings: dict[str, Any]) -> Answers:
+    make, texts = collator(folder, ask="rationale"), []
+    for example in examples(count):
+        batch = make([example])
+        prompt = prompt_of(batch)
+        written = model.generate(**prompt.inputs, **batch.video, **settings)
+        texts.append(written[0, prompt.input_ids.shape[1] :].tolist())
+    return texts
+
+
+def an_end(texts: Answers) -> int:
+    """A token at which the texts would end after the most different lengths."""
+
+    def lengths(token: int) -> set[int]:
+        return {text.index(token) if token in text else len(text) for text in texts}
+
+    return max({token for text in texts for token in text}, key=lambda token: len(lengths(token)))
+
+
+@pytest.mark.parametrize("longest", [1, 2, 12])
+def test_the_same_text_as_one_by_one(backbone: Path, longest: int) -> None:
+    model, make = module(backbone).backbone, collator(backbone, ask="rationale")
+    settings = generation_settings(make.processor, longest)
+    settings["eos_token_id"] = an_end(
+        one_by_one(backbone, model, 5, settings | {"max_new_tokens": 12, "eos_token_id": -1})
+    )
+    expected = one_by_one(backbone, model, 5, settings)
+    if longest > 2:
+        assert len(set(map(len, expected))) > 1, "no clip ends before another"
+    batch = make(examples(5))
+    prompt = prompt_of(batch)
+    assert (prompt.attention_mask[:, 0] == 0).any(), "nothing is padded"
+    assert write_answers(model, prompt, batch.video, settings) == expected
+
+
+def test_finished_clips_leave(backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, make = module(backbone).backbone, collator(backbone, ask="rationale")
+    settings = generation_settings(make.processor, 12)
+    texts = one_by_one(backbone, model, 5, settings | {"eos_token_id": -1})
+    settings["eos_token_id"] = an_end(texts)
+    batch, sizes = make(examples(5)), []
+    prompt = prompt_of(batch)
+    hook = model.register_forward_pre_hook(
+        lambda module, args, given: sizes.append(len(given["input_ids"])), with_kwargs=True
+    )
+    written = write_answers(model, prompt, batch.video, settings)
+    hook.remove()
+    # The first forward reads the prompts; each further one takes the clips that still write.
+    expected = [sum(len(text) > step for text in written) for step in range(max(map(len, written)))]
+    assert sizes == expected
+    assert sizes[-1] < 5
+
+
+@torch.no_grad()
+def test_a_longer_neighbour_changes_nothing(qwen: Path) -> None:
+    model, make = module(qwen).backbone, collator(qwen, ask="rationale")
+    settings = generation_settings(make.processor, 6)
+    whole, alone = make(examples(2)), make(examples(1))
+    together = write_answers(model, prompt_of(whole), whole.video, settings)
+    assert write_answers(model, prompt_of(alone), alone.video, settings) == together[:1]
+
+
+# Several prompts about the same clips
+
+
+WORDS = [[64, 292, 376], [64, 376], [269, 376]]
+
+
+@pytest.mark.parametrize("order", [("label", "rationale"), ("rationale", "label", "rationale")])
+def test_what_prompts_share_is_read_once(backbone: Path, order: tuple[str, ...]) -> None:
+    model, made = module(backbone).backbone, examples(4)
+    makes = {name: collator(backbone, ask=name) for name in order}
+    prompts = [prompt_of(makes[name](made)) for name in order]
+    video = makes["label"](made).video
+    settings = generation_settings(makes["label"].processor, 6)
+    alone = [
+        (score_answers(model, prompt, video, WORDS), write_answers(model, prompt, video, settings))
+        for prompt in prompts
+    ]
+
+    towers, fed = [], []
+    hooks = [
+        model.model.visual.register_forward_hook(lambda *args: towers.append(1)),
+        model.register_forward_pre_hook(
+            lambda module, args, given: fed.append(given["input_ids"].shape[1]), with_kwargs=True
+        ),
+    ]
+    reads = read_prompts(model, prompts, video)
+    for hook in hooks:
+        hook.remove()
+
+    assert len(towers) == 1
+    # What they begin with, and the rest of each, which holds no video.
+    assert len(fed) == 1 + len(prompts)
+    own = [token for prompt in prompts for token in prompt.input_ids[:, -min(fed[1:]) :].flatten()]
+    assert makes["label"].config.video_token_id not in own
+    assert fed[0] + max(fed[1:]) >= max(prompt.input_ids.shape[1] for prompt in prompts)
+    again = read_prompts(model, prompts, video)
+    for one, other, (scores, texts) in zip(reads, again, alone, strict=True):
+        torch.testing.assert_close(score_after(model, one, WORDS), scores, atol=1e-5, rtol=0)
+        assert write_after(model, other, settings) == texts

@@ -1,0 +1,168 @@
+"""The benchmarks against other libraries, at a tiny size."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.recipe.runs import ROOT
+
+pytestmark = pytest.mark.recipe
+FOLDER = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Modules of the folder, whose scripts import each other by bare names."""
+    monkeypatch.syspath_prepend(FOLDER)
+    import record  # type: ignore[import-not-found]
+    import train_step  # type: ignore[import-not-found]
+    import world  # type: ignore[import-not-found]
+
+    return SimpleNamespace(record=record, train_step=train_step, world=world)
+
+
+def run(name: str, *options: str) -> str:
+    """What a script prints, tables with one blank between words."""
+    process = subprocess.run(
+        [sys.executable, str(FOLDER / name), "--tiny", *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert process.returncode == 0, process.stderr
+    return re.sub(" +", " ", process.stdout)
+
+
+def test_a_step_is_compared_and_timed_against_transformers():
+    said = run("train_step.py", "--rounds=1", "--clips=4", "--stages", "rationale", "--swift=/none")
+    assert "trl: not installed; give --trl PYTHON" in said
+    assert "ms-swift: not installed (/none cannot be started)" in said
+    assert "transformers: the same" in said
+    speeds = re.findall(r"^(rbft|transformers) \S+ \S+ \S+ \S+ (\S+) (\S+)x", said, re.MULTILINE)
+    assert [name for name, *_ in speeds] == ["rbft", "transformers"]
+    assert speeds[0][2] == "1.00"
+    assert all(float(clips) > 0 for _, clips, _ in speeds)
+
+
+def test_scored_and_written_classes_are_those_of_transformers():
+    said = run("evaluate.py", "--rounds=1", "--tests=4", "--batch=3", "--teach=30")
+    ways = dict(re.findall(r"^([^\d\n]+) \d.*x \S+ (\d of 4) \d of 4 \d$", said, re.MULTILINE))
+    assert ways == {
+        "transformers, written one by one": "4 of 4",
+        "rbft, written in batches": "4 of 4",
+        "rbft, class words scored": "4 of 4",
+    }
+
+
+def test_rationales_are_those_of_transformers():
+    said = run("generate.py", "--rounds=1", "--clips=4", "--batch=3", "--longest=24")
+    found = re.findall(r"^(.+) \S+ \(\S+\) \S+x \S+ (\d of 4) \S+$", said, re.MULTILINE)
+    assert found == [("transformers, one by one", "4 of 4"), ("rbft, 3 at a time", "4 of 4")]
+
+
+def test_cost_by_frames():
+    said = run("frames.py", "--rounds=1", "--frames", "4", "--clips", "1")
+    # A prompt and an answer, and 18 video tokens for each of two pairs of frames.
+    (row,) = re.findall(r"^ ?4 1 (\d+) (\S+) \(\S+\) \d+ \d+ \S+ (\S+) (\S+)", said, re.MULTILINE)
+    assert int(row[0]) > 36
+    assert all(float(value) > 0 for value in row[1:])
+
+
+def recorded(**more: Any) -> dict[str, Any]:
+    step = {"patches": 2240, "tokens": 700, "supervised": 6, "loss": 12.0}
+    norms = {"merger": 0.4, "vision": 0.2, "head": 0.4, "language": 0.8}
+    return {**step, "norms": norms, **more}
+
+
+def test_steps_within_tolerance_are_the_same(scripts):
+    norms = {**recorded()["norms"], "merger": 0.4 * 1.019}
+    assert scripts.train_step.differences(recorded(), recorded(norms=norms, loss=12.2)) == []
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"patches": 2239}, "patches 2239, not 2240"),
+        ({"tokens": 702}, "tokens 702, not 700"),
+        ({"supervised": 8}, "supervised 8, not 6"),
+        ({"loss": 12.3}, "loss 12.3000, not 12.0000"),
+        (
+            {"norms": {"merger": 0.4, "vision": 0.19, "head": 0.4, "language": 0.8}},
+            "gradient of vision 0.1900, not 0.2000",
+        ),
+    ],
+)
+def test_other_work_is_named(scripts, other, message):
+    assert scripts.train_step.differences(recorded(), recorded(**other)) == [message]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"labels": torch.tensor([[-100, -100, 5, 6], [-100, 5, -100, -100]])},
+        {"logits_to_keep": torch.tensor([[False, True, True, False], [True, False, False, False]])},
+        {"logits_to_keep": torch.tensor([1, 2, 4])},
+    ],
+)
+def test_the_recorder_counts_what_the_model_gets(scripts, tmp_path, asked):
+    class Model(torch.nn.Linear):
+        def forward(self, **given: Any) -> None:  # type: ignore[override]
+            del given
+
+    model = Model(2, 2)
+    recorder = scripts.record.Recorder(tmp_path / "record.json", steps=0, pad=0)
+    recorder.watch(model)
+    ids = torch.tensor([[7, 7, 5, 6], [7, 5, 0, 0]])
+    model(input_ids=ids, pixel_values_videos=torch.zeros(10, 3), **asked)
+    recorder.step()
+    recorder.finish()
+    found = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    counts = {"patches": 10, "tokens": 6, "padded": 8, "supervised": 3}
+    assert {name: found[name] for name in counts} == counts
+    assert len(found["cpu"]) == len(found["wall"]) == 1
+
+
+def test_gradients_by_part(scripts, tmp_path):
+    class Model(torch.nn.Module):
+        def named_parameters(self, *_: Any, **__: Any) -> Any:
+            for name, gradient in (
+                ("model.visual.merger.mlp.0.weight", [3.0]),
+                ("model.visual.blocks.0.attn.qkv.weight", [2.4, 3.2]),
+                ("lm_head.weight", [5.0]),
+                ("model.language_model.embed_tokens.weight", [6.0]),
+                ("model.language_model.norm.weight", None),
+            ):
+                parameter = torch.nn.Parameter(
+                    torch.zeros(1 if gradient is None else len(gradient))
+                )
+                parameter.grad = None if gradient is None else torch.tensor(gradient)
+                yield name, parameter
+
+    recorder = scripts.record.Recorder(tmp_path / "record.json", steps=1, pad=0, compare=True)
+    recorder.gradients(Model())
+    expected = {"merger": 3.0, "vision": 4.0, "head": 5.0, "language": 6.0}
+    assert recorder.norms == pytest.approx(expected)
+
+
+def test_special_tokens_have_qwens_ids(scripts):
+    tokenizer = scripts.world.make_tokenizer(scripts.world.VOCABULARY)
+    # As in config.json of Qwen2.5-VL-7B-Instruct.
+    ids = {
+        "<|endoftext|>": 151_643,
+        "<|im_end|>": 151_645,
+        "<|vision_start|>": 151_652,
+        "<|vision_end|>": 151_653,
+        "<|image_pad|>": 151_655,
+        "<|video_pad|>": 151_656,
+    }
+    assert {token: tokenizer.convert_tokens_to_ids(token) for token in ids} == ids
+    text = "Is what happens normal or abnormal?"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

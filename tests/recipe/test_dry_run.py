@@ -1,0 +1,177 @@
+"""The dry run: what it prints, that it leaves nothing, and what it refuses; with the README's."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rbft.backbone import parameter_parts
+from rbft.families import FAMILIES
+from tests.recipe.runs import EXPERIMENTS, LOGS, ROOT, rbft, small
+from tests.tiny import tiny_config, tiny_model, tiny_processor
+from tests.unit.test_memory import PARAMETERS, SEVEN, backbone
+
+pytestmark = pytest.mark.recipe
+DRY = "--dry_run=true"
+
+
+@pytest.fixture(autouse=True)
+def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", refuse)
+
+
+def dry_run(folder: Path, capsys: Any, *arguments: str) -> str:
+    """What it prints; it must leave nothing but the scan."""
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    capsys.readouterr()
+    rbft(folder, "fit", *arguments, DRY)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    return capsys.readouterr().out
+
+
+def refusal(folder: Path, capsys: Any, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        rbft(folder, "fit", *arguments)
+    assert ended.value.code == 2
+    assert not (folder / LOGS).exists()
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def row(text: str, title: str) -> list[str]:
+    """Cells of the first row of that title."""
+    (line, *_) = (line for line in text.splitlines() if line.startswith(f"{title}  "))
+    return re.split(r"  +", line)[1:]
+
+
+def test_it_says_what_would_run(tmp_path, qwen, capsys):
+    out = dry_run(tmp_path, capsys, *small(qwen))
+    assert max(map(len, out.splitlines())) <= 100
+    assert "global batch  4 = 1 device x 2 clips x 2 micro-batches" in out
+    assert row(out, "Stage 0 (writing rationales)") == ["14", "14 to write"]
+    clips, steps, _, state = row(out, "Stage I (rationales), 2 epochs")
+    assert (clips, steps, state) == ("14", "8", "to do")
+    assert row(out, "scoring: backbone, zero-shot") == ["5", "to do"]
+    parts = parameter_parts(tiny_model("qwen2_5_vl"), FAMILIES["qwen2_5_vl"])
+    for part, named in parts.items():
+        wide = sum(p.numel() for _, p in named if p.ndim > 1)
+        assert row(out, part)[1] == f"{wide:,}"
+    assert row(out, "language")[2:] == ["0.001", "0.1"]
+    assert "context of the backbone: 4,096 tokens" in out
+    assert "No GPU here: compare the peak" in out or torch.cuda.is_available()
+
+
+def test_it_says_what_is_done(tmp_path, qwen, capsys, monkeypatch):
+    arguments = [*small(qwen), "--model.stage=label", "--data.train_size=4"]
+    monkeypatch.undo()
+    rbft(tmp_path, "fit", *arguments)
+    out = dry_run(tmp_path, capsys, *arguments)
+    assert row(out, "Stage II (labels), 2 epochs")[-1] == "done"
+    assert row(out, "scoring: after Stage II (labels)")[-1] == "done"
+    assert "zero-shot" not in out  # a single stage scores nothing else
+    with pytest.raises(SystemExit):
+        rbft(tmp_path, "fit", *arguments, DRY, "--model.learning_rate=0.5")
+    assert "model.learning_rate: 0.001 -> 0.5" in capsys.readouterr().err
+
+
+def test_frozen_parts_and_zero_shot(tmp_path, qwen, capsys):
+    out = dry_run(tmp_path, capsys, *small(qwen, "--model.vision_learning_rate=0"))
+    assert row(out, "vision")[-2:] == ["frozen", "-"]
+    assert "vision tower" not in out  # nothing of it is kept for a backward pass
+    out = dry_run(tmp_path, capsys, *small(qwen, "--stages=[]"))
+    assert row(out, "scoring: backbone, zero-shot") == ["5", "to do"]
+    assert "learning rate" not in out
+
+
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the configuration of Qwen2.5-VL-7B, a tiny tokenizer, and no weights."""
+    folder = tmp_path_factory.mktemp("seven")
+    with torch.device("meta"):
+        config = backbone("qwen2_5_vl", SEVEN).config
+    tiny = tiny_config("qwen2_5_vl")
+    for name in ("vision_start", "vision_end", "image", "video"):
+        setattr(config, f"{name}_token_id", getattr(tiny, f"{name}_token_id"))
+    config.save_pretrained(folder)
+    tiny_processor("qwen2_5_vl").save_pretrained(folder)
+    return folder
+
+
+def test_eight_gpus_on_a_machine_without(tmp_path, seven, capsys):
+    sharing = ("--trainer.devices=8", "--trainer.strategy=fsdp2", "--trainer.precision=bf16-mixed")
+    batch = ("--data.batch_size=1", "--data.global_batch_size=16", "--gpu_gb=80")
+    on_gpus = ("--trainer.accelerator=gpu", "--model.gradient_checkpointing=true")
+    out = dry_run(tmp_path, capsys, *small(seven, *sharing, *batch, *on_gpus))
+    assert f"{PARAMETERS['qwen2_5_vl']:,} parameters" in out
+    assert "global batch  16 = 8 devices x 1 clip x 2 micro-batches" in out
+    share = 4 * PARAMETERS["qwen2_5_vl"] / 8 / 2**30
+    assert row(out, "weights")[0] == row(out, "gradients")[0] == f"{share:.2f}"
+    assert "Fits a GPU of 80 GiB: " in out
+
+
+def test_one_gpu_is_too_small_for_all_weights_but_not_for_adapters(tmp_path, seven, capsys):
+    options = (
+        "--trainer.precision=bf16-mixed",
+        "--data.batch_size=1",
+        "--data.global_batch_size=4",
+    )
+    out = dry_run(tmp_path, capsys, *small(seven, *options, "--gpu_gb=80"))
+    assert "Does NOT fit a GPU of 80 GiB: " in out
+    adapters = ("--model.lora.rank=64", "--model.quantize=4bit", "--model.vision_learning_rate=0")
+    out = dry_run(tmp_path, capsys, *small(seven, *options, *adapters, "--gpu_gb=24"))
+    assert "Fits a GPU of 24 GiB: " in out
+    assert row(out, "language adapters")[1] == f"{64 * 28 * 2 * 45056:,}"
+
+
+def test_wrong_combinations_are_refused(tmp_path, seven, capsys):
+    error = refusal(tmp_path, capsys, *small(seven, "--model.quantize=4bit"), DRY)
+    assert "model.quantize is 4bit, but weights in 4 bits cannot be trained" in error
+    error = refusal(tmp_path, capsys, *small(seven, "--trainer.devices=3"), DRY)
+    assert error == (
+        "error: data.global_batch_size (4) must be a multiple of devices x data.batch_size (3 x 2 "
+        "= 6). Change data.batch_size, trainer.devices or data.global_batch_size."
+    )
+    frozen = [f"--model.{part}learning_rate=0" for part in ("", "merger_", "vision_")]
+    error = refusal(tmp_path, capsys, *small(seven, *frozen), DRY)
+    assert error.startswith("error: Nothing would train: language, merger, vision are all frozen.")
+    error = refusal(tmp_path, capsys, *small(seven, "--gpu_gb=-3"), DRY)
+    assert error == "error: --gpu_gb (-3) must be above 0: the GPU's memory in GiB."
+
+
+@pytest.mark.parametrize("more", [(DRY,), ()])
+def test_a_clip_beyond_the_context_ends_the_run_at_once(more, tmp_path, qwen, capsys):
+    short = tmp_path / "short"
+    shutil.copytree(qwen, short)
+    config = json.loads((short / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 30
+    (short / "config.json").write_text(json.dumps(config))
+    error = refusal(tmp_path, capsys, *small(short), *more)
+    assert re.fullmatch(
+        r"error: Clip target-train-\d{4} \(.+\.mp4\) takes [\d,]+ tokens \([\d,]+ of video, "
+        r"[\d,]+ of prompt, [\d,]+ of answer\), but model\.backbone .+short takes at most 30 "
+        r"\(max_position_embeddings\)\. 14 of 14 clips are too long\. Lower data\.max_frames, "
+        r"data\.fps or data\.max_pixels\.",
+        error,
+    )
+
+
+def test_the_readme_s_output_is_what_it_prints(tmp_path, capsys):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    chapter = text.split("\n## Before you start: the dry run\n")[1].split("\n## ")[0]
+    (command, shown) = re.findall(r"```\n(.*?)```", chapter, re.DOTALL)
+    words = shlex.split(command)
+    assert words[:4] == ["python", "-m", "rbft", "fit"]
+    for name in ("experiments", "rbft"):
+        (tmp_path / name).symlink_to(EXPERIMENTS.parent / name)
+    capsys.readouterr()
+    rbft(tmp_path, *words[3:])
+    printed = capsys.readouterr().out
+    for part in shown.split("[...]\n"):
+        assert part.strip() in printed

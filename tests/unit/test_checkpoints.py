@@ -1,0 +1,147 @@
+"""What a stage resumes from, and that it resumes exactly."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+
+from rbft.checkpoints import StepCheckpoint
+from tests.unit.test_module import fit
+
+# Checkpoints of the run before lie in the folder, or it goes on in another.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+]
+
+
+class Keep(Callback):
+    """Copies a checkpoint away before it is removed."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder, self.step = folder, step
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        saved = self.folder / f"step={self.step}.ckpt"
+        if saved.exists():
+            saved.with_suffix(".kept").write_bytes(saved.read_bytes())
+
+
+def saver(folder: Path) -> StepCheckpoint:
+    return StepCheckpoint(folder / "checkpoints", 1)
+
+
+def test_a_checkpoint_holds_what_trains(qwen: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"vision_learning_rate": 0.0, "merger_learning_rate": 0.0}
+    model = fit(qwen, tmp_path, saver(tmp_path), model=settings, enable_checkpointing=True)
+    checkpoint = torch.load(tmp_path / "checkpoints/step=1.ckpt", weights_only=True)
+    names = {f"backbone.{name}" for name, _ in model.backbone.named_parameters()}
+    assert set(checkpoint["state_dict"]) == {name for name in names if ".visual." not in name}
+    moments = checkpoint["optimizer_states"][0]["state"]
+    assert len(moments) == len(checkpoint["state_dict"])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_run_goes_on_from_it_to_the_same_weights(
+    qwen: Path, tmp_path: Path, frozen: bool
+) -> None:
+    settings: dict[str, Any] = {
+        "counts": {"train": 10},
+        "data": {"batch_size": 2},
+        "model": {"vision_learning_rate": 0.0} if frozen else {},
+        "max_epochs": 2,
+        "enable_checkpointing": True,
+    }
+    whole = fit(qwen, tmp_path, saver(tmp_path), Keep(tmp_path / "checkpoints", 2), **settings)
+    kept = tmp_path / "checkpoints/step=2.kept"
+    (tmp_path / "again").mkdir()
+    resumed = fit(qwen, tmp_path / "again", saver(tmp_path / "again"), ckpt_path=kept, **settings)
+    for ours, theirs in zip(
+        resumed.backbone.parameters(), whole.backbone.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_checkpoints_of_other_settings_are_refused(qwen: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"enable_checkpointing": True}
+    fit(qwen, tmp_path, saver(tmp_path), data={"batch_size": 2}, **settings)
+    made = tmp_path / "checkpoints/step=1.ckpt"
+    settings |= {"ckpt_path": made, "max_epochs": 2}
+    with pytest.raises(ValueError, match="The checkpoint") as found:
+        fit(qwen, tmp_path, saver(tmp_path), data={"batch_size": 4}, **settings)
+    assert str(found.value) == (
+        "The checkpoint counts its place in micro-batches of 2 clips on 1 processes; this run "
+        "makes them of 4 on 1. Resume with data.batch_size 2 and as many devices, or add "
+        "--restart true."
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"^The checkpoint holds \d+ trained parameters, but \d+ train now \(only now: none; "
+        r"only in the checkpoint: backbone\.model\.visual\.blocks\.0\.attn\.proj\.bias, ",
+    ):
+        fit(
+            qwen,
+            tmp_path,
+            saver(tmp_path),
+            data={"batch_size": 2},
+            model={"vision_learning_rate": 0.0},
+            **settings,
+        )
+
+
+class Dropout(Callback):
+    """Puts dropout into the decoder's blocks, as LoRA has it."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        for block in pl_module.family.blocks(pl_module.backbone)[:2]:
+            block.mlp.down_proj.register_forward_pre_hook(drop)
+
+
+def drop(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return nn.functional.dropout(inputs[0], 0.5, module.training)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_is_drawn_at_random_is_drawn_again(
+    qwen: Path, tmp_path: Path, checkpointing: bool
+) -> None:
+    """Dropout is a function of the place in training, so that nothing of it must be saved."""
+    settings: dict[str, Any] = {
+        "counts": {"train": 10},
+        "data": {"batch_size": 2},
+        "model": {"gradient_checkpointing": checkpointing},
+        "max_epochs": 2,
+        "enable_checkpointing": True,
+    }
+    keep = Keep(tmp_path / "checkpoints", 2)
+    whole = fit(qwen, tmp_path, saver(tmp_path), keep, Dropout(), **settings)
+    torch.manual_seed(99)  # whatever the process has drawn before
+    again = tmp_path / "again"
+    again.mkdir()
+    kept = tmp_path / "checkpoints/step=2.kept"
+    resumed = fit(qwen, again, saver(again), Dropout(), ckpt_path=kept, **settings)
+    plain = fit(qwen, again, **{**settings, "enable_checkpointing": False})
+    same = [
+        [
+            torch.equal(ours, theirs)
+            for ours, theirs in zip(
+                other.backbone.parameters(), whole.backbone.parameters(), strict=True
+            )
+        ]
+        for other in (resumed, plain)
+    ]
+    assert all(same[0])
+    assert not any(same[1]), "there was no dropout"
+
+
+def test_gradient_checkpointing_draws_the_same(qwen: Path, tmp_path: Path) -> None:
+    made = [
+        fit(qwen, tmp_path, Dropout(), model={"gradient_checkpointing": on}) for on in (False, True)
+    ]
+    for ours, theirs in zip(*(model.backbone.parameters() for model in made), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
