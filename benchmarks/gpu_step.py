@@ -328,7 +328,7 @@ def run_all(options: Any, device: torch.device, peak: float | None) -> Iterable[
             parts: dict[str, list] = {part: [] for part in RATES}
             for name, parameter in model.named_parameters():
                 parts[family.part(name)].append((name, parameter))
-            optimiser = torch.optim.AdamW(parameter_groups(parts, RATES, 0.1))
+            optimiser = torch.optim.AdamW(parameter_groups(parts, RATES, 0.1), fused=True)
         except torch.OutOfMemoryError:
             model = None
         for case in cases:

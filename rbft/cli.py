@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, Optional, get_args
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+# It waits for the device in every forward to count the video's tokens, which `rbft.positions` has
+# done before on the processor.
+os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
 
 import torch
 import yaml

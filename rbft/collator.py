@@ -1,6 +1,6 @@
 """From clips to tensors: the only place that tokenizes and masks."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from rbft.families import Family
 from rbft.stages import CLASS, SEPARATOR, Stage
 
 IGNORED = -100
+# Stays in the processor's memory, where it is read: a copy on the device would have to be awaited.
+HOST = ("video_grid_thw",)
 
 
 class Transferable:
@@ -32,14 +34,17 @@ class Transferable:
 
     def _map(self, function: Any) -> Any:
         moved = {}
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
+        for place in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, place.name)
             if isinstance(value, dict):
-                moved[field.name] = {key: function(tensor) for key, tensor in value.items()}
+                moved[place.name] = {
+                    key: function(item) if isinstance(item, Tensor) and key not in HOST else item
+                    for key, item in value.items()
+                }
             elif isinstance(value, Tensor | Transferable):
-                moved[field.name] = function(value)
-            elif field.name == "features":
-                moved[field.name] = [None if item is None else function(item) for item in value]
+                moved[place.name] = function(value)
+            elif place.name == "features":
+                moved[place.name] = [None if item is None else function(item) for item in value]
         return replace(self, **moved)  # type: ignore[type-var]
 
 
@@ -129,6 +134,7 @@ class Batch(Transferable):
         explain: The rationale prompt where clips are classified and explained.
         kept: What the feature cache holds; None without one.
         targets: The answers' tokens; None where there are no answers.
+        tower: What the vision tower would compute from the grids, see `Family.tower_inputs`.
     """
 
     video: dict[str, Tensor]
@@ -142,6 +148,7 @@ class Batch(Transferable):
     explain: Sequences | None = None
     kept: Kept | None = None
     targets: Targets | None = None
+    tower: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -217,6 +224,7 @@ class Collator:
         """One batch of the examples in order."""
         video, grids = self._video(examples)
         answer = None if self.learn is None else self._answer(examples, grids, self.learn)
+        kept = self._kept(examples)
         return Batch(
             video=video,
             answer=answer,
@@ -228,7 +236,8 @@ class Collator:
             total=torch.tensor(float(examples[0].draw.total)),
             errors=[e.error for e in examples],
             explain=None if self.explain is None else self._prompt(examples, grids, self.explain),
-            kept=self._kept(examples),
+            kept=kept,
+            tower={} if kept else self.family.tower_inputs(video["video_grid_thw"], self.config),
         )
 
     def _video(self, examples: list[Example]) -> tuple[dict[str, Tensor], list[list[int]]]:

@@ -264,7 +264,6 @@ def memory_table(memory: Memory, clips: int) -> str:
         ["backward pass of a block", memory.block, "for a moment"],
         ["weights in half precision", memory.copies, "copies that autocast makes"],
         ["gathered weights", memory.gathered, "sharding: for a moment"],
-        ["temporaries of the step", memory.step, "for a moment"],
     ]
     lines = [[name, f"{size / GIB:.2f}", note] for name, size, note in rows if size]
     where = max(memory.moments, key=memory.moments.__getitem__)

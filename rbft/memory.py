@@ -21,9 +21,10 @@ tower; fused attention keeps no scores. With gradient checkpointing a block keep
 its widest, three gradients of width `I` and two of the hidden state. The head takes `V (8 + c)` a
 token: logits, in 32 bits, and their logarithm.
 
-The peak is the largest of four moments: the end of the forward pass, the backward passes of the
-head and of a block, and the optimiser's step. Left out: the CUDA context and libraries (about
-1 GB), fragmentation (keep a tenth free), and the communication's own buffers.
+The peak is the largest of three moments: the end of the forward pass, and the backward passes of
+the head and of a block; the optimiser's step, one kernel, takes nothing besides. Left out: the CUDA
+context and libraries (about 1 GB), fragmentation (keep a tenth free), and the communication's own
+buffers.
 """
 
 from collections.abc import Sequence
@@ -80,7 +81,6 @@ class Memory:
         block: One block's forward computed again (checkpointing), and its backward pass.
         copies: Of weights, that autocast makes in the precision of the products.
         gathered: Weights and gradients that FSDP holds whole for a moment.
-        step: Temporaries of the optimiser's step.
     """
 
     weights: int
@@ -93,7 +93,6 @@ class Memory:
     block: int
     copies: int
     gathered: int
-    step: int
 
     @property
     def always(self) -> int:
@@ -108,7 +107,6 @@ class Memory:
             "end of the forward pass": passing + self.logits + self.copies,
             "backward pass of the head": passing + self.logits + self.head,
             "backward pass of a block": passing + self.block,
-            "optimiser's step": self.always + self.step,
         }
 
     @property
@@ -171,7 +169,6 @@ def step_memory(
         block=block + (block_copies if setup.checkpointing else copies),
         copies=copies,
         gathered=_gathered(model, family, products) if setup.shards > 1 else 0,
-        step=gradients,
     )
 
 

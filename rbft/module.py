@@ -297,7 +297,7 @@ class RBFTModule(LightningModule):
     def vision(self, batch: Batch) -> dict[str, Any]:
         """Arguments of the backbone's forward that show it the batch's clips."""
         if batch.kept is None:
-            return batch.video
+            return {**batch.video, **batch.tower}
         features = tower_features(self.backbone, self.family, batch, self.data.feature_cache)
         return show(self.backbone, features, self.config.vision_config.spatial_merge_size)
 

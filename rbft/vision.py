@@ -91,7 +91,8 @@ def tower_features(
         # One by one: rounding then depends on nothing but the clip, and a run that is killed and
         # started again ends with the same bits.
         with torch.no_grad():
-            own = family.features(backbone.model.visual, pixels, grids[index : index + 1])
+            grid = grids[index : index + 1].to(pixels.device)
+            own = family.features(backbone.model.visual, pixels, grid)
         # In the batch too: it may be shown to the model more than once.
         kept.features[index] = own
         if kept.keys[index]:

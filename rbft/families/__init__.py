@@ -45,6 +45,14 @@ class Family(Protocol):
         """Decoder and vision blocks, the units that sharding gathers at a time."""
         ...
 
+    def tower_inputs(self, grids: Int[Tensor, "clips 3"], config: Any) -> dict[str, Any]:
+        """What the vision tower computes from the grids, ahead of time and on the processor.
+
+        transformers takes it as arguments of the backbone's forward; without it, it would wait for
+        the device in every step to read the grids.
+        """
+        ...
+
     def vision_pairs(self, grid_thw: Sequence[int], config: Any) -> int:
         """Pairs of patches that attend to each other, over all blocks of the vision tower."""
         ...

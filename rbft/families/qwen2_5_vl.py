@@ -33,6 +33,21 @@ class Qwen2_5VL(Qwen2VL):  # noqa: N801 (the architecture's own name)
         units = windowed.unflatten(0, (-1, visual.spatial_merge_size**2))
         return units[torch.argsort(order.to(units.device))].flatten(0, 1)
 
+    def tower_inputs(self, grids: Int[Tensor, "clips 3"], config: Any) -> dict[str, Any]:
+        """Places of the patches, the frames' bounds, and the windows."""
+        from transformers.vision_utils import get_vision_window_index
+
+        vision = config.vision_config
+        order, bounds = get_vision_window_index(
+            grids, vision.spatial_merge_size, vision.window_size, vision.patch_size
+        )
+        return {
+            **super().tower_inputs(grids, config),
+            "video_window_index": order,
+            "video_cu_window_seqlens": bounds,
+            "video_max_window_seqlen": int(bounds.diff().max()),
+        }
+
     def vision_pairs(self, grid_thw: Sequence[int], config: Any) -> int:
         """Pairs of patches that attend to each other: in windows, and in some blocks in frames."""
         pairs, rows, columns = grid_thw

@@ -53,6 +53,18 @@ class Qwen2VL:
         stacks = ("model.language_model.layers", "model.visual.blocks")
         return [block for stack in stacks for block in model.get_submodule(stack).children()]
 
+    def tower_inputs(self, grids: Int[Tensor, "clips 3"], config: Any) -> dict[str, Any]:
+        """Places of the patches, and the frames' bounds."""
+        from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
+
+        bounds = get_vision_cu_seqlens(grids)
+        merge = config.vision_config.spatial_merge_size
+        return {
+            "video_position_ids": get_vision_position_ids(grids, merge),
+            "video_cu_seqlens": bounds,
+            "video_max_seqlen": int(bounds.diff().max()),
+        }
+
     def vision_pairs(self, grid_thw: Sequence[int], config: Any) -> int:
         """Pairs of patches that attend to each other, over all blocks: those of a frame pair."""
         pairs, rows, columns = grid_thw

@@ -76,6 +76,13 @@ def test_cost_by_frames():
     assert all(float(value) > 0 for value in row[1:])
 
 
+def test_the_shares_of_a_step():
+    said = run("profile_step.py", "--stages", "label", "--steps=1")
+    shares = dict(re.findall(r"^([A-Z]?[^\n%]+) (-?\d+)%$", said, re.MULTILINE))
+    assert abs(sum(map(int, shares.values())) - 100) <= len(shares) / 2  # each is rounded
+    assert int(shares["matrix products of tower and decoder"]) > 0
+
+
 def recorded(**more: Any) -> dict[str, Any]:
     step = {"patches": 2240, "tokens": 700, "supervised": 6, "loss": 12.0}
     norms = {"merger": 0.4, "vision": 0.2, "head": 0.4, "language": 0.8}

@@ -206,7 +206,10 @@ def test_every_tensor_moves(qwen):
     for sequences in (answer_of(moved), prompt_of(moved)):
         assert {tensor.device.type for tensor in sequences.inputs.values()} == {"meta"}
         assert sequences.labels.device.type == "meta"
-    assert {tensor.device.type for tensor in moved.video.values()} == {"meta"}
+    assert moved.video["pixel_values_videos"].device.type == "meta"
+    assert moved.video["video_grid_thw"].device.type == "cpu"  # where it is read
+    assert moved.tower["video_cu_seqlens"].device.type == "meta"
+    assert moved.tower["video_max_seqlen"] == batch.tower["video_max_seqlen"]
     for name in ("label", "index", "weight", "total"):
         assert getattr(moved, name).device.type == "meta"
     assert batch.label.device.type == "cpu"
@@ -222,7 +225,7 @@ def test_every_tensor_is_pinned(qwen, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     batch = collator(qwen, learn="label")(examples(2))
     copied = batch.pin_memory()
-    assert len(pinned) == 4 + 3 + 2 + 4  # sequences, targets, video, the rest
+    assert len(pinned) == 4 + 3 + 1 + 4 + 4  # sequences, targets, video, tower, the rest
     assert copied.prompt is None
     assert torch.equal(answer_of(copied).labels, answer_of(batch).labels)
     assert answer_of(copied).labels is not answer_of(batch).labels

@@ -172,8 +172,7 @@ def test_the_peak_of_a_step_is_what_torch_tracks(precision, checkpointing):
         model = backbone("qwen2_vl", size).train()
         if checkpointing:
             model.activation_checkpointing_enable()
-        # As on a GPU, where torch steps on all tensors at a time.
-        optimiser = torch.optim.AdamW(model.parameters(), foreach=True)
+        optimiser = torch.optim.AdamW(model.parameters(), fused=True)
         tracker = MemTracker()
         tracker.track_external(model)
         for _ in range(2):
