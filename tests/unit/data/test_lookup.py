@@ -79,7 +79,7 @@ def test_absolute_paths_inside_the_root_are_accepted(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     (tmp_path / "real").mkdir()
     assert inside(tmp_path / "link", str(tmp_path / "real/b.mp4")) == tmp_path / "link/b.mp4"
-    with pytest.raises(ValueError, match=r"'/.*/real/../b\.mp4' is no path below"):
+    with pytest.raises(ValueError, match=r"is no path below .* must not hold '\.\.'\."):
         inside(tmp_path / "real", f"{tmp_path}/real/../b.mp4")
 
 
