@@ -195,6 +195,7 @@ class RBFTModule(LightningModule):
         self.processor: Any = None
         self.val_metrics = ClassificationMetrics(card.classes)
         self.test_metrics = ClassificationMetrics(card.classes)
+        self.matrices: set[str] = set()  # names of the parameters with several axes
         self.explain = False  # whether predict asks for a rationale besides the class
         self.strict_loading = False  # checkpoints hold what trains, see rbft/checkpoints.py
         self.stopping = 0  # the signal that has asked the run to end after this step
@@ -226,18 +227,15 @@ class RBFTModule(LightningModule):
             )
         if stage == "fit":
             self.check_trainable()
-            if self.weight_decay and isinstance(self.trainer.strategy, FSDPStrategy):
-                raise ValueError(
-                    f"model.weight_decay is {self.weight_decay:g}, but trainer.strategy fsdp makes "
-                    "every parameter a vector, and vectors are not decayed. Set trainer.strategy "
-                    "to fsdp2, or model.weight_decay to 0."
-                )
         if self.quantize and isinstance(self.trainer.strategy, FSDP2 | FSDPStrategy):
             raise ValueError(
                 f"model.quantize is {self.quantize}, but trainer.strategy "
                 f"{type(self.trainer.strategy).__name__} shares out whole weights only. Set "
                 "model.quantize to null, or trainer.strategy to auto."
             )
+        # Lightning would halve the precision of all that is in a batch, weights and counts of tokens
+        # too; the vision tower casts its patches itself.
+        self.trainer.precision_plugin.convert_input = _as_it_is
         if self.processor is None:
             self.processor = load_processor(self.source, self.trust)
         asked = self.stage if stage == "predict" else self.stage.classifier
@@ -259,6 +257,8 @@ class RBFTModule(LightningModule):
                 for _, parameter in named:
                     if self.learning_rates[part] <= 0:
                         parameter.requires_grad_(False)
+            named = self.backbone.named_parameters()
+            self.matrices = {name for name, parameter in named if parameter.ndim > 1}
             if self._trainer is not None and self.data.feature_cache.max_bytes:
                 self.data.tower = tower_digest(
                     self.backbone, self.family, self.processor, str(self.trainer.precision)
@@ -304,7 +304,10 @@ class RBFTModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with one learning rate per part, and a cosine schedule with warm-up."""
         groups = parameter_groups(
-            parameter_parts(self.backbone, self.family), self.learning_rates, self.weight_decay
+            parameter_parts(self.backbone, self.family),
+            self.learning_rates,
+            self.weight_decay,
+            self.matrices,
         )
         # One kernel for all weights. With a gradient scaler it would unscale the gradients itself,
         # after they were clipped.
@@ -368,7 +371,8 @@ class RBFTModule(LightningModule):
         share = self.trainer.accumulate_grad_batches * self.trainer.world_size
         # A loss that is not finite can have finite gradients. Here it has none, and by the sum over
         # processes neither has any of them: the norm tells all.
-        return loss * torch.where(loss.detach().isfinite(), float(share), float("nan"))
+        factor = torch.full_like(loss, share)
+        return loss * factor.where(loss.detach().isfinite(), float("nan"))
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs the loss of the global batch that was just stepped on, and its replaced clips."""
@@ -498,7 +502,7 @@ class RBFTModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Starts the sums of the loss and its tokens."""
-        self._val_loss = torch.zeros(2, device=self.device)
+        self._val_loss = torch.zeros(2, dtype=torch.float32, device=self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the loss per token and the metrics, exact over processes."""
@@ -544,6 +548,10 @@ class RBFTModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another stage."""
         check_stage(checkpoint, self.stage.name)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def check_stage(checkpoint: dict[str, Any], stage: str) -> None:

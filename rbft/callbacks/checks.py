@@ -36,8 +36,10 @@ class TrainableParts(Callback):
             return
         self.checked = True
         for group in optimizer.param_groups:
-            gradients: list[Any] = [p.grad for p in group["params"] if p.requires_grad]
-            if not any(g is not None and bool((g != 0).any()) for g in gradients):
+            # Under FSDP1 a process may hold nothing of a parameter.
+            held = [p for p in group["params"] if p.requires_grad and p.numel()]
+            gradients: list[Any] = [p.grad for p in held]
+            if held and not any(g is not None and bool((g != 0).any()) for g in gradients):
                 raise ValueError(
                     f"No gradient reached the parameters of '{group['name']}' "
                     f"({len(gradients)} tensors) in the first step, although they should train. "

@@ -40,6 +40,7 @@ KINDS = {
         [f"--config={EXPERIMENTS / 'hardware/eight_80gb_gpus.yaml'}"],
         ["--model.gradient_checkpointing=true"],
     ),
+    "fsdp": ([], [f"--config={Path(__file__).with_name('fsdp.yaml')}"]),
 }
 
 
@@ -81,7 +82,7 @@ def runs(
 ) -> Runs:
     if request.param == "fsdp2":
         return request.getfixturevalue("sharded")
-    return Runs(one, tmp_path_factory.mktemp("ddp"), options, "ddp")
+    return Runs(one, tmp_path_factory.mktemp(request.param), options, request.param)
 
 
 def scalars(folder: Path, stage: str, name: str) -> list[float]:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 import rbft.module
@@ -391,15 +390,23 @@ def test_lightning_s_own_sampler_is_refused(qwen: Path):
         model.setup("fit")
 
 
-def test_fsdp_cannot_tell_what_to_decay(qwen: Path):
-    model: Any = module(qwen)
-    model._trainer = SimpleNamespace(world_size=1, strategy=FSDPStrategy())
-    with pytest.raises(ValueError, match=r"^model\.weight_decay is 0\.1, but") as found:
-        model.setup("fit")
-    assert str(found.value) == (
-        "model.weight_decay is 0.1, but trainer.strategy fsdp makes every parameter a vector, and "
-        "vectors are not decayed. Set trainer.strategy to fsdp2, or model.weight_decay to 0."
-    )
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_in_half_precision_counts_and_weights_stay_whole(
+    qwen: Path, tmp_path: Path, precision: str
+):
+    """bfloat16 knows no 257: a loss divided by 256 tokens instead would be another."""
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):  # type: ignore[override]
+            seen.append((batch.total.dtype, batch.weight.dtype, float(batch.total)))
+
+    seen: list[Any] = []
+    made = fit(qwen, tmp_path, Look(), stage="rationale", precision=precision)
+    totals = {total for *_, total in seen}
+    assert {kind for *kinds, _ in seen for kind in kinds} == {torch.float32}
+    assert all(total == round(total) > 0 for total in totals)
+    kinds = {parameter.dtype for parameter in made.backbone.parameters()}
+    assert kinds == {torch.bfloat16 if precision == "bf16-true" else torch.float32}
 
 
 # Classification
