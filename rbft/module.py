@@ -550,8 +550,8 @@ class RBFTModule(LightningModule):
         check_stage(checkpoint, self.stage.name)
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _as_it_is(data: Any) -> Any:
+    return data
 
 
 def check_stage(checkpoint: dict[str, Any], stage: str) -> None:
