@@ -233,8 +233,8 @@ class RBFTModule(LightningModule):
                 f"{type(self.trainer.strategy).__name__} shares out whole weights only. Set "
                 "model.quantize to null, or trainer.strategy to auto."
             )
-        # Lightning would halve the precision of all that is in a batch, weights and counts of tokens
-        # too; the vision tower casts its patches itself.
+        # Lightning would halve the precision of all that is in a batch, weights and counts too; the
+        # vision tower casts its patches itself.
         self.trainer.precision_plugin.convert_input = _as_it_is
         if self.processor is None:
             self.processor = load_processor(self.source, self.trust)
