@@ -446,8 +446,11 @@ class Method:
         clips = {split: [clip.id for clip in data.clips(split)] for split in SPLITS}
         check_settings(file, yaml.safe_load(text))
         check_clips(chosen, clips)
-        if not _get_rank() and not chosen.exists():
+        if _get_rank():
+            return
+        if not chosen.exists():
             write_json(chosen, clips)
+        if not file.exists():  # a kill may have come in between
             write_text(file, text)
 
     def _use_store(self) -> None:
