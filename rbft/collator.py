@@ -33,19 +33,20 @@ class Transferable:
         return self._map(lambda value: value.pin_memory())
 
     def _map(self, function: Any) -> Any:
-        moved = {}
-        for place in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, place.name)
-            if isinstance(value, dict):
-                moved[place.name] = {
-                    key: function(item) if isinstance(item, Tensor) and key not in HOST else item
-                    for key, item in value.items()
-                }
-            elif isinstance(value, Tensor | Transferable):
-                moved[place.name] = function(value)
-            elif place.name == "features":
-                moved[place.name] = [None if item is None else function(item) for item in value]
+        names = [place.name for place in fields(self)]  # type: ignore[arg-type]
+        moved = {name: _apply(function, getattr(self, name)) for name in names}
         return replace(self, **moved)  # type: ignore[type-var]
+
+
+def _apply(function: Any, value: Any) -> Any:
+    """The value with the function applied to every tensor in it, but those of the host."""
+    if isinstance(value, Tensor | Transferable):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_apply(function, item) for item in value)
+    if isinstance(value, dict):
+        return {key: item if key in HOST else _apply(function, item) for key, item in value.items()}
+    return value
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 
-from rbft.collator import IGNORED
+from rbft.collator import IGNORED, Transferable
 from rbft.data.base import Clip
 from rbft.data.sampler import Draw
 from rbft.stages import STAGES
@@ -229,3 +230,20 @@ def test_every_tensor_is_pinned(qwen, monkeypatch):
     assert copied.prompt is None
     assert torch.equal(answer_of(copied).labels, answer_of(batch).labels)
     assert answer_of(copied).labels is not answer_of(batch).labels
+
+
+@dataclass(frozen=True)
+class Luggage(Transferable):
+    items: Any
+
+
+def test_tensors_move_in_whatever_holds_them():
+    here = torch.zeros(1)
+    held = [None, (here, "word"), {"list": [here], "video_grid_thw": here}, Luggage(here)]
+    none, pair, mapping, other = Luggage(held).to(torch.device("meta")).items
+    assert none is None
+    assert isinstance(pair, tuple)
+    assert pair[1] == "word"
+    assert mapping["video_grid_thw"] is here
+    assert {t.device.type for t in (pair[0], mapping["list"][0], other.items)} == {"meta"}
+    assert here.device.type == "cpu"
