@@ -15,7 +15,7 @@ import time
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ FREED = 0.1  # share of the folder that a full one is emptied by, for the same r
 
 
 class DiskCache:
-    """Tensors on disk, least recently used ones removed first.
+    """Tensors on disk, least recently used ones removed first. Subclasses say what they are.
 
     A folder that cannot be written, or a full disk, costs a line in the log and nothing else.
 
@@ -43,18 +43,21 @@ class DiskCache:
         folder: Where the files are; made where it does not exist.
         max_bytes: Size that the folder is kept within. More than 16 processes that write at the
             same time may exceed it for a moment.
+
+    Attributes:
         suffix: Ending of the files' names.
         name: What the cache is called in messages.
         otherwise: What happens where the folder cannot be written, for the message.
     """
 
-    def __init__(
-        self, folder: Path, max_bytes: int, *, suffix: str, name: str, otherwise: str
-    ) -> None:
+    suffix: ClassVar[str]
+    name: ClassVar[str]
+    otherwise: ClassVar[str]
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
         if max_bytes < 0:
-            raise ValueError(f"The {name}'s size ({max_bytes} bytes) must not be negative.")
-        self.folder, self.max_bytes, self.suffix = Path(folder), max_bytes, suffix
-        self.name, self.otherwise = name, otherwise
+            raise ValueError(f"The {self.name}'s size ({max_bytes} bytes) must not be negative.")
+        self.folder, self.max_bytes = Path(folder), max_bytes
         self._complained = False
         self._room = 0.0  # bytes that may be written before the folder is listed again
 

@@ -1,7 +1,6 @@
 """Outputs of a frozen vision tower on disk: later epochs and stages neither decode nor run it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
@@ -31,21 +30,11 @@ class SeenVideo:
 
 
 class FeatureCache(DiskCache):
-    """Outputs of vision towers.
+    """Outputs of vision towers."""
 
-    Args:
-        folder: See `DiskCache`.
-        max_bytes: See `DiskCache`.
-    """
-
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        super().__init__(
-            folder,
-            max_bytes,
-            suffix=".features",
-            name="feature cache",
-            otherwise="the vision tower runs every time",
-        )
+    suffix = ".features"
+    name = "feature cache"
+    otherwise = "the vision tower runs every time"
 
     def get(self, key: str) -> SeenVideo | None:
         """What is kept under the key; None where there is nothing."""

@@ -28,21 +28,11 @@ def clip_key(path: Path, settings: dict[str, Any], *facts: Any) -> str:
 
 
 class FrameCache(DiskCache):
-    """Decoded clips.
+    """Decoded clips."""
 
-    Args:
-        folder: See `DiskCache`.
-        max_bytes: See `DiskCache`.
-    """
-
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        super().__init__(
-            folder,
-            max_bytes,
-            suffix=".clip",
-            name="frame cache",
-            otherwise="clips are decoded every time",
-        )
+    suffix = ".clip"
+    name = "frame cache"
+    otherwise = "clips are decoded every time"
 
     def get_or_decode(self, path: Path, **settings: Any) -> Video:
         """The clip, from the folder if it is there, else decoded and put there.

@@ -8,6 +8,12 @@ from rbft.data.diskcache import DiskCache
 from rbft.data.featurecache import FeatureCache, SeenVideo
 
 
+class SmallCache(DiskCache):
+    suffix = ".x"
+    name = "small cache"
+    otherwise = "nothing is kept"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_features_come_back_as_they_were(tmp_path: Path, dtype: torch.dtype) -> None:
     cache = FeatureCache(tmp_path, 1 << 20)
@@ -50,15 +56,11 @@ def test_the_folder_is_not_listed_for_every_file(
         return list_files(self)
 
     monkeypatch.setattr(DiskCache, "_files", count)
-
-    def cache(max_bytes: int) -> DiskCache:
-        return DiskCache(tmp_path, max_bytes, suffix=".x", name="test cache", otherwise="")
-
-    roomy = cache(1000 * 5000)
+    roomy = SmallCache(tmp_path, 1000 * 5000)
     for number in range(400):
         roomy.write(str(number), tensor, {})
     assert listings[0] < 20
-    full = cache(200 * 5000)
+    full = SmallCache(tmp_path, 200 * 5000)
     listings[0] = 0
     for number in range(400, 800):
         full.write(str(number), tensor, {})
@@ -73,10 +75,7 @@ def test_the_folder_is_not_listed_for_every_file(
 def test_sixteen_writers_together_stay_within_the_size(tmp_path: Path) -> None:
     """Each may use up its share of the room that it has seen before it looks again."""
     assert diskcache.SHARE * 16 == 1
-    made = [
-        DiskCache(tmp_path, 100_000, suffix=".x", name="test cache", otherwise="")
-        for _ in range(16)
-    ]
+    made = [SmallCache(tmp_path, 100_000) for _ in range(16)]
     for number in range(200):
         made[number % 16].write(str(number), torch.zeros(100), {})
         assert made[0].size() <= 100_000
