@@ -249,12 +249,11 @@ def release(model: nn.Module) -> None:
             module.set_reshard_after_forward(module is not model, recurse=False)
 
 
-def full_state(strategy: Strategy, *, trained: bool = False) -> dict[str, Tensor] | None:
+def full_state(strategy: Strategy) -> dict[str, Tensor] | None:
     """The backbone's whole state, in the processor's memory of the first process; collective.
 
     Args:
         strategy: The strategy that trained it.
-        trained: Only what trains (the adapters, with LoRA).
 
     Returns:
         Tensors by name for `save_pretrained(state_dict=...)`: nothing on the other processes, and
@@ -263,7 +262,7 @@ def full_state(strategy: Strategy, *, trained: bool = False) -> dict[str, Tensor
     if not isinstance(strategy, FSDP2 | FSDPStrategy):
         return None
     assert strategy.model is not None
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state: dict[str, Any] = get_model_state_dict(strategy.model, options=options)
     return {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
 
