@@ -30,7 +30,6 @@ from rbft.stages import STAGES, find_stage
 GIB = 2**30
 CONTEXT_BYTES = 1.0 * GIB  # what CUDA and its libraries take
 SPARE = 1.1  # room for fragmentation
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
