@@ -21,7 +21,7 @@ from rbft.flops import ClipTokens, Flops, StepCounter, tower_width
 from rbft.lengths import check_context, count_tokens
 from rbft.memory import Memory, Setup, step_memory
 from rbft.module import RBFTModule
-from rbft.optim import parameter_groups, parameter_table
+from rbft.optim import freeze, parameter_groups, parameter_table
 from rbft.run import ZERO_SHOT, Run
 from rbft.screen import table
 from rbft.sharding import is_sharded
@@ -184,10 +184,7 @@ def empty_backbone(model: RBFTModule, trainer: Trainer) -> Any:
         if model.lora is not None:
             merger = model.learning_rates["merger"] > 0
             add_adapters(backbone, model.lora, None, merger=merger, read=False)
-    for part, named in parameter_parts(backbone, model.family).items():
-        if model.learning_rates[part] <= 0:
-            for _, parameter in named:
-                parameter.requires_grad_(False)
+    freeze(parameter_parts(backbone, model.family), model.learning_rates)
     return backbone
 
 

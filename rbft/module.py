@@ -43,7 +43,7 @@ from rbft.data.base import VideoDataModule
 from rbft.data.card import Card
 from rbft.kernels import speed_up
 from rbft.metrics import ClassificationMetrics
-from rbft.optim import cosine_schedule, parameter_groups
+from rbft.optim import cosine_schedule, freeze, parameter_groups
 from rbft.sharding import (
     FSDP2,
     clip_gradients,
@@ -253,10 +253,7 @@ class RBFTModule(LightningModule):
             sharded = strategy is not None and is_sharded(strategy)
             self.backbone = self._load(sharded)
             # Before the strategy wraps the model: it must know what takes part in a step.
-            for part, named in parameter_parts(self.backbone, self.family).items():
-                for _, parameter in named:
-                    if self.learning_rates[part] <= 0:
-                        parameter.requires_grad_(False)
+            freeze(parameter_parts(self.backbone, self.family), self.learning_rates)
             named = self.backbone.named_parameters()
             self.matrices = {name for name, parameter in named if parameter.ndim > 1}
             if self._trainer is not None and self.data.feature_cache.max_bytes:

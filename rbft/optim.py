@@ -11,6 +11,19 @@ from torch.optim.lr_scheduler import LambdaLR
 Parts = dict[str, list[tuple[str, nn.Parameter]]]
 
 
+def freeze(parts: Parts, learning_rates: dict[str, float]) -> None:
+    """Freezes the parts whose learning rate is not above 0, in place.
+
+    Args:
+        parts: Named parameters by part.
+        learning_rates: Learning rate by part.
+    """
+    for part, named in parts.items():
+        if learning_rates[part] <= 0:
+            for _, parameter in named:
+                parameter.requires_grad_(False)
+
+
 def parameter_groups(
     parts: Parts,
     learning_rates: dict[str, float],
@@ -36,6 +49,7 @@ def parameter_groups(
     Raises:
         ValueError: If a learning rate is negative, or nothing would train.
     """
+    freeze(parts, learning_rates)
     groups = []
     for part, named in parts.items():
         rate = learning_rates[part]
@@ -44,10 +58,6 @@ def parameter_groups(
                 f"The learning rate of the {part} part is {rate:g}. It must be positive, or 0 to "
                 "freeze the part."
             )
-        if rate == 0:
-            for _, parameter in named:
-                parameter.requires_grad_(False)
-            continue
         decayed, others = [], []
         for name, parameter in named:
             if parameter.requires_grad:
