@@ -34,19 +34,11 @@ def launch(python: str, script: list[str], spec: dict[str, Any], file: Path) -> 
         RuntimeError: With the end of what it said, if it recorded nothing.
     """
     file.write_text(json.dumps(spec), encoding="utf-8")
-    threads = {f"{library}_NUM_THREADS": "1" for library in LIBRARIES}
-    said = subprocess.run(
-        [python, str(HERE / script[0]), *script[1:], str(file)],
-        cwd=file.parent,
-        env={**os.environ, **threads, **OFFLINE},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ).stdout
+    command = [python, str(HERE / script[0]), *script[1:], str(file)]
+    said = _run(command, file.parent).stdout
     recorded = Path(spec["record"]["file"])
     if not recorded.exists():
-        raise RuntimeError("\n".join(said.splitlines()[-15:]))
+        raise RuntimeError(_end(said))
     return json.loads(recorded.read_text(encoding="utf-8"))
 
 
@@ -56,9 +48,15 @@ def rbft(*command: str, folder: Path) -> None:
     Raises:
         RuntimeError: With the end of what it said, if it failed.
     """
+    done = _run([sys.executable, "-m", "rbft", *command], folder)
+    if done.returncode:
+        raise RuntimeError(_end(done.stdout))
+
+
+def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     threads = {f"{library}_NUM_THREADS": "1" for library in LIBRARIES}
-    done = subprocess.run(
-        [sys.executable, "-m", "rbft", *command],
+    return subprocess.run(
+        command,
         cwd=folder,
         env={**os.environ, **threads, **OFFLINE},
         stdout=subprocess.PIPE,
@@ -66,5 +64,7 @@ def rbft(*command: str, folder: Path) -> None:
         text=True,
         errors="replace",
     )
-    if done.returncode:
-        raise RuntimeError("\n".join(done.stdout.splitlines()[-15:]))
+
+
+def _end(said: str) -> str:
+    return "\n".join(said.splitlines()[-15:])
