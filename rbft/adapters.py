@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rbft.backbone import fingerprint
+from rbft.backbone import fingerprint, frozen_dtype
 from rbft.run import read_provenance
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -132,6 +132,27 @@ def check_adapters(
                 f"{config.lora_alpha}, but model.lora asks for rank {lora.rank} and alpha "
                 f"{lora.alpha}. An adapter is trained on as it is: set model.lora to its values."
             )
+
+
+def weights_dtype(
+    lora: LoRA | None,
+    quantize: str | None,
+    weights: Path | None,
+    precision: str,
+    *,
+    sharded: bool,
+) -> torch.dtype:
+    """Precision in which whole weights are loaded: lower where only adapters on them train.
+
+    Args:
+        lora: The adapters to train, or None to train the weights themselves.
+        quantize: How the frozen weights are stored.
+        weights: Weights folder to start from.
+        precision: The Trainer's.
+        sharded: Whether the weights are shared out, of which FSDP2 gathers one precision only.
+    """
+    frozen = lora is not None or quantize is not None or is_adapter(weights)
+    return frozen_dtype(precision) if frozen and not sharded else torch.get_default_dtype()
 
 
 def add_adapters(

@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
-from rbft.adapters import add_adapters
-from rbft.backbone import frozen_dtype, load_model, load_processor, parameter_parts
+from rbft.adapters import add_adapters, weights_dtype
+from rbft.backbone import load_model, load_processor, parameter_parts
 from rbft.collator import Collator
 from rbft.data.base import Clip, VideoDataModule
 from rbft.data.rationales import RationaleStore, mix
@@ -172,14 +172,16 @@ def report(plan: Plan, name: str, gpu_gb: float | None) -> str:
 def empty_backbone(model: RBFTModule, trainer: Trainer) -> Any:
     """The backbone as it trains, precisions and adapters included, without weights."""
     sharded = is_sharded(trainer.strategy)
-    half = (model.lora is not None or model.quantize is not None) and not sharded
+    precision = str(trainer.precision)
     with trainer.precision_plugin.tensor_init_context():
         backbone = load_model(
             model.base,
             "eager",  # no forward pass is made
             model.gradient_checkpointing,
             empty=True,
-            dtype=frozen_dtype(str(trainer.precision)) if half else None,
+            dtype=weights_dtype(
+                model.lora, model.quantize, model.weights, precision, sharded=sharded
+            ),
         )
         if model.lora is not None:
             merger = model.learning_rates["merger"] > 0

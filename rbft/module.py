@@ -20,7 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from rbft.adapters import LoRA, add_adapters, check_adapters, find_base, is_adapter
+from rbft.adapters import LoRA, add_adapters, check_adapters, find_base, is_adapter, weights_dtype
 from rbft.answers import (
     Read,
     continue_prompts,
@@ -30,7 +30,6 @@ from rbft.answers import (
     write_after,
 )
 from rbft.backbone import (
-    frozen_dtype,
     generation_settings,
     load_config,
     load_model,
@@ -269,16 +268,14 @@ class RBFTModule(LightningModule):
         trainer = self._trainer
         empty = sharded and not self.trainer.is_global_zero
         adapter = self.weights if is_adapter(self.weights) else None
-        frozen = adapter is not None or self.lora is not None or self.quantize is not None
-        # Sharding gathers weights of one precision only.
-        half = frozen and trainer is not None and not sharded
+        precision = "32-true" if trainer is None else str(trainer.precision)
         device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
         backbone = load_model(
             self.base,
             self.attention,
             self.gradient_checkpointing,
             empty=empty,
-            dtype=frozen_dtype(str(self.trainer.precision)) if half else None,
+            dtype=weights_dtype(self.lora, self.quantize, self.weights, precision, sharded=sharded),
             four_bit=device if self.quantize else None,
             trust=self.trust,
         )

@@ -14,6 +14,7 @@ from rbft.adapters import (
     check_adapters,
     find_base,
     is_adapter,
+    weights_dtype,
 )
 from rbft.backbone import fingerprint, load_model, parameter_parts
 from rbft.module import RBFTModule
@@ -131,6 +132,18 @@ def test_adapters_train_in_32_bits_on_weights_in_16(qwen: Path) -> None:
     add_adapters(model, SETTINGS, None, merger=True)
     dtypes = {p.requires_grad: p.dtype for p in model.parameters()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
+
+
+def test_weights_that_do_not_train_are_loaded_in_the_precision_of_the_products(
+    qwen: Path, tmp_path: Path
+) -> None:
+    made = adapter(qwen, tmp_path / "adapter")
+    for frozen in ((SETTINGS, None, None), (None, "4bit", None), (None, None, made)):
+        assert weights_dtype(*frozen, "bf16-mixed", sharded=False) == torch.bfloat16
+        assert weights_dtype(*frozen, "32-true", sharded=False) == torch.float32
+        assert weights_dtype(*frozen, "bf16-mixed", sharded=True) == torch.float32
+    for whole in (None, qwen):
+        assert weights_dtype(None, None, whole, "bf16-mixed", sharded=False) == torch.float32
 
 
 def test_new_adapters_change_nothing(qwen: Path) -> None:
