@@ -3,7 +3,8 @@
 Several clips stand in one row without padding, and each attends to itself alone. Instead of a
 mask over the whole row (its length squared), every segment is a call of its own, and segments of
 equal length are one call: nothing is computed across segments, no mask is built, and torch
-takes its flash kernels. On a GPU in half precision one kernel takes all segments at once.
+takes its flash kernels. On a GPU in half precision one kernel takes all segments at once; that has
+not been run on a GPU yet, tests put a stand-in in the kernel's place.
 
 transformers calls this under the two names below. Rows that are padded instead (cached prompts in
 evaluation) go the way of transformers' own sdpa.
