@@ -71,8 +71,6 @@ def publish(weights: Path, base: str, output: Path, dtype: str = "base") -> None
     write_json(part / PROVENANCE, {key: value for key, value in note.items() if key != "base"})
     text = model_card(weights, base, str(wanted).removeprefix("torch."))
     (part / "README.md").write_text(text, encoding="utf-8")
-    for file in part.iterdir():
-        file.chmod(0o644)  # safetensors writes for its owner only
     replace_folder(part, output)
 
 

@@ -229,7 +229,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_folder(made: Path, target: Path) -> None:
-    """Puts a finished folder in its place; an older one there goes away."""
+    """Puts a finished folder in its place, readable for all; an older one there goes away."""
+    for file in made.iterdir():
+        file.chmod(0o644)  # safetensors writes for its owner only
     if target.exists():
         shutil.rmtree(target)
     made.replace(target)

@@ -43,8 +43,6 @@ class StageHandoff(Callback):
         module.processor.save_pretrained(part)
         module.card.save(part / "card.yaml")
         write_json(part / PROVENANCE, self.provenance)
-        for file in part.iterdir():
-            file.chmod(0o644)  # safetensors writes for its owner only
         replace_folder(part, self.target)
         # Checkpoints only resume; the stage is done.
         shutil.rmtree(self.target.parent / "checkpoints", ignore_errors=True)

@@ -45,8 +45,10 @@ def test_a_stage_is_finished_when_its_weights_are_whole(tmp_path):
     run.weights("label").mkdir()
     (run.weights("label") / "model.safetensors").touch()
     assert not run.trained("label"), "a folder without provenance counts"
+    (part / PROVENANCE).chmod(0o600)
     replace_folder(part, run.weights("label"))
     assert run.trained("label")
+    assert (run.weights("label") / PROVENANCE).stat().st_mode & 0o777 == 0o644
     assert not part.exists()
     assert not (run.weights("label") / "model.safetensors").exists()
 
