@@ -180,12 +180,6 @@ def short_name(source: str) -> str:
 
 
 def generation_settings(processor: "ProcessorMixin", max_new_tokens: int) -> dict[str, Any]:
-    """Greedy decoding, spelt out: the hub's generation configs sample and penalise repetition."""
+    """What ends an answer that the backbone writes: its longest length, and the turn's end."""
     tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009 (untyped in transformers)
-    return {
-        "max_new_tokens": max_new_tokens,
-        "do_sample": False,
-        "repetition_penalty": 1.0,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    return {"max_new_tokens": max_new_tokens, "eos_token_id": tokenizer.eos_token_id}

@@ -15,10 +15,16 @@ Answers = list[list[int]]
 
 def one_by_one(folder: Path, model: Any, count: int, settings: dict[str, Any]) -> Answers:
     make, texts = collator(folder, ask="rationale"), []
+    # Spelt out: the hub's generation configs sample and penalise repetition.
+    greedy = {
+        "do_sample": False,
+        "repetition_penalty": 1.0,
+        "pad_token_id": make.processor.tokenizer.pad_token_id,
+    }
     for example in examples(count):
         batch = make([example])
         prompt = prompt_of(batch)
-        written = model.generate(**prompt.inputs, **batch.video, **settings)
+        written = model.generate(**prompt.inputs, **batch.video, **settings, **greedy)
         texts.append(written[0, prompt.input_ids.shape[1] :].tolist())
     return texts
 
