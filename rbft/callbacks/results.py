@@ -5,11 +5,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbft.data.base import Clip
 from rbft.run import digest, write_json
+from rbft.sharding import everyone
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class ResultsWriter(Callback):
         # Computing is collective: every process takes part.
         values = {name: float(value) for name, value in metrics.compute().items()}
         confusion = metrics.confusion().tolist()
-        rows = _gather(trainer, self.rows)
+        rows = everyone(trainer.world_size, self.rows)
         if not trainer.is_global_zero:
             return
         rows = sorted(rows, key=lambda row: row["index"])
@@ -114,12 +114,3 @@ class ResultsWriter(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the files."""
         self._write(trainer, pl_module, pl_module.test_metrics)
-
-
-def _gather(trainer: Trainer, rows: list[Any]) -> list[Any]:
-    """Rows of all processes; collective."""
-    if trainer.world_size == 1:
-        return rows
-    gathered: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(gathered, rows)
-    return [row for part in gathered for row in part]
