@@ -77,11 +77,6 @@ class _Listing:
     folders: set[str]
 
 
-def find_video(root: Path, clip_id: str) -> Path:
-    """One look-up, see `VideoLookup.find`; use that class for many ids."""
-    return VideoLookup(root).find(clip_id)
-
-
 def inside(root: Path, relative: str) -> Path:
     """The path below the root; an absolute one is accepted where it lies there.
 

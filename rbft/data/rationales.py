@@ -50,24 +50,6 @@ class RationaleStore:
         """Clips that were to have a rationale, but whose video could not be decoded."""
         return {n for n, record in self.records.items() if record["finish"] == UNDECODABLE}
 
-    def require(self, ids: Sequence[str], benchmark: str, command: str) -> None:
-        """Checks that training clips have a rationale.
-
-        Args:
-            ids: The training clips.
-            benchmark: Name of the benchmark for the message.
-            command: What writes rationales, "python -m rbft rationalize --config ...".
-
-        Raises:
-            ValueError: If one has none.
-        """
-        missing = self.missing(ids)
-        if missing:
-            raise ValueError(
-                f"No rationales for {len(missing)} of {len(ids)} training clips of {benchmark} "
-                f"(first: {missing[0]}). Run: {command}"
-            )
-
     def check_split(self, splits: Mapping[str, str], allowed: Sequence[str]) -> None:
         """Checks that no clip of another split has a rationale here.
 

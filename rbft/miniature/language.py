@@ -101,11 +101,6 @@ def factors(text: str) -> dict[str, str]:
     return found
 
 
-def true_factors(scene: Scene) -> dict[str, str]:
-    """What `factors` reads from the scene's own rationale."""
-    return factors(rationale(scene))
-
-
 def _hour(scene: Scene) -> str:
     return "night" if scene.night else "day"
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rbft.data.lookup import VideoLookup, find_video, inside, list_videos, without_suffix
+from rbft.data.lookup import VideoLookup, inside, list_videos, without_suffix
 
 
 def touch(path):
@@ -33,23 +33,23 @@ def test_accepted_layouts(tmp_path, clip_id, name):
     touch(tmp_path / "other.mp4")
     touch(tmp_path / "a.mp4.part")
     touch(tmp_path / "a.txt")
-    assert find_video(tmp_path, clip_id) == path
+    assert VideoLookup(tmp_path).find(clip_id) == path
 
 
 def test_video_in_its_folder_may_have_company(tmp_path):
     path = touch(tmp_path / "a/video.mp4")
     touch(tmp_path / "a/preview.mp4")
     touch(tmp_path / "a/video.json")
-    assert find_video(tmp_path, "a") == path
+    assert VideoLookup(tmp_path).find("a") == path
 
 
 def test_nothing_found_is_a_missing_mp4(tmp_path):
-    assert find_video(tmp_path, "-a") == tmp_path / "-a.mp4"
-    assert find_video(tmp_path / "none", "a.b") == tmp_path / "none/a.b.mp4"
+    assert VideoLookup(tmp_path).find("-a") == tmp_path / "-a.mp4"
+    assert VideoLookup(tmp_path / "none").find("a.b") == tmp_path / "none/a.b.mp4"
     (tmp_path / "a").mkdir()
-    assert find_video(tmp_path, "a") == tmp_path / "a.mp4"
+    assert VideoLookup(tmp_path).find("a") == tmp_path / "a.mp4"
     os.mkfifo(tmp_path / "pipe.mkv")
-    assert find_video(tmp_path, "pipe") == tmp_path / "pipe.mp4"
+    assert VideoLookup(tmp_path).find("pipe") == tmp_path / "pipe.mp4"
 
 
 @pytest.mark.parametrize(
@@ -58,20 +58,20 @@ def test_nothing_found_is_a_missing_mp4(tmp_path):
 def test_ambiguity(tmp_path, names):
     paths = map(str, sorted(touch(tmp_path / name) for name in names))
     with pytest.raises(ValueError, match="id 'a': several videos could be meant: ") as error:
-        find_video(tmp_path, "a")
+        VideoLookup(tmp_path).find("a")
     assert ", ".join(paths) in str(error.value)
 
 
 @pytest.mark.parametrize("clip_id", ["../a", "a/../../b", "/etc/a", "..", ".", "", "/"])
 def test_ids_that_leave_the_root(tmp_path, clip_id):
     with pytest.raises(ValueError, match=r"is no path below .*; ids and paths must lie there"):
-        find_video(tmp_path, clip_id)
+        VideoLookup(tmp_path).find(clip_id)
 
 
 @pytest.mark.parametrize("clip_id", ["a" * 241, "a\0b", "\ud800", "/".join(["abc"] * 400)])
 def test_ids_that_no_file_can_have(tmp_path, clip_id):
     with pytest.raises(ValueError, match=r"cannot be a file name: it is too long"):
-        find_video(tmp_path, clip_id)
+        VideoLookup(tmp_path).find(clip_id)
 
 
 def test_absolute_paths_inside_the_root_are_accepted(tmp_path, monkeypatch):
@@ -91,12 +91,12 @@ def test_links(tmp_path):
     (root / "out.mp4").symlink_to(outside)
     (root / "loop.mp4").symlink_to(root / "loop.mp4")
     (root / "folder").symlink_to(tmp_path)
-    assert find_video(root, "in") == root / "in.mp4"
+    assert VideoLookup(root).find("in") == root / "in.mp4"
     with pytest.raises(ValueError, match=r"out\.mp4 is a symbolic link out of .*Copy the video"):
-        find_video(root, "out")
+        VideoLookup(root).find("out")
     with pytest.raises(ValueError, match=r"outside\.mp4 is a symbolic link out of"):
-        find_video(root, "folder/outside")
-    assert find_video(root, "loop") == root / "loop.mp4"
+        VideoLookup(root).find("folder/outside")
+    assert VideoLookup(root).find("loop") == root / "loop.mp4"
     with pytest.raises(ValueError, match=r"out\.mp4 is a symbolic link out of"):
         list_videos(root)
 
@@ -104,13 +104,13 @@ def test_links(tmp_path):
 def test_the_root_itself_may_be_a_link(tmp_path):
     path = touch(tmp_path / "real/a.mp4")
     (tmp_path / "root").symlink_to(path.parent)
-    assert find_video(tmp_path / "root", "a") == tmp_path / "root/a.mp4"
+    assert VideoLookup(tmp_path / "root").find("a") == tmp_path / "root/a.mp4"
 
 
 def test_root_that_is_a_file(tmp_path):
     path = touch(tmp_path / "a.mp4")
     with pytest.raises(ValueError, match=r"Video folder .*a\.mp4 cannot be listed: Not a dir"):
-        find_video(path, "a")
+        VideoLookup(path).find("a")
     with pytest.raises(ValueError, match=r"Folder .*none cannot be listed: No such file"):
         list_videos(tmp_path / "none")
 
@@ -149,7 +149,7 @@ def test_without_suffix():
 def test_no_id_leads_out_of_the_root(tmp_path_factory, clip_id):
     root = tmp_path_factory.getbasetemp() / "root"
     try:
-        path = find_video(root, clip_id)
+        path = VideoLookup(root).find(clip_id)
     except ValueError:
         return
     assert path.resolve().is_relative_to(root.resolve())

@@ -245,24 +245,6 @@ def test_names_with_characters_that_globs_know(tmp_path: Path) -> None:
     assert open_store(path).missing("a") == []
 
 
-def test_require(path: Path) -> None:
-    store = open_store(path)
-    ids = [f"a{number}.mp4" for number in range(778)]
-    missing = ["a17.mp4", "a20.mp4", "a777.mp4"]
-    store.append(0, [record(name) for name in ids if name not in missing])
-    command = "python -m rbft rationalize --config experiments/smarthome_qwen25.yaml"
-    with pytest.raises(
-        ValueError,
-        match=re.escape(
-            "No rationales for 3 of 778 training clips of SmartHome (first: a17.mp4). "
-            "Run: python -m rbft rationalize --config experiments/smarthome_qwen25.yaml"
-        ),
-    ):
-        store.require(ids, "SmartHome", command)
-    store.append(0, [record(name) for name in missing])
-    store.require(ids, "SmartHome", command)
-
-
 def test_check_split(path: Path) -> None:
     store = open_store(path)
     store.append(0, [record(name) for name in ("a", "b", "gone")])

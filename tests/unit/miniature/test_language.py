@@ -51,7 +51,7 @@ def test_risk_follows_from_general_knowledge(subject, thing, action, night, risk
 def test_high_risk_agrees_with_the_target_rule_on_about_85_percent():
     rng = np.random.default_rng(0)
     scenes = [draw_scene(rng, TARGET) for _ in range(2000)]
-    high = [language.true_factors(scene)["risk"] == "high" for scene in scenes]
+    high = [language.factors(language.rationale(scene))["risk"] == "high" for scene in scenes]
     agreement = np.mean([a is is_abnormal(scene) for a, scene in zip(high, scenes, strict=True)])
     assert agreement == pytest.approx(0.85, abs=0.03)
 
