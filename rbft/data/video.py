@@ -32,6 +32,7 @@ __all__ = [
 
 TEMPORAL_PATCH = 2  # the model joins frames to pairs
 PATCH = 14  # pixels per side of a patch, in both families
+FACTOR = 2 * PATCH  # pixels per side of a token: patch size times merge size
 MAX_FRAME_TOKENS = 768
 MAX_ASPECT_RATIO = 200
 
@@ -73,7 +74,6 @@ def decode_video(
     max_frames: int = 768,
     start: float | None = None,
     end: float | None = None,
-    factor: int = 2 * PATCH,
     reader: str | None = None,
 ) -> Video:
     """Decodes and resizes the sampled frames of a clip, and no others.
@@ -88,7 +88,6 @@ def decode_video(
         max_frames: See `sample_indices`.
         start: See `frame_range`.
         end: See `frame_range`.
-        factor: See `frame_size`.
         reader: decord, pyav or torchcodec; None for decord where it is installed. The frames do
             not depend on it.
 
@@ -120,7 +119,6 @@ def decode_video(
         max_frames=max_frames,
         start=start,
         end=end,
-        factor=factor,
     )
     # Resized in small batches: a long clip in full resolution would fill the memory.
     resized, batch = [], []
@@ -143,7 +141,6 @@ def plan_frames(
     max_frames: int = 768,
     start: float | None = None,
     end: float | None = None,
-    factor: int = 2 * PATCH,
 ) -> tuple[list[int], tuple[int, int]]:
     """The frames that stand for a clip and the size they get, without decoding any.
 
@@ -157,7 +154,6 @@ def plan_frames(
         max_frames: See `sample_indices`.
         start: See `frame_range`.
         end: See `frame_range`.
-        factor: See `frame_size`.
 
     Returns:
         Frame numbers, and height and width in pixels.
@@ -181,7 +177,6 @@ def plan_frames(
         len(indices),
         min_pixels=min_pixels,
         max_pixels=max_pixels,
-        factor=factor,
     )
     return indices, size
 
@@ -281,7 +276,6 @@ def frame_size(
     min_pixels: int,
     max_pixels: int,
     max_video_tokens: int = 115_200,
-    factor: int = 28,
 ) -> tuple[int, int]:
     """Size that frames are resized to: the aspect ratio is kept up to rounding.
 
@@ -296,10 +290,9 @@ def frame_size(
         max_pixels: Larger frames are reduced to this area. At most 768 tokens per frame pair.
         max_video_tokens: Tokens of the whole clip (the default is 90 % of 128,000). It gives way
             where it would leave less than 1.05 x `min_pixels` per frame.
-        factor: Pixels per side of a token: patch size times merge size.
 
     Returns:
-        Height and width, multiples of `factor`.
+        Height and width, multiples of 28.
 
     Raises:
         ValueError: If `min_pixels` exceeds `max_pixels`, or one side is more than 200 times the
@@ -314,20 +307,20 @@ def frame_size(
             f"Frames of {width} x {height} pixels cannot be used: one side may be at most "
             f"{MAX_ASPECT_RATIO} times the other."
         )
-    share = max_video_tokens * factor**2 / num_frames * TEMPORAL_PATCH
-    limit = max(min(MAX_FRAME_TOKENS * factor**2, share), int(min_pixels * 1.05))
+    share = max_video_tokens * FACTOR**2 / num_frames * TEMPORAL_PATCH
+    limit = max(min(MAX_FRAME_TOKENS * FACTOR**2, share), int(min_pixels * 1.05))
     budget = min(max_pixels, limit)
-    rows = max(factor, round(height / factor) * factor)
-    columns = max(factor, round(width / factor) * factor)
+    rows = max(FACTOR, round(height / FACTOR) * FACTOR)
+    columns = max(FACTOR, round(width / FACTOR) * FACTOR)
     if rows * columns > budget:
         shrink = math.sqrt(height * width / budget)
         # qwen-vl-utils returns 0 for the short side of very elongated frames.
-        rows = max(factor, math.floor(height / shrink / factor) * factor)
-        columns = max(factor, math.floor(width / shrink / factor) * factor)
+        rows = max(FACTOR, math.floor(height / shrink / FACTOR) * FACTOR)
+        columns = max(FACTOR, math.floor(width / shrink / FACTOR) * FACTOR)
     elif rows * columns < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
-        rows = math.ceil(height * grow / factor) * factor
-        columns = math.ceil(width * grow / factor) * factor
+        rows = math.ceil(height * grow / FACTOR) * FACTOR
+        columns = math.ceil(width * grow / FACTOR) * FACTOR
     return rows, columns
 
 
