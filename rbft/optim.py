@@ -105,16 +105,16 @@ def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup_ratio: float)
 
 
 def parameter_table(
-    groups: Sequence[dict[str, Any]], parts: Parts | None = None
+    groups: Sequence[dict[str, Any]], parts: Parts
 ) -> tuple[list[str], list[list[str]]]:
     """Headers and rows of what trains: tensors, parameters, learning rate and decay.
 
     Args:
         groups: From `parameter_groups`, or the optimiser's own.
-        parts: Named parameters by part; given, what is frozen gets rows too.
+        parts: Named parameters by part; what is frozen gets rows too.
     """
     headers = ["part", "tensors", "parameters", "learning rate", "decay"]
-    named = [pair for part in (parts or {}).values() for pair in part]
+    named = [pair for part in parts.values() for pair in part]
     adapters = {id(parameter) for name, parameter in named if ".lora_" in name}
     rows = []
     for group in groups:
@@ -122,7 +122,7 @@ def parameter_table(
         # A resumed schedule has already moved "lr".
         rate = group.get("initial_lr", group["lr"])
         rows.append(_row(name, group["params"], f"{rate:g}", f"{group['weight_decay']:g}"))
-    for part, named in (parts or {}).items():
+    for part, named in parts.items():
         frozen = [parameter for _, parameter in named if not parameter.requires_grad]
         if frozen:
             rows.append(_row(part, frozen, "frozen", "-"))

@@ -118,4 +118,4 @@ def test_table() -> None:
         ["vision_no_decay", "1", "5", "2e-06", "0"],
         ["merger", "1", "4", "frozen", "-"],
     ]
-    assert parameter_table(optimizer.param_groups)[1] == rows[:3]
+    assert parameter_table(optimizer.param_groups, {})[1] == rows[:3]
