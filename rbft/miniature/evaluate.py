@@ -14,6 +14,8 @@ from rbft.miniature.language import LABEL_PROMPT, PERSONAS, RATIONALE_PROMPT, fa
 from rbft.miniature.world import make_clips, read_annotations
 from rbft.positions import position_ids
 
+BATCH = 32  # videos that are asked about at a time
+
 
 def figures(
     model: Any,
@@ -54,7 +56,6 @@ def ask(
     processor: Any,
     videos: Sequence[UInt8[ndarray, "frames height width 3"]],
     prompt: str,
-    batch_size: int = 32,
 ) -> list[str]:
     """The model's answer to one prompt on each video.
 
@@ -63,11 +64,10 @@ def ask(
         processor: Its processor.
         videos: Frames at one a second, of the same size and number.
         prompt: One text for all of them.
-        batch_size: Videos at a time.
     """
     answers = []
-    for first in range(0, len(videos), batch_size):
-        inputs = encode(processor, videos[first : first + batch_size], prompt)
+    for first in range(0, len(videos), BATCH):
+        inputs = encode(processor, videos[first : first + BATCH], prompt)
         with torch.inference_mode():
             tokens = model.generate(**inputs, max_new_tokens=64, do_sample=False)
         new = tokens[:, inputs["input_ids"].shape[1] :]
