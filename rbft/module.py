@@ -53,6 +53,7 @@ from rbft.sharding import (
     shard,
 )
 from rbft.stages import CLASS, RATIONALE, STAGES, find_stage
+from rbft.stepwatch import Step, StepWatch, signal_of
 from rbft.survival import signals
 from rbft.vision import show, tower_digest, tower_features
 
@@ -198,10 +199,7 @@ class RBFTModule(LightningModule):
         self.explain = False  # whether predict asks for a rationale besides the class
         self.strict_loading = False  # checkpoints hold what trains, see rbft/checkpoints.py
         self.stopping = 0  # the signal that has asked the run to end after this step
-        self._window: list[tuple[Tensor, Tensor]] = []  # the step's micro-batches: clips, loss
-        self._window_loss = torch.zeros(())
-        self._window_replaced = 0
-        self._stepped = 0
+        self.watch = StepWatch()
 
     @property
     def data(self) -> VideoDataModule:
@@ -354,12 +352,10 @@ class RBFTModule(LightningModule):
     def training_step(self, batch: Batch) -> Float[Tensor, ""]:
         """One micro-batch."""
         loss = self.loss(batch)
-        if self.data.at_hand is not None:
-            self._window.append((self.data.at_hand[1].index, loss.detach()))
-        self._window_loss = self._window_loss.to(loss.device) + loss.detach()
-        for error in filter(None, batch.errors):
+        replaced = [error for error in batch.errors if error]
+        for error in replaced:
             log.warning("%s", error)
-            self._window_replaced += 1
+        self.watch.add(batch.index, loss, len(replaced))
         # Lightning divides by the accumulation steps and averages over processes; the loss is
         # already a share of the whole.
         share = self.trainer.accumulate_grad_batches * self.trainer.world_size
@@ -368,45 +364,54 @@ class RBFTModule(LightningModule):
         factor = torch.full_like(loss, share)
         return loss * factor.where(loss.detach().isfinite(), float("nan"))
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Logs the loss of the global batch that was just stepped on, and its replaced clips."""
-        if self.trainer.global_step != self._stepped:
-            self._stepped = self.trainer.global_step
-            self.log("train/loss", self._window_loss, sync_dist=True, reduce_fx="sum")
-            self._window_loss = torch.zeros_like(self._window_loss)
-            count = float(self._window_replaced)
-            self.log("data/replaced", count, sync_dist=True, reduce_fx="sum")
-            self._window_replaced = 0
-
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by norm, logs the norm before, and looks whether the step may be taken.
+        """Clips by norm and logs the global batch; a step that is not finite changes nothing.
 
         Raises:
-            ValueError: If loss or gradients are not finite, on all processes.
+            ValueError: If loss or gradients of the step before were not finite, on all processes.
         """
+        self.look_back()
         norm = clip_gradients(self, gradient_clip_val)
-        self.log("train/grad_norm", norm)
-        asked = torch.full_like(norm, float(signals.received or 0))
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-        # The only place at which a step waits for the device, once per global batch, when all of
-        # its work is queued: what it costs is the queueing of the optimiser's kernels.
-        value, number = torch.stack([norm, asked]).tolist()
-        if not math.isfinite(value):
-            self._refuse(value)
-        self.stopping = int(number)
-        self._window = []
+        world = self.trainer.world_size
+        step = self.watch.close(self.trainer.global_step + 1, norm, world)
+        norm, loss, replaced, *_ = step.figures
+        if not self._scaled:  # a gradient scaler passes over such a step by itself
+            # The optimiser's kernel reads it on the device, long before the host learns of it.
+            optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        self.log_dict({"train/loss": loss, "train/grad_norm": norm, "data/replaced": replaced})
+        if world == 1:
+            self.stopping = signals.received or 0
 
-    def _refuse(self, norm: float) -> None:
-        losses = [float(loss) for _, loss in self._window]
+    @property
+    def _scaled(self) -> bool:
+        return self.trainer.precision == "16-mixed"
+
+    def look_back(self) -> None:
+        """Ends the run if the last step was not finite, or notes a signal that came meanwhile.
+
+        Called before the next step is taken, and before anything is saved or scored.
+
+        Raises:
+            ValueError: If loss or gradients were not finite, on all processes.
+        """
+        step = self.watch.last()
+        if step is None:
+            return
+        norm, loss, *_ = figures = step.read()
+        # Gradients that overflow in half precision are the scaler's business.
+        if not math.isfinite(loss if self._scaled else norm):
+            self._refuse(step, norm)
+        self.stopping = self.stopping or signal_of(figures)
+
+    def _refuse(self, step: Step, norm: float) -> None:
         mine = [
             (name, not math.isfinite(loss))
-            for (indices, _), loss in zip(self._window, losses, strict=True)
+            for indices, loss in step.batches
             for name in self.data.ids("train", indices.tolist())
         ]
         found = everyone(self.trainer.world_size, mine)
@@ -416,11 +421,15 @@ class RBFTModule(LightningModule):
         if not self.trainer.is_global_zero:
             raise SystemExit(2)  # the first process speaks for all
         raise ValueError(
-            f"The {what} of step {self.trainer.global_step + 1} is not finite (gradient norm "
-            f"{norm:g}), with the clips {names}. The step was not taken and the last checkpoint is "
-            "untouched. Look at these clips, lower model.learning_rate or set trainer.precision "
-            "to 32-true; then start again with --restart true or under another name."
+            f"The {what} of step {step.number} is not finite (gradient norm {norm:g}), with the "
+            f"clips {names}. The step was not taken and the last checkpoint is untouched. Look at "
+            "these clips, lower model.learning_rate or set trainer.precision to 32-true; then "
+            "start again with --restart true or under another name."
         )
+
+    def on_train_epoch_end(self) -> None:
+        """Looks back at the last step."""
+        self.look_back()
 
     def classify(self, batch: Batch, read: Read | None = None) -> Classified:
         """The class of each clip in the batch; a clip that cannot be decoded has no answer.
@@ -479,7 +488,8 @@ class RBFTModule(LightningModule):
         return {"classified": classified}
 
     def on_validation_start(self) -> None:
-        """Has all weights at hand, where they are in shares."""
+        """Looks back at the last step; has all weights at hand, where they are in shares."""
+        self.look_back()
         gather(self.backbone)
 
     def on_validation_end(self) -> None:
@@ -537,6 +547,7 @@ class RBFTModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes the stage: a Lightning checkpoint resumes the same stage only."""
+        self.look_back()
         checkpoint["rbft_stage"] = self.stage.name
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -98,8 +98,8 @@ def take_signals(trainer: Trainer) -> None:
 
     Lightning saves wherever in a step the signal comes, or broadcasts from within the handler,
     where other processes are at another collective; and it asks all processes before every
-    micro-batch, waiting for the device. rbft asks once per optimiser step, see
-    `RBFTModule.configure_gradient_clipping`.
+    micro-batch, waiting for the device. rbft asks once per optimiser step
+    and waits for no answer, see `rbft.stepwatch`.
     """
     parts: Sequence[tuple[object, str]] = (
         (trainer._signal_connector, "register_signal_handlers"),

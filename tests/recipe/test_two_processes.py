@@ -29,6 +29,7 @@ from tests.recipe.runs import (
 pytestmark = pytest.mark.recipe
 # Odd numbers of clips, and fewer validation clips than processes.
 SIZES = ("--data.train_size=13", "--data.val_size=1", "--data.test_size=3")
+ADAPTER = LOGS / "small/label/weights/adapter_model.safetensors"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
@@ -146,6 +147,24 @@ def test_predictions_for_fewer_videos_than_processes(sharded, cache):
     (expected,) = read_lines(sharded.one / "predictions.jsonl")
     assert row["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
     assert row["label"] == expected["label"]
+
+
+def test_adapters_are_the_same(options, tmp_path, cache):
+    """LoRA with the merger, where all weights are in shares."""
+    lora = ["--stages=[label]", "--score_each_stage=false", "--model.lora.rank=8"]
+    lora += ["--model.vision_learning_rate=0", "--model.lora.dropout=0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    rbft(one, "fit", *options, *lora)
+    both = Runs(one, two, [*options, *lora], "fsdp2")
+    assert both.status == 0, both.log[-3000:]
+    for curve in ("train/loss", "train/grad_norm", "val/loss"):
+        expected, found = (scalars(folder, "label", curve) for folder in (one, two))
+        assert found == pytest.approx(expected, abs=1e-5)
+    expected, found = (load_file(folder / ADAPTER) for folder in (one, two))
+    assert set(found) == set(expected)
+    assert {".lora_A." in name for name in found} == {True, False}
+    assert any("merger" in name for name in found)
+    assert max(float((found[name] - expected[name]).abs().max()) for name in found) < 1e-5
 
 
 class LostOnOne(Callback):

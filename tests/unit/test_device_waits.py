@@ -1,13 +1,15 @@
-"""The way from a batch to its loss never waits for the device.
+"""Neither the way from a batch to its loss nor the optimiser's step waits for the device.
 
 Tensors without data stand for those of a GPU: whatever asks one for its values, which on a GPU
 would wait for all that is queued, is an error. So is a mix of devices.
+The backward pass alone cannot be run on them.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,3 +113,53 @@ def test_what_would_wait(
         batch = replace(batch, tower={})
     with gpu, pytest.raises(DataDependentOutputException):
         made.loss(batch)
+
+
+class Moment:
+    """Stands for an event of the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.calls = device, []
+
+    def record(self) -> None:
+        self.calls.append("record")
+
+    def synchronize(self) -> None:
+        self.calls.append("synchronize")
+
+
+def in_training(made: RBFTModule, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """Gives the module what it asks of a Trainer when it steps; returns what it logs."""
+    logged: dict[str, Tensor] = {}
+    facts = {"world_size": 1, "accumulate_grad_batches": 1, "global_step": 4, "max_epochs": 1}
+    run = SimpleNamespace(precision="bf16-mixed", strategy=None, **facts)
+    monkeypatch.setattr(torch, "Event", Moment)
+    monkeypatch.setattr(RBFTModule, "trainer", run)
+    monkeypatch.setattr(RBFTModule, "data", SimpleNamespace(steps=lambda *_: 8))
+    monkeypatch.setattr(made, "log_dict", lambda figures: logged.update(figures))
+    return logged
+
+
+def test_a_step_of_the_optimiser(
+    backbone: Path, gpu: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = replace(collator(backbone, learn="label"), packing=True)
+    made = loaded(backbone)
+    batch = moved(made, batch_of(make, examples(3)), gpu)
+    logged = in_training(made, monkeypatch)
+    with gpu:
+        optimizer: Any = made.configure_optimizers()["optimizer"]  # type: ignore[index]
+        made.training_step(batch)
+        for parameter in made.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        made.configure_gradient_clipping(optimizer, 1.0)
+        optimizer.step()
+    assert {value.device for value in logged.values()} == {torch.device("cuda", 0)}
+    assert optimizer.found_inf.device == torch.device("cuda", 0)
+    last = made.watch.last()
+    assert last is not None
+    assert isinstance(last.ready, Moment)
+    assert last.ready.calls == ["record"]
+    with gpu, pytest.raises(DataDependentOutputException):
+        last.read()
+    assert last.ready.calls == ["record", "synchronize"]

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 import rbft.module
@@ -236,6 +238,42 @@ def test_what_is_not_finite_stops_before_the_step(
         assert start == f"The gradient norm of step 3 is not finite (gradient norm {value:g})"
         assert sorted(clips.split(", ")) == [f"train_{n}" for n in range(4)]
     assert advice.startswith("The step was not taken and the last checkpoint is untouched. ")
+
+
+class Overflow(Callback):
+    """A gradient of the second step does not fit its precision; from the fourth on, the loss."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Tensor]] = []
+        self.scales: list[float] = []
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        named = pl_module.backbone.named_parameters()
+        self.steps.append({name: p.detach().clone() for name, p in named})
+        self.scales.append(trainer.precision_plugin.scaler.get_scale())
+        if len(self.steps) == 4:
+            pl_module.loss = lambda batch: next(pl_module.parameters()).sum() + math.inf
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        if len(self.steps) == 2:
+            next(pl_module.backbone.parameters()).grad[0] = math.inf
+
+
+def test_a_gradient_scaler_passes_over_what_it_overflows(qwen: Path, tmp_path: Path):
+    seen = Overflow()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    half = MixedPrecision("16-mixed", "cpu", scaler)
+    with pytest.raises(ValueError, match=r"^The loss of step 4 is not finite") as found:
+        fit(qwen, tmp_path, seen, data={"batch_size": 4}, plugins=[half], max_epochs=5)
+    assert "with the clips train_" in str(found.value)
+    assert seen.scales[:4] == [1.0, 1.0, 0.5, 0.5]
+    same = [
+        all(torch.equal(before[name], after[name]) for name in before)
+        for before, after in pairwise(seen.steps)
+    ]
+    assert same[:3] == [False, True, False]
 
 
 def test_parts_have_their_own_learning_rates(backbone: Path, tmp_path: Path):
