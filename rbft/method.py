@@ -234,6 +234,8 @@ class Method:
         title = f"Scoring {split}: {place}"
         self._build(stage, weights, title, [writer], folder=place)
         self.cli.datamodule.scored_split = split
+        made = None if weights is None else read_provenance(weights)
+        self.cli.model.trained_steps = (made or {}).get("steps", 0)
         self.cli.trainer.test(self.cli.model, self.cli.datamodule, verbose=False)
 
     def score_command(self, split: str, weights: str) -> None:

@@ -196,6 +196,7 @@ class RBFTModule(LightningModule):
         self.val_metrics = ClassificationMetrics(card.classes)
         self.test_metrics = ClassificationMetrics(card.classes)
         self.matrices: set[str] = set()  # names of the parameters with several axes
+        self.trained_steps = 0  # optimiser steps that made the weights which are scored
         self.explain = False  # whether predict asks for a rationale besides the class
         self.strict_loading = False  # checkpoints hold what trains, see rbft/checkpoints.py
         self.stopping = 0  # the signal that has asked the run to end after this step
@@ -522,8 +523,9 @@ class RBFTModule(LightningModule):
         return {"classified": classified}
 
     def on_test_epoch_end(self) -> None:
-        """Logs the metrics, exact over processes."""
+        """Logs the metrics, exact over processes, where the stage's curves end."""
         self._log_metrics(self.data.scored_split, self.test_metrics)
+        self.log("step", float(self.trained_steps))  # Lightning takes it for the place on the axis
 
     def _log_metrics(self, split: str, metrics: ClassificationMetrics) -> None:
         self.log_dict({f"{split}/{name}": value for name, value in metrics.compute().items()})

@@ -42,18 +42,20 @@ class Pictures(Callback):
             return logger.experiment
         return None
 
-    def _show(self, trainer: Trainer, module: Any, clip: Clip, place: str, text: str) -> None:
+    def _show(
+        self, trainer: Trainer, module: Any, clip: Clip, place: str, text: str, step: int
+    ) -> None:
         writer = self._writer(trainer)
         try:
             frames = module.data.decode(clip).frames
         except VideoError as error:
             text = f"{text}\n\n{error}"
         else:
-            writer.add_image(place, film_strip(frames), trainer.global_step)
+            writer.add_image(place, film_strip(frames), step)
         text = f"**{clip.id}**\n\n{text}"
         # File names that are no UTF-8 hold surrogates, which TensorBoard cannot write.
         text = text.encode(errors="backslashreplace").decode()
-        writer.add_text(place, text, trainer.global_step)
+        writer.add_text(place, text, step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the settings and what is learnt from a few clips."""
@@ -67,7 +69,7 @@ class Pictures(Callback):
         for number, clip in enumerate(module.data.clips("train")[: self.samples]):
             asked, answer = stage.prompt(card, clip), stage.target(card, clip, texts.get(clip.id))
             text = f"asked: {asked}\n\nto answer: {answer}"
-            self._show(trainer, module, clip, f"learnt/clip_{number}", text)
+            self._show(trainer, module, clip, f"learnt/clip_{number}", text, trainer.global_step)
 
     def on_test_batch_end(
         self,
@@ -99,14 +101,14 @@ class Pictures(Callback):
             return
         split = module.data.scored_split
         figure = confusion_figure(confusion, module.card.classes)
-        writer.add_figure(f"{split}/confusion", figure, trainer.global_step)
+        writer.add_figure(f"{split}/confusion", figure, module.trained_steps)
         clips = module.data.clips(split)
         for index, (said, text) in sorted(self.answers.items()):
             clip = clips[index]
             truth = "unknown" if clip.label is None else module.card.classes[clip.label]
             shown = f"label: {truth}\n\nprediction: {said}\n\n{text}"
-            self._show(trainer, module, clip, f"{split}/clip_{index}", shown)
+            self._show(trainer, module, clip, f"{split}/clip_{index}", shown, module.trained_steps)
         logger: Any = trainer.logger
         final = {f"{split}/{name}": value for name, value in figures.items()}
-        logger.log_hyperparams(self.hparams, final)
+        logger.log_hyperparams(self.hparams, final, step=module.trained_steps)
         logger.save()

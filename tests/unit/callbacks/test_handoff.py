@@ -55,7 +55,7 @@ def test_a_stage_leaves_a_folder_that_transformers_opens(backbone: Path, tmp_pat
 
 def test_processor_card_and_provenance_come_along(qwen: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    train(qwen, run)
+    trained = train(qwen, run)
     weights = run.weights("rationale")
     processor, original = (AutoProcessor.from_pretrained(path) for path in (weights, qwen))
     assert processor.chat_template == original.chat_template
@@ -63,7 +63,9 @@ def test_processor_card_and_provenance_come_along(qwen: Path, tmp_path: Path) ->
     assert processor.tokenizer(text)["input_ids"] == original.tokenizer(text)["input_ids"]
     assert Card.load(weights / "card.yaml") == CARD
     content = json.loads((weights / PROVENANCE).read_text(encoding="utf-8"))
+    steps = content.pop("steps")
     assert content == provenance(stages=["rationale"], backbone="abc")
+    assert steps == trained.trainer.global_step > 0
     check_weights(weights, ["rationale"], "abc")
     with pytest.raises(ValueError, match=r"is the result of the stages \['rationale'\]"):
         check_weights(weights, ["label"], "abc")

@@ -63,6 +63,7 @@ def test_what_is_shown_of_training(qwen: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("answer", ["score", "generate"])
 def test_what_is_shown_of_a_scored_split(qwen: Path, tmp_path: Path, answer: str) -> None:
     model: Any = module(qwen, answer=answer)
+    model.trained_steps = 7
     yard = Yard(tmp_path / "card.yaml", {"test": 3}, eval_batch_size=2)
     run = trainer(tmp_path, callbacks=[pictures()], logger=logger(tmp_path))
     (values,) = run.test(model, yard, verbose=False)
@@ -73,6 +74,10 @@ def test_what_is_shown_of_a_scored_split(qwen: Path, tmp_path: Path, answer: str
     assert ("%)" in shown) == (answer == "score")
     scalars = events.Tags()["scalars"]
     assert events.Scalars("test/accuracy")[0].value == pytest.approx(values["test/accuracy"])
+    # Where the curves of training end; a new Trainer's own count, 0, would also undo `epoch`.
+    assert {event.step for name in scalars for event in events.Scalars(name)} == {7}
+    assert {event.step for event in events.Images("test/confusion")} == {7}
+    assert "epoch" not in scalars
     assert {f"test/f1/{name}" for name in CARD.classes} <= set(scalars)
     assert "_hparams_/session_start_info" in events.summary_metadata
 
