@@ -58,6 +58,7 @@ except ImportError:
 from rbft.attention import TEXT, attend_in_segments, packed_inputs
 from rbft.families import FAMILIES
 from rbft.flops import ClipTokens, Flops, StepCounter
+from rbft.likelihood import token_nll
 from rbft.memory import Setup, step_memory
 from rbft.optim import parameter_groups
 
@@ -233,7 +234,7 @@ def take_step(model: Any, optimiser: torch.optim.Optimizer, step: Step, mixed: b
     with torch.autocast(kind, torch.bfloat16) if mixed else nullcontext():
         hidden = model.model(**step.inputs, use_cache=False).last_hidden_state
         logits = model.lm_head(hidden.flatten(0, 1)[step.places])
-        loss = nn.functional.cross_entropy(logits.float(), step.targets)
+        loss = token_nll(logits, step.targets).mean()
     loss.backward()
     optimiser.step()
     optimiser.zero_grad()

@@ -18,8 +18,8 @@ each of them, `n` = 3 and `m` = 2 times:
 with `H`, `K`, `I` the widths of hidden state, keys and gate in the decoder and `D`, `I` in the
 tower; fused attention keeps no scores. With gradient checkpointing a block keeps only its input,
 `r H` or `c D`, and the above is there for one block at a time. A block's backward pass holds, at
-its widest, three gradients of width `I` and two of the hidden state. The head takes `V (8 + c)` a
-token: logits, in 32 bits, and their logarithm.
+its widest, three gradients of width `I` and two of the hidden state. The head takes `c V` a token,
+the logits and later their gradient, and 12 bytes for each of those that the loss takes at a time.
 
 The peak is the largest of three moments: the end of the forward pass, and the backward passes of
 the head and of a block; the optimiser's step, one kernel, takes nothing besides. Left out: the CUDA
@@ -35,6 +35,7 @@ from torch import nn
 
 from rbft.families import Family
 from rbft.flops import ClipTokens, tower_width
+from rbft.likelihood import PART
 
 OPTIMISER_STATES = 2  # AdamW's two moments
 # bitsandbytes' nf4 with quantised constants: half a byte, and 8 bits + 32/256 bits for 64 weights.
@@ -148,6 +149,7 @@ def step_memory(
         block = max(block, patches * (gate + (tower if setup.checkpointing else 0)))
     if setup.four_bit:  # one layer's weights, as they are multiplied
         block += text.hidden_size * text.intermediate_size * products
+    scores = answers * text.vocab_size
     copies, block_copies = autocast_copies(model, family, setup)
     weight = model.get_output_embeddings().weight
     head = weight.numel() * weight.element_size() if weight.requires_grad else 0
@@ -164,7 +166,7 @@ def step_memory(
         * patches
         * config.vision_config.depth
         * (tower_state if setup.checkpointing else tower),
-        logits=answers * text.vocab_size * (8 + products),
+        logits=scores * products + min(scores, PART) * 12,
         head=head if setup.shards == 1 else 0,  # there, part of `gathered`
         block=block + (block_copies if setup.checkpointing else copies),
         copies=copies,

@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from rbft.adapters import LoRA, add_adapters, check_adapters, find_base, is_adapter, weights_dtype
 from rbft.answers import (
@@ -41,6 +41,7 @@ from rbft.collator import Batch, Collator, Transferable
 from rbft.data.base import VideoDataModule
 from rbft.data.card import Card
 from rbft.kernels import speed_up
+from rbft.likelihood import token_nll
 from rbft.metrics import ClassificationMetrics
 from rbft.optim import cosine_schedule, freeze, parameter_groups
 from rbft.sharding import (
@@ -73,7 +74,8 @@ def answer_nll(
 
     Args:
         logits: Scores before softmax, computed at the positions that predict an answer token and
-            nowhere else (the language-model head is never run on video or prompt tokens).
+            nowhere else (the language-model head is never run on video or prompt tokens). The
+            backward pass writes their gradient over them, see `rbft.likelihood`.
         targets: The answer tokens' ids.
         weights: Weight of each token: its clip's.
         total: Weighted answer tokens in the global batch, over ranks and micro-batches; the
@@ -87,7 +89,7 @@ def answer_nll(
     """
     if len(targets) == 0:
         raise ValueError("The batch holds no answer token. Check the stage's target and the card.")
-    nll = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    nll = token_nll(logits, targets)
     return (nll * weights).sum() / total
 
 

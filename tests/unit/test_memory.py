@@ -17,6 +17,7 @@ from rbft.adapters import LoRA, add_adapters
 from rbft.backbone import parameter_parts
 from rbft.families import FAMILIES
 from rbft.flops import ClipTokens
+from rbft.likelihood import token_nll
 from rbft.memory import FOUR_BIT, Setup, decoder_bytes, step_memory, tower_bytes, weight_bytes
 from tests.tiny import FAMILY_NAMES, FamilyName
 
@@ -203,7 +204,7 @@ def forward(model: Any, clip: ClipTokens) -> Tensor:
     hidden = decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
     logits = model.lm_head(hidden[0, -clip.answer :])
     targets = torch.zeros(clip.answer, dtype=torch.long)
-    return nn.functional.cross_entropy(logits.float(), targets)
+    return token_nll(logits, targets).mean()
 
 
 class Bounds:
