@@ -367,6 +367,14 @@ class RBFTModule(LightningModule):
         factor = torch.full_like(loss, share)
         return loss * factor.where(loss.detach().isfinite(), float("nan"))
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps, and gives the gradients' memory back.
+
+        Lightning would hold them through the next forward pass, where the peak is.
+        """
+        super().optimizer_step(*args, **kwargs)
+        self.zero_grad()
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,

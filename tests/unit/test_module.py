@@ -152,6 +152,24 @@ def test_accumulation_does_not_change_the_step(qwen: Path, tmp_path: Path, class
     assert max(float(g.abs().max()) for g in steps[4][0].values()) > 0.01
 
 
+class Held(Callback):
+    """Whether gradients are there after a micro-batch."""
+
+    def __init__(self) -> None:
+        self.found: list[bool] = []
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.found.append(any(p.grad is not None for p in pl_module.parameters()))
+
+
+def test_no_gradient_outlives_its_step(qwen: Path, tmp_path: Path):
+    held = Held()
+    fit(qwen, tmp_path, held, counts={"train": 8}, data={"batch_size": 2})
+    assert held.found == [True, False, True, False]  # a global batch of 4
+
+
 class Logged(Callback):
     """Keeps the figures of every optimiser step."""
 
