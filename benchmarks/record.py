@@ -53,6 +53,9 @@ class Recorder:
         """Starts the clock, and counts what each forward of the model gets."""
         # Before the hooks of those who replace what the model is given.
         model.register_forward_pre_hook(self._count, with_kwargs=True, prepend=True)
+        # Weights that are mapped from their file are resident once they are read.
+        for parameter in model.parameters():
+            parameter.detach().sum()
         self.start()
 
     def start(self) -> None:

@@ -256,7 +256,7 @@ def summary(
         cold = [statistics.mean(run["cpu"][1:per_epoch]) for run in runs]
         warm = [statistics.mean(run["cpu"][per_epoch:]) for run in runs]
         peak = [run["peak"] for run in runs]
-        # Gradients and AdamW's two moments are as large as the weights, for any trainer.
+        # Gradients and AdamW's two moments are as large as the weights, which are at rest already.
         rest = [run["peak"] - run["resting"] - 3 * weights for run in runs]
         speeds.append(batch / statistics.median(warm))
         peaks.append(statistics.median(peak))

@@ -83,6 +83,21 @@ def test_the_shares_of_a_step():
     assert int(shares["matrix products of tower and decoder"]) > 0
 
 
+def test_the_memory_of_a_step_by_phase():
+    said = run("memory_step.py", "--stages", "label")
+    found = re.findall(r"^([a-zA-Z,:' ]+) ([\d.]+) ([\d.]+) ([\d.]+)$", said, re.MULTILINE)
+    phases = {name: tuple(map(float, figures)) for name, *figures in found}
+    steps = ("clips read", "forward pass", "backward pass", "clipping and AdamW")
+    assert list(phases) == [
+        "libraries, settings and clips' list",
+        "weights loaded",
+        *(f"first step: {name}" for name in steps),
+        *(f"later steps: {name}" for name in steps),
+    ]
+    assert all(files < resident <= highest + 0.01 for resident, files, highest in phases.values())
+    assert re.search(r"kept for the backward pass by a step's forward pass: 0\.\d\d GB", said)
+
+
 def recorded(**more: Any) -> dict[str, Any]:
     step = {"patches": 2240, "tokens": 700, "supervised": 6, "loss": 12.0}
     norms = {"merger": 0.4, "vision": 0.2, "head": 0.4, "language": 0.8}
