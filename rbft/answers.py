@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from rbft.collator import Sequences
 
 @dataclass(frozen=True)
 class Read:
-    """Prompts that the backbone has read and can go on from, once.
+    """Prompts that the backbone has read and can go on from, once; a `copy` goes on once more.
 
     Attributes:
         logits: Scores of the token that comes next.
@@ -27,6 +27,13 @@ class Read:
     cache: Any
     mask: Int[Tensor, "clips tokens"]
     position: Int[Tensor, "3 clips 1"]
+
+    def copy(self) -> "Read":
+        """The same prompts, which share keys and values."""
+        # Layers put new keys and values into new tensors, so several may go on from one.
+        cache = copy(self.cache)
+        cache.layers = [copy(layer) for layer in self.cache.layers]
+        return replace(self, cache=cache)
 
 
 @torch.no_grad()
@@ -58,11 +65,8 @@ def read_prompts(backbone: Any, prompts: Sequence[Sequences], video: dict[str, A
 def _go_on(backbone: Any, text: Sequences, before: Read | None, video: dict[str, Any]) -> Read:
     given: dict[str, Any] = {**text.inputs, **video}
     if before is not None:
-        # Layers put new keys and values into new tensors, so several may go on from one.
-        cache = copy(before.cache)
-        cache.layers = [copy(layer) for layer in before.cache.layers]
         mask = torch.cat([before.mask, text.attention_mask], dim=1)
-        given |= {"past_key_values": cache, "attention_mask": mask}
+        given |= {"past_key_values": before.copy().cache, "attention_mask": mask}
     out = backbone(**given, use_cache=True, logits_to_keep=1)
     return Read(
         out.logits[:, -1],

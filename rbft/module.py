@@ -487,15 +487,22 @@ class RBFTModule(LightningModule):
 
     def validation_step(self, batch: Batch) -> dict[str, Classified]:
         """The stage's loss, and the classification of the stage."""
+        assert batch.prompt is not None
+        assert batch.targets is not None
+        (read,) = read_prompts(self.backbone, [batch.prompt], self.vision(batch))
+        classified = self.classify(batch, read.copy())
+        self.val_metrics.update(classified.prediction, batch.label, batch.weight > 0)
         # A clip that cannot be decoded counts as a wrong answer, but has no likelihood.
         seen = [float(not error) for error in batch.errors]
         weight = batch.weight * torch.tensor(seen, device=batch.weight.device)
-        loss = self.loss(replace(batch, weight=weight))
-        assert batch.targets is not None
-        tokens = weight[batch.targets.clips].sum()
-        self._val_loss += torch.stack([loss * batch.total, tokens])
-        classified = self.classify(batch)
-        self.val_metrics.update(classified.prediction, batch.label, batch.weight > 0)
+        if self.collator.learns_class:
+            scores = classified.scores
+            if scores is None:
+                scores = score_after(self.backbone, read, self.collator.class_answers(self.stage))
+            nll = -(scores.gather(1, batch.label[:, None])[:, 0] * weight).sum()
+        else:
+            nll = self.loss(replace(batch, weight=weight)) * batch.total
+        self._val_loss += torch.stack([nll, weight[batch.targets.clips].sum()])
         return {"classified": classified}
 
     def on_validation_start(self) -> None:

@@ -15,7 +15,7 @@ from rbft.collator import Batch, Collator, Sequences
 from rbft.data.base import Clip, Example, VideoDataModule
 from rbft.data.card import Card
 from rbft.data.sampler import Draw
-from rbft.data.video import Video, patch_grid
+from rbft.data.video import Video, VideoError, patch_grid
 from rbft.module import RBFTModule
 from rbft.stages import STAGES, Stage
 
@@ -167,6 +167,19 @@ class Yard(VideoDataModule):
     def decode(self, clip: Clip) -> Video:
         number = int(clip.id.rpartition("_")[2])
         return random_video(clip.id, SHAPES[number % len(SHAPES)])
+
+
+class Damaged(Yard):
+    """A benchmark some of whose files cannot be decoded."""
+
+    def __init__(self, *args: Any, damaged: Sequence[str], **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.damaged = damaged
+
+    def decode(self, clip: Clip) -> Video:
+        if clip.id in self.damaged:
+            raise VideoError.of(clip.path, "is damaged.")
+        return super().decode(clip)
 
 
 def trainer(folder: Path, **settings: Any) -> Trainer:

@@ -19,24 +19,11 @@ from rbft.data.sampler import Draw
 from rbft.data.video import Video, VideoError
 from rbft.module import RBFTModule
 from rbft.rationalize import RationaleWriter, rationalize
-from tests.examples import CARD, MODULE_SETTINGS, Yard, clips, module, random_video, trainer
+from tests.examples import CARD, MODULE_SETTINGS, Damaged, clips, module, random_video, trainer
 
 
 def reason(clip: Clip) -> str:
     return f"Video {clip.path} is damaged."
-
-
-class Damaged(Yard):
-    """A benchmark some of whose files cannot be decoded."""
-
-    def __init__(self, *args: Any, damaged: Sequence[str], **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.damaged = damaged
-
-    def decode(self, clip: Clip) -> Video:
-        if clip.id in self.damaged:
-            raise VideoError.of(clip.path, "is damaged.")
-        return super().decode(clip)
 
 
 def dataset(damaged: Sequence[int], tokens: list[int] | None, size: int = 6) -> ClipDataset:
