@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rbft.collator import Sequences
+from rbft.collator import IGNORED, Sequences
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,33 @@ def _go_on(backbone: Any, text: Sequences, before: Read | None, video: dict[str,
         given["attention_mask"],
         text.position_ids[:, :, -1:],
     )
+
+
+@torch.no_grad()
+def read_on(backbone: Any, prompt: Read, written: Sequence[Sequence[int]]) -> Read:
+    """Reads text after prompts, which itself goes on from them: the video is not read again.
+
+    Args:
+        backbone: The model.
+        prompt: What it has read.
+        written: Token ids after each prompt; there may be none.
+    """
+    width = max(map(len, written))
+    if width == 0:
+        return prompt
+    device = prompt.mask.device
+    ids, mask = (
+        torch.tensor(rows, device=device)
+        for rows in (
+            [[0] * (width - len(own)) + list(own) for own in written],
+            [[0] * (width - len(own)) + [1] * len(own) for own in written],
+        )
+    )
+    text = Sequences(ids, mask, prompt.position + mask.cumsum(1), torch.full_like(ids, IGNORED))
+    read = _go_on(backbone, text, prompt, {})
+    # After no text, the prompt itself says what comes next.
+    logits = read.logits.where(mask[:, -1:] == 1, prompt.logits)
+    return replace(read, logits=logits)
 
 
 def _part(prompt: Sequences, starts: list[int], ends: list[int]) -> Sequences:
@@ -208,44 +235,6 @@ def write_after(backbone: Any, prompt: Read, settings: dict[str, Any]) -> list[l
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
-
-
-def continue_prompts(prompt: Sequences, written: Sequence[Sequence[int]], pad: int) -> Sequences:
-    """The prompts with text after them, padded on the left again.
-
-    Args:
-        prompt: Prompts padded on the left.
-        written: Token ids to put after each.
-        pad: The padding token's id.
-    """
-    longest = max(map(len, written), default=0)
-    device = prompt.input_ids.device
-    rows = []
-    for index, ids in enumerate(written):
-        # The new tokens push the row to the left into padding made for it.
-        used = int(prompt.attention_mask[index].sum())
-        row = prompt.input_ids[index, -used:]
-        positions = prompt.position_ids[:, index, -used:]
-        tail = positions[:, -1:] + torch.arange(1, len(ids) + 1, device=device)
-        rows.append(
-            (
-                torch.cat([row, torch.tensor(ids, device=device, dtype=row.dtype)]),
-                torch.cat([positions, tail], dim=1),
-            )
-        )
-    width = prompt.input_ids.shape[1] + longest
-    padding = [width - len(row) for row, _ in rows]
-    ids = torch.stack(
-        [
-            torch.nn.functional.pad(row, (n, 0), value=pad)
-            for n, (row, _) in zip(padding, rows, strict=True)
-        ]
-    )
-    positions = torch.stack(
-        [torch.nn.functional.pad(p, (n, 0)) for n, (_, p) in zip(padding, rows, strict=True)], dim=1
-    )
-    mask = torch.stack([(torch.arange(width, device=device) >= n).long() for n in padding])
-    return Sequences(ids, mask, positions, torch.full_like(ids, -100))
 
 
 def find_class(

@@ -23,8 +23,8 @@ from torch import Tensor
 from rbft.adapters import LoRA, add_adapters, check_adapters, find_base, is_adapter, weights_dtype
 from rbft.answers import (
     Read,
-    continue_prompts,
     find_class,
+    read_on,
     read_prompts,
     score_after,
     write_after,
@@ -459,14 +459,13 @@ class RBFTModule(LightningModule):
 
     @torch.no_grad()
     def _classify(self, batch: Batch, read: Read) -> Classified:
-        assert batch.prompt is not None
-        stage, pad = self.stage.classifier, self.processor.tokenizer.pad_token_id
+        stage = self.stage.classifier
         words = self.collator.class_answers(stage)
         texts = [""] * len(batch)
         elicited = stage.parts[0] == RATIONALE
         if self.answer == "generate" or elicited:
             settings = generation_settings(self.processor, self.max_new_tokens)
-            written = write_after(self.backbone, read, settings)
+            written = write_after(self.backbone, read.copy(), settings)
             texts = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
             found = [find_class(ids, words, at_end=elicited) for ids in written]
             if self.answer == "generate":
@@ -480,8 +479,7 @@ class RBFTModule(LightningModule):
             rationales = [
                 rest if index is not None else [*rest, *separator] for index, rest in found
             ]
-            prompt = continue_prompts(batch.prompt, rationales, pad)
-            (read,) = read_prompts(self.backbone, [prompt], self.vision(batch))
+            read = read_on(self.backbone, read, rationales)
         scores = score_after(self.backbone, read, words)
         return Classified(scores.argmax(-1), scores, texts)
 

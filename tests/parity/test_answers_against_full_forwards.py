@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rbft.answers import continue_prompts, score_answers, write_answers
+import rbft.module
+from rbft.answers import read_on, read_prompts, score_after, score_answers, write_answers
 from rbft.backbone import generation_settings
 from rbft.collator import Sequences
 from rbft.data.base import Example
 from rbft.stages import LABEL
-from tests.examples import collator, examples, module
+from tests.examples import answer_of, batch_of, collator, examples, module, prompt_of
 
 END = 376
 # The first two begin alike, lengths differ, one is but the end of the turn.
@@ -50,11 +51,12 @@ def expected_scores(
     made: list[Example],
     written: list[list[int]],
     answers: list[list[int]],
+    ask: str = "label",
 ) -> Tensor:
     """Scores of answers after the prompt and what was written, clip by clip and without padding."""
     scores = []
     for one, text in zip(made, written, strict=True):
-        batch = collator(folder, ask="label")([one])
+        batch = collator(folder, ask=ask)([one])
         assert batch.prompt is not None
         ids = [*batch.prompt.input_ids[0].tolist(), *text]
         positions = batch.prompt.position_ids[:, 0]
@@ -95,35 +97,59 @@ def test_the_answer_s_length_is_not_normalised_away(qwen: Path) -> None:
     assert (long < short).all()
 
 
-def test_scores_after_a_rationale_of_the_model_s_own(backbone: Path) -> None:
+@pytest.mark.parametrize(
+    "written",
+    [
+        [[64, 71, 198], [75], [], [68, 75, 75, 78, 198]],  # of different lengths, and none
+        [[], [], [], []],
+        [[64, 71], [75, 198], [68, 75], [78, 198]],
+    ],
+    ids=["ragged", "empty", "even"],
+)
+def test_scores_after_a_rationale_of_the_model_s_own(
+    backbone: Path, written: list[list[int]]
+) -> None:
     model, made = module(backbone).backbone, examples(4)
     batch = collator(backbone, ask="label")(made)
-    assert batch.prompt is not None
-    written = [[64, 71, 198], [75], [], [68, 75, 75, 78, 198]]
-    prompt = continue_prompts(batch.prompt, written, pad=377)
-    scores = score_answers(model, prompt, batch.video, ANSWERS)
+    (read,) = read_prompts(model, [prompt_of(batch)], batch.video)
+    scores = score_after(model, read_on(model, read.copy(), written), ANSWERS)
     expected = expected_scores(backbone, model, made, written, ANSWERS)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    # What went on from the copy has left the prompts as they were.
+    expected = expected_scores(backbone, model, made, [[]] * 4, ANSWERS)
+    torch.testing.assert_close(score_after(model, read, ANSWERS), expected, atol=1e-5, rtol=0)
 
 
-def test_continued_prompts_are_what_the_answer_s_sequence_is(backbone: Path) -> None:
-    """Training puts the rationale behind the prompt in the same tokens and positions."""
-    made = examples(3)
-    trained = collator(backbone, learn="rationale")(made).answer
-    asked = collator(backbone, ask="rationale")(made).prompt
-    assert trained is not None
-    assert asked is not None
-    answers = [[token for token in row if token != -100] for row in trained.labels.tolist()]
-    continued = continue_prompts(asked, answers, pad=377)
-    for row in range(3):
-        ours, theirs = _unpadded(continued, row), _unpadded(trained, row)
-        for mine, other in zip(ours, theirs, strict=True):
-            assert torch.equal(mine, other)
+def test_the_class_is_scored_after_the_model_s_own_rationale(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, made = module(backbone, "rationale_class"), examples(4)
+    said = [[75, 64, 198], [68, 198], [75, 198], []]
+    # With class and end; without a class; cut off before the line break; the class alone.
+    written = [[*said[0], *ANSWERS[0]], [*said[1][:-1], END], said[2][:-1], ANSWERS[2]]
+    monkeypatch.setattr(rbft.module, "write_after", lambda *_: written)
+    batch, towers = collator(backbone, ask="rationale_class")(made), []
+    hook = model.backbone.model.visual.register_forward_hook(lambda *_: towers.append(1))
+    got = model.classify(batch)
+    hook.remove()
+    assert len(towers) == 1, "the video is read again"
+    words = model.collator.class_answers(model.stage)
+    expected = expected_scores(backbone, model.backbone, made, said, words, ask="rationale_class")
+    assert got.scores is not None
+    torch.testing.assert_close(got.scores, expected, atol=1e-5, rtol=0)
+    assert got.prediction.tolist() == expected.argmax(-1).tolist()
+    assert got.texts[0].endswith("abnormal")
 
 
-def _unpadded(sequences: Sequences, row: int) -> tuple[Tensor, Tensor]:
-    real = sequences.attention_mask[row].bool()
-    return sequences.input_ids[row, real], sequences.position_ids[:, row, real]
+def test_an_answer_scores_as_in_training(backbone: Path) -> None:
+    """Training puts the answer behind the prompt in the same tokens and positions."""
+    model = module(backbone, "rationale")
+    for example in examples(3):
+        learnt = batch_of(collator(backbone, learn="rationale"), [example])
+        asked = collator(backbone, ask="rationale")([example])
+        answer = [token for token in answer_of(learnt).labels[0].tolist() if token != -100]
+        score = score_answers(model.backbone, prompt_of(asked), asked.video, [answer])
+        assert score.item() == pytest.approx(-model.loss(learnt).item() * len(answer), abs=1e-4)
 
 
 def test_written_answers_are_the_likeliest_tokens_one_by_one(backbone: Path) -> None:

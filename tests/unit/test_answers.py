@@ -1,10 +1,8 @@
 """Literal cases; numbers against plain forwards stand in tests/parity."""
 
 import pytest
-import torch
 
-from rbft.answers import continue_prompts, find_class
-from rbft.collator import Sequences
+from rbft.answers import find_class
 
 END = 9
 NORMAL, ABNORMAL = [5, END], [4, 5, END]  # one word ends with the other
@@ -42,27 +40,3 @@ def test_the_class_at_the_end(written, index, rest):
 )
 def test_the_class_at_the_beginning(written, index, rest):
     assert find_class(written, [NORMAL_LINE, NORMALLY_LINE], at_end=False) == (index, rest)
-
-
-def prompts():
-    """Two prompts of 3 and 1 tokens, padded on the left."""
-    return Sequences(
-        input_ids=torch.tensor([[1, 2, 3], [0, 0, 4]]),
-        attention_mask=torch.tensor([[1, 1, 1], [0, 0, 1]]),
-        position_ids=torch.tensor([[[0, 1, 6], [0, 0, 2]]] * 3),
-        labels=torch.full((2, 3), -100),
-    )
-
-
-def test_what_was_written_goes_behind_the_prompt():
-    made = continue_prompts(prompts(), [[7], [8, 8, 8]], pad=0)
-    assert made.input_ids.tolist() == [[0, 0, 1, 2, 3, 7], [0, 0, 4, 8, 8, 8]]
-    assert made.attention_mask.tolist() == [[0, 0, 1, 1, 1, 1]] * 2
-    assert made.position_ids.tolist() == [[[0, 0, 0, 1, 6, 7], [0, 0, 2, 3, 4, 5]]] * 3
-    assert made.labels.tolist() == [[-100] * 6] * 2
-
-
-def test_nothing_written_leaves_the_prompt():
-    made = continue_prompts(prompts(), [[], []], pad=0)
-    for name in ("input_ids", "attention_mask", "position_ids", "labels"):
-        assert torch.equal(getattr(made, name), getattr(prompts(), name))

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 import rbft.module
-from rbft.answers import continue_prompts, score_answers, write_answers
+from rbft.answers import score_answers, write_answers
 from rbft.backbone import generation_settings
 from rbft.data.sampler import Draw
 from rbft.module import Classified, RBFTModule, answer_nll
@@ -535,26 +535,6 @@ def test_a_clip_repeated_to_even_out_processes_is_not_counted(qwen: Path):
     model = module(qwen)
     model.test_step(collator(qwen, ask="label")(examples(2, [Draw(0), Draw(1, 0.0)])))
     assert model.test_metrics.compute()["n"] == 1
-
-
-def test_the_class_is_scored_after_the_model_s_own_rationale(
-    backbone: Path, monkeypatch: pytest.MonkeyPatch
-):
-    model = module(backbone, "rationale_class")
-    said = [75, 64]
-    # With class and end; without a class; cut off before the line break.
-    writes(monkeypatch, [*said, NEW_LINE, *ABNORMAL, END], [*said, END], said)
-    batch = collator(backbone, ask="rationale_class")(examples(3))
-    assert batch.prompt is not None
-    got = model.classify(batch)
-
-    prompt = continue_prompts(batch.prompt, [[*said, NEW_LINE]] * 3, pad=377)
-    words = [[*NORMAL, END], [*ABNORMAL, END]]
-    expected = score_answers(model.backbone, prompt, batch.video, words)
-    assert got.scores is not None
-    assert torch.equal(got.scores, expected)
-    assert got.prediction.tolist() == expected.argmax(-1).tolist()
-    assert got.texts[0].endswith("abnormal")
 
 
 def test_the_elicited_answer_can_be_parsed_too(qwen: Path, monkeypatch: pytest.MonkeyPatch):
