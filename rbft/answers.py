@@ -1,6 +1,6 @@
 """Answers of the backbone: how likely given ones are, and which one it writes itself."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,9 +36,12 @@ class Read:
         return replace(self, cache=cache)
 
 
-@torch.no_grad()
-def read_prompts(backbone: Any, prompts: Sequence[Sequences], video: dict[str, Any]) -> list[Read]:
+def read_prompts(
+    backbone: Any, prompts: Sequence[Sequences], video: dict[str, Any]
+) -> Iterator[Read]:
     """Reads several prompts about the same clips; what they begin with, the video, once.
+
+    One by one as they are taken, so that not all keys and values must fit into memory at a time.
 
     Args:
         backbone: The model.
@@ -46,7 +49,8 @@ def read_prompts(backbone: Any, prompts: Sequence[Sequences], video: dict[str, A
         video: What shows the clips to the backbone: patches and grids, or tower outputs.
     """
     if len(prompts) == 1:
-        return [_go_on(backbone, prompts[0], None, video)]
+        yield _go_on(backbone, prompts[0], None, video)
+        return
     rows = [prompt.input_ids.tolist() for prompt in prompts]
     used = [prompt.attention_mask.sum(1).tolist() for prompt in prompts]
     shared = []
@@ -56,12 +60,11 @@ def read_prompts(backbone: Any, prompts: Sequence[Sequences], video: dict[str, A
         same = (len({ids[place] for ids in own}) == 1 for place in range(most))
         shared.append(next((place for place, equal in enumerate(same) if not equal), most))
     begin = _go_on(backbone, _part(prompts[0], [0] * len(shared), shared), None, video)
-    return [
-        _go_on(backbone, _part(prompt, shared, size), begin, {})
-        for prompt, size in zip(prompts, used, strict=True)
-    ]
+    for prompt, size in zip(prompts, used, strict=True):
+        yield _go_on(backbone, _part(prompt, shared, size), begin, {})
 
 
+@torch.no_grad()
 def _go_on(backbone: Any, text: Sequences, before: Read | None, video: dict[str, Any]) -> Read:
     given: dict[str, Any] = {**text.inputs, **video}
     if before is not None:
@@ -76,7 +79,6 @@ def _go_on(backbone: Any, text: Sequences, before: Read | None, video: dict[str,
     )
 
 
-@torch.no_grad()
 def read_on(backbone: Any, prompt: Read, written: Sequence[Sequence[int]]) -> Read:
     """Reads text after prompts, which itself goes on from them: the video is not read again.
 

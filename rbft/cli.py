@@ -225,10 +225,16 @@ class RBFTCLI(LightningCLI):
         """
         self.method.fit(ckpt_path, restart, dry_run, gpu_gb)
 
-    def rationalize(self) -> None:
-        """Write the rationales of the training clips (Stage 0) and stop."""
+    def rationalize(self, prompts: list[str] | None = None) -> None:
+        """Write the rationales of the training clips (Stage 0) and stop.
+
+        Args:
+            prompts: Rationale prompts of the card, "[rationale, less, least]": writes those of
+                several experiments that differ in data.rationale_prompt, and reads each clip once.
+                null takes the experiment's own.
+        """
         self.method.check()
-        self.method.write_rationales()
+        self.method.write_rationales(prompts)
 
     def test(self, weights: str = "run") -> None:
         """Score the test split with a run, a weights folder or the bare backbone.

@@ -132,7 +132,7 @@ class Batch(Transferable):
         weight: Weight of the clip, 0 for one repeated to even out processes.
         total: Weighted answer tokens of the global batch.
         errors: For each clip what could not be decoded, empty where all is well.
-        explain: The rationale prompt where clips are classified and explained.
+        besides: What is asked besides, each padded on the left like `prompt`.
         kept: What the feature cache holds; None without one.
         targets: The answers' tokens; None where there are no answers.
         tower: What the vision tower would compute from the grids, see `Family.tower_inputs`.
@@ -146,7 +146,7 @@ class Batch(Transferable):
     weight: Float[Tensor, " clips"]
     total: Float[Tensor, ""]
     errors: list[str]
-    explain: Sequences | None = None
+    besides: tuple[Sequences, ...] = ()
     kept: Kept | None = None
     targets: Targets | None = None
     tower: dict[str, Any] = field(default_factory=dict)
@@ -166,7 +166,7 @@ class Collator:
         card: The task's words.
         learn: The stage whose answer is learnt or measured; None builds no answer.
         ask: The stage whose prompt is put for scoring or writing; None builds no prompt.
-        explain: The stage whose prompt asks for a rationale besides; None builds no prompt.
+        besides: Stages and cards whose prompts are put besides.
         packing: Put prompts and answers of all clips in one row instead of padding them.
     """
 
@@ -176,7 +176,7 @@ class Collator:
     card: Card
     learn: Stage | None = None
     ask: Stage | None = None
-    explain: Stage | None = None
+    besides: tuple[tuple[Stage, Card], ...] = ()
     packing: bool = False
 
     @property
@@ -230,13 +230,13 @@ class Collator:
             video=video,
             answer=answer,
             targets=None if answer is None else _targets(answer),
-            prompt=None if self.ask is None else self._prompt(examples, grids, self.ask),
+            prompt=None if self.ask is None else self._prompt(examples, grids, self.ask, self.card),
             label=torch.tensor([-1 if e.clip.label is None else e.clip.label for e in examples]),
             index=torch.tensor([e.draw.index for e in examples]),
             weight=torch.tensor([e.draw.weight for e in examples]),
             total=torch.tensor(float(examples[0].draw.total)),
             errors=[e.error for e in examples],
-            explain=None if self.explain is None else self._prompt(examples, grids, self.explain),
+            besides=tuple(self._prompt(examples, grids, *asked) for asked in self.besides),
             kept=kept,
             tower={} if kept else self.family.tower_inputs(video["video_grid_thw"], self.config),
         )
@@ -268,7 +268,7 @@ class Collator:
         return Kept(seen, keys, [e.video.sampled_fps for e in examples])
 
     def _answer(self, examples: list[Example], grids: list[list[int]], stage: Stage) -> Sequences:
-        prompts = self._prompts(examples, grids, stage)
+        prompts = self._prompts(examples, grids, stage, self.card)
         answers = [self.answer_ids(stage.target(self.card, e.clip, e.rationale)) for e in examples]
         # Tokenized apart: at inference the prompt's tokens are fixed before the answer's begin.
         rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
@@ -280,17 +280,19 @@ class Collator:
             return self._pack(rows, labels, examples, grids)
         return self._pad(rows, labels, examples, grids, side="right")
 
-    def _prompt(self, examples: list[Example], grids: list[list[int]], stage: Stage) -> Sequences:
-        rows = self._prompts(examples, grids, stage)
+    def _prompt(
+        self, examples: list[Example], grids: list[list[int]], stage: Stage, card: Card
+    ) -> Sequences:
+        rows = self._prompts(examples, grids, stage, card)
         labels = [[IGNORED] * len(row) for row in rows]
         return self._pad(rows, labels, examples, grids, side="left")
 
     def _prompts(
-        self, examples: list[Example], grids: list[list[int]], stage: Stage
+        self, examples: list[Example], grids: list[list[int]], stage: Stage, card: Card
     ) -> list[list[int]]:
         merged = self.config.vision_config.spatial_merge_size**2
         return [
-            self.prompt_ids(stage.prompt(self.card, e.clip), grid[0] * grid[1] * grid[2] // merged)
+            self.prompt_ids(stage.prompt(card, e.clip), grid[0] * grid[1] * grid[2] // merged)
             for e, grid in zip(examples, grids, strict=True)
         ]
 

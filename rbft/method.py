@@ -1,6 +1,7 @@
 """The method as a list of stages: what runs when, from where, and what is already done."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -30,7 +31,7 @@ from rbft.dryrun import Plan, find_lengths, report, stand_in
 from rbft.export import export_dataset
 from rbft.module import RBFTModule, check_stage
 from rbft.publish import publish
-from rbft.rationalize import RationaleWriter, rationalize
+from rbft.rationalize import RationaleWriter, check_prompts, passes, rationalize
 from rbft.run import (
     ZERO_SHOT,
     Run,
@@ -176,22 +177,36 @@ class Method:
             for note in data.notes:
                 say(note)
 
-    def write_rationales(self) -> None:
-        """Stage 0: has the backbone write the rationales that are missing."""
-        self._build("rationale", None, "Stage 0: writing rationales", [])
-        data, store = self.cli.datamodule, self._store()
-        ids = [clip.id for clip in data.clips_to_describe()]
-        missing = store.missing(ids)
-        if data.rationale_ratio == 0 or not missing:
-            if not _get_rank():
-                store.recover(ids)
+    def write_rationales(self, prompts: Sequence[str] | None = None) -> None:
+        """Stage 0: has the backbone write the rationales that are missing.
+
+        Args:
+            prompts: Names of the prompts on the card that ask for them; None takes that of the
+                experiment.
+        """
+        title = "Stage 0: writing rationales"
+        self._build("rationale", None, title, [])
+        data = self.cli.datamodule
+        variants = self._variants(prompts)
+        stores = {name: self._store(variant) for name, variant in variants.items()}
+        clips = data.clips_to_describe()
+        ids = [clip.id for clip in clips]
+        wanted = ids if data.rationale_ratio else []
+        missing = {name: store.missing(wanted) for name, store in stores.items()}
+        for name in filter(missing.get, missing):
+            say(f"Stage 0: {len(missing[name])} rationales to write into {stores[name].path}")
+        for lacking, some in passes(missing, clips).items():
+            files = [stores[name] for name in lacking]
+            self._build("rationale", None, title, [RationaleWriter(files)])
+            self.cli.model.cards = [variants[name].card for name in lacking]
+            rationalize(self.cli.trainer, self.cli.model, self.cli.datamodule, files, some)
+        if _get_rank():
             return
-        say(f"Stage 0: {len(missing)} rationales to write into {store.path}")
-        self._build("rationale", None, "Stage 0: writing rationales", [RationaleWriter(store)])
-        rationalize(self.cli.trainer, self.cli.model, self.cli.datamodule, store)
-        texts = self._store().texts()
-        for name in [name for name in missing if name in texts][:SHOWN_RATIONALES]:
-            say(f"{name}: {texts[name]}")
+        for name, store in stores.items():
+            store.recover(ids)
+            texts = store.texts()
+            for clip in [clip for clip in missing[name] if clip in texts][:SHOWN_RATIONALES]:
+                say(f"{clip}: {texts[clip]}")
 
     def train(
         self,
@@ -299,7 +314,7 @@ class Method:
         else:
             self.check(benchmark=False)
             data = self.cli.datamodule
-            data.store = self._store()
+            data.store = self._store(data)
             texts = data.rationales(split)
         count = export_dataset(data, find_stage(answers), texts, split, form, output)
         say(f"Wrote {count} {split} clips with {answers}s as answers to {output}.")
@@ -365,9 +380,27 @@ class Method:
         trainer: Any = self.cli.trainer
         trainer.accumulate_grad_batches = self.cli.datamodule.accumulation(trainer.world_size)
 
-    def _store(self) -> RationaleStore:
+    def _variants(self, prompts: Sequence[str] | None) -> dict[str, VideoDataModule]:
+        """The benchmark with each of several prompts as the one that asks for rationales."""
+        data, chosen = self.cli.datamodule, self.settings.data.init_args
+        if prompts is None:
+            return {data.rationale_prompt: data}
+        check_prompts(prompts, data.card)
+        if data.rationale_file is not None and len(prompts) > 1:
+            raise ValueError(
+                f"--prompts names {len(prompts)} prompts, but data.rationale_file "
+                f"({data.rationale_file}) is the file of one. Set it to null, or name one prompt."
+            )
+        made = {}
+        for name in prompts:
+            chosen.rationale_prompt = name
+            made[name] = self.cli.build_data()
+        chosen.rationale_prompt = data.rationale_prompt
+        return made
+
+    def _store(self, data: VideoDataModule) -> RationaleStore:
         """The rationale file, named after what determines it."""
-        data, model = self.cli.datamodule, self.cli.model
+        model = self.cli.model
         writer = short_name(self.settings.model.backbone)
         stored = {}
         if model.quantize:  # in 4 bits it writes other texts
@@ -391,7 +424,7 @@ class Method:
             self.cli.trainer,
             self.run,
             self.stages,
-            self._store(),
+            self._store(self.cli.datamodule),
             whole=self.single is None,
             score_each=self.settings.score_each_stage,
         )
@@ -457,7 +490,8 @@ class Method:
 
     def _use_store(self) -> None:
         if self.cli.model.stage.needs_rationales:
-            data, store = self.cli.datamodule, self._store()
+            data = self.cli.datamodule
+            store = self._store(data)
             # No test clip may teach, whoever wrote the file.
             store.check_split({clip.id: clip.split for clip in data.all_clips}, ("train", "val"))
             data.store = store

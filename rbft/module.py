@@ -200,6 +200,7 @@ class RBFTModule(LightningModule):
         self.matrices: set[str] = set()  # names of the parameters with several axes
         self.trained_steps = 0  # optimiser steps that made the weights which are scored
         self.explain = False  # whether predict asks for a rationale besides the class
+        self.cards = [card]  # Stage 0 puts the rationale prompt of each
         self.strict_loading = False  # checkpoints hold what trains, see rbft/checkpoints.py
         self.stopping = 0  # the signal that has asked the run to end after this step
         self.watch = StepWatch()
@@ -242,9 +243,14 @@ class RBFTModule(LightningModule):
         ask = Collator(self.processor, self.config, self.family, self.card, ask=asked)
         learn = replace(ask, learn=self.stage, ask=None, packing=self.packing)
         both = replace(learn, ask=self.stage.classifier)
-        why = replace(ask, explain=STAGES["rationale"]) if self.explain else ask
+        rationale, predict = STAGES["rationale"], ask
+        if self.explain:
+            predict = replace(ask, besides=((rationale, self.card),))
+        elif asked is rationale:
+            first, *others = self.cards
+            predict = replace(ask, card=first, besides=tuple((asked, card) for card in others))
         self.collator = learn
-        self.data.collators = {"train": learn, "val": both, "test": ask, "predict": why}
+        self.data.collators = {"train": learn, "val": both, "test": ask, "predict": predict}
 
     def configure_model(self) -> None:
         """Loads the weights; Lightning calls this where the strategy wants them."""
@@ -545,20 +551,20 @@ class RBFTModule(LightningModule):
     def _log_metrics(self, split: str, metrics: ClassificationMetrics) -> None:
         self.log_dict({f"{split}/{name}": value for name, value in metrics.compute().items()})
 
-    def predict_step(self, batch: Batch) -> Classified | list[list[int]]:
-        """Class probabilities, or in the rationale stage the rationale's token ids (Stage 0)."""
+    def predict_step(self, batch: Batch) -> Classified | list[list[list[int]]]:
+        """Class probabilities, or in the rationale stage (Stage 0) the rationales' token ids.
+
+        These are lists of prompts, of their clips, of tokens.
+        """
         settings = generation_settings(self.processor, self.max_new_tokens)
-        if self.stage.classifier is not self.stage:
-            assert batch.prompt is not None
-            (read,) = read_prompts(self.backbone, [batch.prompt], self.vision(batch))
-            return write_after(self.backbone, read, settings)
-        if batch.explain is None:
-            return self.classify(batch)
         assert batch.prompt is not None
-        prompts = batch.prompt, batch.explain
-        asked, why = read_prompts(self.backbone, prompts, self.vision(batch))
-        classified = self.classify(batch, asked)
-        written = write_after(self.backbone, why, settings)
+        reads = read_prompts(self.backbone, [batch.prompt, *batch.besides], self.vision(batch))
+        if self.stage.classifier is not self.stage:
+            return [write_after(self.backbone, read, settings) for read in reads]
+        classified = self.classify(batch, next(reads))
+        if not batch.besides:
+            return classified
+        written = write_after(self.backbone, next(reads), settings)
         texts = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
         return replace(classified, rationales=texts)
 

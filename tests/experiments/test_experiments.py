@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,28 @@ def test_one_experiment_of_each_kind_runs(name, data, backbones, capsys):
     file = f"{benchmark}-{family(name)}-{prompt}.jsonl"
     KINDS[name](data / LOGS / name, file)
     assert "majority class" in capsys.readouterr().out
+
+
+@pytest.mark.recipe
+@pytest.mark.usefixtures("own_cache")
+def test_the_rationales_of_all_prompts_are_written_at_once(data, backbones, monkeypatch):
+    """The README's command; the experiments with the other prompts then lack none."""
+    (command,) = re.findall(r"^python -m rbft rationalize .*", README, re.MULTILINE)
+    words = shlex.split(command)
+    assert words[4:6] == ["--config", "experiments/smarthome_qwen25.yaml"]
+    rbft(data, "rationalize", *options("smarthome_qwen25", backbones), *words[6:])
+    folder = data / LOGS / "rationales"
+    assert {file.name for file in folder.glob("*.jsonl")} >= {
+        f"smarthome-{family('smarthome_qwen25')}-{prompt}.jsonl"
+        for prompt in ("rationale", "less", "least")
+    }
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("rbft.module.load_model", refuse)
+    for name in ("smarthome_qwen25", "smarthome_qwen25_less", "smarthome_qwen25_least"):
+        rbft(data, "rationalize", *options(name, backbones))
 
 
 @pytest.mark.recipe

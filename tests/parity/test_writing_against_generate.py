@@ -1,5 +1,6 @@
 """Texts written in a batch that its finished clips leave, against transformers' `generate`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import torch
 
 from rbft.answers import read_prompts, score_after, score_answers, write_after, write_answers
 from rbft.backbone import generation_settings
-from tests.examples import collator, examples, module, prompt_of
+from rbft.data.card import Card
+from tests.examples import CARD, Yard, collator, examples, module, prompt_of, trainer
 
 Answers = list[list[int]]
 
 
-def one_by_one(folder: Path, model: Any, count: int, settings: dict[str, Any]) -> Answers:
-    make, texts = collator(folder, ask="rationale"), []
+def one_by_one(
+    folder: Path, model: Any, count: int, settings: dict[str, Any], card: Card = CARD
+) -> Answers:
+    make, texts = replace(collator(folder, ask="rationale"), card=card), []
     # Spelt out: the hub's generation configs sample and penalise repetition.
     greedy = {
         "do_sample": False,
@@ -106,7 +110,7 @@ def test_what_prompts_share_is_read_once(backbone: Path, order: tuple[str, ...])
             lambda module, args, given: fed.append(given["input_ids"].shape[1]), with_kwargs=True
         ),
     ]
-    reads = read_prompts(model, prompts, video)
+    reads = list(read_prompts(model, prompts, video))
     for hook in hooks:
         hook.remove()
 
@@ -120,3 +124,20 @@ def test_what_prompts_share_is_read_once(backbone: Path, order: tuple[str, ...])
     for one, other, (scores, texts) in zip(reads, again, alone, strict=True):
         torch.testing.assert_close(score_after(model, one, WORDS), scores, atol=1e-5, rtol=0)
         assert write_after(model, other, settings) == texts
+
+
+def test_rationales_of_several_prompts(backbone: Path, tmp_path: Path) -> None:
+    """One pass of Stage 0 over the clips writes what each prompt alone would be answered."""
+    cards = [CARD, CARD.using("less"), CARD.using("label")]
+    yard = Yard(tmp_path / "card.yaml", {"train": 5}, eval_batch_size=2)
+    yard.predict_clips = [replace(clip, split="predict") for clip in yard.clips("train")]
+    made, towers = module(backbone, "rationale"), []
+    settings = generation_settings(made.processor, made.max_new_tokens)
+    expected = [one_by_one(backbone, made.backbone, 5, settings, card) for card in cards]
+    made.cards = cards
+    made.backbone.model.visual.register_forward_hook(lambda *_: towers.append(1))
+    batches = trainer(tmp_path).predict(made, datamodule=yard)
+    assert len(towers) == 3  # batches of 2, 2 and 1
+    texts = [[text for batch in batches or [] for text in batch[n]] for n in range(3)]  # type: ignore[index]
+    assert texts == expected
+    assert len({str(own) for own in texts}) == 3

@@ -66,8 +66,10 @@ def watch(part: str, number: int, pause: float, sent: int) -> list[str]:
     return seen
 
 
-def child(folder: Path, options: list[str], moment: tuple[Any, ...], room: int) -> None:
-    """Runs `fit`; leaves the changes it has seen in changes.json."""
+def child(
+    folder: Path, command: str, options: list[str], moment: tuple[Any, ...], room: int
+) -> None:
+    """Runs a command; leaves the changes it has seen in changes.json."""
     from rbft.cli import main
 
     os.chdir(folder)
@@ -78,7 +80,7 @@ def child(folder: Path, options: list[str], moment: tuple[Any, ...], room: int) 
     if room:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
     seen = watch(*moment)
-    main(["fit", *options])
+    main([command, *options])
     Path("changes.json").write_text(json.dumps(seen))
 
 
@@ -90,8 +92,9 @@ def run(
     pause: float = 0,
     sent: int = signal.SIGKILL,
     room: int = 0,
+    command: str = "fit",
 ) -> int:
-    """Runs `fit` in a process of its own, see `watch`.
+    """Runs a command in a process of its own, see `watch`.
 
     Args:
         folder: The working directory.
@@ -101,13 +104,14 @@ def run(
         pause: See `watch`.
         sent: The signal.
         room: Bytes that fit into a file, as on a disk that is nearly full; 0 for no limit.
+        command: The command.
 
     Returns:
         The exit status, -9 if it was killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     moment = (part, number, pause, sent)
-    process = PROCESSES.Process(target=child, args=(folder, options, moment, room))
+    process = PROCESSES.Process(target=child, args=(folder, command, options, moment, room))
     process.start()
     process.join(300)
     assert process.exitcode is not None, "the run hangs"
@@ -124,8 +128,9 @@ def run_two(
     sent: int = signal.SIGKILL,
     launcher: tuple[str, ...] = (),
     note: bool = False,
+    command: str = "fit",
 ) -> int:
-    """Runs `fit` in two processes, one of which is sent a signal, see `watch`.
+    """Runs a command in two processes, one of which is sent a signal, see `watch`.
 
     Args:
         folder: The working directory; the output goes into its log.txt.
@@ -137,6 +142,7 @@ def run_two(
         sent: The signal.
         launcher: What starts the processes; nothing for Lightning itself.
         note: Leave the changes that each process has seen in changes.0.json and changes.1.json.
+        command: The command.
 
     Returns:
         The exit status of the first process, or of the launcher.
@@ -146,7 +152,7 @@ def run_two(
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     with (folder / "log.txt").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, *launcher, "-m", "tests.recipe.killing", "fit", *options],
+            [sys.executable, *launcher, "-m", "tests.recipe.killing", command, *options],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": path, "MOMENT": moment},
             stdout=log,

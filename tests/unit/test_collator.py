@@ -202,9 +202,11 @@ def test_it_goes_to_another_process(backbone):
 
 
 def test_every_tensor_moves(qwen):
-    batch = collator(qwen, learn="label", ask="label")(examples(2))
+    make = collator(qwen, learn="label", ask="label")
+    batch = replace(make, besides=((STAGES["rationale"], CARD),))(examples(2))
     moved = batch.to(torch.device("meta"))
-    for sequences in (answer_of(moved), prompt_of(moved)):
+    assert len(moved.besides) == 1
+    for sequences in (answer_of(moved), prompt_of(moved), *moved.besides):
         assert {tensor.device.type for tensor in sequences.inputs.values()} == {"meta"}
         assert sequences.labels.device.type == "meta"
     assert moved.video["pixel_values_videos"].device.type == "meta"

@@ -602,7 +602,7 @@ def test_stage_0_writes_token_ids_after_the_rationale_s_prompt(qwen: Path, tmp_p
     batch = collator(qwen, ask="rationale")(examples(3))
     assert batch.prompt is not None
     settings = generation_settings(model.processor, model.max_new_tokens)
-    assert written == [write_answers(model.backbone, batch.prompt, batch.video, settings)]
+    assert written == [[write_answers(model.backbone, batch.prompt, batch.video, settings)]]
 
 
 def test_predict_gives_classes(qwen: Path, tmp_path: Path):

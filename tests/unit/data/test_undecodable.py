@@ -153,14 +153,19 @@ def test_stage_0_notes_what_it_could_not_describe(
     tmp_path: Path, qwen: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     yard = Damaged(tmp_path / "card.yaml", {"train": 4}, damaged=["train_1"])
-    store = RationaleStore(tmp_path / "texts.jsonl", {})
-    worker = trainer(tmp_path, callbacks=[RationaleWriter(store)])
-    rationalize(worker, module(qwen, "rationale"), yard, store)
-    yard.store = RationaleStore(tmp_path / "texts.jsonl", {})
-    assert yard.store.undecodable() == {"train_1"}
-    assert yard.store.missing([clip.id for clip in yard.clips("train")]) == []
-    assert yard.store.records["train_1"]["finish"] == UNDECODABLE
-    assert set(yard.rationales("train")) == {"train_0", "train_2", "train_3"}
+    names = ("texts.jsonl", "others.jsonl")
+    stores = [RationaleStore(tmp_path / name, {}) for name in names]
+    worker = trainer(tmp_path, callbacks=[RationaleWriter(stores)])
+    model = module(qwen, "rationale")
+    model.cards = [CARD, CARD.using("less")]
+    rationalize(worker, model, yard, stores, yard.clips("train"))
+    for name in names:
+        yard.store = RationaleStore(tmp_path / name, {})
+        assert yard.store.undecodable() == {"train_1"}
+        assert yard.store.missing([clip.id for clip in yard.clips("train")]) == []
+        assert yard.store.records["train_1"]["finish"] == UNDECODABLE
+        assert set(yard.rationales("train")) == {"train_0", "train_2", "train_3"}
+        assert f"To try again, take its line out of {tmp_path / name}." in caplog.text
     assert "Clip train_1 has no rationale; in training another takes its place." in caplog.text
     yard.damaged = []
     data = ClipDataset(yard.clips("train"), yard.see, yard.rationales("train"), [1, 1, 1, 1])
