@@ -139,34 +139,45 @@ def score_answers(
     return score_after(backbone, read, answers)
 
 
-@torch.no_grad()
 def score_after(
     backbone: Any, prompt: Read, answers: Sequence[Sequence[int]]
 ) -> Float[Tensor, "clips answers"]:
-    """Log-probability of each whole answer after each prompt, log P(answer | video, prompt).
+    """Scores the same answers after each prompt, see `score_own`."""
+    return score_own(backbone, prompt, [answers] * len(prompt.logits))
+
+
+@torch.no_grad()
+def score_own(
+    backbone: Any, prompt: Read, answers: Sequence[Sequence[Sequence[int]]]
+) -> Float[Tensor, "clips answers"]:
+    """Log-probability of whole answers after each prompt, log P(answer | video, prompt).
 
     The prompt was read once; its keys and values are shared by the answers.
 
     Args:
         backbone: The model.
         prompt: What it has read.
-        answers: Token ids of each answer, the end of the turn included.
+        answers: For each prompt as many answers: token ids, the end of the turn included.
 
     Returns:
         Sums over the answer's tokens, in nats.
     """
-    clips, count, device = len(prompt.logits), len(answers), prompt.logits.device
-    first = torch.tensor([answer[0] for answer in answers], device=device)
-    scores = prompt.logits.float().log_softmax(-1)[:, first]
-    longest = max(map(len, answers)) - 1
+    clips, count, device = len(answers), len(answers[0]), prompt.logits.device
+    rows = [answer for own in answers for answer in own]
+    first = torch.tensor([row[0] for row in rows], device=device).view(clips, count)
+    scores = prompt.logits.float().log_softmax(-1).gather(1, first)
+    longest = max(map(len, rows)) - 1
     if longest == 0:
         return scores
     # Answers are fed without their last token, which nothing comes after.
-    rows = [[*answer[:-1], *[0] * (longest + 1 - len(answer))] for answer in answers]
-    real = [[1] * (len(answer) - 1) + [0] * (longest + 1 - len(answer)) for answer in answers]
-    next_ids = [[*answer[1:], *[0] * (longest + 1 - len(answer))] for answer in answers]
+    padding = [[0] * (longest + 1 - len(row)) for row in rows]
     fed, mask, targets = (
-        torch.tensor(value, device=device).repeat(clips, 1) for value in (rows, real, next_ids)
+        torch.tensor([row + pad for row, pad in zip(part, padding, strict=True)], device=device)
+        for part in (
+            [list(row[:-1]) for row in rows],
+            [[1] * (len(row) - 1) for row in rows],
+            [list(row[1:]) for row in rows],
+        )
     )
     cache = prompt.cache
     cache.batch_repeat_interleave(count)

@@ -101,6 +101,12 @@ class Targets(Transferable):
     ids: Int[Tensor, " answer"]
     clips: Int[Tensor, " answer"]
 
+    @property
+    def answers(self) -> list[list[int]]:
+        """Token ids of each clip's answer."""
+        lengths = self.clips.bincount().tolist()
+        return [own.tolist() for own in self.ids.split(lengths)]
+
 
 @dataclass(frozen=True)
 class Kept(Transferable):

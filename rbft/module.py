@@ -27,6 +27,7 @@ from rbft.answers import (
     read_on,
     read_prompts,
     score_after,
+    score_own,
     write_after,
 )
 from rbft.backbone import (
@@ -239,10 +240,12 @@ class RBFTModule(LightningModule):
         self.trainer.precision_plugin.convert_input = _as_it_is
         if self.processor is None:
             self.processor = load_processor(self.source, self.trust)
-        asked = self.stage if stage == "predict" else self.stage.classifier
+        classifier = self.stage.classifier
+        asked = self.stage if stage == "predict" else classifier
         ask = Collator(self.processor, self.config, self.family, self.card, ask=asked)
         learn = replace(ask, learn=self.stage, ask=None, packing=self.packing)
-        both = replace(learn, ask=self.stage.classifier)
+        besides = () if classifier is self.stage else ((self.stage, self.card),)
+        both = replace(learn, ask=classifier, besides=besides)
         rationale, predict = STAGES["rationale"], ask
         if self.explain:
             predict = replace(ask, besides=((rationale, self.card),))
@@ -490,22 +493,23 @@ class RBFTModule(LightningModule):
         return Classified(scores.argmax(-1), scores, texts)
 
     def validation_step(self, batch: Batch) -> dict[str, Classified]:
-        """The stage's loss, and the classification of the stage."""
+        """The stage's loss, and the classification of the stage; each clip is read once."""
         assert batch.prompt is not None
         assert batch.targets is not None
-        (read,) = read_prompts(self.backbone, [batch.prompt], self.vision(batch))
+        reads = read_prompts(self.backbone, [batch.prompt, *batch.besides], self.vision(batch))
+        read = next(reads)
         classified = self.classify(batch, read.copy())
         self.val_metrics.update(classified.prediction, batch.label, batch.weight > 0)
         # A clip that cannot be decoded counts as a wrong answer, but has no likelihood.
         seen = [float(not error) for error in batch.errors]
         weight = batch.weight * torch.tensor(seen, device=batch.weight.device)
-        if self.collator.learns_class:
-            scores = classified.scores
-            if scores is None:
-                scores = score_after(self.backbone, read, self.collator.class_answers(self.stage))
-            nll = -(scores.gather(1, batch.label[:, None])[:, 0] * weight).sum()
+        if self.collator.learns_class and classified.scores is not None:
+            scores = classified.scores.gather(1, batch.label[:, None])
         else:
-            nll = self.loss(replace(batch, weight=weight)) * batch.total
+            # What is learnt answers the prompt besides, or else the one that asks for the class.
+            answers = [[answer] for answer in batch.targets.answers]
+            scores = score_own(self.backbone, next(reads, read), answers)
+        nll = -(scores[:, 0] * weight).sum()
         self._val_loss += torch.stack([nll, weight[batch.targets.clips].sum()])
         return {"classified": classified}
 

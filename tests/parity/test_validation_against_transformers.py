@@ -10,6 +10,7 @@ from torch import Tensor
 from rbft.data.base import Example
 from rbft.data.sampler import Draw
 from rbft.module import RBFTModule
+from rbft.stages import STAGES
 from tests.examples import Damaged, answer_of, collator, module, prompt_of, trainer
 
 VAL = 5
@@ -73,7 +74,7 @@ def expected_class(folder: Path, made: RBFTModule, example: Example) -> int:
 
 
 @pytest.mark.parametrize("answer", ["score", "generate"])
-@pytest.mark.parametrize("stage", ["label", "rationale", "class_rationale", "rationale_class"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_loss_is_transformers_own(
     backbone: Path, tmp_path: Path, stage: str, answer: str
 ) -> None:
@@ -101,7 +102,7 @@ def test_the_classes_are_those_of_full_forwards(backbone: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("answer", ["score", "generate"])
-@pytest.mark.parametrize("stage", ["label"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_vision_tower_sees_each_clip_once(
     backbone: Path, tmp_path: Path, stage: str, answer: str
 ) -> None:
