@@ -200,6 +200,7 @@ class Method:
             self._build("rationale", None, title, [RationaleWriter(files)])
             self.cli.model.cards = [variants[name].card for name in lacking]
             rationalize(self.cli.trainer, self.cli.model, self.cli.datamodule, files, some)
+        self._meet()  # no process reads any more what the first one joins
         if _get_rank():
             return
         for name, store in stores.items():
@@ -466,6 +467,9 @@ class Method:
 
     def _meet(self) -> None:
         """Waits for the other processes, unless Lightning will start them only later."""
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+            return
         strategy = self.cli.trainer.strategy
         if not isinstance(strategy, ParallelStrategy):
             return

@@ -1,10 +1,13 @@
 """Rationales of several prompts in one pass are those of a pass for each."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rbft.data.rationales import RationaleStore
+from rbft.method import Method
 from rbft.module import RBFTModule
 from tests.recipe.killing import run, run_two
 from tests.recipe.runs import LOGS, outcome, rbft, read_lines, small
@@ -154,3 +157,27 @@ def test_what_cannot_be_written(options, tmp_path, monkeypatch, capsys, more, me
         rbft(tmp_path, "rationalize", *options, *more)
     assert capsys.readouterr().err == message
     assert not (tmp_path / LOGS).exists()
+
+
+def test_parts_are_joined_when_all_processes_have_read_them(alone, options, tmp_path, monkeypatch):
+    folder = tmp_path / LOGS / "rationales"
+    shutil.copytree(alone / LOGS / "rationales", folder)
+    file = next(folder.glob("*-less.jsonl"))
+    file.rename(file.with_name(f"{file.name}.part0"))
+    calls: list[str] = []
+    read, join = RationaleStore._read, RationaleStore.recover
+    met = Method._meet
+
+    def note(name: str, function: Any) -> Any:
+        def noted(*args: Any) -> Any:
+            calls.append(name)
+            return function(*args)
+
+        return noted
+
+    monkeypatch.setattr(RationaleStore, "_read", note("read", read))
+    monkeypatch.setattr(RationaleStore, "recover", note("join", join))
+    monkeypatch.setattr(Method, "_meet", note("meet", met))
+    rbft(tmp_path, "rationalize", *options, "--data.rationale_prompt=less")
+    assert calls[:3] == ["read", "meet", "join"]
+    assert sorted(path.name for path in folder.glob("*-less.jsonl*")) == [file.name]
