@@ -56,7 +56,7 @@ def load(spec: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def collator(
-    processor: Any, pixels: dict[str, int]
+    processor: Any, pixels: dict[str, int], fps: int
 ) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """What a user has to write for a trainer that takes no video."""
     from qwen_vl_utils.vision_process import fetch_video
@@ -72,7 +72,7 @@ def collator(
             texts.append(f"{asked}{answer}<|im_end|>")
             lengths.append(len(processor.tokenizer(f"{answer}<|im_end|>")["input_ids"]))
             video, facts = fetch_video(
-                {"video": row["videos"][0], "fps": 1.0, **pixels}, return_video_metadata=True
+                {"video": row["videos"][0], "fps": fps, **pixels}, return_video_metadata=True
             )
             videos.append(video)
             metadata.append(facts)
@@ -106,7 +106,7 @@ def transformers(spec: dict[str, Any]) -> None:
         model,
         args,
         train_dataset=conversations(spec),
-        data_collator=collator(processor, spec["pixels"]),
+        data_collator=collator(processor, spec["pixels"], spec["fps"]),
     ).train()
 
 
@@ -128,7 +128,7 @@ def trl(spec: dict[str, Any]) -> None:
         model,
         args,
         train_dataset=Dataset.from_list(conversations(spec)),
-        data_collator=collator(processor, spec["pixels"]),
+        data_collator=collator(processor, spec["pixels"], spec["fps"]),
         processing_class=processor,
     ).train()
 
@@ -136,7 +136,7 @@ def trl(spec: dict[str, Any]) -> None:
 def swift(spec: dict[str, Any]) -> None:
     """ms-swift's `swift sft`, all parts trained at the paper's three learning rates."""
     os.environ |= {
-        "FPS": "1",
+        "FPS": str(spec["fps"]),
         "FPS_MIN_FRAMES": "4",
         "VIDEO_MIN_PIXELS": str(spec["pixels"]["min_pixels"]),
         "VIDEO_MAX_PIXELS": str(spec["pixels"]["max_pixels"]),
@@ -197,7 +197,7 @@ def llamafactory(spec: dict[str, Any]) -> None:
         "cutoff_len": 32_768,
         "flash_attn": "sdpa",
         "disable_gradient_checkpointing": not spec["checkpointing"],
-        "video_fps": 1.0,
+        "video_fps": float(spec["fps"]),
         "video_min_pixels": spec["pixels"]["min_pixels"],
         "video_max_pixels": spec["pixels"]["max_pixels"],
         "warmup_steps": 0.03,

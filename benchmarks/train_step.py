@@ -82,6 +82,7 @@ class Setting:
             "output": str(self.folder / f"run{number}"),
             "batch": self.batch,
             "pixels": self.world.pixels,
+            "fps": self.world.size.fps,
             "epochs": self.epochs,
             "checkpointing": self.checkpointing,
             "clip": 1e9 if self.compare else 1.0,
@@ -111,7 +112,7 @@ def prepare(setting: Setting) -> None:
         folder / "clips.csv",
         card=world.card,
         cache_folder=folder / "cache",
-        fps=1.0,
+        fps=float(world.size.fps),
         **world.pixels,
         min_frames=4,
         max_frames=768,
@@ -286,6 +287,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of all trainers (default 5)")
     parser.add_argument("--batch", type=int, default=2, help="clips per step (default 2)")
     parser.add_argument("--clips", type=int, default=16, help="training clips (default 16)")
+    parser.add_argument("--fps", type=int, default=1, help="frames a second (default 1)")
     parser.add_argument("--hidden", type=int, default=256, help="decoder width (default 256)")
     parser.add_argument("--layers", type=int, default=4, help="decoder blocks (default 4)")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
@@ -299,7 +301,7 @@ def main() -> None:
     say(machine())
     say("; ".join(versions))
     whole = replace(Size(), hidden=given.hidden, layers=given.layers)
-    size = replace(TINY if given.tiny else whole, clips=given.clips)
+    size = replace(TINY if given.tiny else whole, clips=given.clips, fps=given.fps)
     with tempfile.TemporaryDirectory() as folder:
         world = make_world(Path(folder).resolve(), size)
         for name in given.stages:

@@ -2,9 +2,10 @@
 
 Nothing is downloaded. The model has Qwen2.5-VL-7B's architecture, vocabulary size, patch sizes,
 window attention and special tokens, with narrow layers; head and embedding are untied, as there.
-Clips have the token count that real ones get from the paper's pixel budget. They are so short
+Frames have the token count that real ones get from the paper's pixel budget. Clips are so short
 (twice the seconds less four is below the tokens of a frame's longer side) that transformers, whose
-rule is another than the one the pretrained weights learnt, places the text after them as rbft does.
+rule is another than the one the pretrained weights learnt, places the text after them as rbft does;
+more frames a second give them the tokens of longer ones.
 """
 
 import csv
@@ -81,6 +82,7 @@ class Size:
         vision_layers: Its blocks; the last is the only one without windows.
         frame: Height and width of the clips, multiples of 28.
         seconds: Lengths of the clips, taken in turn.
+        fps: Frames a second that the model is shown.
         clips: Training clips.
         tests: Test clips.
         rationale_words: Fewest and most words of a rationale.
@@ -93,6 +95,7 @@ class Size:
     vision_layers: int = 4
     frame: tuple[int, int] = (280, 392)
     seconds: tuple[int, ...] = (4, 6, 8)
+    fps: int = 1
     clips: int = 16
     tests: int = 2
     rationale_words: tuple[int, int] = (150, 250)
@@ -153,6 +156,7 @@ class World:
             f"--data.table={self.table}",
             f"--data.card={self.card}",
             f"--data.cache_folder={self.root / 'cache'}",
+            f"--data.fps={self.size.fps}",
             f"--data.min_pixels={self.pixels['min_pixels']}",
             "--data.num_workers=0",
             f"--model.backbone={self.backbone}",
