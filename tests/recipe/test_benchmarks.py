@@ -1,16 +1,22 @@
 """The benchmarks against other libraries, at a tiny size."""
 
 import json
+import math
 import os
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from tests.examples import CARD
 from tests.recipe.runs import ROOT
 
 pytestmark = pytest.mark.recipe
@@ -28,10 +34,10 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return SimpleNamespace(record=record, train_step=train_step, world=world)
 
 
-def run(name: str, *options: str) -> str:
+def run(name: str, *options: str, tiny: bool = True) -> str:
     """What a script prints, tables with one blank between words."""
     process = subprocess.run(
-        [sys.executable, str(FOLDER / name), "--tiny", *options],
+        [sys.executable, str(FOLDER / name), *(["--tiny"] if tiny else []), *options],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -188,3 +194,59 @@ def test_special_tokens_have_qwens_ids(scripts):
     assert {token: tokenizer.convert_tokens_to_ids(token) for token in ids} == ids
     text = "Is what happens normal or abnormal?"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+class Server(BaseHTTPRequestHandler):
+    """Stands for vLLM: is sure of "abnormal" for the second video, and of "normal" for others."""
+
+    asked: list[Any]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        video, text = body["messages"][0]["content"]
+        self.asked.append((self.path, body["model"], text["text"], video["video_url"]["url"]))
+        words = [("normal", 0.75), ("ab", 0.2), ("or", 0.05)]
+        if video["video_url"]["url"].endswith("b.mp4"):
+            words = [("ab", 0.9), ("normal", 0.1)]
+        tops = [{"token": f" {word}", "logprob": math.log(share)} for word, share in words]
+        said = {"content": {"normal": " normal", "ab": " Abnormal."}[words[0][0]]}
+        choice = {"message": said, "logprobs": {"content": [{"top_logprobs": tops}]}}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"choices": [choice]}).encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[HTTPServer]:
+    Server.asked = []
+    with HTTPServer(("127.0.0.1", 0), Server) as made:
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        yield made
+        made.shutdown()
+
+
+def test_a_server_is_asked_and_compared(server: HTTPServer, tmp_path: Path):
+    CARD.save(tmp_path / "card.yaml")
+    rows = [
+        {"path": "/a.mp4", "label": "quiet", "probabilities": {"quiet": 0.7, "alarm": 0.3}},
+        {"path": "/b.mp4", "label": "alarm", "probabilities": {"quiet": 0.1, "alarm": 0.9}},
+        {"path": "/c.mp4", "label": "alarm", "probabilities": {"quiet": 0.4, "alarm": 0.6}},
+        {"path": "/d.mp4", "error": "damaged"},
+    ]
+    file = tmp_path / "predictions.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    options = [str(file), f"--folder={tmp_path}", f"--url={url}", "--model=yard"]
+    said = run("served.py", *options, tiny=False)
+    assert "2 of 3 videos have the same class" in said
+    # 0.75 and 0.2 are 0.789 and 0.211 of what both have.
+    assert "probabilities differ by 0.1596 on average, by 0.3895 at most" in said
+    assert Server.asked[1] == (
+        "/v1/chat/completions",
+        "yard",
+        "Is it normal or abnormal?",
+        "file:///b.mp4",
+    )
