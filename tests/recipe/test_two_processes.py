@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
 
 from tests.recipe.killing import run_two
 from tests.recipe.runs import (
@@ -50,6 +52,7 @@ class Runs:
 
     def __init__(self, one: Path, two: Path, options: list[str], kind: str) -> None:
         self.one, self.two, self.options = one, two, options
+        self.base = next(o.split("=")[1] for o in options if o.startswith("--model.backbone="))
         before, after = KINDS[kind]
         self.double = [*before, *options, "--trainer.devices=2", "--data.batch_size=1", *after]
         self.double += ["--checkpoint_every=1"]
@@ -136,6 +139,22 @@ def test_each_clip_counts_once_and_the_figures_are_the_same(runs, place):
         probabilities = row.pop("probabilities")
         assert probabilities == pytest.approx(known.pop("probabilities"), abs=1e-5)
         assert row == known
+
+
+def test_what_was_trained_in_shares_is_exported_whole(sharded, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    rbft(sharded.one, "export", *sharded.options, f"--output={one}")
+    rbft(sharded.two, "export", *sharded.options, f"--output={two}")
+    assert sorted(path.name for path in two.iterdir()) == sorted(
+        path.name for path in one.iterdir()
+    )
+    expected, found = (
+        AutoModelForImageTextToText.from_pretrained(folder).state_dict() for folder in (one, two)
+    )
+    base = AutoModelForImageTextToText.from_pretrained(sharded.base).state_dict()
+    assert set(found) == set(expected) == set(base)
+    assert max(float((found[name] - expected[name]).abs().max()) for name in found) < 1e-5
+    assert not any(torch.equal(found[name], base[name]) for name in found)
 
 
 def test_predictions_for_fewer_videos_than_processes(sharded, cache):
