@@ -3,7 +3,6 @@
 Run: python benchmarks/memory_step.py [--stages label rationale]
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -16,14 +15,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from record import memory
 from table import machine
 from torch import Tensor
-from train_step import TITLES, Setting, command, prepare
+from train_step import EPOCHS, TITLES, Setting, prepare, step_options, watched
 from world import TINY, Size, make_world
 
 from rbft.cli import main as rbft
 from rbft.screen import say, table
 from rbft.stages import STAGES
-
-EPOCHS = 2
 
 
 class Phases(Callback):
@@ -104,11 +101,8 @@ class Phases(Callback):
 
 def main() -> None:
     """Trains two epochs of each stage in a process of its own, and prints a table."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--batch", type=int, default=2, help="clips per step (default 2)")
+    parser = step_options(str(__doc__).splitlines()[0])
     parser.add_argument("--clips", type=int, default=6, help="training clips (default 6)")
-    parser.add_argument("--tiny", action="store_true", help="everything tiny, to try the script")
-    parser.add_argument("--stages", nargs="+", default=["rationale", "label"], choices=TITLES)
     given = parser.parse_args()
     say(machine("torch", "transformers"))
     with tempfile.TemporaryDirectory() as folder:
@@ -117,11 +111,9 @@ def main() -> None:
         for name in given.stages:
             setting = Setting(world, STAGES[name], given.batch, EPOCHS, checkpointing=False)
             prepare(setting)
-            record = {"file": str(setting.folder / "memory.json")}
-            init = {**record, "steps": EPOCHS * size.clips // given.batch}
-            callback = {"class_path": "memory_step.Phases", "init_args": init}
-            callbacks = f"--trainer.callbacks={json.dumps([callback])}"
-            spec = {"record": record, "command": [*command(setting, 0), callbacks]}
+            file, steps = str(setting.folder / "memory.json"), EPOCHS * size.clips // given.batch
+            asked = watched(setting, "memory_step.Phases", file=file, steps=steps)
+            spec = {"record": {"file": file}, "command": asked}
             found = launch(
                 sys.executable, ["memory_step.py", "--of"], spec, setting.folder / "spec.json"
             )

@@ -3,7 +3,6 @@
 Run: python benchmarks/profile_step.py [--stages label rationale]
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -17,7 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from table import machine
 from torch.profiler import ProfilerActivity, profile
-from train_step import TITLES, Setting, command, prepare
+from train_step import TITLES, Setting, prepare, step_options, watched
 from world import TINY, Size, make_world
 
 from rbft.cli import main as rbft
@@ -85,11 +84,8 @@ class Profiled(Callback):
 
 def main() -> None:
     """Trains a few steps of each stage, and prints a table."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--batch", type=int, default=2, help="clips per step (default 2)")
+    parser = step_options(str(__doc__).splitlines()[0])
     parser.add_argument("--steps", type=int, default=5, help="steps to profile (default 5)")
-    parser.add_argument("--tiny", action="store_true", help="everything tiny, to try the script")
-    parser.add_argument("--stages", nargs="+", default=["rationale", "label"], choices=TITLES)
     given = parser.parse_args()
     sys.argv = sys.argv[:1]  # Lightning compares
     found = []
@@ -102,11 +98,9 @@ def main() -> None:
             prepare(setting)
             file = setting.folder / "shares.json"
             init = {"file": str(file), "vocabulary": size.vocabulary}
-            callback = {"class_path": "profile_step.Profiled", "init_args": init}
-            callbacks = f"--trainer.callbacks={json.dumps([callback])}"
-            steps = f"--trainer.max_steps={WARM + given.steps}"
+            asked = watched(setting, "profile_step.Profiled", **init)
             with redirect_stdout(StringIO()):
-                rbft([*command(setting, 0), callbacks, steps])
+                rbft([*asked, f"--trainer.max_steps={WARM + given.steps}"])
             found.append(json.loads(file.read_text(encoding="utf-8")))
     say(machine("torch", "transformers"))
     rows = [[name, *(f"{shares[name]:.0%}" for shares in found)] for name in found[0]]

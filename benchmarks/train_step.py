@@ -12,6 +12,7 @@ Run: python benchmarks/train_step.py --rounds 5 [--swift PYTHON] [--trl PYTHON]
 
 import argparse
 import csv
+import json
 import statistics
 import subprocess
 import sys
@@ -145,6 +146,21 @@ def command(setting: Setting, number: int) -> list[str]:
         f"--trainer.gradient_clip_val={1e9 if setting.compare else 1.0}",
         f"--model.gradient_checkpointing={str(setting.checkpointing).lower()}",
     ]
+
+
+def watched(setting: Setting, callback: str, **init: Any) -> list[str]:
+    """The `fit` command of rbft with a callback of a script here, by dotted name."""
+    given = json.dumps([{"class_path": callback, "init_args": init}])
+    return [*command(setting, 0), f"--trainer.callbacks={given}"]
+
+
+def step_options(title: str) -> argparse.ArgumentParser:
+    """What every script about a training step can be told."""
+    parser = argparse.ArgumentParser(description=title)
+    parser.add_argument("--batch", type=int, default=2, help="clips per step (default 2)")
+    parser.add_argument("--tiny", action="store_true", help="everything tiny, to try the script")
+    parser.add_argument("--stages", nargs="+", default=["rationale", "label"], choices=TITLES)
+    return parser
 
 
 def run(name: str, python: str, setting: Setting, number: int) -> dict[str, Any]:
@@ -283,16 +299,13 @@ def summary(
 
 def main() -> None:
     """Makes the world, compares, times, prints."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = step_options(str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="rounds of all trainers (default 5)")
-    parser.add_argument("--batch", type=int, default=2, help="clips per step (default 2)")
     parser.add_argument("--clips", type=int, default=16, help="training clips (default 16)")
     parser.add_argument("--fps", type=int, default=1, help="frames a second (default 1)")
     parser.add_argument("--hidden", type=int, default=256, help="decoder width (default 256)")
     parser.add_argument("--layers", type=int, default=4, help="decoder blocks (default 4)")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
-    parser.add_argument("--tiny", action="store_true", help="everything tiny, to try the script")
-    parser.add_argument("--stages", nargs="+", default=["rationale", "label"], choices=TITLES)
     for name in PACKAGES:
         own = sys.executable if name == "transformers" else None
         parser.add_argument(f"--{name}", default=own, help=f"interpreter that has {PACKAGES[name]}")
