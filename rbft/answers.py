@@ -128,17 +128,6 @@ def _part(prompt: Sequences, starts: list[int], ends: list[int]) -> Sequences:
     )
 
 
-def score_answers(
-    backbone: Any,
-    prompt: Sequences,
-    video: dict[str, Any],
-    answers: Sequence[Sequence[int]],
-) -> Float[Tensor, "clips answers"]:
-    """Reads prompts and scores answers after them, see `score_after`."""
-    (read,) = read_prompts(backbone, [prompt], video)
-    return score_after(backbone, read, answers)
-
-
 def score_after(
     backbone: Any, prompt: Read, answers: Sequence[Sequence[int]]
 ) -> Float[Tensor, "clips answers"]:
@@ -193,14 +182,6 @@ def score_own(
     ).logits
     rest = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     return scores + (rest * mask).sum(-1).view(clips, count)
-
-
-def write_answers(
-    backbone: Any, prompt: Sequences, video: dict[str, Any], settings: dict[str, Any]
-) -> list[list[int]]:
-    """Reads prompts and writes answers to them, see `write_after`."""
-    (read,) = read_prompts(backbone, [prompt], video)
-    return write_after(backbone, read, settings)
 
 
 @torch.no_grad()

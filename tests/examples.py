@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 
+from rbft.answers import read_prompts, score_after, write_after
 from rbft.backbone import load_config, load_processor
 from rbft.collator import Batch, Collator, Sequences
 from rbft.data.base import Clip, Example, VideoDataModule
@@ -126,6 +128,22 @@ def module(folder: Path, stage: str = "label", **settings: Any) -> RBFTModule:
     made.processor = load_processor(str(folder))
     made.collator = collator(folder, learn=stage)
     return made.eval()
+
+
+def score_answers(
+    backbone: Any, prompt: Sequences, video: dict[str, Any], answers: Sequence[Sequence[int]]
+) -> Tensor:
+    """Reads prompts and scores answers after them, see `score_after`."""
+    (read,) = read_prompts(backbone, [prompt], video)
+    return score_after(backbone, read, answers)
+
+
+def write_answers(
+    backbone: Any, prompt: Sequences, video: dict[str, Any], settings: dict[str, Any]
+) -> list[list[int]]:
+    """Reads prompts and writes answers to them, see `write_after`."""
+    (read,) = read_prompts(backbone, [prompt], video)
+    return write_after(backbone, read, settings)
 
 
 class Texts:

@@ -8,12 +8,21 @@ import torch
 from torch import Tensor
 
 import rbft.module
-from rbft.answers import read_on, read_prompts, score_after, score_answers, write_answers
+from rbft.answers import read_on, read_prompts, score_after
 from rbft.backbone import generation_settings
 from rbft.collator import Sequences
 from rbft.data.base import Example
 from rbft.stages import LABEL
-from tests.examples import answer_of, batch_of, collator, examples, module, prompt_of
+from tests.examples import (
+    answer_of,
+    batch_of,
+    collator,
+    examples,
+    module,
+    prompt_of,
+    score_answers,
+    write_answers,
+)
 
 END = 376
 # The first two begin alike, lengths differ, one is but the end of the turn.

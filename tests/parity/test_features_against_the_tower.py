@@ -12,13 +12,22 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
 )
 
-from rbft.answers import score_answers, write_answers
 from rbft.backbone import generation_settings
 from rbft.collator import Batch, Collator
 from rbft.data.featurecache import FeatureCache
 from rbft.module import RBFTModule
 from rbft.vision import check_frozen, show, tower_digest, tower_features
-from tests.examples import Yard, answer_of, batch_of, collator, examples, module, prompt_of
+from tests.examples import (
+    Yard,
+    answer_of,
+    batch_of,
+    collator,
+    examples,
+    module,
+    prompt_of,
+    score_answers,
+    write_answers,
+)
 
 MERGE = 2
 

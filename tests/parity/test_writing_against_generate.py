@@ -7,10 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from rbft.answers import read_prompts, score_after, score_answers, write_after, write_answers
+from rbft.answers import read_prompts, score_after, write_after
 from rbft.backbone import generation_settings
 from rbft.data.card import Card
-from tests.examples import CARD, Yard, collator, examples, module, prompt_of, trainer
+from tests.examples import (
+    CARD,
+    Yard,
+    collator,
+    examples,
+    module,
+    prompt_of,
+    score_answers,
+    trainer,
+    write_answers,
+)
 
 Answers = list[list[int]]
 

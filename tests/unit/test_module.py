@@ -13,7 +13,6 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 import rbft.module
-from rbft.answers import score_answers, write_answers
 from rbft.backbone import generation_settings
 from rbft.data.sampler import Draw
 from rbft.module import Classified, RBFTModule, answer_nll
@@ -26,7 +25,9 @@ from tests.examples import (
     collator,
     examples,
     module,
+    score_answers,
     trainer,
+    write_answers,
 )
 
 NORMAL, ABNORMAL, END, NEW_LINE = [269], [64, 292], 376, 198
