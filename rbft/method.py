@@ -205,9 +205,9 @@ class Method:
             return
         for name, store in stores.items():
             store.recover(ids)
-            texts = store.texts()
+            texts, which = store.texts(), f", {name}" if len(stores) > 1 else ""
             for clip in [clip for clip in missing[name] if clip in texts][:SHOWN_RATIONALES]:
-                say(f"{clip}: {texts[clip]}")
+                say(f"{clip}{which}: {texts[clip]}")
 
     def train(
         self,

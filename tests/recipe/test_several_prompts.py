@@ -95,9 +95,10 @@ def test_a_fit_of_a_variant_writes_none(together, options, name, monkeypatch):
     assert outcome(together) == before
 
 
-def test_nothing_is_written_twice(together, options, tmp_path, monkeypatch):
+def test_nothing_is_written_twice(together, options, tmp_path, monkeypatch, capsys):
     """A prompt that has its rationales is not asked again with the others, in any order."""
     rbft(tmp_path, "rationalize", *options, "--prompts=[less]")
+    assert "target-train-0000: " in capsys.readouterr().out
     asked = []
 
     def writes(module: RBFTModule, batch: Any) -> Any:
@@ -109,6 +110,11 @@ def test_nothing_is_written_twice(together, options, tmp_path, monkeypatch):
     rbft(tmp_path, "rationalize", *options, "--prompts=[least, less, rationale]")
     assert {len(prompts) for prompts in asked} == {2}
     assert all("weather" in prompts[0] for prompts in asked)
+    shown = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    clips = [f"target-train-000{number}" for number in range(3)]
+    assert [line for line in shown if line.startswith("target")] == [
+        f"{clip}, {name}" for name in ("least", "rationale") for clip in clips
+    ]
     assert outcome(tmp_path) == outcome(together)
 
 
