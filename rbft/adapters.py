@@ -70,7 +70,7 @@ def find_base(backbone: str, weights: Path | None) -> str:
         return backbone
     found = {}
     for source in (backbone, note["name"]):
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             found[source] = fingerprint(source)
             if found[source] == note["fingerprint"]:
                 return source
@@ -85,6 +85,21 @@ def find_base(backbone: str, weights: Path | None) -> str:
 def base_note(source: str) -> dict[str, str]:
     """What rbft.json says of an adapter's base."""
     return {"name": source, "fingerprint": fingerprint(source)}
+
+
+def weights_fingerprint(weights: Path, backbone: str) -> str:
+    """Content digest of a weights folder, see `rbft.backbone.fingerprint`.
+
+    Args:
+        weights: Whole weights, or an adapter, whose digest covers its base.
+        backbone: The backbone of the settings, which an adapter without rbft's note stands on.
+
+    Raises:
+        ValueError: If the base of an adapter is not to be found, see `find_base`.
+    """
+    if not is_adapter(weights):
+        return fingerprint(str(weights))
+    return fingerprint(str(weights), fingerprint(find_base(backbone, weights)))
 
 
 def check_adapters(

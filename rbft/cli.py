@@ -335,14 +335,15 @@ class RBFTCLI(LightningCLI):
 
     def cache(
         self,
-        clear: Literal["frames", "features", "scans", "clips", "all"] | None = None,
+        clear: Literal["frames", "features", "scans", "digests", "clips", "all"] | None = None,
         folder: Path | None = None,
     ) -> None:
         """Show how large the cache is, or clear it.
 
         Args:
             clear: What to remove: frames (decoded clips), features (outputs of frozen vision
-                towers), scans (what scans found), clips (videos of the miniature world) or all.
+                towers), scans (what scans found), digests (of weights and videos), clips (videos
+                of the miniature world) or all.
             folder: The cache folder, as data.cache_folder; null takes $RBFT_CACHE, or
                 ~/.cache/rbft.
         """

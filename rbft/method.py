@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ParallelStrategy
 
-from rbft.adapters import base_note, find_base, is_adapter
+from rbft.adapters import base_note, find_base, is_adapter, weights_fingerprint
 from rbft.backbone import fingerprint, load_config, short_name
 from rbft.callbacks.checks import TrainableParts
 from rbft.callbacks.handoff import StageHandoff
@@ -441,7 +441,7 @@ class Method:
             return [], self.backbone
         found = read_provenance(self.given)
         if found is None:
-            return [], fingerprint(str(self.given))
+            return [], weights_fingerprint(self.given, self.settings.model.backbone)
         return found["stages"], found["backbone"]
 
     def _check_checkpoint(self, ckpt_path: Path | None) -> None:

@@ -6,11 +6,24 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the loaders fork
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.tiny import FAMILY_NAMES, tiny_backbone
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache folder of all tests, and of the runs of the command line that they start."""
+    before = os.environ.get("RBFT_CACHE")
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["RBFT_CACHE"] = str(folder)
+    yield folder
+    del os.environ["RBFT_CACHE"]
+    if before is not None:
+        os.environ["RBFT_CACHE"] = before
 
 
 @pytest.fixture(scope="session")

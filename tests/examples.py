@@ -1,5 +1,6 @@
 """A made-up benchmark of clips with random frames, for the tests of the core."""
 
+import hashlib
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from rbft.data.base import Clip, Example, VideoDataModule
 from rbft.data.card import Card
 from rbft.data.sampler import Draw
 from rbft.data.video import Video, VideoError, patch_grid
+from rbft.digests import LENGTH
 from rbft.module import RBFTModule
 from rbft.stages import STAGES, Stage
 
@@ -181,6 +183,9 @@ class Yard(VideoDataModule):
     def grid(self, clip: Clip) -> tuple[int, int, int]:
         frames, height, width = SHAPES[int(clip.id.rpartition("_")[2]) % len(SHAPES)]
         return patch_grid(frames, (height, width))
+
+    def video_digest(self, clip: Clip) -> str:
+        return hashlib.sha256(clip.id.encode()).hexdigest()[:LENGTH]
 
     def decode(self, clip: Clip) -> Video:
         number = int(clip.id.rpartition("_")[2])

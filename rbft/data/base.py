@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,16 +24,12 @@ from rbft.data.sampler import Draw, EvalSampler, TrainSampler
 from rbft.data.splits import carve, check_classes
 from rbft.data.video import Video, VideoError, VideoInfo, patch_grid, plan_frames, probe
 from rbft.data.videolist import find_videos
+from rbft.digests import default_cache, file_digest
 
 SCAN_THREADS = 8  # opening a file waits for the disk more than for the processor
 REPLACEMENTS = 10  # clips that are tried in the place of one that cannot be decoded
 NO_PICTURE = Video(torch.zeros(2, 3, 28, 28, dtype=torch.uint8), [0, 1], 2, 1.0)
 log = logging.getLogger(__name__)
-
-
-def default_cache() -> Path:
-    """Where rbft keeps what can be made again: $RBFT_CACHE, or ~/.cache/rbft."""
-    return Path(os.environ.get("RBFT_CACHE") or Path.home() / ".cache" / "rbft")
 
 
 @dataclass(frozen=True)
@@ -351,6 +346,19 @@ class VideoDataModule(LightningDataModule):
     def benchmark(self) -> str:
         """Name of the benchmark in file names; another draw of clips has another name."""
         return self.card.name
+
+    def video_digest(self, clip: Clip) -> str:
+        """Content digest of a clip's whole file, see `rbft.digests.hash_file`.
+
+        Nothing is read of the benchmark's files, which the scan has read.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        row = self._rows.get(clip.id) if clip.split != "predict" else None
+        if row is not None and row.path == str(clip.path) and row.digest is not None:
+            return row.digest
+        return file_digest(clip.path, self.cache_folder)
 
     def decode(self, clip: Clip) -> Video:
         """Frames of a clip.

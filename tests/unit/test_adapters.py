@@ -15,6 +15,7 @@ from rbft.adapters import (
     find_base,
     is_adapter,
     weights_dtype,
+    weights_fingerprint,
 )
 from rbft.backbone import fingerprint, load_model, parameter_parts
 from rbft.module import RBFTModule
@@ -107,6 +108,17 @@ def test_the_base_is_found_by_its_weights(qwen: Path, tmp_path: Path) -> None:
     assert find_base(str(tmp_path / "elsewhere"), folder) == str(tmp_path / "elsewhere")
     (folder / PROVENANCE).unlink()
     assert find_base("any/thing", folder) == "any/thing"
+
+
+def test_the_digest_of_an_adapter_covers_its_base(qwen: Path, tmp_path: Path) -> None:
+    assert weights_fingerprint(qwen, "hub/other") == fingerprint(str(qwen))
+    folder = adapter(qwen, tmp_path / "adapter")
+    noted = weights_fingerprint(folder, str(qwen))
+    assert noted == fingerprint(str(folder))
+    (folder / PROVENANCE).unlink()
+    other = tiny_backbone(tmp_path / "other", seed=1)
+    assert weights_fingerprint(folder, str(qwen)) == noted
+    assert weights_fingerprint(folder, str(other)) != noted
 
 
 def test_a_base_that_has_changed(tmp_path: Path) -> None:
@@ -264,4 +276,4 @@ def test_a_run_folder_with_an_adapter_counts_as_trained(qwen: Path, tmp_path: Pa
     run = Run(tmp_path)
     adapter(qwen, run.weights("rationale"))
     assert run.trained("rationale")
-    assert len(fingerprint(str(run.weights("rationale")))) == 16
+    assert len(fingerprint(str(run.weights("rationale")))) == 32

@@ -1,5 +1,6 @@
 import logging
 import math
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from rbft.data.base import Clip, ClipCollator, Example, VideoDataModule
 from rbft.data.sampler import Draw
 from rbft.data.video import Video, VideoError
+from rbft.digests import hash_file
 from tests.examples import CARD, DATA_SETTINGS, Texts, Yard, clips, collator, examples, rationale
 from tests.videos import make_video
 
@@ -432,6 +434,55 @@ def test_a_batch_through_the_real_collator(card_file: Path, qwen: Path) -> None:
     tokens = sum(make.answer_tokens(e.clip, e.rationale) for e in examples(4))
     assert [float(batch.total) for batch in batches] == [tokens, tokens]
     assert sorted(index for batch in batches for index in batch.index.tolist()) == [0, 1, 2, 3]
+
+
+# What is known of a clip's file
+
+
+class Films(VideoDataModule):
+    """Clips that are files, whatever they hold."""
+
+    def __init__(self, folder: Path, clips: list[Clip], **settings: Any) -> None:
+        CARD.save(folder / "card.yaml")
+        cache = folder / "cache"
+        super().__init__(
+            card=folder / "card.yaml", cache_folder=cache, **{**DATA_SETTINGS, **settings}
+        )
+        self.made = clips
+
+    def read(self) -> list[Clip]:
+        return self.made
+
+
+def test_the_content_of_a_clip_is_known_from_the_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_video(tmp_path / "a.mp4", frames=4)
+    os.utime(path, (1, 1))
+    clip, expected = Clip("a", path, 0, "train"), hash_file(path)
+    assert Films(tmp_path, [clip]).video_digest(clip) == expected
+    monkeypatch.setattr("rbft.digests.hash_file", lambda path: pytest.fail("was read again"))
+    assert Films(tmp_path, [clip]).video_digest(clip) == expected
+
+
+def test_the_content_of_a_video_that_is_not_scanned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_video(tmp_path / "a.mp4", frames=4)
+    os.utime(path, (1, 1))
+    expected = hash_file(path)
+    films = Films(tmp_path, [])
+    monkeypatch.setattr(films, "read", lambda: pytest.fail("predict needs no annotations"))
+    (clip,) = films.clips_of([path])
+    assert films.video_digest(clip) == expected
+    monkeypatch.setattr("rbft.digests.hash_file", lambda path: pytest.fail("was read again"))
+    assert Films(tmp_path, []).video_digest(clip) == expected
+
+
+def test_another_file_under_a_known_id_is_looked_into(tmp_path: Path) -> None:
+    one, other = (make_video(tmp_path / f"{n}.mp4", frames=n) for n in (4, 6))
+    films = Films(tmp_path, [Clip("a", one, 0, "train")])
+    assert films.video_digest(Clip("a", other, 0, "train")) == hash_file(other)
 
 
 # Videos to predict
