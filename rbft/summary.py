@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from rbft.metrics import macro_f1, percent
 from rbft.run import ZERO_SHOT, Run
 from rbft.screen import table
 from rbft.stages import STAGES
@@ -36,16 +37,18 @@ def result_table(run: Run, stages: list[str], split: str = "test") -> str:
     headers = ["", "accuracy", *(f"F1 {name}" for name in classes), "F1 macro", "unparsed", "clips"]
     total = sum(first["classes"].values())
     most = max(first["classes"].values())
-    f1 = [200 * n / (total + n) if n == most else 0.0 for n in first["classes"].values()]
-    if list(first["classes"].values()).count(most) > 1:
-        leader = list(first["classes"].values()).index(most)
-        f1 = [value if place == leader else 0.0 for place, value in enumerate(f1)]
+    counts = list(first["classes"].values())
+    leader = counts.index(most)
+    f1 = [
+        2 * most / (total + most) if place == leader else 0.0 if count else None
+        for place, count in enumerate(counts)
+    ]
     rows = [
         [
             "majority class",
-            f"{100 * most / total:.2f}",
-            *(f"{value:.2f}" for value in f1),
-            f"{sum(f1) / len(f1):.2f}",
+            percent(most / total),
+            *map(percent, f1),
+            percent(macro_f1(f1)),
             "0",
             str(total),
         ]
@@ -55,9 +58,9 @@ def result_table(run: Run, stages: list[str], split: str = "test") -> str:
         rows.append(
             [
                 title,
-                f"{100 * metrics['accuracy']:.2f}",
-                *(f"{100 * metrics[f'f1/{name}']:.2f}" for name in classes),
-                f"{100 * metrics['f1/macro']:.2f}",
+                percent(metrics["accuracy"]),
+                *(percent(metrics[f"f1/{name}"]) for name in classes),
+                percent(metrics["f1/macro"]),
                 str(result["n_unparsed"]),
                 str(result["n_scored"]),
             ]

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbft.data.base import Clip
+from rbft.metrics import for_json, macro_classes
 from rbft.run import digest, write_json
 from rbft.sharding import everyone
 
@@ -80,6 +81,7 @@ class ResultsWriter(Callback):
                 self.split,
                 next(row["error"] for row in rows if "error" in row),
             )
+        counts = {name: sum(row["label"] == name for row in rows) for name in module.card.classes}
         content = {
             **self.facts,
             "split": self.split,
@@ -89,11 +91,10 @@ class ResultsWriter(Callback):
             "n_unparsed": sum(row["prediction"] is None for row in rows),
             "n_undecodable": len(lost),
             "undecodable": lost,
-            "classes": {
-                name: sum(row["label"] == name for row in rows) for name in module.card.classes
-            },
+            "classes": counts,
+            "macro_classes": macro_classes(counts),
             "ids": digest([row["id"] for row in rows]),
-            "metrics": values,
+            "metrics": for_json(values),
             "confusion": confusion,
         }
         write_json(self.folder / f"{self.split}.json", content)

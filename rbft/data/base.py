@@ -18,10 +18,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from rbft.data.card import Card
 from rbft.data.featurecache import FeatureCache, SeenVideo
 from rbft.data.framecache import FrameCache, clip_key
+from rbft.data.leaks import SharedVideos, find_shared
 from rbft.data.manifest import Manifest, Row, agree, scan
 from rbft.data.rationales import RationaleStore, mix
 from rbft.data.sampler import Draw, EvalSampler, TrainSampler
-from rbft.data.splits import carve, check_classes
+from rbft.data.splits import carve, check_classes, empty_classes
 from rbft.data.video import Video, VideoError, VideoInfo, patch_grid, plan_frames, probe
 from rbft.data.videolist import find_videos
 from rbft.digests import default_cache, file_digest
@@ -216,6 +217,8 @@ class VideoDataModule(LightningDataModule):
         on_missing: What clips without a usable video file do: error stops, skip goes on without
             them, warn does so too and says how many there are.
         min_coverage: Share of each split's clips that must be usable in any case.
+        on_leak: What a video of the training or validation split that is a test clip as well does,
+            under whatever name: error stops, warn goes on and says how many there are.
         cache_folder: Folder of scan results and decoded frames. null takes $RBFT_CACHE, or
             ~/.cache/rbft.
         frame_cache_gb: Size that the decoded frames are kept within, in GB; each clip is decoded
@@ -252,6 +255,7 @@ class VideoDataModule(LightningDataModule):
         rationale_prompt: str = "rationale",
         on_missing: Literal["error", "skip", "warn"] = "error",
         min_coverage: float = 0.9,
+        on_leak: Literal["error", "warn"] = "error",
         cache_folder: Path | None = None,
         frame_cache_gb: float = 20.0,
         feature_cache_gb: float = 0.0,
@@ -281,6 +285,7 @@ class VideoDataModule(LightningDataModule):
         )
         self.on_missing: Literal["error", "skip", "warn"] = on_missing
         self.min_coverage = min_coverage
+        self.on_leak: Literal["error", "warn"] = on_leak
         self.cache_folder = cache_folder or default_cache()
         self.frame_cache = FrameCache(self.cache_folder / "frames", int(frame_cache_gb * 1e9))
         features = self.cache_folder / "features"
@@ -337,6 +342,11 @@ class VideoDataModule(LightningDataModule):
             for message in messages:
                 log.info("%s", message)
         return set(ids)
+
+    @cached_property
+    def shared(self) -> SharedVideos:
+        """Clips that show the same video, in two splits or in one."""
+        return find_shared(self.manifest.rows)
 
     def clips(self, split: str) -> list[Clip]:
         """The usable clips of one split ("train", "val" or "test")."""
@@ -427,20 +437,33 @@ class VideoDataModule(LightningDataModule):
             stages: Names of the stages that will be trained.
 
         Raises:
-            ValueError: If there is nothing to train or score, a class has no training clip, or
-                a needed file is missing.
+            ValueError: If there is nothing to train or score, a class has no training clip, a
+                needed file is missing, or a video is in training and test (see `on_leak`).
         """
         benchmark = type(self).__name__
         for split in ("train", "test") if stages else ("test",):
             if not any(clip.split == split for clip in self.all_clips):
                 raise ValueError(f"{benchmark} has no {split} clips. Check its annotations.")
+        usable = [clip for clip in self.all_clips if clip.id in self.usable]
+        self.notes += empty_classes(usable, self.card.classes, benchmark)
         if stages:
-            usable = [clip for clip in self.all_clips if clip.id in self.usable]
             check_classes(usable, self.card.classes, benchmark)
+            self._check_leaks()
         if self.rationale_ratio < 1 and stages:
             every = dict.fromkeys([clip.id for clip in self.clips("train")], "")
             human = {c.id: c.reference for c in self.clips("train") if c.reference is not None}
             mix(every, human, self.rationale_ratio, list(every), self.seed)
+
+    def _check_leaks(self) -> None:
+        """Refuses, or says, that a test clip shows what is trained on."""
+        benchmark = type(self).__name__
+        message = self.shared.leak_message(benchmark, len(self.clips("test")))
+        if message and self.on_leak == "error":
+            raise ValueError(
+                f"{message} python -m rbft scan lists them all. Take each out of one of the "
+                "splits, or set data.on_leak to warn to go on with them."
+            )
+        self.notes += [message] if message else []
 
     def setup(self, stage: str) -> None:
         """Makes sure that all processes have the same clips: their batches would not match.

@@ -87,6 +87,8 @@ class Row:
         width: Its width in pixels.
         height: Its height in pixels.
         digest: Its content digest, see `rbft.digests.hash_file`; None where it is not readable.
+        start: Seconds from the file's start at which the clip begins.
+        end: Seconds at which it ends; negative counts from the file's end.
     """
 
     id: str
@@ -103,6 +105,8 @@ class Row:
     width: int | None = None
     height: int | None = None
     digest: str | None = None
+    start: float | None = None
+    end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -386,7 +390,16 @@ def _probe(file: dict[str, Any], probe: Callable[[Path], Any]) -> dict[str, Any]
 
 
 def _row(clip: ScannedClip, file: dict[str, Any]) -> Row:
-    row = Row(clip.id, clip.split, clip.label, str(clip.path), clip.url, clip.split)
+    row = Row(
+        clip.id,
+        clip.split,
+        clip.label,
+        str(clip.path),
+        clip.url,
+        clip.split,
+        start=clip.start,
+        end=clip.end,
+    )
     if clip.split in NEVER_USED:
         return row
     facts = {key: value for key, value in file.items() if key not in FILE_FACTS}

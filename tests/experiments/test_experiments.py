@@ -48,7 +48,8 @@ def write_table(file: Path, rows: list[list[str]], **style: Any) -> None:
 def write_videos(folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True)
     for number, name in enumerate(names):
-        make_video(folder / f"{name}.mp4", frames=20 + 5 * (number % 3), height=56, width=56)
+        file, frames = folder / f"{name}.mp4", 20 + 5 * (number % 3)
+        make_video(file, frames, height=56, width=56, first=100 * number)
 
 
 def write_smarthome(folder: Path) -> None:

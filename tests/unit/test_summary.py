@@ -4,9 +4,9 @@ from rbft.run import ZERO_SHOT, Run, write_json
 from rbft.summary import result_table
 
 
-def score(run, place, accuracy, f1, *, split="test", unparsed=0, classes=None):
+def score(run, place, accuracy, f1, *, split="test", unparsed=0, classes=None, macro=None):
     classes = classes or {"quiet": 68, "alarm": 128}
-    metrics = {"accuracy": accuracy, "f1/macro": sum(f1) / len(f1)}
+    metrics = {"accuracy": accuracy, "f1/macro": macro or sum(f1) / len(f1)}
     metrics |= {f"f1/{name}": value for name, value in zip(classes, f1, strict=True)}
     write_json(
         run.results(place, split),
@@ -61,7 +61,8 @@ def test_a_folder_of_weights_under_its_own_name(tmp_path):
         # One class leads a tie: F1 2 * 2 / (4 + 2), the others have none.
         ({"a": 2, "b": 2}, ["50.00", "66.67", "0.00", "33.33", "0", "4"]),
         ({"a": 1, "b": 3}, ["75.00", "0.00", "85.71", "42.86", "0", "4"]),
-        ({"a": 0, "b": 4}, ["100.00", "0.00", "100.00", "50.00", "0", "4"]),
+        # No clip of a class, no F1 of it.
+        ({"a": 0, "b": 4}, ["100.00", "-", "100.00", "100.00", "0", "4"]),
     ],
 )
 def test_the_majority_class(tmp_path, counts, expected):
@@ -69,6 +70,14 @@ def test_the_majority_class(tmp_path, counts, expected):
     score(run, "label", 0.5, [0.5, 0.5], classes=counts)
     majority = result_table(run, ["label"]).splitlines()[3]
     assert majority.removeprefix("majority class").split() == expected
+
+
+def test_a_class_without_clips_has_no_f1(tmp_path):
+    run = Run(tmp_path)
+    score(run, "label", 0.5, [0.5, None], macro=0.5, classes={"a": 4, "b": 0})
+    assert result_table(run, ["label"]).splitlines()[4].split()[-6:] == [
+        *("50.00", "50.00", "-", "50.00", "0", "4")
+    ]
 
 
 def test_nothing_scored(tmp_path):

@@ -47,6 +47,7 @@ def test_what_a_scored_split_leaves(
     assert result["n_expected"] == result["n_scored"] == size
     assert result["n_unparsed"] == 0
     assert result["classes"] == {"quiet": counts[0], "alarm": counts[1]}
+    assert result["macro_classes"] == ["quiet", "alarm"]
     assert result["ids"] == digest(ids)
 
     right = sum(row["label"] == row["prediction"] for row in predictions)
@@ -54,6 +55,20 @@ def test_what_a_scored_split_leaves(
     assert result["metrics"]["n"] == size
     assert sum(map(sum, result["confusion"])) == size
     assert len(result["confusion"]) == 2
+
+
+def test_a_class_without_clips_is_said(qwen: Path, tmp_path: Path) -> None:
+    yard = Yard(tmp_path / "card.yaml", {"test": 1})
+    writer = ResultsWriter(tmp_path / "label", "test", {})
+    trainer(tmp_path, callbacks=[writer]).test(module(qwen), yard, verbose=False)
+    result = json.loads(
+        (tmp_path / "label/test.json").read_text(encoding="utf-8"),
+        parse_constant=lambda name: pytest.fail(f"{name} is no JSON"),
+    )
+    assert result["classes"] == {"quiet": 1, "alarm": 0}
+    assert result["macro_classes"] == ["quiet"]
+    assert result["metrics"]["f1/alarm"] is None
+    assert result["metrics"]["f1/macro"] == result["metrics"]["f1/quiet"]
 
 
 def test_an_unparsed_answer_is_named(

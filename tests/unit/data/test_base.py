@@ -485,6 +485,65 @@ def test_another_file_under_a_known_id_is_looked_into(tmp_path: Path) -> None:
     assert films.video_digest(Clip("a", other, 0, "train")) == hash_file(other)
 
 
+def films(folder: Path, *splits: str, **settings: Any) -> Films:
+    """Clips a, b, ... of both classes in turn: copies of one video, and one of another."""
+    folder.mkdir()
+    one = make_video(folder / "one.mp4", frames=40)
+    other = make_video(folder / "other.mp4", frames=40, first=40)
+    made = [Clip("other", other, 1, "train")]
+    for number, split in enumerate(splits):
+        path = folder / f"{number}.mp4"
+        path.write_bytes(one.read_bytes())
+        made.append(Clip("abc"[number], path, number % 2, split))
+    return Films(folder, made, **settings)
+
+
+def test_a_video_in_train_and_test(tmp_path: Path) -> None:
+    data = films(tmp_path / "x", "train", "test", "test")
+    said = (
+        "2 of 2 test clips of Films show what a training or validation clip shows, so they test "
+        f"what was learnt by heart (test b ({tmp_path}/x/1.mp4) = train a ({tmp_path}/x/0.mp4), "
+        f"test c ({tmp_path}/x/2.mp4) = train a ({tmp_path}/x/0.mp4))."
+    )
+    with pytest.raises(ValueError, match="learnt by heart") as error:
+        data.check(["label"])
+    assert str(error.value) == (
+        f"{said} python -m rbft scan lists them all. Take each out of one of the splits, or set "
+        "data.on_leak to warn to go on with them."
+    )
+    data.check([])  # nothing is learnt
+    assert data.notes == []
+    data = films(tmp_path / "warned", "train", "test", "test", on_leak="warn")
+    data.check(["label"])
+    assert data.notes == [said.replace("/x/", "/warned/")]
+
+
+def test_a_video_in_train_alone(tmp_path: Path) -> None:
+    data = films(tmp_path / "x", "train", "train")
+    data.made.append(Clip("t", make_video(tmp_path / "t.mp4", frames=8), 0, "test"))
+    data.made.append(Clip("u", make_video(tmp_path / "u.mp4", frames=9), 1, "test"))
+    data.check(["label"])
+    assert data.notes == []
+    assert [(one.id, other.id) for one, other in data.shared.repeats] == [("a", "b")]
+
+
+def test_other_seconds_of_one_file_are_other_clips(tmp_path: Path) -> None:
+    data = films(tmp_path / "x", "train", "test", "test")
+    data.made = [
+        replace(clip, start=2.0 * (clip.split == "test"), end=2.0 + 2 * (clip.split == "test"))
+        for clip in data.made
+    ]
+    data.check(["label"])
+    assert data.shared.apart == 2
+
+
+def test_a_class_that_the_test_has_no_clip_of(card_file: Path) -> None:
+    yard = Yard(card_file, {"train": 4, "val": 1, "test": 1})
+    yard.check(["label"])
+    rest = "alarm: there is no F1 of that, and the macro F1 is the mean over quiet."
+    assert yard.notes == [f"Yard has no {split} clip of {rest}" for split in ("val", "test")]
+
+
 # Videos to predict
 
 
