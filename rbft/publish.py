@@ -12,8 +12,10 @@ import yaml
 
 from rbft.adapters import is_adapter
 from rbft.backbone import load_config, load_processor
+from rbft.data.base import Clip
 from rbft.data.card import Card
 from rbft.run import PROVENANCE, read_provenance, replace_folder, write_json
+from rbft.stages import CLASS, RATIONALE, Stage, find_stage
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Settings that the model card shows, where a run's file has them.
@@ -29,6 +31,12 @@ SHOWN = (
     *(f"model.{name}" for name in ("lora", "quantize", "answer")),
     "seed_everything",
 )
+ANSWERS = {
+    (CLASS,): "one of the class words",
+    (RATIONALE,): "a rationale, not a class",
+    (CLASS, RATIONALE): "one of the class words, and below it a rationale",
+    (RATIONALE, CLASS): "a rationale, and below it one of the class words",
+}
 # As the base's maker wrote them; other versions of transformers, and vLLM, read these as well.
 BASE_FILES = ("config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
@@ -114,8 +122,6 @@ def model_card(weights: Path, base: str, dtype: str) -> str:
     if licence:
         head["license"] = licence
     model = _short(note.get("backbone_name", base))
-    prompt = card.prompts["label"].strip().replace("{persona}", card.persona)
-    prompt = prompt.replace("{words}", " or ".join(card.words.values()))
     words = ", ".join(f"{name} (`{word}`)" for name, word in card.words.items())
     versions = ", ".join(f"{name} {version}" for name, version in note["versions"].items())
     parts = [
@@ -129,8 +135,7 @@ def model_card(weights: Path, base: str, dtype: str) -> str:
         'model = AutoModelForImageTextToText.from_pretrained("FOLDER", dtype="auto")\n'
         'processor = AutoProcessor.from_pretrained("FOLDER")\n'
         "```",
-        "Put the video first and then this prompt, in one user turn; the answer is one of the "
-        f"class words (`card.yaml` holds all words):\n\n> {prompt}",
+        _prompt(card, find_stage(note["stages"][-1])),
         f"Positions: {note['positions']}. Serve it with an engine that follows this rule (vLLM "
         "does; transformers 5.3 to 5.23 do not for clips longer than a few seconds).",
         _settings(weights),
@@ -142,6 +147,24 @@ def model_card(weights: Path, base: str, dtype: str) -> str:
         said,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _prompt(card: Card, stage: Stage) -> str:
+    """What the weights were asked in training, word for word, and what they answer."""
+    own_text = "[the clip's own text]"
+    prompt = stage.prompt(card, Clip("", Path(), None, "", text=own_text))
+    fence = max(re.findall("`{3,}", prompt), key=len, default="``") + "`"
+    parts = [
+        f"Put the video first and then this prompt, in one user turn; the answer is "
+        f"{ANSWERS[stage.parts]} (`card.yaml` holds all words):",
+        f"{fence}text\n{prompt}\n{fence}",
+    ]
+    if own_text in prompt:
+        parts.append(
+            f"For `{own_text}` stood what the benchmark knows of each clip, such as its title or "
+            "transcript; for a clip without any, nothing, and no blanks at the prompt's end."
+        )
+    return "\n\n".join(parts)
 
 
 def base_licence(base: str) -> tuple[str | None, str]:
@@ -183,7 +206,10 @@ def _results(weights: Path) -> str:
     if not file.is_file():
         return "## Results\n\nNo results of a test split stand beside these weights."
     found = json.loads(file.read_text(encoding="utf-8"))
-    rows = [f"| {name} | {value:.4g} |" for name, value in found["metrics"].items()]
+    rows = [
+        f"| {name} | {'-' if value is None else f'{value:.4g}'} |"  # no F1 of a class without clips
+        for name, value in found["metrics"].items()
+    ]
     clips = ", ".join(f"{count} {name}" for name, count in found["classes"].items())
     about = f"On {found['n_scored']} of {found['n_expected']} test clips ({clips}):"
     return "\n".join([f"## Results\n\n{about}\n", "| metric | value |", "|---|---|", *rows])

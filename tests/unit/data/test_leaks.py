@@ -1,4 +1,5 @@
 import csv
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +117,15 @@ def test_every_overlap_is_found(ones: list[tuple[int, int]], others: list[tuple[
     assert len(repeats) == expected
 
 
-def test_many_seconds_of_one_file_take_no_time() -> None:
+def test_seconds_one_after_the_other() -> None:
+    """In floating point, many of these end a little behind the beginning of the next."""
     rows = [
-        row(str(n), ("train", "test")[n % 2], start=n / 10, end=n / 10 + 0.1, duration=9e9)
-        for n in range(20_000)
+        row(str(n), ("train", "test")[n % 2], start=n / 10, end=n / 10 + 0.1, duration=999.0)
+        for n in range(1000)
     ]
-    found = find_shared(rows)  # all pairs would be 10^8
-    assert (found.leaks, found.repeats, found.apart) == ((), (), 10_000)
+    assert sum(seconds(one)[1] + 1e-3 > seconds(other)[0] for one, other in pairwise(rows)) > 100
+    found = find_shared(rows)
+    assert (found.leaks, found.repeats, found.apart) == ((), (), 500)
 
 
 def test_messages() -> None:
