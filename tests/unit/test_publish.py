@@ -141,7 +141,8 @@ def test_the_model_card_says_what_a_reader_needs(weights: Path, half: Path) -> N
         "the answer is one of the class words (`card.yaml` holds all words):\n\n"
         "```text\nIs it normal or abnormal? [the clip's own text]\n```\n\n"
         "For `[the clip's own text]` stood what the benchmark knows of each clip, such as its "
-        "title or transcript; for a clip without any, nothing, and no blanks at the prompt's end.\n",
+        "title or transcript; for a clip without any, nothing, and no blanks at the prompt's "
+        "end.\n",
         POSITION_RULE,
         '| data.class_path | "yards.Yard" |\n',
         "| data.init_args.fps | 1.0 |\n",
