@@ -122,17 +122,48 @@ def test_only_what_its_name_says_differs_from_the_paper(name, tmp_path, capsys):
     config = printed_config(tmp_path, capsys, f"--config={EXPERIMENTS / name}.yaml")
     what = name.split("_", 2)[2] if name.count("_") == 2 else ""
     stages = {"direct": ["label"], "zeroshot": [], "pcr": ["class_rationale"]}
-    stages["prc"] = ["rationale_class"]
+    stages |= {"prc": ["rationale_class"], "matched": ["label"]}
     assert config["stages"] == stages.get(what, ["rationale", "label"])
     model, trainer, data = config["model"], config["trainer"], config["data"]["init_args"]
     rates = [model[f"{part}learning_rate"] for part in ("", "merger_", "vision_")]
     assert rates == [1e-5, 1e-5, 2e-6]
     assert (model["weight_decay"], model["warmup_ratio"]) == (0.1, 0.03)
-    assert (trainer["max_epochs"], trainer["gradient_clip_val"]) == (1, 1.0)
+    epochs = 2 if what == "matched" else 1
+    assert (trainer["max_epochs"], trainer["gradient_clip_val"]) == (epochs, 1.0)
     assert (data["fps"], data["max_pixels"], data["global_batch_size"]) == (1.0, 360 * 420, 16)
     assert model["gradient_checkpointing"] is True
     assert data["rationale_ratio"] == {"ratio20": 0.2, "ratio60": 0.6}.get(what, 1.0)
     assert data["rationale_prompt"] == (what if what in ("less", "least") else "rationale")
+
+
+@pytest.mark.parametrize("name", [name for name in PAPER if name.endswith("_matched")])
+@pytest.mark.usefixtures("own_cache")
+def test_a_matched_row_trains_for_as_many_steps_as_both_stages(name, data, backbones, monkeypatch):
+    """RQ1 says "same training budget"."""
+    steps = []
+
+    def count(method: Method, *_: Any) -> None:
+        method.check()
+        trainer = method.cli.trainer
+        epochs = trainer.max_epochs or 0
+        per_stage = method.cli.datamodule.steps(trainer.world_size, epochs)
+        steps.append(len(method.stages) * per_stage)
+
+    monkeypatch.setattr(Method, "fit", count)
+    for row in (name, name.removesuffix("_matched"), name.replace("_matched", "_direct")):
+        files = [f"--config={EXPERIMENTS / row}.yaml"]  # the tiny overlay has epochs of its own
+        rbft(data, "fit", *files, f"--model.backbone={backbones[family(name)]}")
+    matched, both_stages, one_stage = steps
+    assert matched == both_stages == 2 * one_stage
+    assert one_stage >= 1
+
+
+def test_rows_that_are_not_the_paper_s_have_no_figures():
+    rows = [line for line in README.splitlines() if "_matched.yaml" in line and "_qwen" in line]
+    assert len(rows) == 4
+    for row in rows:
+        assert re.fullmatch(r"\| \| Direct-SFT, matched \| `\w+\.yaml` (\| )+\|", row)
+    assert "The rows without figures are not in the paper" in " ".join(README.split())
 
 
 def test_the_readme_s_tables_name_every_file_and_no_other():
