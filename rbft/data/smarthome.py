@@ -27,9 +27,9 @@ class SmartHome(VideoDataModule):
     """SmartHome-Bench (Zhao et al., 2025): is a clip of a home camera normal or abnormal?
 
     The paper's numbers are on 778 training and 196 test clips, an id list of its own
-    (`split_file`); always answering "abnormal" is right for 65.31 % of those test clips, as inferred
-    from its figures (62.93 % in the split by hash). The
-    published description and reasoning of each clip are its human rationale.
+    (`split_file`); always answering "abnormal" is right for 65.31 % of those test clips, as its
+    figures suggest, and for 62.93 % of those of the split by hash. The published description and
+    reasoning of each clip are its human rationale.
 
     Args:
         annotations: `Video_Annotation.csv` of the benchmark (or `Annotation_vad_1203.csv`, the same
