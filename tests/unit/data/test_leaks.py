@@ -117,6 +117,12 @@ def test_every_overlap_is_found(ones: list[tuple[int, int]], others: list[tuple[
     assert len(repeats) == expected
 
 
+def test_a_short_clip_does_not_hide_a_long_one() -> None:
+    clips = [row("long", end=30.0), row("short", start=1.0, end=2.0)]
+    clips.append(row("test", "test", start=10.0, end=20.0))
+    assert ids(find_shared(clips).leaks) == [("long", "test")]
+
+
 def test_seconds_one_after_the_other() -> None:
     """In floating point, many of these end a little behind the beginning of the next."""
     rows = [
