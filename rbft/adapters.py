@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rbft.backbone import fingerprint, frozen_dtype
+from rbft.ranges import check_ranges
 from rbft.run import read_provenance
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -35,13 +36,7 @@ class LoRA:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, wrong, allowed in (
-            ("rank", self.rank < 1, "at least 1"),
-            ("alpha", self.alpha < 1, "at least 1"),
-            ("dropout", not 0 <= self.dropout < 1, "from 0 to below 1"),
-        ):
-            if wrong:
-                raise ValueError(f"model.lora.{name} ({getattr(self, name):g}) must be {allowed}.")
+        check_ranges("model.lora.", vars(self))
 
 
 def is_adapter(weights: Path | None) -> bool:

@@ -1,6 +1,5 @@
 """Checkpoints from which a stage resumes exactly: whole files, between two optimiser steps."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 
+from rbft.files import atomically
 from rbft.sharding import FSDP2, check_trained
 from rbft.survival import Stopped, signals, writing
 
@@ -27,14 +27,8 @@ class WholeCheckpoints(TorchCheckpointIO):
     ) -> None:
         """Saves to `path`."""
         target = Path(path)
-        part = target.with_name(f".{target.name}.part")
-        with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as stream:
-                torch.save(checkpoint, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(target)
+        with writing(target), atomically(target) as part, part.open("wb") as stream:
+            torch.save(checkpoint, stream)
 
 
 class StepCheckpoint(ModelCheckpoint):

@@ -29,6 +29,7 @@ from rbft.data.base import VideoDataModule
 from rbft.data.rationales import RationaleStore
 from rbft.dryrun import Plan, find_lengths, report, stand_in
 from rbft.export import export_dataset
+from rbft.files import write_json, write_text
 from rbft.module import RBFTModule, check_stage
 from rbft.publish import publish
 from rbft.rationalize import RationaleWriter, check_prompts, passes, rationalize
@@ -41,8 +42,6 @@ from rbft.run import (
     provenance,
     read_provenance,
     revision,
-    write_json,
-    write_text,
 )
 from rbft.screen import say
 from rbft.sharding import META

@@ -45,6 +45,7 @@ from rbft.kernels import speed_up
 from rbft.likelihood import token_nll
 from rbft.metrics import ClassificationMetrics
 from rbft.optim import cosine_schedule, freeze, parameter_groups
+from rbft.ranges import check_ranges
 from rbft.sharding import (
     FSDP2,
     clip_gradients,
@@ -177,6 +178,7 @@ class RBFTModule(LightningModule):
         answer: Literal["score", "generate"] = "score",
         max_new_tokens: int = 256,
     ) -> None:
+        check_ranges("model.", locals())
         super().__init__()
         self.source, self.base = str(weights or backbone), find_base(backbone, weights)
         self.weights, self.lora, self.quantize = weights, lora, quantize

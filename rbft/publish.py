@@ -13,7 +13,9 @@ import yaml
 from rbft.adapters import is_adapter
 from rbft.backbone import load_config, load_processor
 from rbft.data.card import Card
-from rbft.run import PROVENANCE, read_provenance, replace_folder, write_json
+from rbft.files import atomically, write_json
+from rbft.lock import Lock
+from rbft.run import PROVENANCE, read_provenance
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Settings that the model card shows, where a run's file has them.
@@ -34,7 +36,7 @@ BASE_FILES = ("config.json", "preprocessor_config.json", "video_preprocessor_con
 
 
 def publish(weights: Path, base: str, output: Path, dtype: str = "base") -> None:
-    """Writes the folder whole or not at all.
+    """Writes the folder atomically.
 
     Args:
         weights: A weights folder of rbft: whole weights or an adapter.
@@ -46,11 +48,15 @@ def publish(weights: Path, base: str, output: Path, dtype: str = "base") -> None
     Raises:
         ValueError: If the output exists or the disk is too full.
     """
+    with Lock(output, "--output"):
+        _publish(weights, base, output, dtype)
+
+
+def _publish(weights: Path, base: str, output: Path, dtype: str) -> None:
     if output.exists():
         raise ValueError(f"--output {output} exists. Name a folder that does not, or remove it.")
     config, _ = load_config(base)
     wanted: Any = DTYPES.get(dtype) or config.dtype or torch.float32
-    output.parent.mkdir(parents=True, exist_ok=True)
     model = whole_model(weights, base, wanted)
     needed = sum(tensor.nbytes for tensor in model.state_dict().values())
     free = shutil.disk_usage(output.parent).free
@@ -59,19 +65,17 @@ def publish(weights: Path, base: str, output: Path, dtype: str = "base") -> None
             f"--output {output} needs {needed / 1e9:.1f} GB, but the disk has {free / 1e9:.1f} GB "
             "left. Make room, name a folder elsewhere, or set --dtype bfloat16."
         )
-    part = output.with_name(f".{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    processor = load_processor(str(weights))
-    processor.save_pretrained(part)
-    for name in BASE_FILES:
-        _take_over(base, name, part, wanted)
-    shutil.copyfile(weights / "card.yaml", part / "card.yaml")
-    note = read_provenance(weights) or {}
-    write_json(part / PROVENANCE, {key: value for key, value in note.items() if key != "base"})
-    text = model_card(weights, base, str(wanted).removeprefix("torch."))
-    (part / "README.md").write_text(text, encoding="utf-8")
-    replace_folder(part, output)
+    with atomically(output) as part:
+        model.save_pretrained(part)
+        processor = load_processor(str(weights))
+        processor.save_pretrained(part)
+        for name in BASE_FILES:
+            _take_over(base, name, part, wanted)
+        shutil.copyfile(weights / "card.yaml", part / "card.yaml")
+        note = read_provenance(weights) or {}
+        write_json(part / PROVENANCE, {key: value for key, value in note.items() if key != "base"})
+        text = model_card(weights, base, str(wanted).removeprefix("torch."))
+        (part / "README.md").write_text(text, encoding="utf-8")
 
 
 def whole_model(weights: Path, base: str, dtype: torch.dtype) -> Any:

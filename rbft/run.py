@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -212,29 +210,6 @@ def check_clips(file: Path, clips: dict[str, list[str]]) -> None:
             "files back as they were, give the experiment another name, or add --restart true to "
             "throw away what the run has left so far."
         )
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    # File names that are no UTF-8 hold surrogates; as backslash escapes they are JSON.
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")
-    part.replace(path)
-
-
-def replace_folder(made: Path, target: Path) -> None:
-    """Puts a finished folder in its place, readable for all; an older one there goes away."""
-    for file in made.iterdir():
-        file.chmod(0o644)  # safetensors writes for its owner only
-    if target.exists():
-        shutil.rmtree(target)
-    made.replace(target)
 
 
 def digest(names: list[str]) -> str:

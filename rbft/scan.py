@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rbft.data.base import VideoDataModule
+from rbft.files import write_text
 from rbft.screen import say, table
 
 SHOWN = 10  # unusable files that are named on the screen
@@ -30,6 +31,5 @@ def report_scan(data: VideoDataModule, folder: Path) -> None:
     missing, file = manifest.missing_list(), folder / "missing.txt"
     file.unlink(missing_ok=True)
     if missing:
-        text = "".join(f"{line}\n" for line in missing)
-        file.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_text(file, "".join(f"{line}\n" for line in missing))
         say(f"{len(missing)} missing files, by URL or id, for a downloader of your own: {file}")

@@ -7,7 +7,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from rbft.run import PROVENANCE, replace_folder, write_json
+from rbft.files import atomically, write_json
+from rbft.run import PROVENANCE
 from rbft.sharding import full_state
 from rbft.survival import writing
 
@@ -15,7 +16,7 @@ from rbft.survival import writing
 class StageHandoff(Callback):
     """Saves weights, processor, card and provenance when training has ended.
 
-    The folder appears whole or not at all, so that its presence marks the stage as finished.
+    The folder appears atomically, so that its presence marks the stage as finished.
 
     Args:
         target: The weights folder, `lightning_logs/<experiment>/<stage>/weights`.
@@ -37,12 +38,10 @@ class StageHandoff(Callback):
         trainer.strategy.barrier("handoff")
 
     def _write(self, module: Any, state: dict[str, Tensor] | None) -> None:
-        part = self.target.with_name(f".{self.target.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        module.backbone.save_pretrained(part, state_dict=state)
-        module.processor.save_pretrained(part)
-        module.card.save(part / "card.yaml")
-        write_json(part / PROVENANCE, {**self.provenance, "steps": module.trainer.global_step})
-        replace_folder(part, self.target)
-        # Checkpoints only resume; the stage is done.
+        with atomically(self.target) as part:
+            module.backbone.save_pretrained(part, state_dict=state)
+            module.processor.save_pretrained(part)
+            module.card.save(part / "card.yaml")
+            write_json(part / PROVENANCE, {**self.provenance, "steps": module.trainer.global_step})
+        # Checkpoints only resume; the stage is done, now that its weights are in place.
         shutil.rmtree(self.target.parent / "checkpoints", ignore_errors=True)

@@ -8,7 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbft.data.base import Clip
-from rbft.run import digest, write_json
+from rbft.files import write_json, write_text
+from rbft.run import digest
 from rbft.sharding import everyone
 
 log = logging.getLogger(__name__)
@@ -66,10 +67,9 @@ class ResultsWriter(Callback):
             return
         rows = sorted(rows, key=lambda row: row["index"])
         self.rows = rows
-        self.folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({k: v for k, v in row.items() if k != "index"}) for row in rows]
         path = self.folder / f"{self.split}_predictions.jsonl"
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_text(path, "".join(f"{line}\n" for line in lines))
         clips = module.data.clips(self.split)
         lost = [row["id"] for row in rows if "error" in row]
         if lost:

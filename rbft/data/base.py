@@ -25,6 +25,7 @@ from rbft.data.sampler import Draw, EvalSampler, TrainSampler
 from rbft.data.splits import carve, check_classes
 from rbft.data.video import Video, VideoError, VideoInfo, patch_grid, plan_frames, probe
 from rbft.data.videolist import find_videos
+from rbft.ranges import check_ranges
 
 SCAN_THREADS = 8  # opening a file waits for the disk more than for the processor
 REPLACEMENTS = 10  # clips that are tried in the place of one that cannot be decoded
@@ -265,11 +266,8 @@ class VideoDataModule(LightningDataModule):
         balanced_sampling: bool = False,
         seed: int = 0,
     ) -> None:
+        check_ranges("data.", locals())
         super().__init__()
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"data.val_fraction ({val_fraction}) must be at least 0 and below 1.")
-        if not 0 <= rationale_ratio <= 1:
-            raise ValueError(f"data.rationale_ratio ({rationale_ratio}) must be from 0 to 1.")
         if min_pixels > max_pixels:
             raise ValueError(
                 f"data.min_pixels ({min_pixels}) must not exceed data.max_pixels ({max_pixels})."

@@ -12,6 +12,8 @@ from string import Formatter
 
 import yaml
 
+from rbft.files import write_text
+
 
 @dataclass(frozen=True)
 class Card:
@@ -148,7 +150,7 @@ class Card:
     def save(self, path: Path) -> None:
         """Writes the card as YAML."""
         text = yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True, width=96)
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
 
 
 def _normal_form(answer: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 from rbft.data.video import VideoError
+from rbft.files import write_text
 
 OK = "ok"
 UNUSABLE = ("missing", "unreadable", "too_short")
@@ -114,11 +115,7 @@ class Manifest:
     def save(self, path: Path) -> None:
         """Writes the rows as JSON lines."""
         lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.rows]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made = path.with_name(f".{path.name}.{os.getpid()}")
-        # Paths that are no UTF-8 hold surrogates; as backslash escapes they are JSON.
-        made.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
-        made.replace(path)
+        write_text(path, "".join(lines))
 
     @classmethod
     def load(cls, path: Path) -> "Manifest":

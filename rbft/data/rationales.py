@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+
+from rbft.files import write_json, write_text
 
 KEYS = {"id": str, "rationale": str, "finish": str, "tokens": int, "source": str}
 UNDECODABLE = "undecodable"
@@ -97,7 +98,7 @@ class RationaleStore:
         assert not new.keys() & self.records.keys(), "a clip is written again"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self._sidecar.exists():
-            _write(self._sidecar, json.dumps(self.provenance, indent=2, ensure_ascii=False) + "\n")
+            write_json(self._sidecar, self.provenance)
         with part.open("ab+") as stream:
             if size:
                 stream.seek(-1, os.SEEK_END)
@@ -118,7 +119,7 @@ class RationaleStore:
         self._read()
         place = {name: number for number, name in enumerate(order)}
         ids = sorted(self.records, key=lambda name: (place.get(name, len(place)), name))
-        _write(self.path, "".join(_line(self.records[name]) for name in ids))
+        write_text(self.path, "".join(_line(self.records[name]) for name in ids))
         # Killed here, the parts hold once more what the file has; reading allows for that.
         for part in self._parts():
             part.unlink()
@@ -272,13 +273,3 @@ def _differences(found: Any, wanted: Any, key: str = "") -> Iterable[tuple[str, 
             yield from _differences(found.get(name), wanted.get(name), inner)
     elif found != wanted:
         yield key, json.dumps(found, ensure_ascii=False), json.dumps(wanted, ensure_ascii=False)
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    made = path.with_name(f".{path.name}.{uuid4().hex}")
-    with made.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    made.replace(path)

@@ -8,6 +8,7 @@ from rbft.data.base import Clip, VideoDataModule
 from rbft.data.lookup import VideoLookup
 from rbft.data.splits import check_known, read_splits, split_by_hash
 from rbft.data.tables import Row, read_table, shown
+from rbft.ranges import check_ranges
 
 TAGS = ("Normal", "Abnormal", "Vague Abnormal")
 DESCRIPTION, REASONING = "Video Description", "Reasoning behind Normality/Anomalies"
@@ -65,6 +66,7 @@ class SmartHome(VideoDataModule):
         card: Path | None = None,
         **kwargs: Any,
     ) -> None:
+        check_ranges("data.", locals())
         own_card = self.vague_card_file if vague == "class" else self.card_file
         super().__init__(card=card or own_card, **kwargs)
         self.annotations, self.videos, self.urls = annotations, videos, urls

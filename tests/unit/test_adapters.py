@@ -43,9 +43,9 @@ def adapter(base: Path, folder: Path, **settings: Any) -> Path:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rank": 0}, "model.lora.rank (0) must be at least 1."),
-        ({"alpha": 0}, "model.lora.alpha (0) must be at least 1."),
-        ({"dropout": 1.0}, "model.lora.dropout (1) must be from 0 to below 1."),
+        ({"rank": 0}, "model.lora.rank (0) must be 1 or more."),
+        ({"alpha": 0}, "model.lora.alpha (0) must be 1 or more."),
+        ({"dropout": 1.0}, "model.lora.dropout (1) must be 0 or more and below 1."),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:

@@ -187,7 +187,7 @@ def status(function, *arguments: object) -> int | None:
 
 @pytest.mark.parametrize("before", [False, True])
 def test_a_kill_never_leaves_neither_folder(tmp_path, before):
-    outcomes = []
+    outcomes, target = [], tmp_path
     for number in range(1, 100):
         target = tmp_path / str(number) / "weights"
         target.parent.mkdir()
@@ -213,7 +213,7 @@ def test_a_kill_never_leaves_neither_folder(tmp_path, before):
 
 
 def test_a_kill_leaves_text_whole(tmp_path):
-    file = tmp_path / "a.txt"
+    file, number = tmp_path / "a.txt", 0
     for number in range(1, 10):
         file.write_text("old", encoding="utf-8")
         ended = status(replace_text_and_be_killed, file, number)

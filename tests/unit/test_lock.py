@@ -285,10 +285,12 @@ def test_a_machine_is_known_by_name_and_start(tmp_path, monkeypatch, fact):
 def test_two_machines_take_over_at_once(tmp_path, monkeypatch):
     lock = Lock(tmp_path / "run", "Run folder")
     foreign(lock)
-    sleeps(
-        monkeypatch,
-        lambda number: foreign(lock, token="u", pid=12) and None if number == 4 else None,
-    )
+
+    def act(number: int) -> None:
+        if number == 4:
+            foreign(lock, token="u", pid=12)
+
+    sleeps(monkeypatch, act)
     assert "is in use by process 12 on knoten7 since" in refused(lock)
     assert note(lock)["token"] == "u"
 

@@ -10,8 +10,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from rbft.adapters import LoRA, add_adapters, base_note
 from rbft.backbone import load_model
+from rbft.files import write_json
 from rbft.publish import base_licence, model_card, publish
-from rbft.run import POSITION_RULE, PROVENANCE, provenance, write_json
+from rbft.run import POSITION_RULE, PROVENANCE, provenance
 from tests.examples import CARD
 from tests.tiny import tiny_processor
 

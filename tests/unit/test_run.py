@@ -1,10 +1,10 @@
-import json
 import os
 import re
 
 import pytest
 import yaml
 
+from rbft.files import part_of, replace_folder, write_json
 from rbft.positions import POSITION_RULE
 from rbft.run import (
     FREE_SETTINGS,
@@ -18,8 +18,6 @@ from rbft.run import (
     flat,
     provenance,
     read_provenance,
-    replace_folder,
-    write_json,
 )
 
 
@@ -39,7 +37,7 @@ def test_where_things_are(tmp_path):
 def test_a_stage_is_finished_when_its_weights_are_whole(tmp_path):
     run = Run(tmp_path)
     assert not run.trained("label")
-    part = run.stage("label") / ".weights.part"
+    part = part_of(run.weights("label"))
     weights(part)
     assert not run.trained("label"), "a half-written folder counts"
     run.weights("label").mkdir()
@@ -63,7 +61,8 @@ def test_the_newest_checkpoint_is_resumed_from(tmp_path):
     for name, time in (("step=50.ckpt", 2), ("step=100.ckpt", 1), ("notes.txt", 3)):
         (folder / name).touch()
         os.utime(folder / name, (time, time))
-    (folder / ".step=150.ckpt.part").mkdir()
+    for kind in ("part", "new", "old"):
+        part_of(folder / "step=150.ckpt", kind).mkdir()
     found = run.checkpoint("label")
     assert found is not None
     assert found.name == "step=100.ckpt"
@@ -174,19 +173,6 @@ def test_what_decides_the_result_may_not_change(started):
         "Give the experiment another name, or add --restart true to throw away what the run has "
         "left so far."
     )
-
-
-def test_files_appear_whole(tmp_path):
-    file = tmp_path / "a/b.json"
-    write_json(file, {"word": "größer", "n": 1})
-    assert json.loads(file.read_text(encoding="utf-8")) == {"word": "größer", "n": 1}
-    assert "größer" in file.read_text(encoding="utf-8")
-    write_json(file, [])
-    assert file.read_text(encoding="utf-8") == "[]\n"
-    with pytest.raises(TypeError):
-        write_json(file, {"bad": object()})
-    assert file.read_text(encoding="utf-8") == "[]\n"
-    assert [path.name for path in file.parent.iterdir()] == ["b.json"]
 
 
 def test_a_digest_of_ids_does_not_depend_on_their_order():

@@ -1,6 +1,7 @@
 import pytest
 
-from rbft.run import ZERO_SHOT, Run, write_json
+from rbft.files import write_json
+from rbft.run import ZERO_SHOT, Run
 from rbft.summary import result_table
 
 

@@ -1,5 +1,6 @@
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +87,67 @@ def test_the_folder_appears_whole_or_not_at_all(
             train(qwen, run)
     assert not run.trained("rationale")
     assert not run.weights("rationale").exists()
-    part = run.stage("rationale") / ".weights.part"
-    assert (part / "model.safetensors").exists()
+    assert [path.name for path in run.stage("rationale").iterdir()] == ["checkpoints"]
     assert run.checkpoint("rationale") is not None, "nothing left to resume from"
 
-    (part / "old.txt").touch()
     with pytest.warns(UserWarning, match="is not empty"):  # Lightning, of the old checkpoints
         train(qwen, run)
     assert run.trained("rationale")
-    assert not part.exists()
-    assert not (run.weights("rationale") / "old.txt").exists()
     assert run.checkpoint("rationale") is None, "the stage is done, its checkpoints stay"
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_checkpoints_stay_until_the_weights_are_in_place(
+    qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    """At every rename of the hand-off, and when the checkpoints are removed."""
+    run, seen = Run(tmp_path / "run"), []
+    if before:  # a folder that is no finished stage's
+        run.weights("rationale").mkdir(parents=True)
+        (run.weights("rationale") / "notes.txt").touch()
+
+    def look(what: str) -> None:
+        seen.append((what, run.trained("rationale"), run.checkpoint("rationale") is not None))
+
+    replace, rmtree = Path.replace, shutil.rmtree
+
+    def renamed(source: Path, target: Path) -> Path:
+        if "weights" in {source.name, Path(target).name}:
+            look("rename")
+        return replace(source, target)
+
+    def removed(path: Path, **options: Any) -> None:
+        if path.name == "checkpoints":
+            look("remove")
+        rmtree(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", renamed)
+        patched.setattr(shutil, "rmtree", removed)
+        train(qwen, run)
+    renames = 2 if before else 1
+    assert seen == [*[("rename", False, True)] * renames, ("remove", True, True)]
+    assert run.trained("rationale")
+    assert not (run.weights("rationale") / "notes.txt").exists()
+    assert run.checkpoint("rationale") is None
+
+
+def test_a_hand_off_that_cannot_be_renamed_keeps_the_checkpoints(
+    qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, replace = Run(tmp_path / "run"), Path.replace
+
+    def refused(source: Path, target: Path) -> Path:
+        if Path(target) == run.weights("rationale"):
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", refused)
+        with pytest.raises(ValueError, match=r"weights cannot be written: Input/output error\. "):
+            train(qwen, run)
+    assert run.checkpoint("rationale") is not None, "nothing left to resume from"
+    assert [path.name for path in run.stage("rationale").iterdir()] == ["checkpoints"]
 
 
 class Interrupt(Callback):
