@@ -150,8 +150,6 @@ class RBFTCLI(LightningCLI):
         """Builds nothing yet: every step of the method builds its own module and Trainer."""
         if self.subcommand in TOOLS:
             return
-        # By dotted names: those of the Trainer and the model as well.
-        check_ranges("", dict(self.settings.items()))
         if torch.cuda.is_available() and self.settings.trainer.precision is None:
             bf16 = torch.cuda.is_bf16_supported()
             self.settings.trainer.precision = "bf16-mixed" if bf16 else "32-true"
@@ -167,6 +165,9 @@ class RBFTCLI(LightningCLI):
 
     def _set_seed(self) -> None:
         if self.subcommand not in TOOLS:
+            # All numbers by their dotted names, before anything is done with the first of them.
+            values = {name.replace(".init_args", ""): v for name, v in self.settings.items()}
+            check_ranges("", values)
             super()._set_seed()
 
     def _run_subcommand(self, subcommand: str) -> None:

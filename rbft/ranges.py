@@ -1,6 +1,7 @@
 """What values the numeric settings may have, checked before anything is loaded or written."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +20,14 @@ class Range:
         note: What a value does, or what to do instead; the end of the message.
     """
 
-    least: float
-    most: float = math.inf
+    least: int | float
+    most: int | float = math.inf
     above: bool = False
     below: bool = False
-    also: float | None = None
+    also: int | float | None = None
     note: str = ""
 
-    def holds(self, value: float) -> bool:
+    def holds(self, value: int | float) -> bool:
         """Whether the value is allowed; infinity and nan never are."""
         if value == self.also:
             return True
@@ -117,6 +118,8 @@ def check_ranges(prefix: str, values: Mapping[str, Any]) -> None:
     """
     for name, value in values.items():
         allowed = RANGES.get(f"{prefix}{name}")
+        if isinstance(value, str) and re.fullmatch(r"-?\d+", value):
+            value = int(value)  # the Trainer takes "2" for 2 devices
         if allowed is None or isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if not allowed.holds(value):

@@ -62,10 +62,15 @@ def loop(*, batches: int = 0, processed: int = 0, started: int = 0) -> Any:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"val_fraction": 1.0}, "data.val_fraction (1) must be 0 or more and below 1; 0 trains on all "
-            "training clips."),
-        ({"val_fraction": -0.1}, "data.val_fraction (-0.1) must be 0 or more and below 1; 0 trains on all "
-            "training clips."),
+        (
+            {"val_fraction": 1.0},
+            "data.val_fraction (1) must be 0 or more and below 1; 0 trains on all training clips.",
+        ),
+        (
+            {"val_fraction": -0.1},
+            "data.val_fraction (-0.1) must be 0 or more and below 1; 0 trains on all "
+            "training clips.",
+        ),
         ({"rationale_ratio": 1.5}, "data.rationale_ratio (1.5) must be from 0 to 1."),
         (
             {"min_pixels": 999, "max_pixels": 998},
