@@ -126,7 +126,7 @@ class Lock:
         """
         self.file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if self._create():
+            if not self.file.exists() and self._create():
                 return True
             self._handle = os.open(self.file, OPEN)
         except FileNotFoundError:

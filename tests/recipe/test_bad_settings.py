@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rbft.lock import Lock
 from tests.recipe.runs import EXPERIMENTS, rbft, rbft_process, small
 
 pytestmark = pytest.mark.recipe
@@ -294,3 +295,10 @@ def test_a_process_ends_within_seconds(folder, qwen):
     # Most of it is the import of torch and lightning; 7 s on an idle core.
     assert time.monotonic() - started < 60
     assert not (folder / "lightning_logs").exists()
+
+
+def test_two_predictions_into_one_file(folder, qwen, capsys):
+    options = ["predict", *small(qwen), "--weights=backbone", "--videos=nowhere.mp4"]
+    with Lock(folder / "out.jsonl", "--output"), pytest.raises(SystemExit, match="2"):
+        rbft(folder, *options, "--output=out.jsonl")
+    assert "error: --output out.jsonl is in use by process " in capsys.readouterr().err

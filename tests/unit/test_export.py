@@ -8,6 +8,7 @@ import pytest
 from rbft.data.base import Clip
 from rbft.data.videofolder import VideoFolder
 from rbft.export import export_dataset
+from rbft.lock import Lock
 from rbft.stages import STAGES
 from tests.examples import CARD, DATA_SETTINGS, Yard, clips, rationale
 from tests.videos import make_video
@@ -125,3 +126,12 @@ def test_a_whole_way_with_real_files(tmp_path: Path) -> None:
     second = VideoFolder(tmp_path / "videos", tmp_path / "a.jsonl", **settings)
     assert second.clips("train") == first.clips("train")
     assert len(second.decode(second.clips("train")[0]).frames) >= 2
+
+
+def test_one_export_at_a_time(yard: Filmed, tmp_path: Path) -> None:
+    for name, form in (("a.jsonl", "swift"), ("dataset_info.json", "llamafactory")):
+        output = tmp_path / ("b.json" if form == "llamafactory" else name)
+        with Lock(tmp_path / name, "--output"), pytest.raises(ValueError, match="is in use by"):
+            export_dataset(yard, STAGES["label"], None, "train", form, output)  # type: ignore[arg-type]
+        assert not output.exists()
+        assert export_dataset(yard, STAGES["label"], None, "train", form, output) == 4  # type: ignore[arg-type]

@@ -180,7 +180,7 @@ def test_a_forked_child_does_not_let_go_of_it(tmp_path):
 def test_many_at_once(tmp_path):
     """Also where the file is removed between one process's opening and locking it."""
     notes = tmp_path / "notes"
-    arguments = (tmp_path / "run", notes, 20)
+    arguments = (tmp_path / "run", notes, 8)
     started = [PROCESSES.Process(target=contend, args=arguments) for _ in range(4)]
     for one in started:
         one.start()
@@ -188,7 +188,7 @@ def test_many_at_once(tmp_path):
         one.join(LIMIT)
         assert one.exitcode == 0
     lines = notes.read_text().splitlines()
-    assert len(lines) == 4 * 20 * 2
+    assert len(lines) == 4 * 8 * 2
     for first, second in zip(lines[::2], lines[1::2], strict=True):
         assert first.endswith(" in")
         assert second == first.replace(" in", " out")

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from rbft.adapters import LoRA, add_adapters, base_note
 from rbft.backbone import load_model
 from rbft.files import write_json
+from rbft.lock import Lock
 from rbft.publish import base_licence, model_card, publish
 from rbft.run import POSITION_RULE, PROVENANCE, provenance
 from tests.examples import CARD
@@ -180,3 +181,12 @@ def test_the_licence_of_the_base(tmp_path: Path, readme: str, expected: tuple[An
 def test_a_base_on_the_hub_is_named(weights: Path) -> None:
     text = model_card(weights, "Qwen/Qwen2.5-VL-7B-Instruct", "bfloat16")
     assert head_of(text)["base_model"] == "Qwen/Qwen2.5-VL-7B-Instruct"
+
+
+def test_one_export_at_a_time(tmp_path: Path) -> None:
+    """Before anything is read."""
+    with (
+        Lock(tmp_path / "out", "--output"),
+        pytest.raises(ValueError, match="is in use by process"),
+    ):
+        publish(tmp_path / "no weights", "nowhere", tmp_path / "out")
