@@ -29,9 +29,7 @@ except ImportError:  # Windows: the note in the lock file alone
 EVERY = 5.0  # seconds between two signs of life
 MISSED = 3  # signs of life after which an owner on another machine counts as gone
 SHOWN = 300  # characters of the owner's command
-# A program that the owner starts must not inherit the open file, and with it the system's lock.
-CLOSE = getattr(os, "O_CLOEXEC", 0)
-OPEN, CREATE = os.O_RDWR | CLOSE, os.O_CREAT | os.O_EXCL
+OPEN, CREATE = os.O_RDWR, os.O_CREAT | os.O_EXCL
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +197,7 @@ class Lock:
     def _sign(self) -> int | None:
         # Over a network only opening a file asks the server for its time of change anew.
         try:
-            handle = os.open(self.file, os.O_RDONLY | CLOSE)
+            handle = os.open(self.file, os.O_RDONLY)
         except FileNotFoundError:
             return None
         try:
@@ -310,8 +308,9 @@ def _owner(found: dict[str, Any]) -> str:
     return f"process {found['pid']} on {found['host']} since {found['since']} ({found['command']})"
 
 
-# A forked process, such as one that decodes clips, shares the owner's open file, and with it the
-# system's lock, which would outlive an owner that is killed.
+# What Python opens, a program that the owner starts does not inherit. But a forked process, such as
+# one that decodes clips, shares the owner's open file, and with it the system's lock, which would
+# outlive an owner that is killed.
 _held: WeakSet[Lock] = WeakSet()
 
 
