@@ -1,6 +1,7 @@
 """One run from the backbone to the table, and what the other commands make of it."""
 
 import contextlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rbft.callbacks.checks import TrainableParts
 from rbft.miniature.data import Miniature
@@ -139,6 +141,15 @@ def test_the_weights_say_what_made_them(finished):
     assert made[0]["positions"].startswith("text after a video starts at the largest position")
 
 
+def test_results_stand_where_the_stage_s_curves_end(finished):
+    for place in PLACES:
+        note = finished.run / place / "weights/rbft.json"
+        steps = read_json(note)["steps"] if note.exists() else 0
+        assert steps == (8 if place in STAGES else 0)  # four steps an epoch
+        events = EventAccumulator(str(finished.run / place)).Reload()
+        assert {event.step for event in events.Scalars("test/accuracy")} == {steps}
+
+
 def test_each_training_clip_has_one_rationale_and_no_label(finished):
     records = read_lines(rationales(finished.folder))
     assert len({record["id"] for record in records}) == len(records) == 14
@@ -255,7 +266,7 @@ def test_weights_of_another_method_are_refused(finished, copy, capsys):
 def test_test_scores_again(finished, copy, capsys):
     file = copy / LOGS / "small/label/test.json"
     expected = read_json(file)
-    file.unlink()
+    file.write_text(json.dumps({**expected, "n_scored": 0, "metrics": {"accuracy": 2.0}}))
     rbft(copy, "test", *finished.options)
     assert read_json(file) == expected
     assert "after Stage II (labels)" in capsys.readouterr().out

@@ -67,6 +67,58 @@ def test_a_run_goes_on_from_it_to_the_same_weights(
         assert torch.equal(ours, theirs)
 
 
+class Killed(Exception):  # noqa: N818
+    """Ends a run at once, as a kill does."""
+
+
+class Kill(Callback):
+    """Kills the run before a micro-batch begins."""
+
+    def __init__(self, epoch: int, batch: int) -> None:
+        self.place = (epoch, batch)
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (trainer.current_epoch, batch_idx) == self.place:
+            raise Killed
+
+
+# 10 clips in micro-batches of one and global batches of four: steps end with 4, 8 and 10.
+@pytest.mark.parametrize(
+    ("kills", "steps"),
+    [
+        # What comes after a resume is no end of a step: saved there, two clips' gradients are lost.
+        ([(0, 5), (0, 6)], [1, 1]),
+        # Resumed between two epochs, and again in the second.
+        ([(1, 0), (1, 5)], [3, 4]),
+        ([(1, 0), (2, 0), (2, 4)], [3, 6, 7]),
+    ],
+    ids=["within a global batch", "after an epoch", "after two epochs"],
+)
+def test_a_run_that_is_killed_again_ends_in_the_same_weights(
+    qwen: Path, tmp_path: Path, kills: list[tuple[int, int]], steps: list[int]
+) -> None:
+    settings: dict[str, Any] = {
+        "counts": {"train": 10},
+        "data": {"batch_size": 1},
+        "max_epochs": 3,
+        "enable_checkpointing": True,
+    }
+    whole = fit(qwen, tmp_path, **{**settings, "enable_checkpointing": False})
+    newest = None
+    for place, step in zip(kills, steps, strict=True):
+        with pytest.raises(Killed):
+            fit(qwen, tmp_path, saver(tmp_path), Kill(*place), ckpt_path=newest, **settings)
+        (newest,) = (tmp_path / "checkpoints").glob("*.ckpt")
+        assert newest.name == f"step={step}.ckpt"
+    resumed = fit(qwen, tmp_path, saver(tmp_path), ckpt_path=newest, **settings)
+    for ours, theirs in zip(
+        resumed.backbone.parameters(), whole.backbone.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
 def test_checkpoints_of_other_settings_are_refused(qwen: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"enable_checkpointing": True}
     fit(qwen, tmp_path, saver(tmp_path), data={"batch_size": 2}, **settings)
