@@ -350,9 +350,14 @@ class Plan:
         """ "equivalent" or "gpu" where a fault is listed, see the file's head; else None."""
         for kind in ("equivalent", "gpu"):
             for row in self.files[fault["file"]].get(kind, ()):
-                if (row["was"], row["becomes"]) == (fault["was"], fault["becomes"]):
+                if all(_bare(row[name]) == _bare(fault[name]) for name in ("was", "becomes")):
                     return kind
         return None
+
+
+def _bare(line: str) -> str:
+    """Without white space, of which the operators add some."""
+    return "".join(line.split())
 
 
 KINDS = ("killed", "timeout", "survived", "equivalent", "gpu")

@@ -1,4 +1,5 @@
 import inspect
+import sys
 from typing import Any
 
 import pytest
@@ -204,6 +205,13 @@ def test_where_the_kernel_runs(
     assert attention._kernel_dtype(cpu, dtype, width) is None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert attention._kernel_dtype(cuda, dtype, width) is None
+
+
+def test_a_build_of_torch_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = attention._varlen_attn.__wrapped__
+    assert look() is not None
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    assert look() is None
 
 
 def test_autocast_decides_the_kernel_s_precision(monkeypatch: pytest.MonkeyPatch) -> None:

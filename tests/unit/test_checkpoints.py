@@ -1,5 +1,6 @@
 """What a stage resumes from, and that it resumes exactly."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
-from rbft.checkpoints import StepCheckpoint
+from rbft.checkpoints import StepCheckpoint, WholeCheckpoints
+from rbft.survival import signals
 from tests.unit.test_module import fit
 
 # Checkpoints of the run before lie in the folder, or it goes on in another.
@@ -32,8 +34,87 @@ class Keep(Callback):
             saved.with_suffix(".kept").write_bytes(saved.read_bytes())
 
 
-def saver(folder: Path) -> StepCheckpoint:
-    return StepCheckpoint(folder / "checkpoints", 1)
+def saver(folder: Path, every: int = 1) -> StepCheckpoint:
+    return StepCheckpoint(folder / "checkpoints", every)
+
+
+def test_a_checkpoint_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, target, sizes = WholeCheckpoints(), tmp_path / "new/folder/step=1.ckpt", []
+    fsync = os.fsync
+
+    def watched(number: int) -> None:
+        assert not target.exists() or torch.load(target)["step"] == 1
+        sizes.append(os.fstat(number).st_size)
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    for step in (1, 2):
+        files.save_checkpoint({"step": step, "weights": torch.ones(9)}, target)
+        assert torch.load(target)["step"] == step
+        assert [file.name for file in target.parent.iterdir()] == [target.name]
+        assert sizes.pop() == target.stat().st_size  # on the disk before it has its name
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(ValueError, match="cannot be written: No space left on device"):
+        files.save_checkpoint({"step": 3}, target)
+    assert torch.load(target)["step"] == 2
+
+
+class Watch(Callback):
+    """Which checkpoints lie there and whether signals wait, at the start of each micro-batch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.saved: dict[tuple[int, int], list[str]] = {}
+        self.held: list[bool] = []
+        self.held_in_validation: list[bool] = []
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        names = sorted(file.name for file in (self.folder / "checkpoints").glob("*.ckpt"))
+        self.saved[trainer.current_epoch, batch_idx] = names
+        self.held.append(signals.held)
+
+    def on_validation_batch_start(self, *_: Any, **__: Any) -> None:
+        self.held_in_validation.append(signals.held)
+
+
+@pytest.mark.parametrize("validates", [False, True])
+def test_when_it_saves(
+    qwen: Path, tmp_path: Path, validates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.ckpt").touch()
+    for name in ("step=1.ckpt", "step=99.ckpt"):  # of runs that were killed
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        (tmp_path / "checkpoints" / name).touch()
+    watch = Watch(tmp_path)
+    fit(
+        qwen,
+        tmp_path,
+        watch,
+        saver(tmp_path, every=2),
+        counts={"train": 10, **({"val": 1} if validates else {})},
+        data={"batch_size": 2},
+        max_epochs=2,
+        enable_checkpointing=True,
+    )
+    signals.hold()
+    killed = ["step=1.ckpt", "step=99.ckpt"]
+    border = ["step=3.ckpt"] if validates else ["step=2.ckpt"]
+    assert watch.saved == {
+        **{(0, n): killed for n in range(4)},  # five micro-batches are three steps
+        (0, 4): ["step=2.ckpt"],
+        **{(1, n): border for n in range(2)},
+        **{(1, n): ["step=4.ckpt"] for n in range(2, 5)},
+    }
+    assert (tmp_path / "mine.ckpt").exists()
+    assert set(watch.held) == {True}
+    assert set(watch.held_in_validation) == ({False} if validates else set())
 
 
 def test_a_checkpoint_holds_what_trains(qwen: Path, tmp_path: Path) -> None:
