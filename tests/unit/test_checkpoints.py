@@ -1,6 +1,7 @@
 """What a stage resumes from, and that it resumes exactly."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from rbft.checkpoints import StepCheckpoint, WholeCheckpoints
-from rbft.survival import signals
+from rbft.survival import Stopped, signals
 from tests.unit.test_module import fit
 
 # Checkpoints of the run before lie in the folder, or it goes on in another.
@@ -115,6 +116,38 @@ def test_when_it_saves(
     assert (tmp_path / "mine.ckpt").exists()
     assert set(watch.held) == {True}
     assert set(watch.held_in_validation) == ({False} if validates else set())
+
+
+class Ask(Callback):
+    """Sends a signal while a micro-batch is computed."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == self.batch:
+            signals(signal.SIGUSR1, None)
+
+
+@pytest.mark.parametrize(("batch", "step"), [(0, 1), (1, 1), (2, 2), (4, 3)])
+def test_a_signal_is_answered_after_the_step(
+    qwen: Path, tmp_path: Path, batch: int, step: int
+) -> None:
+    saved = tmp_path / f"checkpoints/step={step}.ckpt"
+    with signals.listening(), pytest.raises(Stopped) as found:
+        fit(
+            qwen,
+            tmp_path,
+            Ask(batch),
+            saver(tmp_path, every=100),
+            counts={"train": 10},
+            data={"batch_size": 2},  # five micro-batches are three steps
+            enable_checkpointing=True,
+        )
+    assert (found.value.number, found.value.saved) == (signal.SIGUSR1, saved)
+    assert torch.load(saved, weights_only=True)["global_step"] == step
 
 
 def test_a_checkpoint_holds_what_trains(qwen: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rbft.callbacks.pictures import FRAMES, Pictures, film_strip
 from rbft.module import RBFTModule
-from tests.examples import CARD, MODULE_SETTINGS, Yard, module, trainer
+from tests.examples import CARD, MODULE_SETTINGS, Damaged, Yard, module, trainer
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -82,6 +82,18 @@ def test_what_is_shown_of_a_scored_split(qwen: Path, tmp_path: Path, answer: str
     assert "epoch" not in scalars
     assert {f"test/f1/{name}" for name in CARD.classes} <= set(scalars)
     assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_of_an_undecodable_clip_the_error_is_shown(qwen: Path, tmp_path: Path) -> None:
+    yard = Damaged(tmp_path / "card.yaml", {"test": 2}, damaged=["test_1"])
+    run = trainer(tmp_path, callbacks=[pictures()], logger=logger(tmp_path))
+    run.test(module(qwen), yard, verbose=False)
+    events = read(tmp_path / "yard/label")
+    assert sorted(events.Tags()["images"]) == ["test/clip_0", "test/confusion"]
+    said = text(events, "test/clip_1")
+    assert said == (
+        "**test_1**\n\nlabel: alarm\n\nprediction: no class\n\n\n\nVideo test_1.mp4 is damaged."
+    )
 
 
 def test_nothing_is_shown_without_tensorboard(qwen: Path, tmp_path: Path) -> None:
