@@ -8,9 +8,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.tiny import FAMILY_NAMES, tiny_backbone
+
+# The same cases in every run, however slow the machine is.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("fixed")
 
 
 @pytest.fixture(scope="session")
