@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_signal() -> Iterator[None]:
+    yield
+    signals.received, signals.held = None, False
 
 
 class Keep(Callback):
@@ -104,7 +111,6 @@ def test_when_it_saves(
         max_epochs=2,
         enable_checkpointing=True,
     )
-    signals.hold()
     killed = ["step=1.ckpt", "step=99.ckpt"]
     border = ["step=3.ckpt"] if validates else ["step=2.ckpt"]
     assert watch.saved == {
@@ -136,7 +142,7 @@ def test_a_signal_is_answered_after_the_step(
     qwen: Path, tmp_path: Path, batch: int, step: int
 ) -> None:
     saved = tmp_path / f"checkpoints/step={step}.ckpt"
-    with signals.listening(), pytest.raises(Stopped) as found:
+    with pytest.raises(Stopped) as found:
         fit(
             qwen,
             tmp_path,

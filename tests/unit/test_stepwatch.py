@@ -9,9 +9,9 @@ from rbft.survival import signals
 
 
 @pytest.fixture(autouse=True)
-def listening() -> Iterator[None]:
-    with signals.listening():
-        yield
+def no_signal() -> Iterator[None]:
+    yield
+    signals.received = None
 
 
 def fill(watch: StepWatch) -> None:
