@@ -179,7 +179,47 @@ def short_name(source: str) -> str:
     return Path(source).name.lower()
 
 
-def generation_settings(processor: "ProcessorMixin", max_new_tokens: int) -> dict[str, Any]:
-    """What ends an answer that the backbone writes: its longest length, and the turn's end."""
+def generation_settings(
+    source: str, processor: "ProcessorMixin", max_new_tokens: int, trust: bool = False
+) -> dict[str, Any]:
+    """How the backbone writes, as arguments of transformers' `generate`.
+
+    Of the backbone's `generation_config.json`, what ends an answer and the repetition penalty
+    count. Its sampling settings do not: writing is greedy, so that a text depends on clip, prompt
+    and weights alone.
+
+    Args:
+        source: A `from_pretrained` folder or a hub id.
+        processor: Its processor.
+        max_new_tokens: Longest text, in tokens.
+        trust: Run code that comes with the backbone.
+
+    Returns:
+        `max_new_tokens`, `eos_token_id` (in order, the tokenizer's and every one of the
+        generation config, each of which ends an answer) and `repetition_penalty`.
+
+    Raises:
+        ValueError: If the repetition penalty is not above 0.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(source)
+    except OSError:  # a backbone may come without one; transformers then does the same
+        config = GenerationConfig.from_model_config(
+            AutoConfig.from_pretrained(source, trust_remote_code=trust)
+        )
+    ends = config.eos_token_id
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    penalty = 1.0 if config.repetition_penalty is None else float(config.repetition_penalty)
+    if not penalty > 0:
+        raise ValueError(
+            f"The generation_config.json of model.backbone '{source}' has repetition_penalty "
+            f"{penalty:g}; it must be above 0. Correct it there: 1.0 penalises nothing."
+        )
     tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009 (untyped in transformers)
-    return {"max_new_tokens": max_new_tokens, "eos_token_id": tokenizer.eos_token_id}
+    return {
+        "max_new_tokens": max_new_tokens,
+        "eos_token_id": sorted({tokenizer.eos_token_id, *ends}),
+        "repetition_penalty": penalty,
+    }

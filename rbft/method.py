@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from rbft.adapters import base_note, find_base, is_adapter
 from rbft.backbone import fingerprint, load_config, short_name
 from rbft.callbacks.checks import TrainableParts
+from rbft.callbacks.cut import CutRationales, cut_note
 from rbft.callbacks.handoff import StageHandoff
 from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.predictions import PredictionWriter
@@ -208,6 +209,10 @@ class Method:
             texts, which = store.texts(), f", {name}" if len(stores) > 1 else ""
             for clip in [clip for clip in missing[name] if clip in texts][:SHOWN_RATIONALES]:
                 say(f"{clip}{which}: {texts[clip]}")
+            known = [clip for clip in wanted if clip in texts]
+            cut = len(store.cut().intersection(known))
+            if note := cut_note(cut, len(known), self.cli.model.max_new_tokens):
+                say(f"Stage 0{which}: {note}")
 
     def train(
         self,
@@ -228,6 +233,7 @@ class Method:
         callbacks = [
             TrainableParts(),
             Throughput(),
+            CutRationales(),
             LearningRateMonitor("step"),
             StepCheckpoint(self.run.checkpoints(stage), self.settings.checkpoint_every),
             StageHandoff(self.run.weights(stage), origin),
@@ -412,7 +418,7 @@ class Method:
             backbone=self.backbone,
             prompt=data.card.prompt("rationale"),
             frames=_determining(data),
-            max_new_tokens=model.max_new_tokens,
+            generation=model.generation,
             **stored,
         )
         return RationaleStore(path, made_from)

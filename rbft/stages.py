@@ -45,8 +45,12 @@ class Stage:
 
     def target(self, card: Card, clip: Clip, rationale: str | None) -> str:
         """What the model should answer."""
+        return SEPARATOR.join(self.target_parts(card, clip, rationale))
+
+    def target_parts(self, card: Card, clip: Clip, rationale: str | None) -> list[str]:
+        """What the model should answer, one text for each of `parts`, without separators."""
         texts = {CLASS: _word(card, clip), RATIONALE: (rationale or "").strip()}
-        return SEPARATOR.join(texts[part] for part in self.parts)
+        return [texts[part] for part in self.parts]
 
 
 def _word(card: Card, clip: Clip) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import FAMILY_NAMES, tiny_backbone
+from tests.tiny import FAMILY_NAMES, merge_punctuation, tiny_backbone
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +30,11 @@ def backbone(request: pytest.FixtureRequest, backbones: dict[str, Path]) -> Path
 def qwen(backbones: dict[str, Path]) -> Path:
     """The tiny Qwen2.5-VL, for what does not depend on the family."""
     return backbones["qwen2_5_vl"]
+
+
+@pytest.fixture(scope="session")
+def merging(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen2.5-VL whose tokenizer makes one token of punctuation and a line break."""
+    folder = tiny_backbone(tmp_path_factory.mktemp("merging") / "qwen2_5_vl", "qwen2_5_vl")
+    merge_punctuation(folder)
+    return folder

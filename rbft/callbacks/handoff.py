@@ -42,7 +42,10 @@ class StageHandoff(Callback):
         module.backbone.save_pretrained(part, state_dict=state)
         module.processor.save_pretrained(part)
         module.card.save(part / "card.yaml")
-        write_json(part / PROVENANCE, {**self.provenance, "steps": module.trainer.global_step})
+        made: dict[str, Any] = {**self.provenance, "steps": module.trainer.global_step}
+        if module.stage.needs_rationales:
+            made["rationales"] = module.data.rationale_counts()
+        write_json(part / PROVENANCE, made)
         replace_folder(part, self.target)
         # Checkpoints only resume; the stage is done.
         shutil.rmtree(self.target.parent / "checkpoints", ignore_errors=True)

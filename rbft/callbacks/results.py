@@ -8,7 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbft.data.base import Clip
-from rbft.run import digest, write_json
+from rbft.run import digest, read_provenance, write_json
+from rbft.screen import say
 from rbft.sharding import everyone
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,9 @@ class ResultsWriter(Callback):
 
     Leaves `<split>_predictions.jsonl` (one line a clip, in the split's order) and, last,
     `<split>.json`, whose presence marks the split as scored. Clips that cannot be decoded count as
-    unparsed, that is as wrong, and are named in both.
+    unparsed, that is as wrong, and are named in both. Of classes that share the highest score the
+    first on the card is the prediction; `n_ties` counts such clips. Where the scored weights have
+    learnt rationales, `rationales` says how many, and how many of them were cut off.
 
     Args:
         folder: Where the files go.
@@ -51,8 +54,11 @@ class ResultsWriter(Callback):
                 self.rows.append({**row, "error": batch.errors[place]})
                 continue
             if probabilities is not None:
-                values = [round(value, 6) for value in probabilities[place].tolist()]
+                # Digits, not decimals: close to certain, decimals would make clips alike.
+                values = [float(f"{value:.7g}") for value in probabilities[place].tolist()]
                 row["probabilities"] = dict(zip(module.card.classes, values, strict=True))
+            if outputs.tied is not None and bool(outputs.tied[place]):
+                row["tied"] = True
             if outputs.texts[place]:
                 row["text"] = outputs.texts[place]
             self.rows.append(row)
@@ -80,6 +86,13 @@ class ResultsWriter(Callback):
                 self.split,
                 next(row["error"] for row in rows if "error" in row),
             )
+        tied = [row["id"] for row in rows if row.get("tied")]
+        if tied:
+            say(
+                f"{len(tied)} of {len(rows)} {self.split} clips have the highest score for several "
+                f"classes (first: {tied[0]}); the first of these on the card is taken."
+            )
+        made = None if module.weights is None else read_provenance(module.weights)
         content = {
             **self.facts,
             "split": self.split,
@@ -87,6 +100,7 @@ class ResultsWriter(Callback):
             "n_available": len(clips),
             "n_scored": len(rows),
             "n_unparsed": sum(row["prediction"] is None for row in rows),
+            "n_ties": len(tied),
             "n_undecodable": len(lost),
             "undecodable": lost,
             "classes": {
@@ -96,6 +110,8 @@ class ResultsWriter(Callback):
             "metrics": values,
             "confusion": confusion,
         }
+        if made is not None and "rationales" in made:
+            content["rationales"] = made["rationales"]
         write_json(self.folder / f"{self.split}.json", content)
 
     def on_test_batch_end(

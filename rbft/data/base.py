@@ -5,10 +5,11 @@ import math
 import os
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -76,6 +77,7 @@ class Example:
         draw: Its place in the batch.
         error: What could not be decoded, empty where all is well.
         key: Under which the vision tower's output is kept; empty where it is not.
+        cut: Whether the rationale was cut off at the limit of tokens when it was written.
     """
 
     clip: Clip
@@ -84,6 +86,7 @@ class Example:
     draw: Draw
     error: str = ""
     key: str = ""
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,28 @@ class FrameSettings:
         return {**asdict(self), "start": clip.start, "end": clip.end}
 
 
+def replacements(
+    clips: Sequence[Clip], index: int, rationales: Mapping[str, str] | None
+) -> list[int]:
+    """Indices of the clips that are tried, in order, in the place of one that cannot be decoded.
+
+    They are the next ones of its class that have a rationale, where one is asked for.
+
+    Args:
+        clips: The clips of the split.
+        index: The clip that needs another in its place.
+        rationales: Rationale by id; None where none is asked for.
+    """
+    following = [(index + step) % len(clips) for step in range(1, len(clips))]
+    same = (
+        place
+        for place in following
+        if clips[place].label == clips[index].label
+        and (rationales is None or clips[place].id in rationales)
+    )
+    return list(islice(same, REPLACEMENTS))
+
+
 class ClipDataset(Dataset[Example]):
     """Clips of one split; an item is asked for by its `Draw`.
 
@@ -114,7 +139,9 @@ class ClipDataset(Dataset[Example]):
         clips: The clips of the split.
         see: Gives a clip's frames or features, and the key of its features.
         rationales: Rationale by id; None where none is asked for.
-        answer_tokens: Answer tokens of each clip in training, None elsewhere.
+        answer_tokens: Answer tokens of each clip in training, None elsewhere. Those of a clip
+            without a rationale are those of the clip that takes its place, see `replacements`.
+        cut: Ids of the clips whose rationale was cut off when it was written.
     """
 
     def __init__(
@@ -123,9 +150,10 @@ class ClipDataset(Dataset[Example]):
         see: Callable[[Clip], tuple[Video | SeenVideo, str]],
         rationales: Mapping[str, str] | None,
         answer_tokens: Sequence[int] | None = None,
+        cut: Set[str] = frozenset(),
     ) -> None:
         self.clips, self.see, self.rationales = clips, see, rationales
-        self.answer_tokens = answer_tokens
+        self.answer_tokens, self.cut = answer_tokens, cut
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -138,7 +166,8 @@ class ClipDataset(Dataset[Example]):
                 return self._replacement(draw, self.answer_tokens, error)
             clip = self.clips[draw.index]
             rationale = None if self.rationales is None else self.rationales.get(clip.id, "")
-            return Example(clip, NO_PICTURE, rationale, draw, str(error))
+            cut = clip.id in self.cut
+            return Example(clip, NO_PICTURE, rationale, draw, str(error), cut=cut)
 
     def _example(self, draw: Draw) -> Example:
         clip = self.clips[draw.index]
@@ -146,7 +175,7 @@ class ClipDataset(Dataset[Example]):
             raise VideoError.of(clip.path, "could not be decoded when rationales were written.")
         rationale = None if self.rationales is None else self.rationales[clip.id]
         video, key = self.see(clip)
-        return Example(clip, video, rationale, draw, key=key)
+        return Example(clip, video, rationale, draw, key=key, cut=clip.id in self.cut)
 
     def _replacement(self, draw: Draw, tokens: Sequence[int], error: VideoError) -> Example:
         """The next clip of the same class that can be decoded, in the place of another.
@@ -154,9 +183,8 @@ class ClipDataset(Dataset[Example]):
         Its weight is such that its answer counts as many tokens as the other's: what the sampler
         counted in the global batch, the loss's denominator, stays exact.
         """
-        size, lost = len(self.clips), self.clips[draw.index]
-        following = [(draw.index + step) % size for step in range(1, size)]
-        same = [i for i in following if self.clips[i].label == lost.label][:REPLACEMENTS]
+        lost = self.clips[draw.index]
+        same = replacements(self.clips, draw.index, self.rationales)
         for index in same:
             weight = draw.weight * tokens[draw.index] / tokens[index]
             with suppress(VideoError):
@@ -184,7 +212,7 @@ class ClipCollator(Protocol):
         """Whether the class is all that is learnt (Stage II)."""
         ...
 
-    def answer_tokens(self, clip: Clip, rationale: str | None) -> int:
+    def answer_tokens(self, clip: Clip, rationale: str | None, cut: bool = False) -> int:
         """Length of the clip's answer in tokens, without decoding the video."""
         ...
 
@@ -478,10 +506,26 @@ class VideoDataModule(LightningDataModule):
         Raises:
             ValueError: If another clip has none.
         """
+        return {name: text for name, (text, _) in self._mixed(split).items()}
+
+    def cut_rationales(self, split: str) -> set[str]:
+        """Ids of the clips whose rationale, see `rationales`, was cut off when it was written."""
+        return {name for name, (_, cut) in self._mixed(split).items() if cut}
+
+    def rationale_counts(self) -> dict[str, int | float]:
+        """How many rationales training learns, how many of them were cut off, and their share."""
+        learnt = len(self.rationales("train"))
+        cut = len(self.cut_rationales("train"))
+        return {"learnt": learnt, "cut": cut, "share_cut": round(cut / max(learnt, 1), 4)}
+
+    def _mixed(self, split: str) -> dict[str, tuple[str, bool]]:
+        """Rationale of each clip, and whether it was cut off; those written by humans are whole."""
         lost = self.store.undecodable() if self.store is not None else set()
+        cut = self.store.cut() if self.store is not None else set()
         clips = [clip for clip in self.clips(split) if clip.id not in lost]
-        own = self.store.texts() if self.store is not None else {}
-        human = {clip.id: clip.reference for clip in clips if clip.reference is not None}
+        texts = self.store.texts() if self.store is not None else {}
+        own = {name: (text, name in cut) for name, text in texts.items()}
+        human = {c.id: (c.reference, False) for c in clips if c.reference is not None}
         ratio = self.rationale_ratio if split == "train" else 1.0
         return mix(own, human, ratio, [clip.id for clip in clips], self.seed)
 
@@ -494,7 +538,17 @@ class VideoDataModule(LightningDataModule):
         """Shuffled micro-batches of this process, from where the run stopped."""
         clips, collator = self.clips("train"), self.collators["train"]
         texts = self.rationales("train") if collator.needs_rationales else None
-        tokens = [collator.answer_tokens(clip, (texts or {}).get(clip.id)) for clip in clips]
+        cut = self.cut_rationales("train") if collator.needs_rationales else set()
+
+        def answer_tokens(index: int) -> int:
+            # A clip that could not be decoded when rationales were written counts with the
+            # answer of the clip that will take its place; where none can, training stops there.
+            if texts is not None and clips[index].id not in texts:
+                index = next(iter(replacements(clips, index, texts)), index)
+            clip = clips[index]
+            return collator.answer_tokens(clip, (texts or {}).get(clip.id), clip.id in cut)
+
+        tokens = [answer_tokens(index) for index in range(len(clips))]
         counts = Counter(clip.label for clip in clips)
         weights = [len(clips) / (len(counts) * counts[clip.label]) for clip in clips]
         rank, world = self._place()
@@ -517,15 +571,16 @@ class VideoDataModule(LightningDataModule):
                 sampler.start, sampler.epoch = done, loop.epoch_progress.current.processed
             else:
                 sampler.epoch = loop.epoch_progress.current.started
-        return self._loader("train", clips, sampler, texts, tokens)
+        return self._loader("train", clips, sampler, texts, tokens, cut)
 
     def val_dataloader(self) -> DataLoader[Example] | list[Any]:
         """The validation split, longest clips first; empty where there is none."""
         clips = self.clips("val")
         if not clips:
             return []
-        needs_rationales = self.collators["val"].needs_rationales
-        return self._eval_loader("val", clips, self.rationales("val") if needs_rationales else None)
+        if not self.collators["val"].needs_rationales:
+            return self._eval_loader("val", clips)
+        return self._eval_loader("val", clips, self.rationales("val"), self.cut_rationales("val"))
 
     def test_dataloader(self) -> DataLoader[Example]:
         """The scored split, longest clips first."""
@@ -566,7 +621,11 @@ class VideoDataModule(LightningDataModule):
         return f"{names} ({tokens} tokens, padding included)"
 
     def _eval_loader(
-        self, split: str, clips: list[Clip], texts: Mapping[str, str] | None = None
+        self,
+        split: str,
+        clips: list[Clip],
+        texts: Mapping[str, str] | None = None,
+        cut: Set[str] = frozenset(),
     ) -> DataLoader[Example]:
         rank, world = self._place()
         # Any videos at all are not scanned first: their results appear in the order given.
@@ -575,7 +634,7 @@ class VideoDataModule(LightningDataModule):
         sampler = EvalSampler(
             len(clips), batch_size=self.eval_batch_size, rank=rank, world=world, lengths=lengths
         )
-        return self._loader(split, clips, sampler, texts)
+        return self._loader(split, clips, sampler, texts, cut=cut)
 
     def _length(self, clip: Clip) -> int:
         """Patches of a clip; 0 where it will turn out not to be decodable."""
@@ -591,10 +650,11 @@ class VideoDataModule(LightningDataModule):
         sampler: Sampler[list[Draw]],
         texts: Mapping[str, str] | None,
         tokens: Sequence[int] | None = None,
+        cut: Set[str] = frozenset(),
     ) -> DataLoader[Example]:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
-            ClipDataset(clips, self.see, texts, tokens),
+            ClipDataset(clips, self.see, texts, tokens, cut),
             batch_sampler=sampler,
             collate_fn=self.collators[split],
             num_workers=self.num_workers,

@@ -7,14 +7,16 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 KEYS = {"id": str, "rationale": str, "finish": str, "tokens": int, "source": str}
-UNDECODABLE = "undecodable"
+# How a rationale's text ended: with the turn, at the limit of tokens, or it could not begin.
+STOPPED, CUT, UNDECODABLE = "stop", "length", "undecodable"
 NOT_DETERMINING = "versions"  # the key of the provenance that may differ
 
 log = logging.getLogger(__name__)
+Rationale = TypeVar("Rationale")  # its text, or that and what else is known about it
 
 
 class RationaleStore:
@@ -49,6 +51,10 @@ class RationaleStore:
     def undecodable(self) -> set[str]:
         """Clips that were to have a rationale, but whose video could not be decoded."""
         return {n for n, record in self.records.items() if record["finish"] == UNDECODABLE}
+
+    def cut(self) -> set[str]:
+        """Clips whose rationale the limit of tokens cut off."""
+        return {n for n, record in self.records.items() if record["finish"] == CUT}
 
     def check_split(self, splits: Mapping[str, str], allowed: Sequence[str]) -> None:
         """Checks that no clip of another split has a rationale here.
@@ -187,8 +193,12 @@ class RationaleStore:
 
 
 def mix(
-    own: Mapping[str, str], human: Mapping[str, str], ratio: float, ids: Sequence[str], seed: int
-) -> dict[str, str]:
+    own: Mapping[str, Rationale],
+    human: Mapping[str, Rationale],
+    ratio: float,
+    ids: Sequence[str],
+    seed: int,
+) -> dict[str, Rationale]:
     """The rationale of every clip: a share self-generated, the rest written by humans (Table 4).
 
     Args:

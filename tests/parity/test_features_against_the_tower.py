@@ -12,7 +12,6 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
 )
 
-from rbft.backbone import generation_settings
 from rbft.collator import Batch, Collator
 from rbft.data.featurecache import FeatureCache
 from rbft.module import RBFTModule
@@ -27,6 +26,7 @@ from tests.examples import (
     prompt_of,
     score_answers,
     write_answers,
+    writing,
 )
 
 MERGE = 2
@@ -97,7 +97,7 @@ def test_scores_and_texts_are_the_same(frozen, tmp_path):
         score_answers(frozen.backbone, prompt, shown, words),
         score_answers(frozen.backbone, prompt, plain.video, words),
     )
-    settings = generation_settings(make.processor, 6)
+    settings = writing(Path(frozen.source), 6)
     assert write_answers(frozen.backbone, prompt, shown, settings) == write_answers(
         frozen.backbone, prompt, plain.video, settings
     )

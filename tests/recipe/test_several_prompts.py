@@ -19,7 +19,8 @@ PROMPTS = "--prompts=[rationale, less, least]"
 
 @pytest.fixture(scope="module")
 def options(backbones: dict[str, Path]) -> list[str]:
-    return small(backbones["qwen2_5_vl"])
+    # An odd number: of two processes, one is given a clip twice.
+    return small(backbones["qwen2_5_vl"], "--data.train_size=13")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def log(folder: Path) -> str:
 
 def test_the_files_are_those_of_a_pass_for_each_prompt(alone, together):
     assert outcome(together) == outcome(alone)
-    assert written(together) == [14] * 3
+    assert written(together) == [13] * 3
     texts = [
         [record["rationale"] for record in read_lines(file)]
         for file in (together / LOGS / "rationales").glob("*.jsonl")
@@ -75,7 +76,7 @@ def test_the_files_are_those_of_a_pass_for_each_prompt(alone, together):
 
 
 def test_each_clip_is_read_once(together, seen):
-    assert seen == [4, 4, 4, 2]
+    assert seen == [4, 4, 4, 1]
 
 
 @pytest.mark.parametrize("name", ["less", "least"])
@@ -133,7 +134,7 @@ def test_two_processes_write_the_same_and_go_on(together, options, tmp_path):
     part = "less.jsonl.part1"
     assert run_two(tmp_path, more, 1, part, 2, command="rationalize") != 0, log(tmp_path)
     counts = written(tmp_path)
-    assert 0 < counts[1] < 14, counts
+    assert 0 < counts[1] < 13, counts
     assert counts[0] > counts[1], counts
     assert run_two(tmp_path, more, command="rationalize") == 0, log(tmp_path)
     assert outcome(tmp_path) == outcome(together)

@@ -126,11 +126,50 @@ def test_a_short_name_for_files() -> None:
     assert short_name("/some/where/Base/") == "base"
 
 
+def generation(folder: Path, **settings: Any) -> dict[str, Any]:
+    """How a backbone with this generation config writes."""
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(settings))
+    return generation_settings(str(folder), load_processor(str(folder)), 7)
+
+
 def test_an_answer_ends_with_the_turn_or_at_its_longest(qwen: Path) -> None:
-    assert generation_settings(load_processor(str(qwen)), 7) == {
+    assert generation_settings(str(qwen), load_processor(str(qwen)), 7) == {
         "max_new_tokens": 7,
-        "eos_token_id": 376,
+        "eos_token_id": [376],
+        "repetition_penalty": 1.0,
     }
+
+
+def test_what_counts_of_the_generation_config(qwen: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(qwen, tmp_path / "copy")
+    # That of Qwen2.5-VL-7B, but for its ids.
+    hub = {"do_sample": True, "temperature": 1e-6, "pad_token_id": 377}
+    assert generation(copy, eos_token_id=[376, 377], repetition_penalty=1.05, **hub) == {
+        "max_new_tokens": 7,
+        "eos_token_id": [376, 377],
+        "repetition_penalty": 1.05,
+    }
+    # The tokenizer's own end ends an answer in any case.
+    assert generation(copy, eos_token_id=5)["eos_token_id"] == [5, 376]
+    assert generation(copy)["eos_token_id"] == [376]
+    (copy / "generation_config.json").unlink()
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = [9, 376]
+    (copy / "config.json").write_text(json.dumps(config))
+    found = generation_settings(str(copy), load_processor(str(copy)), 7)
+    assert (found["eos_token_id"], found["repetition_penalty"]) == ([9, 376], 1.0)
+
+
+@pytest.mark.parametrize("penalty", [0.0, -1.5])
+def test_a_penalty_that_cannot_be_one(qwen: Path, tmp_path: Path, penalty: float) -> None:
+    copy = shutil.copytree(qwen, tmp_path / "copy")
+    with pytest.raises(ValueError, match="repetition_penalty") as error:
+        generation(copy, repetition_penalty=penalty)
+    assert str(error.value) == (
+        f"The generation_config.json of model.backbone '{copy}' has repetition_penalty "
+        f"{penalty:g}; it must be above 0. Correct it there: 1.0 penalises nothing."
+    )
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)

@@ -1,5 +1,6 @@
 import errno
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,26 @@ from rbft.callbacks.handoff import StageHandoff
 from rbft.data.card import Card
 from rbft.module import RBFTModule
 from rbft.run import PROVENANCE, Run, check_weights, provenance
-from tests.examples import CARD, MODULE_SETTINGS, Yard, module, trainer
+from tests.examples import CARD, MODULE_SETTINGS, Texts, Yard, module, rationale, trainer
 
 
-def train(folder: Path, run: Run, *callbacks: Callback, stage: str = "rationale") -> RBFTModule:
+def train(
+    folder: Path,
+    run: Run,
+    *callbacks: Callback,
+    stage: str = "rationale",
+    cut: Collection[str] = (),
+) -> RBFTModule:
     """One stage, with its checkpoints, into the run's folder."""
     made = RBFTModule(str(folder), CARD, stage=stage, **MODULE_SETTINGS)
     origin = provenance(stages=[stage], backbone="abc")
     saver = ModelCheckpoint(run.stage(stage) / "checkpoints", "{step}", every_n_train_steps=1)
     handoff = StageHandoff(run.weights(stage), origin)
     run.folder.mkdir(exist_ok=True)
-    trainer(run.folder, callbacks=[*callbacks, saver, handoff], enable_checkpointing=True).fit(
-        made, Yard(run.folder / "card.yaml", {"train": 2})
-    )
+    yard = Yard(run.folder / "card.yaml", {"train": 2})
+    yard.store = Texts({c.id: rationale(c) for c in yard.clips("train")}, cut)  # type: ignore[assignment]
+    whole = trainer(run.folder, callbacks=[*callbacks, saver, handoff], enable_checkpointing=True)
+    whole.fit(made, yard)
     return made
 
 
@@ -53,6 +61,14 @@ def test_a_stage_leaves_a_folder_that_transformers_opens(backbone: Path, tmp_pat
         assert torch.equal(ours, theirs)
 
 
+def test_the_weights_note_which_rationales_they_have_learnt(qwen: Path, tmp_path: Path) -> None:
+    for stage, noted in (("rationale", {"learnt": 2, "cut": 1, "share_cut": 0.5}), ("label", None)):
+        run = Run(tmp_path / stage)
+        train(qwen, run, stage=stage, cut=["train_1"])
+        made = json.loads((run.weights(stage) / PROVENANCE).read_text(encoding="utf-8"))
+        assert made.get("rationales") == noted
+
+
 def test_processor_card_and_provenance_come_along(qwen: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     trained = train(qwen, run)
@@ -64,6 +80,7 @@ def test_processor_card_and_provenance_come_along(qwen: Path, tmp_path: Path) ->
     assert Card.load(weights / "card.yaml") == CARD
     content = json.loads((weights / PROVENANCE).read_text(encoding="utf-8"))
     steps = content.pop("steps")
+    del content["rationales"]
     assert content == provenance(stages=["rationale"], backbone="abc")
     assert steps == trained.trainer.global_step > 0
     check_weights(weights, ["rationale"], "abc")

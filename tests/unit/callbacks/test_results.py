@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from lightning.pytorch import Callback
 
 import rbft.module
 from rbft.callbacks.results import ResultsWriter
-from rbft.run import digest
+from rbft.run import PROVENANCE, digest
 from tests.examples import Yard, module, trainer
 
 
@@ -60,7 +61,7 @@ def test_an_unparsed_answer_is_named(
     qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        rbft.module, "write_after", lambda _, prompt, *__: [[75]] * len(prompt.logits)
+        rbft.module, "write_after", lambda _, prompt, *__: [[75]] * len(prompt.hidden)
     )
     result = score(qwen, tmp_path, ResultsWriter(tmp_path / "label", "test", {}), answer="generate")
     predictions = rows(tmp_path / "label/test_predictions.jsonl")
@@ -69,6 +70,49 @@ def test_an_unparsed_answer_is_named(
     assert result["n_unparsed"] == 5
     assert result["metrics"]["accuracy"] == 0
     assert [line[-1] for line in result["confusion"]] == [3, 2]
+
+
+def test_ties_are_broken_by_the_card_and_counted(
+    qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score_after = rbft.module.score_after
+    calls: list[int] = []
+
+    def even(*args: Any) -> Any:
+        scores = score_after(*args)
+        calls.append(1)  # the first of three batches has the classes alike
+        return scores if len(calls) > 1 else scores[:, :1].repeat(1, 2)
+
+    monkeypatch.setattr(rbft.module, "score_after", even)
+    result = score(qwen, tmp_path, ResultsWriter(tmp_path / "label", "test", {}))
+    predictions = rows(tmp_path / "label/test_predictions.jsonl")
+    tied = [row["id"] for row in predictions if row.get("tied")]
+    assert result["n_ties"] == len(tied) == 2
+    assert all(row["prediction"] == "quiet" for row in predictions if row["id"] in tied)
+    assert capsys.readouterr().out == (
+        f"2 of 5 test clips have the highest score for several classes (first: {tied[0]}); the "
+        "first of these on the card is taken.\n"
+    )
+
+
+def test_without_ties_nothing_is_said(
+    qwen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score(qwen, tmp_path, ResultsWriter(tmp_path / "label", "test", {}))["n_ties"] == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("learnt", [None, {"learnt": 8, "cut": 2, "share_cut": 0.25}])
+def test_what_rationales_the_weights_have_learnt(
+    qwen: Path, tmp_path: Path, learnt: dict[str, Any] | None
+) -> None:
+    weights = shutil.copytree(qwen, tmp_path / "weights")
+    made = {"stages": ["rationale"]} if learnt is None else {"rationales": learnt}
+    (weights / PROVENANCE).write_text(json.dumps(made))
+    writer = ResultsWriter(tmp_path / "label", "test", {})
+    result = score(weights, tmp_path, writer, weights=weights)
+    assert result.get("rationales") == learnt
+    assert ("rationales" in result) == (learnt is not None)
 
 
 class Crash(Callback):

@@ -12,7 +12,17 @@ import torch
 from rbft.data.base import Clip, ClipCollator, Example, VideoDataModule
 from rbft.data.sampler import Draw
 from rbft.data.video import Video, VideoError
-from tests.examples import CARD, DATA_SETTINGS, Texts, Yard, clips, collator, examples, rationale
+from tests.examples import (
+    CARD,
+    DATA_SETTINGS,
+    Damaged,
+    Texts,
+    Yard,
+    clips,
+    collator,
+    examples,
+    rationale,
+)
 from tests.videos import make_video
 
 
@@ -27,8 +37,8 @@ class Ids:
     def __init__(self, needs_rationales: bool = False, learns_class: bool = True) -> None:
         self.needs_rationales, self.learns_class = needs_rationales, learns_class
 
-    def answer_tokens(self, clip: Clip, rationale: str | None) -> int:
-        return len(rationale or "word")
+    def answer_tokens(self, clip: Clip, rationale: str | None, cut: bool = False) -> int:
+        return len(rationale or "word") - cut
 
     def __call__(self, examples: list[Example]) -> list[Example]:
         return examples
@@ -272,6 +282,23 @@ def test_a_share_of_the_training_rationales_is_self_generated(
     assert yard.rationales("val") == {clip.id: rationale(clip) for clip in yard.clips("val")}
 
 
+def test_which_of_the_mixed_rationales_were_cut_off(card_file: Path) -> None:
+    yard = Described(card_file, {"train": 10, "val": 4}, rationale_ratio=0.6)
+    clips = yard.clips("train") + yard.clips("val")
+    cut = [f"train_{n}" for n in range(5)] + ["val_1", "val_3", "test_0"]
+    yard.store = Texts({c.id: rationale(c) for c in clips}, cut)  # type: ignore[assignment]
+    own = {name for name, text in yard.rationales("train").items() if not text.startswith("human")}
+    # Those written by humans are whole.
+    assert yard.cut_rationales("train") == own & set(cut)
+    assert 0 < len(own & set(cut)) < 5
+    assert yard.cut_rationales("val") == {"val_1", "val_3"}
+    count = len(own & set(cut))
+    assert yard.rationale_counts() == {"learnt": 10, "cut": count, "share_cut": count / 10}
+    yard.store = None
+    yard.rationale_ratio = 0.0
+    assert yard.cut_rationales("train") == set()
+
+
 def test_a_training_clip_without_a_rationale(card_file: Path) -> None:
     yard = Yard(card_file, {"train": 3})
     yard.store = Texts({"train_0": "x"})  # type: ignore[assignment]
@@ -432,6 +459,22 @@ def test_a_batch_through_the_real_collator(card_file: Path, qwen: Path) -> None:
     tokens = sum(make.answer_tokens(e.clip, e.rationale) for e in examples(4))
     assert [float(batch.total) for batch in batches] == [tokens, tokens]
     assert sorted(index for batch in batches for index in batch.index.tolist()) == [0, 1, 2, 3]
+
+
+def test_cut_rationales_reach_the_batches_of_training_and_validation(card_file: Path) -> None:
+    yard = with_collators(
+        Damaged(card_file, {"train": 6, "val": 3}, damaged=["val_2"], batch_size=2),
+        needs_rationales=True,
+    )
+    texts = {clip.id: "word" for split in ("train", "val") for clip in yard.clips(split)}
+    yard.store = Texts(texts, ["train_1", "val_0", "val_2"])  # type: ignore[assignment]
+    batches: list[list[Example]] = list(yard.train_dataloader())  # type: ignore[arg-type]
+    found = [example for batch in batches for example in batch if example.draw.weight]
+    assert {example.clip.id for example in found if example.cut} == {"train_1"}
+    # 4 and 2 clips of four "tokens", one of them without its end.
+    assert sorted({example.draw.total for example in found}) in ([7.0, 16.0], [8.0, 15.0])
+    batches = list(yard.val_dataloader())
+    assert {e.clip.id for batch in batches for e in batch if e.cut} == {"val_0", "val_2"}
 
 
 # Videos to predict
