@@ -29,8 +29,8 @@ from tests.recipe.runs import (
 )
 
 pytestmark = pytest.mark.recipe
-# Odd numbers of clips to train on, to test and to validate on, of the last fewer than processes. Stage 0
-# describes the first and the last, an even number; tests/recipe/test_several_prompts.py has an odd one.
+# Odd numbers of clips to train on and to test, and fewer to validate on than processes. Stage 0
+# describes the first and the last, an even number; test_several_prompts.py has an odd one.
 SIZES = ("--data.train_size=13", "--data.val_size=1", "--data.test_size=3")
 ADAPTER = LOGS / "small/label/weights/adapter_model.safetensors"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

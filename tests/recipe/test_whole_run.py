@@ -1,6 +1,7 @@
 """One run from the backbone to the table, and what the other commands make of it."""
 
 import contextlib
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -48,9 +49,11 @@ class Finished:
             self.starts.append({name: value.clone() for name, value in state.items()})
             announce(callback, trainer, module)
 
-        with pytest.MonkeyPatch.context() as patch:
+        printed = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
             patch.setattr(TrainableParts, "on_train_start", note_start)
             rbft(folder, "fit", *options)
+        self.printed = printed.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +117,48 @@ def every_file(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file()]
 
 
+def test_rationales_that_were_cut_off_are_counted_where_people_look(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    records = read_lines(rationales(finished.folder))
+    cut = sum(record["finish"] == "length" for record in records)
+    assert len(records) == 14
+    assert cut > 0
+    note = f"{cut} of 14 rationales ({cut / 14:.1%}) were cut off at model.max_new_tokens (8) and"
+    assert finished.printed.count(f"Stage 0: {note}") == 1
+    assert finished.printed.count(f"Stage I (rationales): {note}") == 1
+    expected = {"learnt": 14, "cut": cut, "share_cut": round(cut / 14, 4)}
+    found = {p: read_json(finished.run / p / "test.json").get("rationales") for p in PLACES}
+    assert found == {"zero_shot": None, "rationale": expected, "label": None}
+    (events,) = (
+        accumulator
+        for file in (finished.run / "rationale").glob("events*")
+        if "data/cut_rationales"
+        in (accumulator := EventAccumulator(str(file)).Reload()).Tags()["scalars"]
+    )
+    shares = [event.value for event in events.Scalars("data/cut_rationales")]
+    assert shares == [pytest.approx(cut / 14, abs=1e-4)]
+    made = read_json(rationales(finished.folder).with_suffix(".provenance.json"))
+    assert made["generation"] == {
+        "eos_token_id": [376],
+        "max_new_tokens": 8,
+        "repetition_penalty": 1.0,
+    }
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_results_are_complete(finished, place):
     results = read_json(finished.run / place / "test.json")
-    assert set(results) >= {"run", "stage", "weights", "split", "ids", "metrics", "confusion"}
+    assert set(results) >= {
+        "run",
+        "stage",
+        "weights",
+        "split",
+        "ids",
+        "metrics",
+        "confusion",
+        "n_ties",
+    }
     assert (results["run"], results["stage"], results["split"]) == ("small", place, "test")
     assert (results["n_expected"], results["n_scored"], results["n_unparsed"]) == (5, 5, 0)
     names = {"accuracy", "f1/normal", "f1/abnormal", "f1/macro", "unparsed", "majority", "n"}
