@@ -1,9 +1,10 @@
 """How long a scan takes: 10,000 rows of a table over 1,000 small video files.
 
-The first scan opens every file once, whatever number of rows share it; the second finds all of
+The first scan reads every file once, whatever number of rows share it; the second finds all of
 them in what the first left. Beside them stand the least that each could do, measured in the same
-run: opening every file with PyAV and decoding its first frame, and asking the file system for its
-size and time of change. Before any figure, the scan's must be those that the files were made with.
+run: opening every file with PyAV and decoding its first frame, hashing its content, and asking the
+file system for its size and time of change. Before any figure, the scan's must be those that the
+files were made with.
 
 Run: python benchmarks/scan.py [--rows 10000 --files 1000 --rounds 5]
 """
@@ -28,6 +29,7 @@ from rbft.data.base import SCAN_THREADS
 from rbft.data.manifest import Manifest
 from rbft.data.starter_card import write_starter
 from rbft.data.videofolder import VideoFolder
+from rbft.digests import hash_file
 from rbft.screen import say, table
 
 # Frames, frames per second, height and width.
@@ -139,6 +141,9 @@ def main() -> None:
                     "PyAV, first frame of each",
                     lambda pool=pool: list(pool.map(first_frame, paths)),
                 )
+            with ThreadPoolExecutor(SCAN_THREADS) as pool:
+                digests = take("digest of each", lambda pool=pool: list(pool.map(hash_file, paths)))
+            assert {row.digest for row in first.rows} == set(digests)
             take("size and time of each", lambda: [path.stat() for path in paths])
     rows = []
     for name, measured in times.items():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rbft.backbone import fingerprint, frozen_dtype
+from rbft.ranges import check_ranges
 from rbft.run import read_provenance
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -35,13 +36,7 @@ class LoRA:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, wrong, allowed in (
-            ("rank", self.rank < 1, "at least 1"),
-            ("alpha", self.alpha < 1, "at least 1"),
-            ("dropout", not 0 <= self.dropout < 1, "from 0 to below 1"),
-        ):
-            if wrong:
-                raise ValueError(f"model.lora.{name} ({getattr(self, name):g}) must be {allowed}.")
+        check_ranges("model.lora.", vars(self))
 
 
 def is_adapter(weights: Path | None) -> bool:
@@ -70,7 +65,7 @@ def find_base(backbone: str, weights: Path | None) -> str:
         return backbone
     found = {}
     for source in (backbone, note["name"]):
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             found[source] = fingerprint(source)
             if found[source] == note["fingerprint"]:
                 return source
@@ -85,6 +80,21 @@ def find_base(backbone: str, weights: Path | None) -> str:
 def base_note(source: str) -> dict[str, str]:
     """What rbft.json says of an adapter's base."""
     return {"name": source, "fingerprint": fingerprint(source)}
+
+
+def weights_fingerprint(weights: Path, backbone: str) -> str:
+    """Content digest of a weights folder, see `rbft.backbone.fingerprint`.
+
+    Args:
+        weights: Whole weights, or an adapter, whose digest covers its base.
+        backbone: The backbone of the settings, which an adapter without rbft's note stands on.
+
+    Raises:
+        ValueError: If the base of an adapter is not to be found, see `find_base`.
+    """
+    if not is_adapter(weights):
+        return fingerprint(str(weights))
+    return fingerprint(str(weights), fingerprint(find_base(backbone, weights)))
 
 
 def check_adapters(

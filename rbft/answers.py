@@ -1,15 +1,16 @@
 """Answers of the backbone: how likely given ones are, and which one it writes itself."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rbft.collator import IGNORED, Sequences
+from rbft.likelihood import head_log_probabilities
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,15 @@ class Read:
     """Prompts that the backbone has read and can go on from, once; a `copy` goes on once more.
 
     Attributes:
-        logits: Scores of the token that comes next.
+        hidden: The last hidden state, of which the head makes scores of the token that comes next.
+        ids: The tokens of the cache.
         cache: Keys and values of the prompts.
         mask: 1 for the tokens of the cache, 0 for padding.
         position: Rotary positions of the prompts' last tokens.
     """
 
-    logits: Float[Tensor, "clips vocab"]
+    hidden: Float[Tensor, "clips width"]
+    ids: Int[Tensor, "clips tokens"]
     cache: Any
     mask: Int[Tensor, "clips tokens"]
     position: Int[Tensor, "3 clips 1"]
@@ -67,12 +70,16 @@ def read_prompts(
 @torch.no_grad()
 def _go_on(backbone: Any, text: Sequences, before: Read | None, video: dict[str, Any]) -> Read:
     given: dict[str, Any] = {**text.inputs, **video}
+    ids = text.input_ids
     if before is not None:
+        ids = torch.cat([before.ids, ids], dim=1)
         mask = torch.cat([before.mask, text.attention_mask], dim=1)
         given |= {"past_key_values": before.copy().cache, "attention_mask": mask}
-    out = backbone(**given, use_cache=True, logits_to_keep=1)
+    # Not the head yet: who writes takes the model's own, who scores has it run in 32 bits.
+    out = backbone.model(**given, use_cache=True)
     return Read(
-        out.logits[:, -1],
+        out.last_hidden_state[:, -1],
+        ids,
         out.past_key_values,
         given["attention_mask"],
         text.position_ids[:, :, -1:],
@@ -101,8 +108,8 @@ def read_on(backbone: Any, prompt: Read, written: Sequence[Sequence[int]]) -> Re
     text = Sequences(ids, mask, prompt.position + mask.cumsum(1), torch.full_like(ids, IGNORED))
     read = _go_on(backbone, text, prompt, {})
     # After no text, the prompt itself says what comes next.
-    logits = read.logits.where(mask[:, -1:] == 1, prompt.logits)
-    return replace(read, logits=logits)
+    hidden = read.hidden.where(mask[:, -1:] == 1, prompt.hidden)
+    return replace(read, hidden=hidden)
 
 
 def _part(prompt: Sequences, starts: list[int], ends: list[int]) -> Sequences:
@@ -132,7 +139,7 @@ def score_after(
     backbone: Any, prompt: Read, answers: Sequence[Sequence[int]]
 ) -> Float[Tensor, "clips answers"]:
     """Scores the same answers after each prompt, see `score_own`."""
-    return score_own(backbone, prompt, [answers] * len(prompt.logits))
+    return score_own(backbone, prompt, [answers] * len(prompt.hidden))
 
 
 @torch.no_grad()
@@ -141,7 +148,9 @@ def score_own(
 ) -> Float[Tensor, "clips answers"]:
     """Log-probability of whole answers after each prompt, log P(answer | video, prompt).
 
-    The prompt was read once; its keys and values are shared by the answers.
+    The prompt was read once; its keys and values are shared by the answers. Whatever the model is
+    computed in, scores are made of its last hidden state in float32: in half precision different
+    clips would come out alike, and so would the classes of a clip.
 
     Args:
         backbone: The model.
@@ -151,10 +160,10 @@ def score_own(
     Returns:
         Sums over the answer's tokens, in nats.
     """
-    clips, count, device = len(answers), len(answers[0]), prompt.logits.device
+    clips, count, device = len(answers), len(answers[0]), prompt.hidden.device
     rows = [answer for own in answers for answer in own]
     first = torch.tensor([row[0] for row in rows], device=device).view(clips, count)
-    scores = prompt.logits.float().log_softmax(-1).gather(1, first)
+    scores = head_log_probabilities(backbone.lm_head, prompt.hidden, first)
     longest = max(map(len, rows)) - 1
     if longest == 0:
         return scores
@@ -173,43 +182,54 @@ def score_own(
     steps = torch.arange(1, longest + 1, device=device)
     last = prompt.position.repeat_interleave(count, dim=1)
     seen = prompt.mask.repeat_interleave(count, dim=0)
-    logits = backbone(
+    hidden = backbone.model(
         input_ids=fed,
         attention_mask=torch.cat([seen, mask], dim=1),
         position_ids=last + steps,
         past_key_values=cache,
         use_cache=True,
-    ).logits
-    rest = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    ).last_hidden_state
+    rest = head_log_probabilities(
+        backbone.lm_head, hidden.flatten(0, 1), targets.flatten()[:, None]
+    ).view_as(targets)
     return scores + (rest * mask).sum(-1).view(clips, count)
 
 
 @torch.no_grad()
-def write_after(backbone: Any, prompt: Read, settings: dict[str, Any]) -> list[list[int]]:
+def write_after(backbone: Any, prompt: Read, settings: Mapping[str, Any]) -> list[list[int]]:
     """Token ids that the backbone writes after each prompt, the likeliest one by one.
 
-    Equals transformers' greedy `generate`, but a finished answer leaves the batch, so that not all
-    pay for the longest.
+    Equals transformers' greedy `generate` of each clip alone, but a finished answer leaves the
+    batch, so that not all pay for the longest.
 
     Args:
         backbone: The model.
         prompt: What it has read.
-        settings: `max_new_tokens`, and `eos_token_id`, which ends an answer and is kept at its
-            end.
+        settings: See `rbft.backbone.generation_settings`: `max_new_tokens`, `eos_token_id` (the
+            ids each of which ends an answer, and is kept at its end) and `repetition_penalty`,
+            which the scores of tokens that the prompt or the answer holds are divided by where
+            they are positive, and multiplied with where they are negative.
     """
-    end, most = settings["eos_token_id"], settings["max_new_tokens"]
-    answers: list[list[int]] = [[] for _ in prompt.logits]
+    ends, most = set(settings["eos_token_id"]), settings["max_new_tokens"]
+    penalty = settings["repetition_penalty"]
+    answers: list[list[int]] = [[] for _ in prompt.hidden]
     writing = list(range(len(answers)))
     # A given position is continued by one a step, so cached steps follow the same rule.
-    logits, cache, mask, position = prompt.logits, prompt.cache, prompt.mask, prompt.position
+    cache, mask, position = prompt.cache, prompt.mask, prompt.position
+    hidden, seen = prompt.hidden, _tokens_seen(prompt, backbone.lm_head)
     while True:
-        token = logits.float().argmax(-1)
+        # The model's own head in its own precision, and from there on 32 bits, as in `generate`.
+        logits = backbone.lm_head(hidden[:, None])[:, 0].float()
+        if penalty != 1:
+            repeated = torch.where(logits < 0, logits * penalty, logits / penalty)
+            logits = logits.where(~seen, repeated)
+        token = logits.argmax(-1)
         for clip, chosen in zip(writing, token.tolist(), strict=True):
             answers[clip].append(chosen)
         going = [
             row
             for row, clip in enumerate(writing)
-            if answers[clip][-1] != end and len(answers[clip]) < most
+            if answers[clip][-1] not in ends and len(answers[clip]) < most
         ]
         if not going:
             return answers
@@ -217,18 +237,27 @@ def write_after(backbone: Any, prompt: Read, settings: dict[str, Any]) -> list[l
             rows = torch.tensor(going, device=token.device)
             cache.batch_select_indices(rows)
             token, mask, position = token[rows], mask[rows], position[:, rows]
-            writing = [writing[row] for row in going]
+            seen, writing = seen[rows], [writing[row] for row in going]
+        seen = seen.scatter(1, token[:, None], True)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         position = position + 1
         # A sharded model has all its weights at hand here (`rbft.sharding.gather`): that the
         # processes write texts of different lengths stops none of them.
-        logits = backbone(
+        hidden = backbone.model(
             input_ids=token[:, None],
             attention_mask=mask,
             position_ids=position,
             past_key_values=cache,
             use_cache=True,
-        ).logits[:, -1]
+        ).last_hidden_state[:, -1]
+
+
+def _tokens_seen(prompt: Read, head: Any) -> Bool[Tensor, "clips vocab"]:
+    """Which tokens each prompt holds; padding, which differs from batch to batch, is none."""
+    size = head.out_features
+    ids = prompt.ids.masked_fill(prompt.mask == 0, size).clamp(max=size)
+    seen = torch.zeros(len(ids), size + 1, dtype=torch.bool, device=ids.device)
+    return seen.scatter(1, ids, True)[:, :size]
 
 
 def find_class(

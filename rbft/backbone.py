@@ -1,7 +1,5 @@
 """The backbone: a Qwen-VL folder or hub id, read through transformers."""
 
-import hashlib
-import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +8,30 @@ import torch
 from torch import nn
 
 from rbft.attention import attend_in_segments
+from rbft.digests import folder_digest
 from rbft.families import FAMILIES, PARTS, Family
+from rbft.run import read_provenance
 from rbft.screen import say
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+
+# Beside the weights, all that transformers and peft read: configuration, tokenizer, chat templates,
+# processors, and the code that model.trust_remote_code runs.
+MODEL_FILES = (
+    "*config.json",
+    "*.safetensors.index.json",
+    "*.bin.index.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "*.model",
+    "*.py",
+)
 
 
 def load_config(source: str, trust: bool = False) -> tuple["PretrainedConfig", Family]:
@@ -151,27 +168,63 @@ def parameter_parts(model: nn.Module, family: Family) -> dict[str, list[tuple[st
     return parts
 
 
-def fingerprint(source: str) -> str:
-    """Short hash that tells one set of weights from another without reading all of it.
+def fingerprint(source: str, base: str | None = None) -> str:
+    """Content digest of a model: all that decides what `from_pretrained` makes of a folder.
 
-    Covers the configuration and, of every weight file, the size and the first and last MiB. A
-    hub id stands for itself, with the revision that the local cache holds.
+    Covers every byte of the weights, of tokenizer, chat template and processor, and all
+    configuration and code; neither README, card nor notes, nor the folder's name. A file is read
+    once, see `rbft.digests`. An adapter's covers what it stands on as well. A hub id stands for
+    itself, with the revision that the local cache holds.
+
+    Args:
+        source: A `from_pretrained` folder, whole or an adapter, or a hub id.
+        base: Fingerprint of what an adapter stands on; None takes the one that rbft noted in the
+            folder. See `rbft.adapters.weights_fingerprint`, which finds the base.
+
+    Returns:
+        32 hexadecimal characters, or `<hub id>@<commit>`.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If a hub id's revision or an adapter's base is not known, or the folder holds no
+            weights.
     """
     from transformers import PretrainedConfig
 
     folder = Path(source)
     if not folder.is_dir():
-        return f"{source}@{PretrainedConfig.get_config_dict(source)[0].get('_commit_hash')}"
-    configs = [folder / name for name in ("config.json", "adapter_config.json")]
-    digest = hashlib.sha256(next(filter(Path.is_file, configs), configs[0]).read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(1 << 20))
-            stream.seek(-min(size, 1 << 20), os.SEEK_END)
-            digest.update(stream.read())
-    return digest.hexdigest()[:16]
+        commit = PretrainedConfig.get_config_dict(source)[0].get("_commit_hash")
+        if not commit:
+            raise ValueError(
+                f"Which revision of '{source}' the local cache holds is not known, so that its "
+                "weights cannot be told from others. Download it (hf download "
+                f"{source} --local-dir FOLDER) and give the folder instead."
+            )
+        return f"{source}@{commit}"
+    names = [file.relative_to(folder).as_posix() for file in _model_files(folder)]
+    if not any(name.endswith((".safetensors", ".bin")) for name in names):
+        raise ValueError(
+            f"{folder} holds no weights: no file *.safetensors or *.bin. Give a folder that "
+            "save_pretrained wrote whole."
+        )
+    if "adapter_config.json" not in names:
+        return folder_digest(folder, names)
+    base = base or ((read_provenance(folder) or {}).get("base") or {}).get("fingerprint")
+    if base is None:
+        raise ValueError(
+            f"{folder} is an adapter that does not say which weights it was trained on: a name in "
+            "adapter_config.json is no proof. Merge it into whole weights, or start from an "
+            "adapter that rbft wrote."
+        )
+    return folder_digest(folder, names, [f"base {base}"])
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """The files of a folder that decide what the model does."""
+    found = {file for pattern in MODEL_FILES for file in folder.glob(pattern)}
+    # transformers and peft take safetensors where there are both.
+    found |= set(folder.glob("*.safetensors")) or set(folder.glob("*.bin"))
+    return [file for file in found if file.is_file() and not file.name.startswith(".")]
 
 
 def short_name(source: str) -> str:
@@ -179,7 +232,47 @@ def short_name(source: str) -> str:
     return Path(source).name.lower()
 
 
-def generation_settings(processor: "ProcessorMixin", max_new_tokens: int) -> dict[str, Any]:
-    """What ends an answer that the backbone writes: its longest length, and the turn's end."""
+def generation_settings(
+    source: str, processor: "ProcessorMixin", max_new_tokens: int, trust: bool = False
+) -> dict[str, Any]:
+    """How the backbone writes, as arguments of transformers' `generate`.
+
+    Of the backbone's `generation_config.json`, what ends an answer and the repetition penalty
+    count. Its sampling settings do not: writing is greedy, so that a text depends on clip, prompt
+    and weights alone.
+
+    Args:
+        source: A `from_pretrained` folder or a hub id.
+        processor: Its processor.
+        max_new_tokens: Longest text, in tokens.
+        trust: Run code that comes with the backbone.
+
+    Returns:
+        `max_new_tokens`, `eos_token_id` (in order, the tokenizer's and every one of the
+        generation config, each of which ends an answer) and `repetition_penalty`.
+
+    Raises:
+        ValueError: If the repetition penalty is not above 0.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(source)
+    except OSError:  # a backbone may come without one; transformers then does the same
+        config = GenerationConfig.from_model_config(
+            AutoConfig.from_pretrained(source, trust_remote_code=trust)
+        )
+    ends = config.eos_token_id
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    penalty = 1.0 if config.repetition_penalty is None else float(config.repetition_penalty)
+    if not penalty > 0:
+        raise ValueError(
+            f"The generation_config.json of model.backbone '{source}' has repetition_penalty "
+            f"{penalty:g}; it must be above 0. Correct it there: 1.0 penalises nothing."
+        )
     tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009 (untyped in transformers)
-    return {"max_new_tokens": max_new_tokens, "eos_token_id": tokenizer.eos_token_id}
+    return {
+        "max_new_tokens": max_new_tokens,
+        "eos_token_id": sorted({tokenizer.eos_token_id, *ends}),
+        "repetition_penalty": penalty,
+    }

@@ -1,6 +1,6 @@
 """Checkpoints from which a stage resumes exactly: whole files, between two optimiser steps."""
 
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 
+from rbft.files import atomically
 from rbft.sharding import FSDP2, check_trained
 from rbft.survival import Stopped, signals, writing
 
@@ -27,14 +28,8 @@ class WholeCheckpoints(TorchCheckpointIO):
     ) -> None:
         """Saves to `path`."""
         target = Path(path)
-        part = target.with_name(f".{target.name}.part")
-        with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as stream:
-                torch.save(checkpoint, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(target)
+        with writing(target), atomically(target) as part, part.open("wb") as stream:
+            torch.save(checkpoint, stream)
 
 
 class StepCheckpoint(ModelCheckpoint):
@@ -48,12 +43,17 @@ class StepCheckpoint(ModelCheckpoint):
     Args:
         folder: Where the checkpoints go; only the newest is kept.
         every: Optimiser steps between two checkpoints.
+        made_from: Digests of what training takes (backbone, clips, card, ...), by name. A
+            checkpoint is resumed from only with the same.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(
+        self, folder: Path, every: int, made_from: Mapping[str, str | None] | None = None
+    ) -> None:
         super().__init__(
             folder, filename="{step}", every_n_train_steps=every, save_on_train_epoch_end=False
         )
+        self.made_from = dict(made_from or {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on, a signal waits for the step to end."""
@@ -109,6 +109,7 @@ class StepCheckpoint(ModelCheckpoint):
         for counts in (progress["total"], progress["current"]):
             counts["ready"] = counts["started"] = counts["processed"] + 1
         checkpoint["rbft_batches"] = _batches(trainer, pl_module)
+        checkpoint["rbft_made_from"] = self.made_from
         if not isinstance(trainer.strategy, FSDP2 | FSDPStrategy):  # FSDP2 does it itself
             state, trained = checkpoint["state_dict"], _trained(pl_module)
             checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
@@ -119,8 +120,20 @@ class StepCheckpoint(ModelCheckpoint):
         """Refuses a checkpoint that this run cannot go on from.
 
         Raises:
-            ValueError: If its place is counted in other batches, or other parameters train.
+            ValueError: If it was made from something else, its place is counted in other batches,
+                or other parameters train.
         """
+        before = checkpoint.get("rbft_made_from", {})
+        names = dict.fromkeys([*before, *self.made_from])
+        if changes := [
+            f"{name} {before.get(name)} -> {self.made_from.get(name)}"
+            for name in names
+            if before.get(name) != self.made_from.get(name)
+        ]:
+            raise ValueError(
+                "The checkpoint is of a run that was trained on something else "
+                f"({', '.join(changes)}). Resume it with what it began with, or add --restart true."
+            )
         found, now = checkpoint["rbft_batches"], _batches(trainer, pl_module)
         if found != now:
             raise ValueError(

@@ -8,7 +8,7 @@ import traceback
 import warnings
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, Optional, get_args
+from typing import Any, Literal, get_args
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 # It waits for the device in every forward to count the video's tokens, which `rbft.positions` has
@@ -18,7 +18,6 @@ os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
 import torch
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -29,9 +28,11 @@ from rbft.data.smarthome import SmartHome
 from rbft.data.starter_card import write_starter
 from rbft.data.videofolder import VideoFolder
 from rbft.experiment_file import ExperimentFile, explain, own_message
+from rbft.lock import Lock
 from rbft.method import Method
 from rbft.miniature.data import Miniature
 from rbft.module import RBFTModule
+from rbft.ranges import check_ranges
 from rbft.scan import report_scan
 from rbft.screen import say, table
 from rbft.stages import STAGES
@@ -138,7 +139,7 @@ class RBFTCLI(LightningCLI):
         )
         parser.add_argument(
             "--cpu_threads",
-            type=Optional[PositiveInt],  # noqa: UP045 (an alias knows no `|`)
+            type=int | None,
             default=None,
             help="Threads that torch uses on the processor; null leaves it to torch. One is "
             "fastest for very small models, and on a machine that is busy with other things.",
@@ -164,6 +165,9 @@ class RBFTCLI(LightningCLI):
 
     def _set_seed(self) -> None:
         if self.subcommand not in TOOLS:
+            # All numbers by their dotted names, before anything is done with the first of them.
+            values = {name.replace(".init_args", ""): v for name, v in self.settings.items()}
+            check_ranges("", values)
             super()._set_seed()
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -275,7 +279,8 @@ class RBFTCLI(LightningCLI):
             rationale: Also have the model write a rationale for each video.
         """
         given = [videos] if isinstance(videos, Path) else videos
-        self.method.predict(given, output, weights, rationale)
+        with Lock(output, "--output"):
+            self.method.predict(given, output, weights, rationale)
 
     def export(
         self,
@@ -335,14 +340,15 @@ class RBFTCLI(LightningCLI):
 
     def cache(
         self,
-        clear: Literal["frames", "features", "scans", "clips", "all"] | None = None,
+        clear: Literal["frames", "features", "scans", "digests", "clips", "all"] | None = None,
         folder: Path | None = None,
     ) -> None:
         """Show how large the cache is, or clear it.
 
         Args:
             clear: What to remove: frames (decoded clips), features (outputs of frozen vision
-                towers), scans (what scans found), clips (videos of the miniature world) or all.
+                towers), scans (what scans found), digests (of weights and videos), clips (videos
+                of the miniature world) or all.
             folder: The cache folder, as data.cache_folder; null takes $RBFT_CACHE, or
                 ~/.cache/rbft.
         """

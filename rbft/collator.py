@@ -14,7 +14,7 @@ from rbft.data.card import Card
 from rbft.data.featurecache import SeenVideo
 from rbft.data.video import Video
 from rbft.families import Family
-from rbft.stages import CLASS, SEPARATOR, Stage
+from rbft.stages import CLASS, RATIONALE, SEPARATOR, Stage
 
 IGNORED = -100
 # Stays in the processor's memory, where it is read: a copy on the device would have to be awaited.
@@ -195,27 +195,49 @@ class Collator:
         """Whether the class is all that is learnt (Stage II)."""
         return self.learn is not None and self.learn.parts == (CLASS,)
 
-    def answer_ids(self, answer: str) -> list[int]:
-        """Token ids of an answer, the end of the turn included."""
-        tokenizer = self.processor.tokenizer
-        ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-        return [*ids, tokenizer.eos_token_id]
+    def part_ids(self, text: str, *, last: bool, cut: bool = False) -> list[int]:
+        """Token ids of one part of an answer with what ends it.
 
-    def separator_ids(self) -> list[int]:
-        """Token ids of what stands between rationale and class."""
-        return self.processor.tokenizer(SEPARATOR, add_special_tokens=False)["input_ids"]
+        Training, scoring and what is read before a class is scored all come from here. A tokenizer
+        may make one token of a text's last character and the separator, so both are tokenized
+        together, and parts apart from each other: what is scored then is what was trained, whatever
+        the tokenizer merges.
+
+        Args:
+            text: A class word or a rationale.
+            last: Whether the turn ends after it; otherwise the separator follows.
+            cut: Whether the text stops in its middle: the turn does not end there.
+        """
+        tokenizer = self.processor.tokenizer
+        text = text if last else text + SEPARATOR
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not last or (cut and ids):  # an answer has at least one token
+            return ids
+        return [*ids, tokenizer.eos_token_id]
 
     def class_answers(self, stage: Stage) -> list[list[int]]:
         """Token ids of each class word with what ends it: the turn, or the separator in P+C+R."""
-        words = [self.answer_ids(word) for word in self.card.words.values()]
-        if stage.parts[-1] == CLASS:
-            return words
-        return [[*ids[:-1], *self.separator_ids()] for ids in words]
+        last = stage.parts.index(CLASS) == len(stage.parts) - 1
+        return [self.part_ids(word, last=last) for word in self.card.words.values()]
 
-    def answer_tokens(self, clip: Clip, rationale: str | None) -> int:
-        """Length of the clip's answer in tokens, without decoding the video."""
+    def answer_ids(self, clip: Clip, rationale: str | None, cut: bool = False) -> list[int]:
+        """Token ids of the clip's answer, the end of the turn included.
+
+        Args:
+            clip: The clip.
+            rationale: Its rationale, None where `learn` needs none.
+            cut: Whether the rationale was cut off when it was written. If it ends the answer, the
+                answer has no end of the turn: the model would learn to stop in mid-sentence.
+        """
         assert self.learn is not None
-        return len(self.answer_ids(self.learn.target(self.card, clip, rationale)))
+        *before, end = self.learn.target_parts(self.card, clip, rationale)
+        ids = [token for text in before for token in self.part_ids(text, last=False)]
+        cut = cut and self.learn.parts[-1] == RATIONALE
+        return [*ids, *self.part_ids(end, last=True, cut=cut)]
+
+    def answer_tokens(self, clip: Clip, rationale: str | None, cut: bool = False) -> int:
+        """Length of the clip's answer in tokens, without decoding the video; see `answer_ids`."""
+        return len(self.answer_ids(clip, rationale, cut))
 
     def prompt_ids(self, prompt: str, video_tokens: int) -> list[int]:
         """Token ids of one user turn, video first, up to where the assistant answers."""
@@ -275,7 +297,7 @@ class Collator:
 
     def _answer(self, examples: list[Example], grids: list[list[int]], stage: Stage) -> Sequences:
         prompts = self._prompts(examples, grids, stage, self.card)
-        answers = [self.answer_ids(stage.target(self.card, e.clip, e.rationale)) for e in examples]
+        answers = [self.answer_ids(e.clip, e.rationale, e.cut) for e in examples]
         # Tokenized apart: at inference the prompt's tokens are fixed before the answer's begin.
         rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         labels = [

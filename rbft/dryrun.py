@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Plan:
         run: The run on disk.
         stages: Names of the stages, in order.
         store: The rationale file.
+        scored: Places in the run's folder whose results are there, made as this run makes them.
         whole: Whether the whole method runs, not a single stage.
         score_each: Whether the backbone and every stage are scored, not only the last.
     """
@@ -53,6 +54,7 @@ class Plan:
     run: Run
     stages: Sequence[str]
     store: RationaleStore
+    scored: Collection[str] = ()
     whole: bool = True
     score_each: bool = True
 
@@ -126,11 +128,8 @@ def report(plan: Plan, name: str, gpu_gb: float | None) -> str:
         gpu_gb: Memory of the GPU to compare with, in GiB; None takes the one present.
 
     Raises:
-        ValueError: If a clip is longer than the backbone's context, nothing would train, or the
-            GPU's memory is not above 0.
+        ValueError: If a clip is longer than the backbone's context, or nothing would train.
     """
-    if gpu_gb is not None and gpu_gb <= 0:
-        raise ValueError(f"--gpu_gb ({gpu_gb:g}) must be above 0: the GPU's memory in GiB.")
     data, model, world = plan.data, plan.model, plan.trainer.world_size
     found = find_lengths(plan)
     backbone = empty_backbone(model, plan.trainer)
@@ -196,7 +195,7 @@ def steps_table(plan: Plan, found: Mapping[str, Lengths], counter: StepCounter |
     scored = len(found["test"].clips)
 
     def scoring(place: str, title: str) -> list[str]:
-        done = plan.run.results(place).exists()
+        done = place in plan.scored
         return [f"scoring: {title}", str(scored), "", "", "done" if done else "to do"]
 
     if any(find_stage(stage).needs_rationales for stage in plan.stages):

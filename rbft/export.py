@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from rbft.data.base import VideoDataModule
 from rbft.data.conversations import write_conversation
-from rbft.run import write_text
+from rbft.files import write_json, write_text
+from rbft.lock import Lock
 from rbft.stages import Stage
 
 SUFFIXES = {"llava": ".json", "llamafactory": ".json", "swift": ".jsonl"}
@@ -42,6 +43,18 @@ def export_dataset(
     """
     if output.suffix != SUFFIXES[form]:
         raise ValueError(f"--output {output} must end in {SUFFIXES[form]}, which {form} reads.")
+    with Lock(output, "--output"):
+        return _export(data, stage, texts, split, form, output)
+
+
+def _export(
+    data: VideoDataModule,
+    stage: Stage,
+    texts: Mapping[str, str] | None,
+    split: str,
+    form: Literal["llava", "llamafactory", "swift"],
+    output: Path,
+) -> int:
     if output.exists():
         raise ValueError(f"--output {output} exists. Name a file that does not, or remove it.")
     clips = [clip for clip in data.clips(split) if texts is None or clip.id in texts]
@@ -72,15 +85,18 @@ def export_dataset(
                 else data.card.classes[clip.label],
             )
         )
-    info = _dataset_info(output) if form == "llamafactory" else None
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     text = (
         "[\n" + ",\n".join(lines) + "\n]\n" if output.suffix == ".json" else "\n".join(lines) + "\n"
     )
-    write_text(output, text)
-    if info is not None:
-        content = json.dumps(info, indent=2, ensure_ascii=False)
-        write_text(output.with_name(DATASET_INFO), content + "\n")
+    if form != "llamafactory":
+        write_text(output, text)
+        return len(records)
+    table = output.with_name(DATASET_INFO)
+    with Lock(table, "Data set table"):  # which other outputs of the folder are entered in, too
+        info = _dataset_info(output)
+        write_text(output, text)
+        write_json(table, info)
     return len(records)
 
 

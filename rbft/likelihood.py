@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 PART = 1 << 22  # scores at a time: 16 MiB in 32 bits, which malloc keeps for the next part
+ROWS = 1 << 13  # of the head's weights at a time: 120 MB in 32 bits for a 7B model
 
 
 def token_nll(
@@ -28,6 +29,38 @@ def token_nll(
     if logits.requires_grad and torch.is_grad_enabled():
         return _TokenNLL.apply(logits, targets)  # type: ignore[return-value]
     return torch.cat([_nll(*part) for part in _parts(logits, targets)])
+
+
+@torch.no_grad()
+def head_log_probabilities(
+    head: nn.Linear,
+    hidden: Float[Tensor, "tokens width"],
+    targets: Int[Tensor, "tokens answers"],
+) -> Float[Tensor, "tokens answers"]:
+    """Log softmax(head(hidden))[target], computed in float32 whatever the model is computed in.
+
+    A part of the vocabulary at a time, so that no copy of the head's weights is made in 32 bits.
+
+    Args:
+        head: The language model's head, without bias.
+        hidden: Last hidden state before each token that is looked up.
+        targets: Ids of the tokens that are looked up.
+    """
+    assert head.bias is None
+    found = torch.zeros_like(targets, dtype=torch.float32)
+    sums = []
+    # Autocast would go back to half precision.
+    with torch.autocast(hidden.device.type, enabled=False):
+        states = hidden.float()
+        for start, weights in zip(
+            range(0, len(head.weight), ROWS), head.weight.split(ROWS), strict=True
+        ):
+            logits = states @ weights.float().T
+            sums.append(logits.logsumexp(-1))
+            here = (targets >= start) & (targets < start + len(weights))
+            own = logits.gather(1, (targets - start).clamp(0, len(weights) - 1))
+            found = own.where(here, found)
+    return found - torch.stack(sums).logsumexp(0)[:, None]
 
 
 class _TokenNLL(torch.autograd.Function):

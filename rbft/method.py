@@ -2,7 +2,9 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -15,9 +17,10 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ParallelStrategy
 
-from rbft.adapters import base_note, find_base, is_adapter
+from rbft.adapters import base_note, find_base, is_adapter, weights_fingerprint
 from rbft.backbone import fingerprint, load_config, short_name
 from rbft.callbacks.checks import TrainableParts
+from rbft.callbacks.cut import CutRationales, cut_note
 from rbft.callbacks.handoff import StageHandoff
 from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.predictions import PredictionWriter
@@ -26,33 +29,49 @@ from rbft.callbacks.results import ResultsWriter
 from rbft.callbacks.throughput import Throughput
 from rbft.checkpoints import StepCheckpoint, WholeCheckpoints
 from rbft.data.base import VideoDataModule
-from rbft.data.rationales import RationaleStore
+from rbft.data.card import Card
+from rbft.data.rationales import NOT_DETERMINING, RationaleStore, about
 from rbft.dryrun import Plan, find_lengths, report, stand_in
 from rbft.export import export_dataset
+from rbft.files import write_json
+from rbft.lock import Lock
 from rbft.module import RBFTModule, check_stage
 from rbft.publish import publish
 from rbft.rationalize import RationaleWriter, check_prompts, passes, rationalize
+from rbft.record import (
+    ANEW,
+    ClipRecord,
+    Record,
+    alike,
+    card_differences,
+    describe_clips,
+    digest,
+    flat,
+    scoring_of,
+    scoring_settings,
+    trained_on,
+)
 from rbft.run import (
+    CARD,
+    CLIPS,
     ZERO_SHOT,
     Run,
-    check_clips,
-    check_settings,
     check_weights,
     provenance,
+    read_json,
     read_provenance,
     revision,
-    write_json,
-    write_text,
 )
 from rbft.screen import say
 from rbft.sharding import META
-from rbft.stages import find_stage
-from rbft.summary import result_table
+from rbft.stages import Stage, find_stage
+from rbft.summary import result_table, title_of
 from rbft.survival import signals
 from rbft.vision import check_frozen
 
 LOGS = "lightning_logs"
-SPLITS = ("train", "val", "test")
+RATIONALES = "rationales.json"  # in a stage's folder: digest of each that it learns from
+TRAINING_SPLITS = ("train", "val")
 SHOWN_RATIONALES = 3  # on the screen, when Stage 0 is done
 
 
@@ -114,21 +133,29 @@ class Method:
         self.check(**(stand_in(trainer.accelerator, trainer.devices) if dry_run else {}))
         if self.stages:
             self.cli.model.check_trainable()
+        if self.given is not None:
+            self._compare_given(self.given)
         if dry_run:
             if not restart:
-                check_settings(self._folder / "settings.yaml", yaml.safe_load(self.cli.resolved()))
+                self._check_record()
             say(report(self._plan(), self.run.folder.name, gpu_gb))
             return
         find_lengths(self._plan())  # a clip that is too long ends the run here
-        whole = self.single is None
-        if restart:
-            if not _get_rank():
-                shutil.rmtree(self._folder, ignore_errors=True)
-            self._meet()
-        self._note_settings()
-        if any(find_stage(stage).needs_rationales for stage in self.stages):
+        with self._owned():
+            if restart:
+                if not _get_rank():
+                    shutil.rmtree(self._folder, ignore_errors=True)
+                self._meet()
+            self._check_record()
+            self._keep_record()
+            self._fit(ckpt_path)
+
+    def _fit(self, ckpt_path: Path | None) -> None:
+        """Runs what is not finished of the steps, and prints their table."""
+        todo = [stage for stage in self.stages if not self.run.trained(stage)]
+        if any(find_stage(stage).needs_rationales for stage in todo):
             self.write_rationales()
-        if whole and (self.settings.score_each_stage or not self.stages):
+        if self.single is None and (self.settings.score_each_stage or not self.stages):
             self.score(ZERO_SHOT, "label", None)
         weights, history, backbone = self.given, *self._origin()
         for stage in self.stages:
@@ -138,10 +165,11 @@ class Method:
             elif not _get_rank():  # left where a kill came between hand-off and tidying up
                 shutil.rmtree(self.run.checkpoints(stage), ignore_errors=True)
             weights = self.run.weights(stage)
-            check_weights(weights, history, backbone)
+            check_weights(weights, history, backbone, self.card.digest, self._training_clips)
             if self.settings.score_each_stage or stage == self.stages[-1]:
                 self.score(stage, stage, weights)
-        say(result_table(self.run, self.stages))
+        last = self.stages[-1] if self.stages else "label"
+        self._print_table("test", self._made("test", last, weights), [ZERO_SHOT, *self.stages])
 
     def check(self, benchmark: bool = True, **trainer: Any) -> None:
         """Finds what would fail later, before anything is loaded or written.
@@ -153,6 +181,7 @@ class Method:
         Raises:
             ValueError: Naming the setting or file, what was got and what to do.
         """
+        self.asked = self.cli.resolved()
         source = self.settings.model.backbone
         load_config(source, self.settings.model.trust_remote_code)
         if (
@@ -169,7 +198,8 @@ class Method:
         quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
         self.cli.build(**quiet, **trainer)
         self.cli.datamodule.accumulation(self.cli.trainer.world_size)
-        data, model = self.cli.datamodule, self.cli.model
+        self.data = data = self.cli.datamodule
+        self.card, model = data.card, self.cli.model
         if self.stages:
             check_frozen(data, model.learning_rates["vision"], self.cli.trainer.strategy)
         if benchmark:
@@ -192,22 +222,31 @@ class Method:
         clips = data.clips_to_describe()
         ids = [clip.id for clip in clips]
         wanted = ids if data.rationale_ratio else []
-        missing = {name: store.missing(wanted) for name, store in stores.items()}
-        for name in filter(missing.get, missing):
-            say(f"Stage 0: {len(missing[name])} rationales to write into {stores[name].path}")
-        for lacking, some in passes(missing, clips).items():
-            files = [stores[name] for name in lacking]
-            self._build("rationale", None, title, [RationaleWriter(files)])
-            self.cli.model.cards = [variants[name].card for name in lacking]
-            rationalize(self.cli.trainer, self.cli.model, self.cli.datamodule, files, some)
-        self._meet()  # no process reads any more what the first one joins
-        if _get_rank():
-            return
+        with ExitStack() as owned:
+            for store in stores.values():
+                owned.enter_context(Lock(store.path, "Rationale file"))
+                store.read()  # what another run may have written meanwhile
+            missing = {name: store.missing(wanted) for name, store in stores.items()}
+            for name, store in stores.items():
+                _say_reuse(store, wanted, missing[name])
+            for lacking, some in passes(missing, clips).items():
+                files = [stores[name] for name in lacking]
+                self._build("rationale", None, title, [RationaleWriter(files)])
+                self.cli.model.cards = [variants[name].card for name in lacking]
+                rationalize(self.cli.trainer, self.cli.model, self.cli.datamodule, files, some)
+            self._meet()  # no process reads any more what the first one joins
+            if _get_rank():
+                return
+            for store in stores.values():
+                store.recover(ids)
         for name, store in stores.items():
-            store.recover(ids)
             texts, which = store.texts(), f", {name}" if len(stores) > 1 else ""
             for clip in [clip for clip in missing[name] if clip in texts][:SHOWN_RATIONALES]:
                 say(f"{clip}{which}: {texts[clip]}")
+            known = [clip for clip in wanted if clip in texts]
+            cut = len(store.cut().intersection(known))
+            if note := cut_note(cut, len(known), self.cli.model.max_new_tokens):
+                say(f"Stage 0{which}: {note}")
 
     def train(
         self,
@@ -220,39 +259,76 @@ class Method:
         """Trains one stage and leaves its weights folder."""
         model = self.settings.model
         facts: dict[str, Any] = {"backbone_name": model.backbone, "run": self.settings.name}
-        facts["revision"] = revision()
+        facts |= {"revision": revision(), "card": self.card.digest, "clips": self._training_clips}
         if model.lora is not None:
             facts["base"] = base_note(find_base(model.backbone, weights))
-        origin = provenance(stages=history, backbone=backbone, **facts)
         paper = find_stage(stage).paper
+        resume = ckpt_path or self.run.checkpoint(stage)
+        made_from = {"backbone": backbone, "card": self.card.digest}
+        if weights is not None:
+            made_from["starting weights"] = self._fingerprint(weights)
+        made_from |= {f"{split} clips": known for split, known in self._training_clips.items()}
+        if find_stage(stage).needs_rationales:
+            facts["rationale_texts"] = self._note_rationales(stage, resumes=resume is not None)
+            made_from["rationales"] = facts["rationale_texts"]
+        origin = provenance(stages=history, backbone=backbone, **facts)
+        taught = {split: self.clips[split] for split in TRAINING_SPLITS}
         callbacks = [
             TrainableParts(),
             Throughput(),
+            CutRationales(),
             LearningRateMonitor("step"),
-            StepCheckpoint(self.run.checkpoints(stage), self.settings.checkpoint_every),
-            StageHandoff(self.run.weights(stage), origin),
+            StepCheckpoint(self.run.checkpoints(stage), self.settings.checkpoint_every, made_from),
+            StageHandoff(self.run.weights(stage), origin, {CLIPS: taught}),
         ]
         self._build(stage, weights, paper, callbacks, folder=stage)
         say(f"{paper}: starting from {weights or self.settings.model.backbone}")
-        self._use_store()
-        resume = ckpt_path or self.run.checkpoint(stage)
+        if self.cli.model.stage.needs_rationales:
+            self.cli.datamodule.store = self._store(self.cli.datamodule)
         self.cli.trainer.fit(
             self.cli.model, self.cli.datamodule, ckpt_path=resume, weights_only=True
         )
         signals.let_go()
 
-    def score(self, place: str, stage: str, weights: Path | None, split: str = "test") -> None:
-        """Scores a split and leaves results under the run's folder, unless they are there."""
-        if self.run.results(place, split).exists():
-            return
+    def score(
+        self,
+        place: str,
+        stage: str,
+        weights: Path | None,
+        split: str = "test",
+        *,
+        again: bool = False,
+    ) -> dict[str, Any]:
+        """Scores a split and leaves results under the run's folder, unless they are there.
+
+        Args:
+            place: Folder of the results within the run's.
+            stage: The stage that made the weights; decides what is asked.
+            weights: Weights folder, None for the bare backbone.
+            split: The split to score.
+            again: Score it even if there are results that were made in just this way.
+
+        Returns:
+            What determines the results.
+        """
+        made = self._made(split, stage, weights)
+        if not again and self.run.find_result(place, split, made):
+            return made
+        tag = "" if self._is_own(split, made) else digest(made)[:8]
         facts = {"run": self.settings.name, "stage": place, "weights": str(weights or "backbone")}
-        writer = ResultsWriter(self.run.stage(place), split, facts)
+        file = self.run.results(place, split, tag)
+        writer = ResultsWriter(file, split, {**facts, "made": made})
         title = f"Scoring {split}: {place}"
         self._build(stage, weights, title, [writer], folder=place)
+        if not _get_rank():
+            file.unlink(missing_ok=True)  # not of these weights or settings
         self.cli.datamodule.scored_split = split
-        made = None if weights is None else read_provenance(weights)
-        self.cli.model.trained_steps = (made or {}).get("steps", 0)
+        note = None if weights is None else read_provenance(weights)
+        self.cli.model.trained_steps = (note or {}).get("steps", 0)
         self.cli.trainer.test(self.cli.model, self.cli.datamodule, verbose=False)
+        if tag:
+            say(f"Scored otherwise than the run itself: the results are in {file}.")
+        return made
 
     def score_command(self, split: str, weights: str) -> None:
         """Scores a split with the weights that a command's `--weights` names."""
@@ -263,26 +339,22 @@ class Method:
                 f"{type(self.cli.datamodule).__name__} has no {split} split. Set "
                 "data.val_fraction to carve a validation split from the training clips."
             )
-        self.run.results(place, split).unlink(missing_ok=True)
-        self.score(place, stage, folder, split)
-        say(result_table(self.run, [place], split))
+        if folder is not None:
+            self._check_words(folder, find_stage(stage).classifier)
+            self._check_unseen(folder, split)
+        with self._owned():
+            made = self.score(place, stage, folder, split, again=True)
+            self._print_table(split, made, [ZERO_SHOT, place])
 
     def predict(self, videos: list[Path], output: Path, weights: str, rationale: bool) -> None:
         """Writes class and probabilities of videos, and if asked for a rationale."""
         self.check(benchmark=False)
         _, stage, folder = self._find_weights(weights)
         stage = find_stage(stage).classifier.name
-        data, model = self.cli.datamodule, self.cli.model
-        made_from = {
-            "weights": self.backbone if folder is None else fingerprint(str(folder)),
-            "stage": stage,
-            "card": data.card.digest,
-            "frames": _determining(data),
-            "answer": model.answer,
-            "max_new_tokens": model.max_new_tokens,
-            "rationale": rationale,
-            "quantize": model.quantize,
-        }
+        if folder is not None:
+            self._check_words(folder, find_stage(stage))
+        data = self.cli.datamodule
+        made_from = {**self._conditions(stage, folder), "rationale": rationale}
         writer = PredictionWriter(output, data.clips_of(videos), data.card.classes, made_from)
         count, todo = len(writer.clips), len(writer.todo)
         if todo < count:
@@ -341,7 +413,9 @@ class Method:
                     f"--weights {weights} is no weights folder of rbft. Allowed are run, backbone "
                     f"or a folder such as {self.run.weights('label')}."
                 )
-            return f"{Path(weights).name}", found["stages"][-1], Path(weights)
+            # The name alone is no proof: most weights folders are called weights.
+            known = self._fingerprint(Path(weights))[:8]
+            return f"{Path(weights).name}-{known}", found["stages"][-1], Path(weights)
         done = [stage for stage in self.stages if self.run.trained(stage)]
         if not done:
             raise ValueError(
@@ -406,16 +480,27 @@ class Method:
         stored = {}
         if model.quantize:  # in 4 bits it writes other texts
             writer, stored = f"{writer}-{model.quantize}", {"quantize": model.quantize}
-        name = f"{data.benchmark}-{writer}-{data.rationale_prompt}"
-        path = data.rationale_file or self.logs / "rationales" / f"{name}.jsonl"
-        made_from = provenance(
-            backbone=self.backbone,
-            prompt=data.card.prompt("rationale"),
-            frames=_determining(data),
-            max_new_tokens=model.max_new_tokens,
+        determining = {
+            "backbone": self.backbone,
+            "prompt": data.card.prompt("rationale"),
+            "frames": _determining(data),
+            "generation": model.generation,
             **stored,
-        )
-        return RationaleStore(path, made_from)
+        }
+        made_from = provenance(**determining)
+        known = digest({name: made_from[name] for name in made_from if name != NOT_DETERMINING})
+        name = f"{data.benchmark}-{writer}-{data.rationale_prompt}-{known[:8]}"
+        path = data.rationale_file or self.logs / "rationales" / f"{name}.jsonl"
+        clips = {
+            clip.id: about(
+                data.video_digest(clip),
+                clip.start,
+                clip.end,
+                find_stage("rationale").prompt(data.card, clip),
+            )
+            for clip in data.clips_to_describe()
+        }
+        return RationaleStore(path, made_from, clips, by_id=data.rationale_file is not None)
 
     def _plan(self) -> Plan:
         """What would be done, for the dry run and for what is checked before anything is loaded."""
@@ -426,6 +511,7 @@ class Method:
             self.run,
             self.stages,
             self._store(self.cli.datamodule),
+            scored=self._scored(),
             whole=self.single is None,
             score_each=self.settings.score_each_stage,
         )
@@ -441,7 +527,7 @@ class Method:
             return [], self.backbone
         found = read_provenance(self.given)
         if found is None:
-            return [], fingerprint(str(self.given))
+            return [], self._fingerprint(self.given)
         return found["stages"], found["backbone"]
 
     def _check_checkpoint(self, ckpt_path: Path | None) -> None:
@@ -478,27 +564,189 @@ class Method:
             strategy.setup_environment()
             strategy.barrier("met")
 
-    def _note_settings(self) -> None:
-        """Compares with the settings and clips that the run was started with, or keeps these."""
-        file, chosen = self._folder / "settings.yaml", self._folder / "clips.json"
-        text, data = self.cli.resolved(), self.cli.datamodule
-        clips = {split: [clip.id for clip in data.clips(split)] for split in SPLITS}
-        check_settings(file, yaml.safe_load(text))
-        check_clips(chosen, clips)
+    @cached_property
+    def record(self) -> Record:
+        """What this run is made from; the data module and the backbone have been checked."""
+        weights = None if self.given is None else self._fingerprint(self.given)
+        clips = describe_clips(self.data)
+        return Record(self.asked, self.card, clips, self.backbone, weights)
+
+    @property
+    def clips(self) -> dict[str, list[ClipRecord]]:
+        """The usable clips of each split, by content."""
+        return self.record.clips
+
+    @property
+    def _training_clips(self) -> dict[str, str]:
+        """Digest of the clips of each split that training uses."""
+        return {split: digest(self.clips[split]) for split in TRAINING_SPLITS}
+
+    def _conditions(self, stage: str, weights: Path | None) -> dict[str, Any]:
+        """What determines the answer to a clip: frames, words, weights, precision."""
+        settings = scoring_settings(flat(yaml.safe_load(self.asked)))
+        made = {**settings, "card": self.card.digest, "stage": find_stage(stage).classifier.name}
+        if weights is None:
+            return {**made, "weights": self.backbone}
+        return {**made, "weights": self._fingerprint(weights)}
+
+    def _fingerprint(self, weights: Path) -> str:
+        return weights_fingerprint(weights, self.settings.model.backbone)
+
+    def _made(self, split: str, stage: str, weights: Path | None) -> dict[str, Any]:
+        """What determines the results of a split; they are found by it."""
+        return {**self._conditions(stage, weights), "clips": digest(self.clips[split])}
+
+    def _is_own(self, split: str, made: dict[str, Any]) -> bool:
+        """Whether results are made as `fit` makes those of this run; so they are before any fit."""
+        own = scoring_of(self._folder, split) or {}
+        return all(made[name] == value for name, value in own.items())
+
+    def _print_table(self, split: str, made: dict[str, Any], places: list[str]) -> None:
+        """Prints what stands at these places of the run, as far as it was made alike."""
+        rows, left_out = [], []
+        for place in dict.fromkeys(places):
+            results = [read_json(file) for file in self._results(place, split)]
+            found = [result for result in results if alike(result.get("made", {}), made)]
+            # Of the same weights if there are such; others are of an earlier fit.
+            found.sort(key=lambda result: result["made"]["weights"] != made["weights"])
+            if found:
+                rows.append((title_of(place), found[0]))
+            elif results:
+                left_out.append(place)
+        say(result_table(rows))
+        for place in left_out:
+            say(
+                f"Not in the table: {title_of(place)}, which was scored on other clips, frames or "
+                f"words, or in another way; see {self.run.stage(place)}."
+            )
+
+    def _results(self, place: str, split: str) -> list[Path]:
+        return sorted(self.run.stage(place).glob(f"{split}*.json"))
+
+    def _scored(self) -> set[str]:
+        """Places whose test results are there and were made as this run makes them."""
+        done, weights = set(), None
+        for place in (ZERO_SHOT, *self.stages):
+            if place != ZERO_SHOT:
+                if not self.run.trained(place):
+                    continue
+                weights = self.run.weights(place)
+            stage = "label" if place == ZERO_SHOT else place
+            if self.run.find_result(place, "test", self._made("test", stage, weights)):
+                done.add(place)
+        return done
+
+    def _bound(self) -> bool:
+        """Whether anything is finished that settings, words and clips must stay the same for."""
+        return any(self.run.trained(name) or self.run.checkpoint(name) for name in self.stages)
+
+    def _check_record(self) -> None:
+        """Compares with what the run was started with.
+
+        Raises:
+            ValueError: If something is finished that was made otherwise.
+        """
+        if self._bound():
+            self.record.check(self._folder)
+
+    def _keep_record(self) -> None:
+        """Notes what the run is made from, until something is finished with it."""
         if _get_rank():
             return
-        if not chosen.exists():
-            write_json(chosen, clips)
-        if not file.exists():  # a kill may have come in between
-            write_text(file, text)
+        if changes := self.record.keep(self._folder, anew=not self._bound()):
+            say("Nothing was finished with the settings of before; these have changed:")
+            say("\n".join(f"  {line}" for line in changes))
+            for stage in [stage for stage in self.stages if stage != self.single]:
+                # Curves of the settings of before.
+                shutil.rmtree(self.run.stage(stage), ignore_errors=True)
 
-    def _use_store(self) -> None:
-        if self.cli.model.stage.needs_rationales:
-            data = self.cli.datamodule
-            store = self._store(data)
-            # No test clip may teach, whoever wrote the file.
-            store.check_split({clip.id: clip.split for clip in data.all_clips}, ("train", "val"))
-            data.store = store
+    def _note_rationales(self, stage: str, *, resumes: bool) -> str:
+        """Compares with the rationales that the stage began with, or keeps these.
+
+        Returns:
+            Their digest.
+
+        Raises:
+            ValueError: If the stage resumes and they have changed; names the clips.
+        """
+        data = self.data
+        data.store = self._store(data)
+        texts = {n: t for split in TRAINING_SPLITS for n, t in data.rationales(split).items()}
+        cut = data.store.cut()
+        now = {name: digest([text, name in cut]) for name, text in texts.items()}
+        file = self.run.stage(stage) / RATIONALES
+        if resumes and file.exists():
+            before = read_json(file)
+            names = sorted(n for n in before.keys() | now.keys() if before.get(n) != now.get(n))
+            if names:
+                raise ValueError(
+                    f"{find_stage(stage).paper} began with other rationales of {len(names)} clips "
+                    f"(first: {names[0]}) than {data.store.path} has now. Put them back as they "
+                    f"were. {ANEW}"
+                )
+        elif not _get_rank():
+            write_json(file, now)
+        return digest(now)
+
+    def _compare_given(self, weights: Path) -> None:
+        """Looks at weights that training starts from: their words are said, their clips checked."""
+        file = weights / CARD
+        if file.exists() and (
+            changes := card_differences(asdict(Card.load(file)), asdict(self.card))
+        ):
+            say(f"model.weights {weights} was trained with another card:")
+            say("\n".join(f"  {line}" for line in changes))
+        for split in [split for split in ("val", "test") if self.clips[split]]:
+            self._check_unseen(weights, split)
+
+    def _check_words(self, weights: Path, stage: Stage) -> None:
+        """Refuses to ask weights in other words than they were trained with.
+
+        Raises:
+            ValueError: Naming every difference.
+        """
+        file = weights / CARD
+        if not file.exists():
+            return
+        before = Card.load(file)
+        changes = card_differences(before.shown(stage.prompts), self.card.shown(stage.prompts))
+        if changes:
+            raise ValueError(
+                f"weights folder {weights} was trained with other words than it would be asked "
+                "with:\n"
+                + "\n".join(f"  {line}" for line in changes)
+                + f"\nSet data.card to {file}"
+                ", or train on the new words (fit, with model.weights)."
+            )
+
+    def _check_unseen(self, weights: Path, split: str) -> None:
+        """Refuses to score clips that the weights were trained on.
+
+        Raises:
+            ValueError: Naming some of them.
+        """
+        file = weights / CLIPS
+        if not file.exists():
+            say(f"weights folder {weights} does not say which clips it was trained on.")
+            return
+        known = trained_on(read_json(file)["train"], self.clips[split])
+        if not known:
+            return
+        message = (
+            f"weights folder {weights} was trained on {len(known)} of the {len(self.clips[split])} "
+            f"{split} clips (first: {', '.join(known[:3])}), so a score on them says nothing about "
+            "others."
+        )
+        if self.data.on_leak == "error":
+            raise ValueError(
+                f"{message} Give the splits that it was trained with (data.val_fraction, "
+                "data.seed, the split lists), or set data.on_leak to warn to score them anyway."
+            )
+        say(message)
+
+    def _owned(self) -> Lock:
+        """The right to write into the run's folder; one command at a time has it."""
+        return Lock(self.run.folder, "Run folder")
 
     def _hparams(self, stage: str) -> dict[str, Any]:
         model, data = self.settings.model, self.settings.data
@@ -518,3 +766,17 @@ class Method:
 def _determining(data: VideoDataModule) -> dict[str, Any]:
     """The frame settings that decide which frames are seen."""
     return {name: value for name, value in asdict(data.frames).items() if name != "reader"}
+
+
+def _say_reuse(store: RationaleStore, wanted: list[str], missing: list[str]) -> None:
+    """Says how many rationales are there already, and whether what they are about is known."""
+    there = len(wanted) - len(missing)
+    if there:
+        say(f"Stage 0: {there} of {len(wanted)} rationales reused from {store.path}")
+    if silent := [name for name in wanted if name in set(store.unproven)]:
+        say(
+            f"{len(silent)} of them do not say which video they are about and are taken by the "
+            f"clip's id (first: {silent[0]})."
+        )
+    if missing:
+        say(f"Stage 0: {len(missing)} rationales to write into {store.path}")

@@ -1,6 +1,12 @@
-"""Accuracy and F1 per class, on torchmetrics; an answer that is no class word counts as wrong."""
+"""Accuracy and F1 per class, on torchmetrics; an answer that is no class word counts as wrong.
 
-from collections.abc import Sequence
+A class that no scored clip has has no F1, and the macro F1 is the mean over the others. With
+scikit-learn: `f1_score(labels, predictions, labels=unique(labels), average="macro")`. The mean over
+all classes would count it as 0, and two classes of three, all found, as 66.67.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Int
@@ -76,21 +82,29 @@ class ClassificationMetrics(nn.Module):
         """Figures by name, from 0 to 1; collective over processes.
 
         Returns:
-            `accuracy` over clips; `f1/<class>` (0 for a class that is neither the label nor the
-            prediction of any clip); `f1/macro`, the mean over all K classes; `unparsed`, the share
-            of clips whose answer is no class word; `majority`, the accuracy of always answering
-            with the most frequent class; `n`, the number of clips.
+            `accuracy` over clips; `f1/<class>`, not a number for a class that no clip has;
+            `f1/macro`, the mean over the other classes; `unparsed`, the share of clips whose answer
+            is no class word; `majority`, the accuracy of always answering with the most frequent
+            class; `n`, the number of clips.
         """
         values = self.metrics.compute()
-        # Not torchmetrics' macro average: it leaves classes without a clip out and would take
-        # "unparsed" in.
-        f1: list[float] = values["f1"][:-1].tolist()
         confusion = values["confusion"]
         clips = int(confusion.sum())
+        # torchmetrics gives 0 to a class that no clip has.
+        f1 = {
+            name: value if count else math.nan
+            for name, value, count in zip(
+                self.classes,
+                values["f1"][:-1].tolist(),
+                confusion[:-1].sum(dim=1).tolist(),
+                strict=True,
+            )
+        }
         return {
             "accuracy": float(values["accuracy"]),
-            **{f"f1/{name}": value for name, value in zip(self.classes, f1, strict=True)},
-            "f1/macro": sum(f1) / len(f1),
+            **{f"f1/{name}": value for name, value in f1.items()},
+            # Not torchmetrics' macro average, which would take "unparsed" in.
+            "f1/macro": macro_f1(f1.values()),
             "unparsed": int(confusion[:, -1].sum()) / max(1, clips),
             "majority": int(confusion.sum(dim=1).max()) / max(1, clips),
             "n": float(clips),
@@ -106,6 +120,35 @@ class ClassificationMetrics(nn.Module):
     def reset(self) -> None:
         """Forgets all clips."""
         self.metrics.reset()
+
+
+def macro_f1(f1: Iterable[float | None]) -> float:
+    """Mean F1 of the classes that have one; not a number where none has.
+
+    Args:
+        f1: F1 of each class; None or not a number for a class that no scored clip has.
+    """
+    defined = [value for value in f1 if value is not None and not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def macro_classes(counts: Mapping[str, int]) -> list[str]:
+    """Names of the classes that the macro F1 is the mean over.
+
+    Args:
+        counts: Scored clips of each class.
+    """
+    return [name for name, count in counts.items() if count]
+
+
+def for_json(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures as JSON can hold them: null for what is not a number."""
+    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
+
+
+def percent(value: float | None) -> str:
+    """A figure from 0 to 1 for a table: in per cent, a dash for what is not defined."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
 def confusion_figure(

@@ -8,12 +8,13 @@ import hashlib
 import logging
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -45,6 +46,7 @@ from rbft.kernels import speed_up
 from rbft.likelihood import token_nll
 from rbft.metrics import ClassificationMetrics
 from rbft.optim import cosine_schedule, freeze, parameter_groups
+from rbft.ranges import check_ranges
 from rbft.sharding import (
     FSDP2,
     clip_gradients,
@@ -103,12 +105,24 @@ class Classified(Transferable):
         scores: Log-probability of each whole class answer; None where the answer was written.
         texts: What the model wrote, "" where it only scored.
         rationales: The rationales, where they were asked for besides.
+        tied: Whether several classes share the highest score; the first of them on the card is the
+            prediction.
     """
 
     prediction: Int[Tensor, " clips"]
     scores: Float[Tensor, "clips classes"] | None
     texts: list[str]
     rationales: list[str] | None = None
+    tied: Bool[Tensor, " clips"] | None = None
+
+    @classmethod
+    def by_scores(cls, scores: Float[Tensor, "clips classes"], texts: list[str]) -> "Classified":
+        """The likeliest class of each clip; of several as likely, the first one on the card."""
+        likeliest = scores == scores.amax(-1, keepdim=True)
+        # argmax promises an order of equal values on no device that is not the processor.
+        places = torch.arange(scores.shape[1], device=scores.device)
+        first = places.where(likeliest, scores.shape[1]).amin(-1)
+        return cls(first, scores, texts, tied=likeliest.sum(-1) > 1)
 
     @property
     def probabilities(self) -> Float[Tensor, "clips classes"] | None:
@@ -151,7 +165,8 @@ class RBFTModule(LightningModule):
             bitsandbytes); null stores them as trainer.precision says.
         answer: How a clip is classified: score compares the probabilities of all class words,
             generate lets the model write and parses it.
-        max_new_tokens: Longest text that the model writes, in tokens.
+        max_new_tokens: Longest text that the model writes, in tokens. A rationale that is cut off
+            there is trained without the end of the turn, and counted.
     """
 
     def __init__(
@@ -165,6 +180,7 @@ class RBFTModule(LightningModule):
         weight_decay: float,
         warmup_ratio: float,
         gradient_checkpointing: bool,
+        max_new_tokens: int,
         stage: str | None = None,
         weights: Path | None = None,
         attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
@@ -175,8 +191,8 @@ class RBFTModule(LightningModule):
         lora: LoRA | None = None,
         quantize: Literal["4bit"] | None = None,
         answer: Literal["score", "generate"] = "score",
-        max_new_tokens: int = 256,
     ) -> None:
+        check_ranges("model.", locals())
         super().__init__()
         self.source, self.base = str(weights or backbone), find_base(backbone, weights)
         self.weights, self.lora, self.quantize = weights, lora, quantize
@@ -196,6 +212,7 @@ class RBFTModule(LightningModule):
         self.trust = trust_remote_code
         self.backbone: Any = None
         self.processor: Any = None
+        self._generation: dict[str, Any] | None = None
         self.val_metrics = ClassificationMetrics(card.classes)
         self.test_metrics = ClassificationMetrics(card.classes)
         self.matrices: set[str] = set()  # names of the parameters with several axes
@@ -212,6 +229,26 @@ class RBFTModule(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, VideoDataModule)
         return data
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """How the model writes, see `generation_settings`; reads the processor, but no weights."""
+        if self._generation is None:
+            if self.processor is None:
+                self.processor = load_processor(self.source, self.trust)
+            self._generation = generation_settings(
+                self.base, self.processor, self.max_new_tokens, self.trust
+            )
+        return self._generation
+
+    def texts(self, written: Sequence[Sequence[int]]) -> list[str]:
+        """What the model wrote, without what ended it."""
+        whole = [ids[:-1] if self.ended(ids) else ids for ids in written]
+        return self.processor.tokenizer.batch_decode(whole, skip_special_tokens=True)
+
+    def ended(self, written: Sequence[int]) -> bool:
+        """Whether the model ended an answer itself; otherwise the limit of tokens did."""
+        return bool(written) and written[-1] in self.generation["eos_token_id"]
 
     def check_trainable(self) -> None:
         """Refuses settings that cannot be trained; loads nothing."""
@@ -473,24 +510,27 @@ class RBFTModule(LightningModule):
         texts = [""] * len(batch)
         elicited = stage.parts[0] == RATIONALE
         if self.answer == "generate" or elicited:
-            settings = generation_settings(self.processor, self.max_new_tokens)
-            written = write_after(self.backbone, read.copy(), settings)
-            texts = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
-            found = [find_class(ids, words, at_end=elicited) for ids in written]
+            written = write_after(self.backbone, read.copy(), self.generation)
+            texts = self.texts(written)
+            # Whatever ended the turn, class words are trained with the tokenizer's end.
+            end = self.processor.tokenizer.eos_token_id
+            turns = [[*ids[:-1], end] if self.ended(ids) else ids for ids in written]
+            found = [find_class(ids, words, at_end=elicited) for ids in turns]
             if self.answer == "generate":
                 classes = [index for index, _ in found]
                 if stage.parts == (CLASS,):
                     classes = [self.card.parse(text) for text in texts]
                 classes = [len(words) if index is None else index for index in classes]
                 return Classified(torch.tensor(classes, device=self.device), None, texts)
-            # The class is scored after the model's own rationale.
-            separator = self.collator.separator_ids()
+            # The class is scored after the model's own rationale; where no class followed it,
+            # after the rationale as it stands before a class in training.
             rationales = [
-                rest if index is not None else [*rest, *separator] for index, rest in found
+                self.collator.part_ids(text.strip(), last=False) if index is None else rest
+                for (index, rest), text in zip(found, texts, strict=True)
             ]
             read = read_on(self.backbone, read, rationales)
         scores = score_after(self.backbone, read, words)
-        return Classified(scores.argmax(-1), scores, texts)
+        return Classified.by_scores(scores, texts)
 
     def validation_step(self, batch: Batch) -> dict[str, Classified]:
         """The stage's loss, and the classification of the stage; each clip is read once."""
@@ -553,24 +593,24 @@ class RBFTModule(LightningModule):
         self.log("step", float(self.trained_steps))  # Lightning takes it for the place on the axis
 
     def _log_metrics(self, split: str, metrics: ClassificationMetrics) -> None:
-        self.log_dict({f"{split}/{name}": value for name, value in metrics.compute().items()})
+        values = metrics.compute().items()
+        # A class without a clip has no F1.
+        self.log_dict({f"{split}/{n}": value for n, value in values if not math.isnan(value)})
 
     def predict_step(self, batch: Batch) -> Classified | list[list[list[int]]]:
         """Class probabilities, or in the rationale stage (Stage 0) the rationales' token ids.
 
         These are lists of prompts, of their clips, of tokens.
         """
-        settings = generation_settings(self.processor, self.max_new_tokens)
         assert batch.prompt is not None
         reads = read_prompts(self.backbone, [batch.prompt, *batch.besides], self.vision(batch))
         if self.stage.classifier is not self.stage:
-            return [write_after(self.backbone, read, settings) for read in reads]
+            return [write_after(self.backbone, read, self.generation) for read in reads]
         classified = self.classify(batch, next(reads))
         if not batch.besides:
             return classified
-        written = write_after(self.backbone, next(reads), settings)
-        texts = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
-        return replace(classified, rationales=texts)
+        written = write_after(self.backbone, next(reads), self.generation)
+        return replace(classified, rationales=self.texts(written))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes the stage: a Lightning checkpoint resumes the same stage only."""

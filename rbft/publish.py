@@ -12,8 +12,12 @@ import yaml
 
 from rbft.adapters import is_adapter
 from rbft.backbone import load_config, load_processor
+from rbft.data.base import Clip
 from rbft.data.card import Card
-from rbft.run import PROVENANCE, read_provenance, replace_folder, write_json
+from rbft.files import atomically, write_json
+from rbft.lock import Lock
+from rbft.run import PROVENANCE, read_provenance
+from rbft.stages import CLASS, RATIONALE, Stage, find_stage
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Settings that the model card shows, where a run's file has them.
@@ -29,12 +33,18 @@ SHOWN = (
     *(f"model.{name}" for name in ("lora", "quantize", "answer")),
     "seed_everything",
 )
+ANSWERS = {
+    (CLASS,): "one of the class words",
+    (RATIONALE,): "a rationale, not a class",
+    (CLASS, RATIONALE): "one of the class words, and below it a rationale",
+    (RATIONALE, CLASS): "a rationale, and below it one of the class words",
+}
 # As the base's maker wrote them; other versions of transformers, and vLLM, read these as well.
 BASE_FILES = ("config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
 
 def publish(weights: Path, base: str, output: Path, dtype: str = "base") -> None:
-    """Writes the folder whole or not at all.
+    """Writes the folder atomically.
 
     Args:
         weights: A weights folder of rbft: whole weights or an adapter.
@@ -46,11 +56,15 @@ def publish(weights: Path, base: str, output: Path, dtype: str = "base") -> None
     Raises:
         ValueError: If the output exists or the disk is too full.
     """
+    with Lock(output, "--output"):
+        _publish(weights, base, output, dtype)
+
+
+def _publish(weights: Path, base: str, output: Path, dtype: str) -> None:
     if output.exists():
         raise ValueError(f"--output {output} exists. Name a folder that does not, or remove it.")
     config, _ = load_config(base)
     wanted: Any = DTYPES.get(dtype) or config.dtype or torch.float32
-    output.parent.mkdir(parents=True, exist_ok=True)
     model = whole_model(weights, base, wanted)
     needed = sum(tensor.nbytes for tensor in model.state_dict().values())
     free = shutil.disk_usage(output.parent).free
@@ -59,19 +73,17 @@ def publish(weights: Path, base: str, output: Path, dtype: str = "base") -> None
             f"--output {output} needs {needed / 1e9:.1f} GB, but the disk has {free / 1e9:.1f} GB "
             "left. Make room, name a folder elsewhere, or set --dtype bfloat16."
         )
-    part = output.with_name(f".{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    processor = load_processor(str(weights))
-    processor.save_pretrained(part)
-    for name in BASE_FILES:
-        _take_over(base, name, part, wanted)
-    shutil.copyfile(weights / "card.yaml", part / "card.yaml")
-    note = read_provenance(weights) or {}
-    write_json(part / PROVENANCE, {key: value for key, value in note.items() if key != "base"})
-    text = model_card(weights, base, str(wanted).removeprefix("torch."))
-    (part / "README.md").write_text(text, encoding="utf-8")
-    replace_folder(part, output)
+    with atomically(output) as part:
+        model.save_pretrained(part)
+        processor = load_processor(str(weights))
+        processor.save_pretrained(part)
+        for name in BASE_FILES:
+            _take_over(base, name, part, wanted)
+        shutil.copyfile(weights / "card.yaml", part / "card.yaml")
+        note = read_provenance(weights) or {}
+        write_json(part / PROVENANCE, {key: value for key, value in note.items() if key != "base"})
+        text = model_card(weights, base, str(wanted).removeprefix("torch."))
+        (part / "README.md").write_text(text, encoding="utf-8")
 
 
 def whole_model(weights: Path, base: str, dtype: torch.dtype) -> Any:
@@ -114,8 +126,6 @@ def model_card(weights: Path, base: str, dtype: str) -> str:
     if licence:
         head["license"] = licence
     model = _short(note.get("backbone_name", base))
-    prompt = card.prompts["label"].strip().replace("{persona}", card.persona)
-    prompt = prompt.replace("{words}", " or ".join(card.words.values()))
     words = ", ".join(f"{name} (`{word}`)" for name, word in card.words.items())
     versions = ", ".join(f"{name} {version}" for name, version in note["versions"].items())
     parts = [
@@ -129,8 +139,7 @@ def model_card(weights: Path, base: str, dtype: str) -> str:
         'model = AutoModelForImageTextToText.from_pretrained("FOLDER", dtype="auto")\n'
         'processor = AutoProcessor.from_pretrained("FOLDER")\n'
         "```",
-        "Put the video first and then this prompt, in one user turn; the answer is one of the "
-        f"class words (`card.yaml` holds all words):\n\n> {prompt}",
+        _prompt(card, find_stage(note["stages"][-1])),
         f"Positions: {note['positions']}. Serve it with an engine that follows this rule (vLLM "
         "does; transformers 5.3 to 5.23 do not for clips longer than a few seconds).",
         _settings(weights),
@@ -142,6 +151,24 @@ def model_card(weights: Path, base: str, dtype: str) -> str:
         said,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _prompt(card: Card, stage: Stage) -> str:
+    """What the weights were asked in training, word for word, and what they answer."""
+    own_text = "[the clip's own text]"
+    prompt = stage.prompt(card, Clip("", Path(), None, "", text=own_text))
+    fence = max(re.findall("`{3,}", prompt), key=len, default="``") + "`"
+    parts = [
+        f"Put the video first and then this prompt, in one user turn; the answer is "
+        f"{ANSWERS[stage.parts]} (`card.yaml` holds all words):",
+        f"{fence}text\n{prompt}\n{fence}",
+    ]
+    if own_text in prompt:
+        parts.append(
+            f"For `{own_text}` stood what the benchmark knows of each clip, such as its title or "
+            "transcript; for a clip without any, nothing, and no blanks at the prompt's end."
+        )
+    return "\n\n".join(parts)
 
 
 def base_licence(base: str) -> tuple[str | None, str]:
@@ -183,7 +210,10 @@ def _results(weights: Path) -> str:
     if not file.is_file():
         return "## Results\n\nNo results of a test split stand beside these weights."
     found = json.loads(file.read_text(encoding="utf-8"))
-    rows = [f"| {name} | {value:.4g} |" for name, value in found["metrics"].items()]
+    rows = [
+        f"| {name} | {'-' if value is None else f'{value:.4g}'} |"  # no F1 of a class without clips
+        for name, value in found["metrics"].items()
+    ]
     clips = ", ".join(f"{count} {name}" for name, count in found["classes"].items())
     about = f"On {found['n_scored']} of {found['n_expected']} test clips ({clips}):"
     return "\n".join([f"## Results\n\n{about}\n", "| metric | value |", "|---|---|", *rows])

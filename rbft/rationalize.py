@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbft.data.base import Clip
 from rbft.data.card import Card
-from rbft.data.rationales import UNDECODABLE, RationaleStore
+from rbft.data.rationales import CUT, STOPPED, UNDECODABLE, RationaleStore
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +39,21 @@ class RationaleWriter(Callback):
     def _records(
         self, module: Any, store: RationaleStore, written: list[list[int]], batch: Any
     ) -> list[dict[str, Any]]:
-        tokenizer = module.processor.tokenizer
         records = []
-        for ids, index, weight, error in zip(
-            written, batch.index.tolist(), batch.weight.tolist(), batch.errors, strict=True
+        for ids, text, index, weight, error in zip(
+            written,
+            module.texts(written),
+            batch.index.tolist(),
+            batch.weight.tolist(),
+            batch.errors,
+            strict=True,
         ):
             if weight == 0:
                 continue
             record = {
                 "id": module.data.predict_clips[index].id,
-                "rationale": tokenizer.decode(ids, skip_special_tokens=True).strip(),
-                "finish": "stop" if ids[-1:] == [tokenizer.eos_token_id] else "length",
+                "rationale": text.strip(),
+                "finish": STOPPED if module.ended(ids) else CUT,
                 "tokens": len(ids),
                 "source": "self",
             }

@@ -2,20 +2,17 @@
 
 import hashlib
 import json
-import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rbft.positions import POSITION_RULE
 
 LIBRARIES = ("rbft", "torch", "transformers", "lightning", "peft", "torchmetrics")
-PROVENANCE = "rbft.json"
+PROVENANCE = "rbft.json"  # in a weights folder: what made it
+CARD, CLIPS = "card.yaml", "clips.json"  # in a run's and in a weights folder: words and clips
 ZERO_SHOT = "zero_shot"
 
 
@@ -37,9 +34,28 @@ class Run:
         """The weights folder that the stage leaves."""
         return self.stage(name) / "weights"
 
-    def results(self, name: str, split: str = "test") -> Path:
-        """The metrics of a stage; the file is there once the split is scored."""
-        return self.stage(name) / f"{split}.json"
+    def results(self, name: str, split: str = "test", tag: str = "") -> Path:
+        """The metrics of a stage; the file is there once the split is scored.
+
+        Args:
+            name: The stage, or another place in the run's folder.
+            split: The scored split.
+            tag: Tells results apart that were not made as the run's own; empty for those.
+        """
+        return self.stage(name) / (f"{split}-{tag}.json" if tag else f"{split}.json")
+
+    def find_result(self, name: str, split: str, made: dict[str, Any]) -> Path | None:
+        """The results of a stage that were made so, None where there are none.
+
+        Args:
+            name: The stage, or another place in the run's folder.
+            split: The scored split.
+            made: What determines the results, see `rbft.method.Method`.
+        """
+        for file in sorted(self.stage(name).glob(f"{split}*.json")):
+            if read_json(file).get("made") == made:
+                return file
+        return None
 
     def trained(self, name: str) -> bool:
         """Whether the stage is finished: its weights folder appears whole or not at all."""
@@ -82,19 +98,23 @@ def provenance(**facts: Any) -> dict[str, Any]:
 def read_provenance(weights: Path) -> dict[str, Any] | None:
     """What rbft noted in a weights folder; None where it made none."""
     file = weights / PROVENANCE
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    return read_json(file) if file.exists() else None
 
 
-def check_weights(weights: Path, stages: list[str], backbone: str) -> None:
-    """Refuses weights that do not come from the given stages of the given backbone.
+def check_weights(
+    weights: Path, stages: list[str], backbone: str, card: str, clips: dict[str, str]
+) -> None:
+    """Refuses weights that do not come from the given stages, backbone, card and clips.
 
     Args:
         weights: A weights folder.
         stages: Names of the stages that must have made it, in order.
         backbone: Fingerprint of the backbone that the first of them started from.
+        card: Digest of the card.
+        clips: Digest of the clips of each split that training uses.
 
     Raises:
-        ValueError: If the folder is missing, was not made by rbft or by another method.
+        ValueError: If the folder is missing, was not made by rbft or from something else.
     """
     found = read_provenance(weights) if weights.is_dir() else None
     if found is None:
@@ -110,131 +130,18 @@ def check_weights(weights: Path, stages: list[str], backbone: str) -> None:
             f"{found['backbone']}, but this stage must follow {stages} on {backbone}. Remove the "
             "run's folder to train anew, or give the experiment another name."
         )
+    for name, now in (("card", card), ("clips", clips)):
+        if found.get(name) != now:
+            raise ValueError(
+                f"weights folder {weights} was trained with another {name} ({found.get(name)}) "
+                f"than this run has now ({now}). Remove the run's folder to train anew, or give "
+                "the experiment another name."
+            )
 
 
-# Settings that a run may change when it is started again: they decide where and how fast it
-# runs and what it shows, not what comes out.
-FREE_SETTINGS = (
-    "config",
-    "name",
-    "score_each_stage",
-    "checkpoint_every",
-    "cpu_threads",
-    "ckpt_path",
-    "restart",
-    "dry_run",
-    "gpu_gb",
-    "data.init_args.num_workers",
-    "data.init_args.cache_folder",
-    "data.init_args.frame_cache_gb",
-    "data.init_args.feature_cache_gb",
-    "data.init_args.reader",
-    "data.init_args.batch_size",
-    "data.init_args.eval_batch_size",
-    "model.gradient_checkpointing",
-    "model.attention",
-    "model.packing",
-    "model.compile",
-    "model.liger",
-    "trainer.accelerator",
-    "trainer.strategy",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.logger",
-    "trainer.callbacks",
-    "trainer.log_every_n_steps",
-    "trainer.enable_progress_bar",
-    "trainer.profiler",
-    "trainer.default_root_dir",
-)
-
-
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    items: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        items |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return items
-
-
-def check_settings(file: Path, settings: dict[str, Any]) -> None:
-    """Refuses to go on with a run under other settings than it was started with.
-
-    Args:
-        file: The run's settings from when it was first started; need not exist.
-        settings: The settings of now.
-
-    Raises:
-        ValueError: Naming every difference.
-    """
-    if not file.exists():
-        return
-    before, now = flat(yaml.safe_load(file.read_text(encoding="utf-8"))), flat(settings)
-    names = [
-        name
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-        and not any(name == free or name.startswith(f"{free}.") for free in FREE_SETTINGS)
-    ]
-    if names:
-        lines = [f"  {name}: {before.get(name)} -> {now.get(name)}" for name in names]
-        raise ValueError(
-            f"The run {file.parent} was started with other settings:\n"
-            + "\n".join(lines)
-            + "\nGive the experiment another name, or add --restart true to throw away what the "
-            "run has left so far."
-        )
-
-
-def check_clips(file: Path, clips: dict[str, list[str]]) -> None:
-    """Refuses to go on with a run on other clips than it was started with.
-
-    Args:
-        file: The run's clips from when it was first started; need not exist.
-        clips: Ids of the usable clips of now, by split.
-
-    Raises:
-        ValueError: Naming some of the clips that came or went.
-    """
-    if not file.exists():
-        return
-    before = json.loads(file.read_text(encoding="utf-8"))
-    changes = []
-    for split, ids in clips.items():
-        came, went = sorted({*ids} - {*before[split]}), sorted({*before[split]} - {*ids})
-        for word, names in (("came", came), ("went", went)):
-            if names:
-                changes.append(f"{len(names)} {split} clips {word} ({', '.join(names[:3])})")
-    if changes:
-        raise ValueError(
-            f"The run {file.parent} was started with other clips: {'; '.join(changes)}. Put their "
-            "files back as they were, give the experiment another name, or add --restart true to "
-            "throw away what the run has left so far."
-        )
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    # File names that are no UTF-8 hold surrogates; as backslash escapes they are JSON.
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")
-    part.replace(path)
-
-
-def replace_folder(made: Path, target: Path) -> None:
-    """Puts a finished folder in its place, readable for all; an older one there goes away."""
-    for file in made.iterdir():
-        file.chmod(0o644)  # safetensors writes for its owner only
-    if target.exists():
-        shutil.rmtree(target)
-    made.replace(target)
+def read_json(file: Path) -> Any:
+    """Content of a JSON file."""
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def digest(names: list[str]) -> str:

@@ -3,6 +3,9 @@
 from pathlib import Path
 
 from rbft.data.base import VideoDataModule
+from rbft.data.manifest import OK
+from rbft.data.splits import empty_classes
+from rbft.files import write_text
 from rbft.screen import say, table
 
 SHOWN = 10  # unusable files that are named on the screen
@@ -13,7 +16,8 @@ def report_scan(data: VideoDataModule, folder: Path) -> None:
 
     Args:
         data: The benchmark.
-        folder: Where `manifest.jsonl` and, if files are missing, `missing.txt` go.
+        folder: Where `manifest.jsonl` goes, and if there are any, `missing.txt` with what is
+            missing and `shared_videos.csv` with the clips that show the same.
     """
     manifest = data.manifest
     for note in data.notes:
@@ -27,9 +31,27 @@ def report_scan(data: VideoDataModule, folder: Path) -> None:
         say(f"... and {len(broken) - SHOWN} more")
     manifest.save(folder / "manifest.jsonl")
     say(f"All clips with the state of their files: {folder / 'manifest.jsonl'}")
+    _report_shared(data, folder / "shared_videos.csv")
+    usable = [row for row in manifest.rows if row.status == OK]
+    for note in empty_classes(usable, data.card.classes, type(data).__name__):
+        say(note)
     missing, file = manifest.missing_list(), folder / "missing.txt"
     file.unlink(missing_ok=True)
     if missing:
-        text = "".join(f"{line}\n" for line in missing)
-        file.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_text(file, "".join(f"{line}\n" for line in missing))
         say(f"{len(missing)} missing files, by URL or id, for a downloader of your own: {file}")
+
+
+def _report_shared(data: VideoDataModule, file: Path) -> None:
+    """Says which clips show the same video."""
+    benchmark, shared = type(data).__name__, data.shared
+    tests = sum(row.split == "test" and row.status == OK for row in data.manifest.rows)
+    leaks = shared.leak_message(benchmark, tests)
+    if leaks and data.on_leak == "error":
+        leaks += " fit will refuse that unless data.on_leak is warn."
+    for note in filter(None, [leaks, *shared.notes(benchmark)]):
+        say(note)
+    file.unlink(missing_ok=True)
+    if shared.pairs:
+        shared.save(file)
+        say(f"All clips that show the same as another: {file}")

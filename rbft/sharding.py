@@ -1,7 +1,6 @@
 """FSDP2: weights, gradients and optimiser state in shares over all processes, `fsdp2`."""
 
 import pickle
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from rbft.files import part_of, remove, replace_folder
 from rbft.survival import writing
 
 META = "meta.pt"  # Lightning's name for what is no tensor of the model or the optimiser
@@ -39,7 +39,7 @@ class FSDP2(ModelParallelStrategy):
     """Lightning's ModelParallelStrategy with all processes sharing one copy of the weights.
 
     `trainer.strategy: fsdp2`. Its checkpoints are folders to which each process adds its share,
-    which appear whole or not at all, and hold only what trains.
+    which appear atomically, and hold only what trains.
     """
 
     def __init__(self) -> None:
@@ -61,25 +61,20 @@ class FSDP2(ModelParallelStrategy):
     ) -> None:
         """Writes beside the place; the first process renames when all have written."""
         target = Path(self.broadcast(filepath))
-        part = target.with_name(f".{target.name}.part")
-        if self.is_global_zero:
-            shutil.rmtree(part, ignore_errors=True)
-        self.barrier("checkpoint begins")
+        # The name is another one on every process; that of the first is the one that counts.
+        part = Path(self.broadcast(part_of(target)))
         with writing(target):
             super().save_checkpoint(checkpoint, part, storage_options)
             if self.is_global_zero:
-                if target.exists():  # of a run that went back behind it
-                    shutil.rmtree(target)
-                part.replace(target)
+                replace_folder(part, target)  # there is one where a run went back behind it
         self.barrier("checkpoint is whole")
 
     def remove_checkpoint(self, filepath: Any) -> None:
         """Takes a checkpoint away so that a kill in between leaves nothing that looks like one."""
         if self.is_global_zero and Path(filepath).exists():
-            gone = Path(filepath).with_name(f".{Path(filepath).name}.part")
-            shutil.rmtree(gone, ignore_errors=True)
+            gone = part_of(Path(filepath))
             Path(filepath).replace(gone)
-            shutil.rmtree(gone)
+            remove(gone)
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None

@@ -36,17 +36,25 @@ class Stage:
         """The stage whose question classifies a clip: this one if it answers with a class."""
         return self if CLASS in self.parts else LABEL
 
-    def prompt(self, card: Card, clip: Clip) -> str:
-        """What the model is asked about a clip. Never holds the clip's label."""
+    @property
+    def prompts(self) -> list[str]:
+        """Names of the card's prompts that it puts, in order."""
         asked = {RATIONALE: "rationale", CLASS: "label"}
         # The rationale's instructions come first in either order, so that P stays the same.
-        names = [asked[part] for part in (RATIONALE, CLASS) if part in self.parts]
-        return "\n".join(card.prompt(name, clip.text) for name in names)
+        return [asked[part] for part in (RATIONALE, CLASS) if part in self.parts]
+
+    def prompt(self, card: Card, clip: Clip) -> str:
+        """What the model is asked about a clip. Never holds the clip's label."""
+        return "\n".join(card.prompt(name, clip.text) for name in self.prompts)
 
     def target(self, card: Card, clip: Clip, rationale: str | None) -> str:
         """What the model should answer."""
+        return SEPARATOR.join(self.target_parts(card, clip, rationale))
+
+    def target_parts(self, card: Card, clip: Clip, rationale: str | None) -> list[str]:
+        """What the model should answer, one text for each of `parts`, without separators."""
         texts = {CLASS: _word(card, clip), RATIONALE: (rationale or "").strip()}
-        return SEPARATOR.join(texts[part] for part in self.parts)
+        return [texts[part] for part in self.parts]
 
 
 def _word(card: Card, clip: Clip) -> str:

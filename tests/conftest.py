@@ -6,11 +6,29 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the loaders fork
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
-from tests.tiny import FAMILY_NAMES, tiny_backbone
+from tests.tiny import FAMILY_NAMES, merge_punctuation, tiny_backbone
+
+# The same cases in every run, however slow the machine is.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("fixed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache folder of all tests, and of the runs of the command line that they start."""
+    before = os.environ.get("RBFT_CACHE")
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["RBFT_CACHE"] = str(folder)
+    yield folder
+    del os.environ["RBFT_CACHE"]
+    if before is not None:
+        os.environ["RBFT_CACHE"] = before
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +48,11 @@ def backbone(request: pytest.FixtureRequest, backbones: dict[str, Path]) -> Path
 def qwen(backbones: dict[str, Path]) -> Path:
     """The tiny Qwen2.5-VL, for what does not depend on the family."""
     return backbones["qwen2_5_vl"]
+
+
+@pytest.fixture(scope="session")
+def merging(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen2.5-VL whose tokenizer makes one token of punctuation and a line break."""
+    folder = tiny_backbone(tmp_path_factory.mktemp("merging") / "qwen2_5_vl", "qwen2_5_vl")
+    merge_punctuation(folder)
+    return folder

@@ -1,7 +1,8 @@
 """A made-up benchmark of clips with random frames, for the tests of the core."""
 
+import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +13,13 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from rbft.answers import read_prompts, score_after, write_after
-from rbft.backbone import load_config, load_processor
+from rbft.backbone import generation_settings, load_config, load_processor
 from rbft.collator import Batch, Collator, Sequences
 from rbft.data.base import Clip, Example, VideoDataModule
 from rbft.data.card import Card
 from rbft.data.sampler import Draw
 from rbft.data.video import Video, VideoError, patch_grid
+from rbft.digests import LENGTH
 from rbft.module import RBFTModule
 from rbft.stages import STAGES, Stage
 
@@ -105,7 +107,7 @@ def batch_of(make: Collator, made: list[Example]) -> Batch:
     """A batch that is the whole global batch: the total is its own weighted answer tokens."""
     if make.learn is None:
         return make(made)
-    tokens = [e.draw.weight * make.answer_tokens(e.clip, e.rationale) for e in made]
+    tokens = [e.draw.weight * make.answer_tokens(e.clip, e.rationale, e.cut) for e in made]
     return make([replace(e, draw=replace(e.draw, total=sum(tokens))) for e in made])
 
 
@@ -146,17 +148,27 @@ def write_answers(
     return write_after(backbone, read, settings)
 
 
+def writing(folder: Path, longest: int, **settings: Any) -> dict[str, Any]:
+    """How the backbone writes, with other settings where they are given."""
+    return {**generation_settings(str(folder), load_processor(str(folder)), longest), **settings}
+
+
 class Texts:
     """Stands for the rationale file."""
 
-    def __init__(self, texts: dict[str, str]) -> None:
-        self.made = texts
+    def __init__(
+        self, texts: dict[str, str], cut: Collection[str] = (), lost: Collection[str] = ()
+    ) -> None:
+        self.made, self.cut_off, self.lost = texts, set(cut), set(lost)
 
     def texts(self) -> dict[str, str]:
         return self.made
 
+    def cut(self) -> set[str]:
+        return self.cut_off
+
     def undecodable(self) -> set[str]:
-        return set()
+        return self.lost
 
 
 class Yard(VideoDataModule):
@@ -181,6 +193,9 @@ class Yard(VideoDataModule):
     def grid(self, clip: Clip) -> tuple[int, int, int]:
         frames, height, width = SHAPES[int(clip.id.rpartition("_")[2]) % len(SHAPES)]
         return patch_grid(frames, (height, width))
+
+    def video_digest(self, clip: Clip) -> str:
+        return hashlib.sha256(clip.id.encode()).hexdigest()[:LENGTH]
 
     def decode(self, clip: Clip) -> Video:
         number = int(clip.id.rpartition("_")[2])

@@ -4,6 +4,7 @@ The architecture, the chat template's turns and the ways through processor, toke
 `generate` are the real ones; sizes, vocabulary and weights are not.
 """
 
+from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -54,11 +55,19 @@ TEXTS = (
 )
 
 
-def tiny_tokenizer() -> Any:
-    """A byte-level BPE tokenizer with Qwen's special tokens, trained on three sentences."""
+def tiny_tokenizer(*merged: str) -> Any:
+    """A byte-level BPE tokenizer with Qwen's special tokens, trained on three sentences.
+
+    Args:
+        *merged: Pairs of (byte-level) characters that become tokens, instead of the last that
+            were trained.
+    """
     from transformers import Qwen2Tokenizer
 
-    vocabulary, merges = _trained_bpe()
+    vocabulary, merges = copy(_trained_bpe()[0]), copy(_trained_bpe()[1])
+    for first, second in merged:
+        vocabulary[first + second] = vocabulary.pop("".join(merges.pop()))
+        merges.insert(0, (first, second))
     return Qwen2Tokenizer(
         vocab=dict(vocabulary),
         merges=list(merges),
@@ -84,6 +93,11 @@ def _trained_bpe() -> tuple[dict[str, int], list[Any]]:
     bpe.train_from_iterator(TEXTS, trainer)
     model = json.loads(bpe.to_str())["model"]
     return model["vocab"], [tuple(pair) for pair in model["merges"]]
+
+
+def merge_punctuation(folder: Path) -> None:
+    """Gives a backbone a tokenizer that merges ">" and "." with a line break, as real ones do."""
+    tiny_tokenizer(">\u010a", ".\u010a").save_pretrained(folder)  # the line break's byte
 
 
 def tiny_processor(family: FamilyName) -> Any:

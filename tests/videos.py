@@ -61,8 +61,9 @@ def make_video(
     rotation: int = 0,
     audio: bool = False,
     drop: int = 0,
+    first: int = 0,
 ) -> Path:
-    """Writes a video whose frame `i` shows `picture(i)`.
+    """Writes a video whose frame `i` shows `picture(first + i)`.
 
     Args:
         path: Where to; the ending chooses the container.
@@ -78,6 +79,7 @@ def make_video(
         rotation: Degrees that a player turns the picture clockwise by (a phone's display matrix).
         audio: Also write a stream of silence.
         drop: Leave out that many packets at the start, so that the file starts without a keyframe.
+        first: Number in the first picture; files with other numbers have other content.
     """
     with av.open(str(path), "w", options=container or {}) as output:
         stream = cast("VideoStream | None", None)
@@ -94,7 +96,7 @@ def make_video(
         packets = []
         if stream is not None:
             for number in range(frames):
-                frame = av.VideoFrame.from_ndarray(picture(number, height, width), "rgb24")
+                frame = av.VideoFrame.from_ndarray(picture(first + number, height, width), "rgb24")
                 if times is not None:
                     frame.pts, frame.time_base = times[number], Fraction(1, 1000)
                 packets += stream.encode(frame)

@@ -1,13 +1,15 @@
 """StageHandoff: a finished stage leaves its weights as a plain `from_pretrained` folder."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from rbft.run import PROVENANCE, replace_folder, write_json
+from rbft.files import atomically, write_json
+from rbft.run import PROVENANCE
 from rbft.sharding import full_state
 from rbft.survival import writing
 
@@ -15,15 +17,18 @@ from rbft.survival import writing
 class StageHandoff(Callback):
     """Saves weights, processor, card and provenance when training has ended.
 
-    The folder appears whole or not at all, so that its presence marks the stage as finished.
+    The folder appears atomically, so that its presence marks the stage as finished.
 
     Args:
         target: The weights folder, `lightning_logs/<experiment>/<stage>/weights`.
         provenance: What the weights were made from.
+        notes: Contents of further JSON files in the folder, by name.
     """
 
-    def __init__(self, target: Path, provenance: dict[str, Any]) -> None:
-        self.target, self.provenance = target, provenance
+    def __init__(
+        self, target: Path, provenance: dict[str, Any], notes: Mapping[str, Any] | None = None
+    ) -> None:
+        self.target, self.provenance, self.notes = target, provenance, notes or {}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the folder on the first process; the others wait."""
@@ -37,12 +42,15 @@ class StageHandoff(Callback):
         trainer.strategy.barrier("handoff")
 
     def _write(self, module: Any, state: dict[str, Tensor] | None) -> None:
-        part = self.target.with_name(f".{self.target.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        module.backbone.save_pretrained(part, state_dict=state)
-        module.processor.save_pretrained(part)
-        module.card.save(part / "card.yaml")
-        write_json(part / PROVENANCE, {**self.provenance, "steps": module.trainer.global_step})
-        replace_folder(part, self.target)
-        # Checkpoints only resume; the stage is done.
+        with atomically(self.target) as part:
+            module.backbone.save_pretrained(part, state_dict=state)
+            module.processor.save_pretrained(part)
+            module.card.save(part / "card.yaml")
+            for name, content in self.notes.items():
+                write_json(part / name, content)
+            made: dict[str, Any] = {**self.provenance, "steps": module.trainer.global_step}
+            if module.stage.needs_rationales:
+                made["rationales"] = module.data.rationale_counts()
+            write_json(part / PROVENANCE, made)
+        # Checkpoints only resume; the stage is done, now that its weights are in place.
         shutil.rmtree(self.target.parent / "checkpoints", ignore_errors=True)

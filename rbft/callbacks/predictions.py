@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbft.data.base import Clip
-from rbft.run import write_json, write_text
+from rbft.files import write_json, write_text
 
 
 class PredictionWriter(Callback):
@@ -129,8 +129,9 @@ class PredictionWriter(Callback):
             shares = outputs.probabilities[place].tolist()
             first, second = sorted(shares, reverse=True)[:2]
             named = zip(self.classes, shares, strict=True)
-            row["probabilities"] = {name: round(share, 6) for name, share in named}
-            row["margin"] = round(first - second, 6)
+            # Digits, not decimals: close to certain, decimals would make clips alike.
+            row["probabilities"] = {name: float(f"{share:.7g}") for name, share in named}
+            row["margin"] = float(f"{first - second:.7g}")
         if outputs.texts[place]:
             row["text"] = outputs.texts[place]
         if outputs.rationales is not None:

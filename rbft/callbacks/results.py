@@ -8,7 +8,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbft.data.base import Clip
-from rbft.run import digest, write_json
+from rbft.files import write_json, write_text
+from rbft.metrics import for_json, macro_classes
+from rbft.run import digest, read_provenance
+from rbft.screen import say
 from rbft.sharding import everyone
 
 log = logging.getLogger(__name__)
@@ -17,18 +20,20 @@ log = logging.getLogger(__name__)
 class ResultsWriter(Callback):
     """Collects every clip's answer over all processes, writes them and the metrics.
 
-    Leaves `<split>_predictions.jsonl` (one line a clip, in the split's order) and, last,
-    `<split>.json`, whose presence marks the split as scored. Clips that cannot be decoded count as
-    unparsed, that is as wrong, and are named in both.
+    Leaves `<file's stem>_predictions.jsonl` (one line a clip, in the split's order) and, last, the
+    file, whose presence marks the split as scored. Clips that cannot be decoded count as unparsed,
+    that is as wrong, and are named in both. Of classes that share the highest score the first on
+    the card is the prediction; `n_ties` counts such clips. Where the scored weights have learnt
+    rationales, `rationales` says how many, and how many of them were cut off.
 
     Args:
-        folder: Where the files go.
+        file: The results, `.json`.
         split: "test" or "val".
         facts: What else to note beside the metrics.
     """
 
-    def __init__(self, folder: Path, split: str, facts: dict[str, Any]) -> None:
-        self.folder, self.split, self.facts = folder, split, facts
+    def __init__(self, file: Path, split: str, facts: dict[str, Any]) -> None:
+        self.file, self.split, self.facts = file, split, facts
         self.rows: list[dict[str, Any]] = []
 
     def _collect(self, module: Any, outputs: Any, batch: Any) -> None:
@@ -51,8 +56,11 @@ class ResultsWriter(Callback):
                 self.rows.append({**row, "error": batch.errors[place]})
                 continue
             if probabilities is not None:
-                values = [round(value, 6) for value in probabilities[place].tolist()]
+                # Digits, not decimals: close to certain, decimals would make clips alike.
+                values = [float(f"{value:.7g}") for value in probabilities[place].tolist()]
                 row["probabilities"] = dict(zip(module.card.classes, values, strict=True))
+            if outputs.tied is not None and bool(outputs.tied[place]):
+                row["tied"] = True
             if outputs.texts[place]:
                 row["text"] = outputs.texts[place]
             self.rows.append(row)
@@ -66,10 +74,9 @@ class ResultsWriter(Callback):
             return
         rows = sorted(rows, key=lambda row: row["index"])
         self.rows = rows
-        self.folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({k: v for k, v in row.items() if k != "index"}) for row in rows]
-        path = self.folder / f"{self.split}_predictions.jsonl"
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        path = self.file.with_name(f"{self.file.stem}_predictions.jsonl")
+        write_text(path, "".join(f"{line}\n" for line in lines))
         clips = module.data.clips(self.split)
         lost = [row["id"] for row in rows if "error" in row]
         if lost:
@@ -80,6 +87,14 @@ class ResultsWriter(Callback):
                 self.split,
                 next(row["error"] for row in rows if "error" in row),
             )
+        counts = {name: sum(row["label"] == name for row in rows) for name in module.card.classes}
+        tied = [row["id"] for row in rows if row.get("tied")]
+        if tied:
+            say(
+                f"{len(tied)} of {len(rows)} {self.split} clips have the highest score for several "
+                f"classes (first: {tied[0]}); the first of these on the card is taken."
+            )
+        made = None if module.weights is None else read_provenance(module.weights)
         content = {
             **self.facts,
             "split": self.split,
@@ -87,16 +102,18 @@ class ResultsWriter(Callback):
             "n_available": len(clips),
             "n_scored": len(rows),
             "n_unparsed": sum(row["prediction"] is None for row in rows),
+            "n_ties": len(tied),
             "n_undecodable": len(lost),
             "undecodable": lost,
-            "classes": {
-                name: sum(row["label"] == name for row in rows) for name in module.card.classes
-            },
+            "classes": counts,
+            "macro_classes": macro_classes(counts),
             "ids": digest([row["id"] for row in rows]),
-            "metrics": values,
+            "metrics": for_json(values),
             "confusion": confusion,
         }
-        write_json(self.folder / f"{self.split}.json", content)
+        if made is not None and "rationales" in made:
+            content["rationales"] = made["rationales"]
+        write_json(self.file, content)
 
     def on_test_batch_end(
         self,

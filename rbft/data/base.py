@@ -2,13 +2,13 @@
 
 import logging
 import math
-import os
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -19,22 +19,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from rbft.data.card import Card
 from rbft.data.featurecache import FeatureCache, SeenVideo
 from rbft.data.framecache import FrameCache, clip_key
+from rbft.data.leaks import SharedVideos, find_shared
 from rbft.data.manifest import Manifest, Row, agree, scan
 from rbft.data.rationales import RationaleStore, mix
 from rbft.data.sampler import Draw, EvalSampler, TrainSampler
-from rbft.data.splits import carve, check_classes
+from rbft.data.splits import carve, check_classes, empty_classes
 from rbft.data.video import Video, VideoError, VideoInfo, patch_grid, plan_frames, probe
 from rbft.data.videolist import find_videos
+from rbft.digests import default_cache, file_digest
+from rbft.ranges import check_ranges
 
 SCAN_THREADS = 8  # opening a file waits for the disk more than for the processor
 REPLACEMENTS = 10  # clips that are tried in the place of one that cannot be decoded
 NO_PICTURE = Video(torch.zeros(2, 3, 28, 28, dtype=torch.uint8), [0, 1], 2, 1.0)
 log = logging.getLogger(__name__)
-
-
-def default_cache() -> Path:
-    """Where rbft keeps what can be made again: $RBFT_CACHE, or ~/.cache/rbft."""
-    return Path(os.environ.get("RBFT_CACHE") or Path.home() / ".cache" / "rbft")
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,7 @@ class Example:
         draw: Its place in the batch.
         error: What could not be decoded, empty where all is well.
         key: Under which the vision tower's output is kept; empty where it is not.
+        cut: Whether the rationale was cut off at the limit of tokens when it was written.
     """
 
     clip: Clip
@@ -84,6 +83,7 @@ class Example:
     draw: Draw
     error: str = ""
     key: str = ""
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,28 @@ class FrameSettings:
         return {**asdict(self), "start": clip.start, "end": clip.end}
 
 
+def replacements(
+    clips: Sequence[Clip], index: int, rationales: Mapping[str, str] | None
+) -> list[int]:
+    """Indices of the clips that are tried, in order, in the place of one that cannot be decoded.
+
+    They are the next ones of its class that have a rationale, where one is asked for.
+
+    Args:
+        clips: The clips of the split.
+        index: The clip that needs another in its place.
+        rationales: Rationale by id; None where none is asked for.
+    """
+    following = [(index + step) % len(clips) for step in range(1, len(clips))]
+    same = (
+        place
+        for place in following
+        if clips[place].label == clips[index].label
+        and (rationales is None or clips[place].id in rationales)
+    )
+    return list(islice(same, REPLACEMENTS))
+
+
 class ClipDataset(Dataset[Example]):
     """Clips of one split; an item is asked for by its `Draw`.
 
@@ -114,7 +136,9 @@ class ClipDataset(Dataset[Example]):
         clips: The clips of the split.
         see: Gives a clip's frames or features, and the key of its features.
         rationales: Rationale by id; None where none is asked for.
-        answer_tokens: Answer tokens of each clip in training, None elsewhere.
+        answer_tokens: Answer tokens of each clip in training, None elsewhere. Those of a clip
+            without a rationale are those of the clip that takes its place, see `replacements`.
+        cut: Ids of the clips whose rationale was cut off when it was written.
     """
 
     def __init__(
@@ -123,9 +147,10 @@ class ClipDataset(Dataset[Example]):
         see: Callable[[Clip], tuple[Video | SeenVideo, str]],
         rationales: Mapping[str, str] | None,
         answer_tokens: Sequence[int] | None = None,
+        cut: Set[str] = frozenset(),
     ) -> None:
         self.clips, self.see, self.rationales = clips, see, rationales
-        self.answer_tokens = answer_tokens
+        self.answer_tokens, self.cut = answer_tokens, cut
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -138,7 +163,8 @@ class ClipDataset(Dataset[Example]):
                 return self._replacement(draw, self.answer_tokens, error)
             clip = self.clips[draw.index]
             rationale = None if self.rationales is None else self.rationales.get(clip.id, "")
-            return Example(clip, NO_PICTURE, rationale, draw, str(error))
+            cut = clip.id in self.cut
+            return Example(clip, NO_PICTURE, rationale, draw, str(error), cut=cut)
 
     def _example(self, draw: Draw) -> Example:
         clip = self.clips[draw.index]
@@ -146,7 +172,7 @@ class ClipDataset(Dataset[Example]):
             raise VideoError.of(clip.path, "could not be decoded when rationales were written.")
         rationale = None if self.rationales is None else self.rationales[clip.id]
         video, key = self.see(clip)
-        return Example(clip, video, rationale, draw, key=key)
+        return Example(clip, video, rationale, draw, key=key, cut=clip.id in self.cut)
 
     def _replacement(self, draw: Draw, tokens: Sequence[int], error: VideoError) -> Example:
         """The next clip of the same class that can be decoded, in the place of another.
@@ -154,9 +180,8 @@ class ClipDataset(Dataset[Example]):
         Its weight is such that its answer counts as many tokens as the other's: what the sampler
         counted in the global batch, the loss's denominator, stays exact.
         """
-        size, lost = len(self.clips), self.clips[draw.index]
-        following = [(draw.index + step) % size for step in range(1, size)]
-        same = [i for i in following if self.clips[i].label == lost.label][:REPLACEMENTS]
+        lost = self.clips[draw.index]
+        same = replacements(self.clips, draw.index, self.rationales)
         for index in same:
             weight = draw.weight * tokens[draw.index] / tokens[index]
             with suppress(VideoError):
@@ -184,7 +209,7 @@ class ClipCollator(Protocol):
         """Whether the class is all that is learnt (Stage II)."""
         ...
 
-    def answer_tokens(self, clip: Clip, rationale: str | None) -> int:
+    def answer_tokens(self, clip: Clip, rationale: str | None, cut: bool = False) -> int:
         """Length of the clip's answer in tokens, without decoding the video."""
         ...
 
@@ -221,6 +246,8 @@ class VideoDataModule(LightningDataModule):
         on_missing: What clips without a usable video file do: error stops, skip goes on without
             them, warn does so too and says how many there are.
         min_coverage: Share of each split's clips that must be usable in any case.
+        on_leak: What a video of the training or validation split that is a test clip as well does,
+            under whatever name: error stops, warn goes on and says how many there are.
         cache_folder: Folder of scan results and decoded frames. null takes $RBFT_CACHE, or
             ~/.cache/rbft.
         frame_cache_gb: Size that the decoded frames are kept within, in GB; each clip is decoded
@@ -257,6 +284,7 @@ class VideoDataModule(LightningDataModule):
         rationale_prompt: str = "rationale",
         on_missing: Literal["error", "skip", "warn"] = "error",
         min_coverage: float = 0.9,
+        on_leak: Literal["error", "warn"] = "error",
         cache_folder: Path | None = None,
         frame_cache_gb: float = 20.0,
         feature_cache_gb: float = 0.0,
@@ -265,11 +293,8 @@ class VideoDataModule(LightningDataModule):
         balanced_sampling: bool = False,
         seed: int = 0,
     ) -> None:
+        check_ranges("data.", locals())
         super().__init__()
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"data.val_fraction ({val_fraction}) must be at least 0 and below 1.")
-        if not 0 <= rationale_ratio <= 1:
-            raise ValueError(f"data.rationale_ratio ({rationale_ratio}) must be from 0 to 1.")
         if min_pixels > max_pixels:
             raise ValueError(
                 f"data.min_pixels ({min_pixels}) must not exceed data.max_pixels ({max_pixels})."
@@ -286,6 +311,7 @@ class VideoDataModule(LightningDataModule):
         )
         self.on_missing: Literal["error", "skip", "warn"] = on_missing
         self.min_coverage = min_coverage
+        self.on_leak: Literal["error", "warn"] = on_leak
         self.cache_folder = cache_folder or default_cache()
         self.frame_cache = FrameCache(self.cache_folder / "frames", int(frame_cache_gb * 1e9))
         features = self.cache_folder / "features"
@@ -343,6 +369,11 @@ class VideoDataModule(LightningDataModule):
                 log.info("%s", message)
         return set(ids)
 
+    @cached_property
+    def shared(self) -> SharedVideos:
+        """Clips that show the same video, in two splits or in one."""
+        return find_shared(self.manifest.rows)
+
     def clips(self, split: str) -> list[Clip]:
         """The usable clips of one split ("train", "val" or "test")."""
         return [clip for clip in self.all_clips if clip.split == split and clip.id in self.usable]
@@ -351,6 +382,19 @@ class VideoDataModule(LightningDataModule):
     def benchmark(self) -> str:
         """Name of the benchmark in file names; another draw of clips has another name."""
         return self.card.name
+
+    def video_digest(self, clip: Clip) -> str:
+        """Content digest of a clip's whole file, see `rbft.digests.hash_file`.
+
+        Nothing is read of the benchmark's files, which the scan has read.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        row = self._rows.get(clip.id) if clip.split != "predict" else None
+        if row is not None and row.path == str(clip.path) and row.digest is not None:
+            return row.digest
+        return file_digest(clip.path, self.cache_folder)
 
     def decode(self, clip: Clip) -> Video:
         """Frames of a clip.
@@ -419,20 +463,33 @@ class VideoDataModule(LightningDataModule):
             stages: Names of the stages that will be trained.
 
         Raises:
-            ValueError: If there is nothing to train or score, a class has no training clip, or
-                a needed file is missing.
+            ValueError: If there is nothing to train or score, a class has no training clip, a
+                needed file is missing, or a video is in training and test (see `on_leak`).
         """
         benchmark = type(self).__name__
         for split in ("train", "test") if stages else ("test",):
             if not any(clip.split == split for clip in self.all_clips):
                 raise ValueError(f"{benchmark} has no {split} clips. Check its annotations.")
+        usable = [clip for clip in self.all_clips if clip.id in self.usable]
+        self.notes += empty_classes(usable, self.card.classes, benchmark)
         if stages:
-            usable = [clip for clip in self.all_clips if clip.id in self.usable]
             check_classes(usable, self.card.classes, benchmark)
+            self._check_leaks()
         if self.rationale_ratio < 1 and stages:
             every = dict.fromkeys([clip.id for clip in self.clips("train")], "")
             human = {c.id: c.reference for c in self.clips("train") if c.reference is not None}
             mix(every, human, self.rationale_ratio, list(every), self.seed)
+
+    def _check_leaks(self) -> None:
+        """Refuses, or says, that a test clip shows what is trained on."""
+        benchmark = type(self).__name__
+        message = self.shared.leak_message(benchmark, len(self.clips("test")))
+        if message and self.on_leak == "error":
+            raise ValueError(
+                f"{message} python -m rbft scan lists them all. Take each out of one of the "
+                "splits, or set data.on_leak to warn to go on with them."
+            )
+        self.notes += [message] if message else []
 
     def setup(self, stage: str) -> None:
         """Makes sure that all processes have the same clips: their batches would not match.
@@ -478,10 +535,26 @@ class VideoDataModule(LightningDataModule):
         Raises:
             ValueError: If another clip has none.
         """
+        return {name: text for name, (text, _) in self._mixed(split).items()}
+
+    def cut_rationales(self, split: str) -> set[str]:
+        """Ids of the clips whose rationale, see `rationales`, was cut off when it was written."""
+        return {name for name, (_, cut) in self._mixed(split).items() if cut}
+
+    def rationale_counts(self) -> dict[str, int | float]:
+        """How many rationales training learns, how many of them were cut off, and their share."""
+        learnt = len(self.rationales("train"))
+        cut = len(self.cut_rationales("train"))
+        return {"learnt": learnt, "cut": cut, "share_cut": round(cut / max(learnt, 1), 4)}
+
+    def _mixed(self, split: str) -> dict[str, tuple[str, bool]]:
+        """Rationale of each clip, and whether it was cut off; those written by humans are whole."""
         lost = self.store.undecodable() if self.store is not None else set()
+        cut = self.store.cut() if self.store is not None else set()
         clips = [clip for clip in self.clips(split) if clip.id not in lost]
-        own = self.store.texts() if self.store is not None else {}
-        human = {clip.id: clip.reference for clip in clips if clip.reference is not None}
+        texts = self.store.texts() if self.store is not None else {}
+        own = {name: (text, name in cut) for name, text in texts.items()}
+        human = {c.id: (c.reference, False) for c in clips if c.reference is not None}
         ratio = self.rationale_ratio if split == "train" else 1.0
         return mix(own, human, ratio, [clip.id for clip in clips], self.seed)
 
@@ -494,7 +567,17 @@ class VideoDataModule(LightningDataModule):
         """Shuffled micro-batches of this process, from where the run stopped."""
         clips, collator = self.clips("train"), self.collators["train"]
         texts = self.rationales("train") if collator.needs_rationales else None
-        tokens = [collator.answer_tokens(clip, (texts or {}).get(clip.id)) for clip in clips]
+        cut = self.cut_rationales("train") if collator.needs_rationales else set()
+
+        def answer_tokens(index: int) -> int:
+            # A clip that could not be decoded when rationales were written counts with the
+            # answer of the clip that will take its place; where none can, training stops there.
+            if texts is not None and clips[index].id not in texts:
+                index = next(iter(replacements(clips, index, texts)), index)
+            clip = clips[index]
+            return collator.answer_tokens(clip, (texts or {}).get(clip.id), clip.id in cut)
+
+        tokens = [answer_tokens(index) for index in range(len(clips))]
         counts = Counter(clip.label for clip in clips)
         weights = [len(clips) / (len(counts) * counts[clip.label]) for clip in clips]
         rank, world = self._place()
@@ -517,15 +600,16 @@ class VideoDataModule(LightningDataModule):
                 sampler.start, sampler.epoch = done, loop.epoch_progress.current.processed
             else:
                 sampler.epoch = loop.epoch_progress.current.started
-        return self._loader("train", clips, sampler, texts, tokens)
+        return self._loader("train", clips, sampler, texts, tokens, cut)
 
     def val_dataloader(self) -> DataLoader[Example] | list[Any]:
         """The validation split, longest clips first; empty where there is none."""
         clips = self.clips("val")
         if not clips:
             return []
-        needs_rationales = self.collators["val"].needs_rationales
-        return self._eval_loader("val", clips, self.rationales("val") if needs_rationales else None)
+        if not self.collators["val"].needs_rationales:
+            return self._eval_loader("val", clips)
+        return self._eval_loader("val", clips, self.rationales("val"), self.cut_rationales("val"))
 
     def test_dataloader(self) -> DataLoader[Example]:
         """The scored split, longest clips first."""
@@ -566,7 +650,11 @@ class VideoDataModule(LightningDataModule):
         return f"{names} ({tokens} tokens, padding included)"
 
     def _eval_loader(
-        self, split: str, clips: list[Clip], texts: Mapping[str, str] | None = None
+        self,
+        split: str,
+        clips: list[Clip],
+        texts: Mapping[str, str] | None = None,
+        cut: Set[str] = frozenset(),
     ) -> DataLoader[Example]:
         rank, world = self._place()
         # Any videos at all are not scanned first: their results appear in the order given.
@@ -575,7 +663,7 @@ class VideoDataModule(LightningDataModule):
         sampler = EvalSampler(
             len(clips), batch_size=self.eval_batch_size, rank=rank, world=world, lengths=lengths
         )
-        return self._loader(split, clips, sampler, texts)
+        return self._loader(split, clips, sampler, texts, cut=cut)
 
     def _length(self, clip: Clip) -> int:
         """Patches of a clip; 0 where it will turn out not to be decodable."""
@@ -591,10 +679,11 @@ class VideoDataModule(LightningDataModule):
         sampler: Sampler[list[Draw]],
         texts: Mapping[str, str] | None,
         tokens: Sequence[int] | None = None,
+        cut: Set[str] = frozenset(),
     ) -> DataLoader[Example]:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
-            ClipDataset(clips, self.see, texts, tokens),
+            ClipDataset(clips, self.see, texts, tokens, cut),
             batch_sampler=sampler,
             collate_fn=self.collators[split],
             num_workers=self.num_workers,

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from rbft.data.featurecache import FeatureCache
 from rbft.data.framecache import FrameCache
+from rbft.digests import FILE as DIGESTS
 
 WHAT = {
     "frames": "decoded clips",
     "features": "outputs of frozen vision towers",
     "scans": "what scans found in video files",
+    "digests": "content digests of weights and of videos",
     "clips": "videos of the miniature world",
 }
 
@@ -20,6 +22,7 @@ def cache_sizes(folder: Path) -> dict[str, int]:
         "frames": FrameCache(folder / "frames", 0).size(),
         "features": FeatureCache(folder / "features", 0).size(),
         "scans": sum(file.stat().st_size for file in _scans(folder)),
+        "digests": sum(file.stat().st_size for file in folder.glob(DIGESTS)),
         "clips": sum(file.stat().st_size for made in _worlds(folder) for file in made.rglob("*.*")),
     }
 
@@ -38,6 +41,8 @@ def clear_cache(folder: Path, part: str) -> None:
     if part in ("scans", "all"):
         for file in _scans(folder):
             file.unlink()
+    if part in ("digests", "all"):
+        (folder / DIGESTS).unlink(missing_ok=True)
     if part in ("clips", "all"):
         for made in _worlds(folder):
             shutil.rmtree(made)

@@ -6,11 +6,14 @@ the prompts. It is saved with the weights and with the rationales that were made
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from string import Formatter
 
 import yaml
+
+from rbft.files import write_text
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,15 @@ class Card:
             )
         return replace(self, prompts={**self.prompts, "rationale": chosen})
 
+    def shown(self, prompts: Sequence[str]) -> dict[str, dict[str, str]]:
+        """What the model is shown of the card: the words, and prompts with their fields filled in.
+
+        Args:
+            prompts: Names of the prompts; `{text}` stays as it is.
+        """
+        asked = {name: self.prompt(name, "{text}") for name in prompts}
+        return {"words": dict(self.words), "prompts": asked}
+
     def parse(self, answer: str) -> int | None:
         """The class whose word is the whole answer, up to case, white space and end punctuation.
 
@@ -145,10 +157,13 @@ class Card:
                 )
         return cls(**content)
 
+    def text(self) -> str:
+        """The card as YAML."""
+        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True, width=96)
+
     def save(self, path: Path) -> None:
         """Writes the card as YAML."""
-        text = yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True, width=96)
-        path.write_text(text, encoding="utf-8")
+        write_text(path, self.text())
 
 
 def _normal_form(answer: str) -> str:

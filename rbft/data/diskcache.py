@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rbft.digests import identity
+
 log = logging.getLogger(__name__)
 
 MAGIC = b"RBFTCLIP"
@@ -161,7 +163,7 @@ class DiskCache:
 
 
 def file_key(path: Path, *facts: Any) -> str:
-    """A key that changes with the file at `path` (its size or time of change) and with the facts.
+    """A key that changes with the file at `path`, as far as the file system tells, and the facts.
 
     Args:
         path: A file.
@@ -171,9 +173,8 @@ def file_key(path: Path, *facts: Any) -> str:
         OSError: If the file is not there.
         ValueError: If the path cannot be one.
     """
-    status = path.stat()
-    identity = [str(path.resolve()), status.st_size, status.st_mtime_ns]
-    return hashlib.sha256(json.dumps([identity, *facts], sort_keys=True).encode()).hexdigest()
+    file = [str(path.resolve()), *identity(path.stat())]
+    return hashlib.sha256(json.dumps([file, *facts], sort_keys=True).encode()).hexdigest()
 
 
 def read_entry(entry: Path) -> tuple[Tensor, dict[str, Any]]:

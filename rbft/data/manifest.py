@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 from rbft.data.video import VideoError
+from rbft.digests import hash_file, identity
+from rbft.files import write_text
 
 OK = "ok"
 UNUSABLE = ("missing", "unreadable", "too_short")
 NEVER_USED = ("private", "excluded")  # names of splits, and the status of their clips
 STATUSES = (OK, *UNUSABLE, *NEVER_USED)
 NAMED = 3  # unusable files that a message names
+FILE_FACTS = ("path", "mtime_ns", "inode")  # what no row tells
 BAR_DELAY = 1.0  # seconds after which a scan shows how far it is
 
 log = logging.getLogger(__name__)
@@ -84,6 +87,9 @@ class Row:
         fps: Its frames per second.
         width: Its width in pixels.
         height: Its height in pixels.
+        digest: Its content digest, see `rbft.digests.hash_file`; None where it is not readable.
+        start: Seconds from the file's start at which the clip begins.
+        end: Seconds at which it ends; negative counts from the file's end.
     """
 
     id: str
@@ -99,6 +105,9 @@ class Row:
     fps: float | None = None
     width: int | None = None
     height: int | None = None
+    digest: str | None = None
+    start: float | None = None
+    end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,11 +123,7 @@ class Manifest:
     def save(self, path: Path) -> None:
         """Writes the rows as JSON lines."""
         lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.rows]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made = path.with_name(f".{path.name}.{os.getpid()}")
-        # Paths that are no UTF-8 hold surrogates; as backslash escapes they are JSON.
-        made.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
-        made.replace(path)
+        write_text(path, "".join(lines))
 
     @classmethod
     def load(cls, path: Path) -> "Manifest":
@@ -211,11 +216,11 @@ def scan(
     workers: int,
     progress: bool = True,
 ) -> Manifest:
-    """Opens every video file once and notes what it holds.
+    """Reads every video file once and notes what it holds, with the digest of its content.
 
-    A file is looked into again only when its size or time of change differs from what the cache
-    has; files that could not be read are tried again every time. Of several processes that need
-    the same scan one does it; the others wait and read what it found.
+    A file is looked into again only when its size, time of change or inode differs from what the
+    cache has; files that could not be read are tried again every time. Of several processes that
+    need the same scan one does it; the others wait and read what it found.
 
     Args:
         clips: All clips. Those of the splits private and excluded are not looked for.
@@ -247,8 +252,8 @@ def _without_known(
     known = _read_cache(cache_file)
     for path, file in found.items():
         if file["status"] == OK:
-            found[path] = {**known.get(_key(file), file), "path": path}
-    return [file for file in found.values() if file["status"] == OK and "frames" not in file]
+            found[path] = file | known.get(_key(file), known.get((*_key(file)[:3], None), {}))
+    return [file for file in found.values() if file["status"] == OK and "digest" not in file]
 
 
 @contextmanager
@@ -313,7 +318,7 @@ def _look(path: str) -> dict[str, Any]:
         return file | {"status": "missing", "reason": "no such file"}
     except (OSError, ValueError) as error:
         return file | {"status": "unreadable", "reason": _first_line(error)}
-    file |= {"bytes": info.st_size, "mtime_ns": info.st_mtime_ns}
+    file |= dict(zip(("bytes", "mtime_ns", "inode"), identity(info), strict=True))
     if not stat.S_ISREG(info.st_mode):
         return file | {"status": "unreadable", "reason": "is no file"}
     if not info.st_size:
@@ -368,22 +373,33 @@ def _probe_all(
 
 
 def _probe(file: dict[str, Any], probe: Callable[[Path], Any]) -> dict[str, Any]:
+    path = Path(file["path"])
     try:
-        facts = probe(Path(file["path"]))
+        if "frames" not in file:  # else found by a version of rbft that made no digests
+            facts = probe(path)
+            names = ("duration", "frames", "fps", "width", "height")
+            file = file | {name: getattr(facts, name) for name in names}
+        return file | {"digest": hash_file(path)}
     # Whatever a decoder throws at a damaged file: it is the row's reason, not the scan's end.
     except Exception as error:
         reason = error.reason if isinstance(error, VideoError) else _first_line(error)
         return file | {"status": "unreadable", "reason": reason.rstrip(".")}
-    return file | {
-        key: getattr(facts, key) for key in ("duration", "frames", "fps", "width", "height")
-    }
 
 
 def _row(clip: ScannedClip, file: dict[str, Any]) -> Row:
-    row = Row(clip.id, clip.split, clip.label, str(clip.path), clip.url, clip.split)
+    row = Row(
+        clip.id,
+        clip.split,
+        clip.label,
+        str(clip.path),
+        clip.url,
+        clip.split,
+        start=clip.start,
+        end=clip.end,
+    )
     if clip.split in NEVER_USED:
         return row
-    facts = {key: value for key, value in file.items() if key not in ("path", "mtime_ns")}
+    facts = {key: value for key, value in file.items() if key not in FILE_FACTS}
     row = replace(row, **facts)
     if row.status == OK and (reason := _too_short(clip, row)):
         return replace(row, status="too_short", reason=reason)
@@ -408,12 +424,13 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _key(file: dict[str, Any]) -> tuple[str, int, int]:
-    return str(Path(file["path"]).absolute()), file["bytes"], file["mtime_ns"]
+def _key(file: dict[str, Any]) -> tuple[str, int, int, int | None]:
+    path = str(Path(file["path"]).absolute())
+    return path, file["bytes"], file["mtime_ns"], file["inode"]
 
 
-def _read_cache(path: Path | None) -> dict[tuple[str, int, int], dict[str, Any]]:
-    known: dict[tuple[str, int, int], dict[str, Any]] = {}
+def _read_cache(path: Path | None) -> dict[tuple[str, int, int, int | None], dict[str, Any]]:
+    known: dict[tuple[str, int, int, int | None], dict[str, Any]] = {}
     if path is None or not path.exists():
         return known
     damaged = 0
@@ -421,7 +438,9 @@ def _read_cache(path: Path | None) -> dict[tuple[str, int, int], dict[str, Any]]
         try:
             entry = json.loads(line) if line else {}
             if entry:
-                key = (entry.pop("file"), entry["bytes"], entry["mtime_ns"])
+                # Lines of a version of rbft that made no digests have no inode either.
+                key = (entry.pop("file"), entry["bytes"], entry["mtime_ns"], entry.get("inode"))
+                del entry["path"]
                 known[key] = entry
         except (ValueError, KeyError, AttributeError, TypeError):
             # A line that a crash cut off: its file is looked into again.

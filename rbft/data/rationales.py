@@ -7,18 +7,26 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, TypeVar
+
+from rbft.files import write_json, write_text
 
 KEYS = {"id": str, "rationale": str, "finish": str, "tokens": int, "source": str}
-UNDECODABLE = "undecodable"
+# What a rationale was written about. An id is no proof: other videos may have the same ids.
+ABOUT = ("video", "start", "end", "prompt")
+# How a text ended: with the turn, at the limit of tokens, or it could not begin.
+STOPPED, CUT, UNDECODABLE = "stop", "length", "undecodable"
 NOT_DETERMINING = "versions"  # the key of the provenance that may differ
 
 log = logging.getLogger(__name__)
+Rationale = TypeVar("Rationale")  # its text, or that and what else is known about it
 
 
 class RationaleStore:
     """Rationales in `path`, what they were made from in `<stem>.provenance.json` beside it.
+
+    Each line says what it is about: the digest of the video, the segment, the digest of the prompt
+    as it was asked. Only lines about the given clips are used; all others stay in the file.
 
     Every process appends to a part file of its own; `merge` joins the parts. A line that a crash
     cut off is dropped; its clip counts as missing again.
@@ -27,14 +35,30 @@ class RationaleStore:
         path: The JSONL file; it need not exist.
         provenance: What determines the rationales: backbone, prompt text, frames, generation.
             What an existing file was made from must be equal, up to library `versions`.
+        clips: The clips that may have a rationale, by id: for each what `about` returns.
+        by_id: Use lines that do not say which video they are about, for the clip of their id. For
+            files that the user names.
+
+    Attributes:
+        records: The lines about the clips, by id.
+        others: Lines about something else.
+        unproven: Ids of the clips whose line does not say which video it is about.
 
     Raises:
         ValueError: If the file was made from something else, or a line is damaged.
     """
 
-    def __init__(self, path: Path, provenance: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        provenance: dict[str, Any],
+        clips: Mapping[str, Mapping[str, Any]],
+        *,
+        by_id: bool = False,
+    ) -> None:
         self.path, self.provenance = path, json.loads(json.dumps(provenance))
-        self._read()
+        self.clips, self.by_id = clips, by_id
+        self.read()
         self._check_provenance()
 
     def missing(self, ids: Iterable[str]) -> list[str]:
@@ -50,24 +74,9 @@ class RationaleStore:
         """Clips that were to have a rationale, but whose video could not be decoded."""
         return {n for n, record in self.records.items() if record["finish"] == UNDECODABLE}
 
-    def check_split(self, splits: Mapping[str, str], allowed: Sequence[str]) -> None:
-        """Checks that no clip of another split has a rationale here.
-
-        Args:
-            splits: Split of every clip of the benchmark.
-            allowed: Splits that may have rationales ("train", and "val" for its loss).
-
-        Raises:
-            ValueError: If the file holds a clip of another split.
-        """
-        strays = [name for name in self.records if splits.get(name, allowed[0]) not in allowed]
-        if strays:
-            raise ValueError(
-                f"Rationale file {self.path} holds {len(strays)} clips outside "
-                f"{' and '.join(allowed)} (first: {strays[0]} of {splits[strays[0]]}), so it was "
-                "made for another division of the clips. Set data.rationale_file to another file "
-                "to have it written anew."
-            )
+    def cut(self) -> set[str]:
+        """Clips whose rationale the limit of tokens cut off."""
+        return {n for n, record in self.records.items() if record["finish"] == CUT}
 
     def append(self, rank: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Adds records to a process's part file; they are on disk when this returns.
@@ -76,7 +85,8 @@ class RationaleStore:
             rank: The process.
             records: Each with `id`, `rationale`, `finish` ("stop", "length" where the limit of
                 tokens cut it, or "undecodable" where there was no video to describe), `tokens` (its
-                length) and `source` (who wrote it: "self" is the backbone).
+                length) and `source` (who wrote it: "self" is the backbone). What they are about is
+                added.
 
         Raises:
             ValueError: If another run is writing to the same file.
@@ -92,18 +102,18 @@ class RationaleStore:
             )
         for record in records:
             _check(record, "A new rationale")
-        new = {record["id"]: dict(record) for record in records}
+        new = {record["id"]: {**record, **self.clips[record["id"]]} for record in records}
         assert len(new) == len(records), "a clip stands twice in the batch"
         assert not new.keys() & self.records.keys(), "a clip is written again"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self._sidecar.exists():
-            _write(self._sidecar, json.dumps(self.provenance, indent=2, ensure_ascii=False) + "\n")
+            write_json(self._sidecar, self.provenance)
         with part.open("ab+") as stream:
             if size:
                 stream.seek(-1, os.SEEK_END)
                 if stream.read(1) != b"\n":
                     stream.truncate(part.read_bytes().rfind(b"\n") + 1)
-            stream.write("".join(map(_line, records)).encode())
+            stream.write("".join(map(_line, new.values())).encode())
             stream.flush()
             os.fsync(stream.fileno())
             self._sizes[part] = stream.tell()
@@ -115,10 +125,11 @@ class RationaleStore:
         Args:
             order: Ids in the order that the file takes; other clips follow by name.
         """
-        self._read()
+        self.read()
         place = {name: number for number, name in enumerate(order)}
         ids = sorted(self.records, key=lambda name: (place.get(name, len(place)), name))
-        _write(self.path, "".join(_line(self.records[name]) for name in ids))
+        lines = [self.records[name] for name in ids] + self.others
+        write_text(self.path, "".join(map(_line, lines)))
         # Killed here, the parts hold once more what the file has; reading allows for that.
         for part in self._parts():
             part.unlink()
@@ -135,21 +146,35 @@ class RationaleStore:
     def _parts(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.part[0-9]*"))
 
-    def _read(self) -> None:
-        self.records: dict[str, dict[str, Any]] = {}
+    def read(self) -> None:
+        """Reads what is on disk now."""
         self._sizes: dict[Path, int] = {}
+        found: dict[tuple[Any, ...], dict[str, Any]] = {}
         for file in [self.path, *self._parts()] if self.path.exists() else self._parts():
             content = file.read_bytes()
             self._sizes[file] = len(content)
             if file == self.path and content and not content.endswith(b"\n"):
                 content += b"\n"  # an editor's doing: rbft puts this file in place whole
-            for name, record in _parse(content, file).items():
-                if self.records.setdefault(name, record) != record:
+            for key, record in _parse(content, file).items():
+                if found.setdefault(key, record) != record:
                     raise ValueError(
-                        f"Rationale file {file} has another rationale for the clip {name} than "
+                        f"Rationale file {file} has another rationale for the clip {key[0]} than "
                         f"{self.path} or its other parts: two runs wrote at the same time. Remove "
                         f"{file}."
                     )
+        self.records: dict[str, dict[str, Any]] = {}
+        self.others: list[dict[str, Any]] = []
+        self.unproven: list[str] = []
+        # Lines that say what they are about win over those that do not.
+        for record in sorted(found.values(), key=lambda record: "video" not in record):
+            name, silent = record["id"], "video" not in record
+            if name in self.clips and name not in self.records and (silent and self.by_id):
+                self.unproven.append(name)
+                self.records[name] = record
+            elif name in self.clips and _about(record) == _about(self.clips[name]) and not silent:
+                self.records[name] = record
+            else:
+                self.others.append(record)
 
     def _check_provenance(self) -> None:
         if not self._sidecar.exists():
@@ -187,8 +212,12 @@ class RationaleStore:
 
 
 def mix(
-    own: Mapping[str, str], human: Mapping[str, str], ratio: float, ids: Sequence[str], seed: int
-) -> dict[str, str]:
+    own: Mapping[str, Rationale],
+    human: Mapping[str, Rationale],
+    ratio: float,
+    ids: Sequence[str],
+    seed: int,
+) -> dict[str, Rationale]:
     """The rationale of every clip: a share self-generated, the rest written by humans (Table 4).
 
     Args:
@@ -236,8 +265,28 @@ def _line(record: Mapping[str, Any]) -> str:
     return line.encode(errors="backslashreplace").decode()
 
 
-def _parse(content: bytes, path: Path) -> dict[str, dict[str, Any]]:
-    records: dict[str, dict[str, Any]] = {}
+def about(
+    video: str, start: float | None, end: float | None, prompt: str
+) -> dict[str, str | float | None]:
+    """What a rationale is about, as it stands in its line.
+
+    Args:
+        video: Digest of the video file's content.
+        start: Seconds from the file's start at which the clip begins, None for the start.
+        end: Seconds at which it ends, None for the end.
+        prompt: What is asked about the clip, with everything filled in.
+    """
+    asked = hashlib.sha256(prompt.encode(errors="surrogatepass")).hexdigest()[:16]
+    return {"video": video, "start": start, "end": end, "prompt": asked}
+
+
+def _about(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(record.get(key) for key in ABOUT)
+
+
+def _parse(content: bytes, path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Record by id and what it is about."""
+    records: dict[tuple[Any, ...], dict[str, Any]] = {}
     # What stands after the last line break was cut off by a crash.
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         where = f"Rationale file {path}, line {number}"
@@ -247,12 +296,13 @@ def _parse(content: bytes, path: Path) -> dict[str, dict[str, Any]]:
             shown = line[:60].decode("utf-8", errors="backslashreplace")
             raise ValueError(f"{where} is no JSON: {shown!r}. Mend or remove the line.") from error
         _check(record, where)
-        if record["id"] in records:
+        key = (record["id"], *_about(record))
+        if key in records:
             raise ValueError(
                 f"{where} has a second rationale for the clip {record['id']}. Remove one of the "
                 "two lines."
             )
-        records[record["id"]] = record
+        records[key] = record
     return records
 
 
@@ -272,13 +322,3 @@ def _differences(found: Any, wanted: Any, key: str = "") -> Iterable[tuple[str, 
             yield from _differences(found.get(name), wanted.get(name), inner)
     elif found != wanted:
         yield key, json.dumps(found, ensure_ascii=False), json.dumps(wanted, ensure_ascii=False)
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    made = path.with_name(f".{path.name}.{uuid4().hex}")
-    with made.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    made.replace(path)

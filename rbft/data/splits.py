@@ -155,6 +155,27 @@ def check_classes(clips: Sequence[SplitRow], classes: Sequence[str], what: str) 
             )
 
 
+def empty_classes(clips: Sequence[SplitRow], classes: Sequence[str], what: str) -> list[str]:
+    """What is to be said of classes that a scored split has no clip of.
+
+    Args:
+        clips: All usable clips.
+        classes: Class names in the order of the labels.
+        what: Where the clips come from, for the message.
+    """
+    notes = []
+    for split in ("val", "test"):
+        counts = Counter(clip.label for clip in clips if clip.split == split)
+        empty = [name for index, name in enumerate(classes) if not counts[index]]
+        others = [name for name in classes if name not in empty]
+        if counts and empty:
+            notes.append(
+                f"{what} has no {split} clip of {', '.join(empty)}: there is no F1 of that, and "
+                f"the macro F1 is the mean over {', '.join(others)}."
+            )
+    return notes
+
+
 def read_splits(path: Path) -> dict[str, str]:
     """Reads the split of each id from lists that the user supplies.
 

@@ -8,6 +8,7 @@ from string import Template
 import yaml
 
 from rbft.data.card import Card
+from rbft.files import write_text
 
 BACKBONE = "Qwen/Qwen2.5-VL-7B-Instruct"
 
@@ -65,9 +66,8 @@ def write_starter(domain: str, classes: Sequence[str], output: Path) -> Path:
         "data": {"class_path": "VideoFolder", "init_args": data},
     }
     lines = [f"{key}: {_flow(value)}\n" for key, value in entries.items()]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
-    experiment.write_text("".join(lines), encoding="utf-8")
+    write_text(output, text)
+    write_text(experiment, "".join(lines))
     return experiment
 
 

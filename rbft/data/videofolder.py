@@ -20,6 +20,7 @@ from rbft.data.splits import (
     split_name,
 )
 from rbft.data.tables import Row, check_unique, read_table, shown
+from rbft.ranges import check_ranges
 
 # Role of a column to the names that are understood without `columns`.
 COLUMN_NAMES = {
@@ -101,9 +102,8 @@ class VideoFolder(VideoDataModule):
                 "VideoFolder needs data.card, a card file with your classes and prompts. "
                 "Run: python -m rbft init"
             )
+        check_ranges("data.", locals())
         super().__init__(card=card, **kwargs)
-        if not 0 <= test_fraction <= 1:
-            raise ValueError(f"data.test_fraction ({test_fraction}) must be from 0 to 1.")
         unknown = sorted(set(columns or {}) - set(COLUMN_NAMES))
         if unknown:
             raise ValueError(

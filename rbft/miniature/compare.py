@@ -28,19 +28,19 @@ BASELINE = "Direct-SFT matched"
 
 
 def run(experiments: Path, logs: Path, name: str, step: str, seed: int) -> dict[str, float]:
-    """Metrics of one experiment with one seed; runs it where they are missing."""
+    """Metrics of one experiment with one seed; runs what is missing of it."""
     result = logs / f"{name}_seed{seed}" / step / "test.json"
-    if not result.exists():
-        options = {
-            "config": experiments / f"{name}.yaml",
-            "name": f"{name}_seed{seed}",
-            "seed_everything": seed,
-            "data.seed": seed,
-            "data.clip_seed": seed,
-            "score_each_stage": "false",
-            "trainer.default_root_dir": logs,
-        }
-        rbft(["fit", *(f"--{key}={value}" for key, value in options.items())])
+    options = {
+        "config": experiments / f"{name}.yaml",
+        "name": f"{name}_seed{seed}",
+        "seed_everything": seed,
+        "data.seed": seed,
+        "data.clip_seed": seed,
+        "score_each_stage": "false",
+        "trainer.default_root_dir": logs,
+    }
+    # A finished one is only looked at: whether it was made with these settings and clips.
+    rbft(["fit", *(f"--{key}={value}" for key, value in options.items())])
     return json.loads(result.read_text(encoding="utf-8"))["metrics"]
 
 

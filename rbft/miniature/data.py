@@ -5,6 +5,7 @@ from typing import Any
 
 from rbft.data.base import Clip, VideoDataModule
 from rbft.miniature.world import make_clips, read_annotations
+from rbft.ranges import check_ranges
 
 
 class Miniature(VideoDataModule):
@@ -33,15 +34,8 @@ class Miniature(VideoDataModule):
         clips_folder: Path | None = None,
         **kwargs: Any,
     ) -> None:
+        check_ranges("data.", locals())
         super().__init__(**kwargs)
-        for name, least, value in (
-            ("train_size", 1, train_size),
-            ("val_size", 0, val_size),
-            ("test_size", 1, test_size),
-            ("clip_seed", 0, clip_seed),
-        ):
-            if value < least:
-                raise ValueError(f"data.{name} ({value}) must be at least {least}.")
         if sorted(self.card.classes) != ["abnormal", "normal"]:
             raise ValueError(
                 f"Card '{self.card.name}' has the classes {', '.join(self.card.classes)}; the "

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rbft.method import Method
-from rbft.run import flat
+from rbft.record import flat
 from tests.recipe.runs import EXPERIMENTS, LOGS, rbft, read_json, read_lines
 from tests.tiny import FamilyName
 from tests.videos import make_video
@@ -48,7 +48,8 @@ def write_table(file: Path, rows: list[list[str]], **style: Any) -> None:
 def write_videos(folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True)
     for number, name in enumerate(names):
-        make_video(folder / f"{name}.mp4", frames=20 + 5 * (number % 3), height=56, width=56)
+        file, frames = folder / f"{name}.mp4", 20 + 5 * (number % 3)
+        make_video(file, frames, height=56, width=56, first=100 * number)
 
 
 def write_smarthome(folder: Path) -> None:
@@ -121,17 +122,48 @@ def test_only_what_its_name_says_differs_from_the_paper(name, tmp_path, capsys):
     config = printed_config(tmp_path, capsys, f"--config={EXPERIMENTS / name}.yaml")
     what = name.split("_", 2)[2] if name.count("_") == 2 else ""
     stages = {"direct": ["label"], "zeroshot": [], "pcr": ["class_rationale"]}
-    stages["prc"] = ["rationale_class"]
+    stages |= {"prc": ["rationale_class"], "matched": ["label"]}
     assert config["stages"] == stages.get(what, ["rationale", "label"])
     model, trainer, data = config["model"], config["trainer"], config["data"]["init_args"]
     rates = [model[f"{part}learning_rate"] for part in ("", "merger_", "vision_")]
     assert rates == [1e-5, 1e-5, 2e-6]
     assert (model["weight_decay"], model["warmup_ratio"]) == (0.1, 0.03)
-    assert (trainer["max_epochs"], trainer["gradient_clip_val"]) == (1, 1.0)
+    epochs = 2 if what == "matched" else 1
+    assert (trainer["max_epochs"], trainer["gradient_clip_val"]) == (epochs, 1.0)
     assert (data["fps"], data["max_pixels"], data["global_batch_size"]) == (1.0, 360 * 420, 16)
     assert model["gradient_checkpointing"] is True
     assert data["rationale_ratio"] == {"ratio20": 0.2, "ratio60": 0.6}.get(what, 1.0)
     assert data["rationale_prompt"] == (what if what in ("less", "least") else "rationale")
+
+
+@pytest.mark.parametrize("name", [name for name in PAPER if name.endswith("_matched")])
+@pytest.mark.usefixtures("own_cache")
+def test_a_matched_row_trains_for_as_many_steps_as_both_stages(name, data, backbones, monkeypatch):
+    """RQ1 says "same training budget"."""
+    steps = []
+
+    def count(method: Method, *_: Any) -> None:
+        method.check()
+        trainer = method.cli.trainer
+        epochs = trainer.max_epochs or 0
+        per_stage = method.cli.datamodule.steps(trainer.world_size, epochs)
+        steps.append(len(method.stages) * per_stage)
+
+    monkeypatch.setattr(Method, "fit", count)
+    for row in (name, name.removesuffix("_matched"), name.replace("_matched", "_direct")):
+        files = [f"--config={EXPERIMENTS / row}.yaml"]  # the tiny overlay has epochs of its own
+        rbft(data, "fit", *files, f"--model.backbone={backbones[family(name)]}")
+    matched, both_stages, one_stage = steps
+    assert matched == both_stages == 2 * one_stage
+    assert one_stage >= 1
+
+
+def test_rows_that_are_not_the_paper_s_have_no_figures():
+    rows = [line for line in README.splitlines() if "_matched.yaml" in line and "_qwen" in line]
+    assert len(rows) == 4
+    for row in rows:
+        assert re.fullmatch(r"\| \| Direct-SFT, matched \| `\w+\.yaml` (\| )+\|", row)
+    assert "The rows without figures are not in the paper" in " ".join(README.split())
 
 
 def test_the_readme_s_tables_name_every_file_and_no_other():
@@ -215,8 +247,9 @@ def test_a_callback_of_lightning_is_a_setting(tmp_path, backbones, monkeypatch):
     assert timer["init_args"]["interval"] == "step"
 
 
-def check_rbft(run: Path, file: str) -> None:
-    records = read_lines(run.parent / "rationales" / file)
+def check_rbft(run: Path, name: str) -> None:
+    (file,) = (run.parent / "rationales").glob(f"{name}-*.jsonl")
+    records = read_lines(file)
     assert len(records) > 5
     for step in ("zero_shot", "rationale", "label"):
         assert read_json(run / step / "test.json")["n_scored"] >= 4
@@ -224,19 +257,19 @@ def check_rbft(run: Path, file: str) -> None:
 
 
 def check_one_stage(stage: str) -> Callable[[Path, str], None]:
-    def check(run: Path, file: str) -> None:
+    def check(run: Path, name: str) -> None:
         results = read_json(run / stage / "test.json")
         assert results["n_scored"] >= 4
         assert {path.name for path in run.iterdir() if path.is_dir()} == {"zero_shot", stage}
         texts = [row.get("text") for row in read_lines(run / stage / "test_predictions.jsonl")]
         # Only P+R+C writes before it answers.
         assert all(texts) if stage == "rationale_class" else not any(texts)
-        assert (run.parent / "rationales" / file).exists() == (stage != "label")
+        assert any((run.parent / "rationales").glob(f"{name}-*.jsonl")) == (stage != "label")
 
     return check
 
 
-def check_zero_shot(run: Path, file: str) -> None:
+def check_zero_shot(run: Path, name: str) -> None:
     assert read_json(run / "zero_shot/test.json")["n_scored"] == 6
     assert {path.name for path in run.iterdir() if path.is_dir()} == {"zero_shot"}
 
@@ -260,8 +293,7 @@ def test_one_experiment_of_each_kind_runs(name, data, backbones, capsys):
     rbft(data, "fit", *options(name, backbones))
     benchmark = name.split("_")[0]
     prompt = "least" if name.endswith("least") else "rationale"
-    file = f"{benchmark}-{family(name)}-{prompt}.jsonl"
-    KINDS[name](data / LOGS / name, file)
+    KINDS[name](data / LOGS / name, f"{benchmark}-{family(name)}-{prompt}")
     assert "majority class" in capsys.readouterr().out
 
 
@@ -274,8 +306,8 @@ def test_the_rationales_of_all_prompts_are_written_at_once(data, backbones, monk
     assert words[4:6] == ["--config", "experiments/smarthome_qwen25.yaml"]
     rbft(data, "rationalize", *options("smarthome_qwen25", backbones), *words[6:])
     folder = data / LOGS / "rationales"
-    assert {file.name for file in folder.glob("*.jsonl")} >= {
-        f"smarthome-{family('smarthome_qwen25')}-{prompt}.jsonl"
+    assert {file.name.rpartition("-")[0] for file in folder.glob("*.jsonl")} >= {
+        f"smarthome-{family('smarthome_qwen25')}-{prompt}"
         for prompt in ("rationale", "less", "least")
     }
 

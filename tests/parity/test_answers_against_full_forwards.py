@@ -1,5 +1,6 @@
 """Scores from a shared, cached prompt against one plain forward per clip and answer."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ from torch import Tensor
 
 import rbft.module
 from rbft.answers import read_on, read_prompts, score_after
-from rbft.backbone import generation_settings
 from rbft.collator import Sequences
 from rbft.data.base import Example
-from rbft.stages import LABEL
+from rbft.stages import LABEL, STAGES
 from tests.examples import (
+    CARD,
     answer_of,
     batch_of,
     collator,
@@ -22,6 +23,7 @@ from tests.examples import (
     prompt_of,
     score_answers,
     write_answers,
+    writing,
 )
 
 END = 376
@@ -161,13 +163,61 @@ def test_an_answer_scores_as_in_training(backbone: Path) -> None:
         assert score.item() == pytest.approx(-model.loss(learnt).item() * len(answer), abs=1e-4)
 
 
+@pytest.mark.parametrize("stage", ["class_rationale", "rationale_class"])
+def test_a_class_scores_as_it_was_trained_whatever_the_tokenizer_merges(
+    merging: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words as the paper has them; expected are transformers' own figures for training's row."""
+    from transformers import AutoModelForImageTextToText
+
+    card = replace(CARD, words={"quiet": "<normal>", "alarm": "<abnormal>"})
+    theirs = AutoModelForImageTextToText.from_pretrained(merging, dtype=torch.float32).eval()
+    model = module(merging, stage)
+    model.card = card
+    model.collator = replace(model.collator, card=card)
+    tokenizer, made = model.processor.tokenizer, examples(3)
+    text = "It climbs."
+    expected = []
+    for example in made:
+        own = []
+        for label, word in enumerate(card.words.values()):
+            labelled = replace(example, clip=replace(example.clip, label=label), rationale=text)
+            batch = model.collator([labelled])
+            answer = answer_of(batch)
+            with torch.no_grad():
+                logits = theirs(**answer.inputs, **batch.video).logits[0, :-1].log_softmax(-1)
+            ids = answer.labels[0, 1:]
+            places = (ids != -100).nonzero()[:, 0].tolist()
+            # The tokens that spell the class and what ends it, by their text.
+            ended = f"{word}\n" if stage == "class_rationale" else f"{word}<|im_end|>"
+            whole = tokenizer.decode(ids[places])
+            assert whole.count(ended) == 1
+            before = whole.index(ended)
+            spelt, score = "", 0.0
+            for place in places:
+                at = len(spelt)
+                spelt += tokenizer.decode(ids[place : place + 1])
+                if before <= at < before + len(ended):
+                    score += float(logits[place, ids[place]])
+                    assert len(spelt) <= before + len(ended), "a token is the class's only in part"
+            own.append(score)
+        expected.append(own)
+    # The model has written the rationale alone, so that training's separator follows.
+    monkeypatch.setattr(
+        rbft.module, "write_after", lambda *_: [tokenizer(text)["input_ids"]] * len(made)
+    )
+    asked = replace(model.collator, learn=None, ask=STAGES[stage])(made)
+    got = model.classify(asked)
+    assert got.scores is not None
+    torch.testing.assert_close(got.scores, torch.tensor(expected), atol=1e-5, rtol=0)
+
+
 def test_written_answers_are_the_likeliest_tokens_one_by_one(backbone: Path) -> None:
     model, made = module(backbone).backbone, examples(3)
     make = collator(backbone, ask="label")
     batch = make(made)
     assert batch.prompt is not None
-    settings = generation_settings(make.processor, max_new_tokens=4)
-    written = write_answers(model, batch.prompt, batch.video, settings)
+    written = write_answers(model, batch.prompt, batch.video, writing(backbone, 4))
     for row, ids in enumerate(written):
         assert len(ids) == 4 or ids[-1] == END
         every = [[*ids[:2], token] for token in range(380)]

@@ -12,7 +12,6 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
 )
 
-from rbft.backbone import generation_settings
 from rbft.collator import Batch, Collator
 from rbft.data.featurecache import FeatureCache
 from rbft.module import RBFTModule
@@ -27,6 +26,7 @@ from tests.examples import (
     prompt_of,
     score_answers,
     write_answers,
+    writing,
 )
 
 MERGE = 2
@@ -97,7 +97,7 @@ def test_scores_and_texts_are_the_same(frozen, tmp_path):
         score_answers(frozen.backbone, prompt, shown, words),
         score_answers(frozen.backbone, prompt, plain.video, words),
     )
-    settings = generation_settings(make.processor, 6)
+    settings = writing(Path(frozen.source), 6)
     assert write_answers(frozen.backbone, prompt, shown, settings) == write_answers(
         frozen.backbone, prompt, plain.video, settings
     )
@@ -145,5 +145,22 @@ def test_what_makes_another_tower(backbones):
         one.backbone.model.visual.blocks[1].mlp.up_proj.weight[0, 0] += 1e-6
     assert digest(one) != before
     one = module(backbones["qwen2_5_vl"])
-    processor.video_processor.image_mean = [0.5, 0.5, 0.5]
+    for name, other in {
+        "rescale_factor": 1 / 127,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "patch_size": 16,
+        "temporal_patch_size": 1,
+    }.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(processor.video_processor, name, other)
+            assert digest(one) != before, name
+    vision = one.backbone.config.vision_config
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vision, "fullatt_block_indexes", [0])
+        assert digest(one) != before
+    with torch.no_grad():  # the same numbers in another shape, and in another type
+        weight = one.backbone.model.visual.blocks[1].mlp.up_proj.weight
+        weight.data = weight.data.T.contiguous().T.reshape(weight.shape[::-1])
     assert digest(one) != before
+    assert digest(one) == digest(one)

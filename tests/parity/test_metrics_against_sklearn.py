@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
-from rbft.metrics import ClassificationMetrics
+from rbft.metrics import ClassificationMetrics, for_json, percent
 
 
 @st.composite
@@ -33,12 +33,37 @@ def test_figures(case: tuple[int, list[tuple[int, int]]], batch: int) -> None:
     real = list(range(classes))
     reference: Any = f1_score  # its stubs know only strings
     f1 = reference(labels, predictions, labels=real, average=None, zero_division=0)
-    macro = reference(labels, predictions, labels=real, average="macro", zero_division=0)
+    f1 = [value if index in labels else None for index, value in enumerate(f1)]
+    present = np.unique(labels)
+    macro = reference(labels, predictions, labels=present, average="macro", zero_division=0)
     assert values["accuracy"] == pytest.approx(accuracy_score(labels, predictions))
-    assert [values[f"f1/{name}"] for name in names] == pytest.approx(list(f1))
+    assert [for_json(values)[f"f1/{name}"] for name in names] == pytest.approx(f1)
     assert values["f1/macro"] == pytest.approx(macro)
     theirs = confusion_matrix(labels, predictions, labels=list(range(classes + 1)))
     assert np.array_equal(metrics.confusion().numpy(), theirs[:-1])
     assert values["unparsed"] == pytest.approx(np.mean(predictions == classes))
     assert values["majority"] == pytest.approx(np.bincount(labels).max() / len(labels))
     assert values["n"] == len(labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "predictions"),
+    [
+        ([0, 0, 0, 0, 1], [0, 0, 1, 1, 1]),  # nobody says "c"
+        ([0, 0, 0, 1], [0, 1, 2, 1]),
+    ],
+)
+def test_two_classes_of_three_have_clips(labels: list[int], predictions: list[int]) -> None:
+    metrics = ClassificationMetrics(("a", "b", "c"))
+    metrics.update(
+        torch.tensor(predictions), torch.tensor(labels), torch.ones(len(labels), dtype=torch.bool)
+    )
+    values = metrics.compute()
+    reference: Any = f1_score
+    how = {"average": "macro", "zero_division": 0}
+    with_clips, all_three = (
+        reference(labels, predictions, labels=range(size), **how) for size in (2, 3)
+    )
+    assert values["f1/macro"] == pytest.approx(with_clips)
+    assert (percent(with_clips), percent(all_three)) == ("58.33", "38.89")
+    assert percent(values["f1/c"]) == "-"

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from rbft.answers import read_prompts, score_after, write_after
-from rbft.backbone import generation_settings
 from rbft.data.card import Card
 from tests.examples import (
     CARD,
@@ -20,6 +19,7 @@ from tests.examples import (
     score_answers,
     trainer,
     write_answers,
+    writing,
 )
 
 Answers = list[list[int]]
@@ -29,12 +29,8 @@ def one_by_one(
     folder: Path, model: Any, count: int, settings: dict[str, Any], card: Card = CARD
 ) -> Answers:
     make, texts = replace(collator(folder, ask="rationale"), card=card), []
-    # Spelt out: the hub's generation configs sample and penalise repetition.
-    greedy = {
-        "do_sample": False,
-        "repetition_penalty": 1.0,
-        "pad_token_id": make.processor.tokenizer.pad_token_id,
-    }
+    # Spelt out: the hub's generation configs sample.
+    greedy = {"do_sample": False, "pad_token_id": make.processor.tokenizer.pad_token_id}
     for example in examples(count):
         batch = make([example])
         prompt = prompt_of(batch)
@@ -52,13 +48,19 @@ def an_end(texts: Answers) -> int:
     return max({token for text in texts for token in text}, key=lambda token: len(lengths(token)))
 
 
+def another_end(texts: Answers, first: int) -> int:
+    """A token that comes before the first end in about half of the texts."""
+    before = [text[1 : text.index(first)] if first in text else text[1:] for text in texts]
+    tokens = sorted({token for text in before for token in text})
+    return min(tokens, key=lambda token: abs(2 * sum(token in text for text in before) - 5))
+
+
 @pytest.mark.parametrize("longest", [1, 2, 12])
 def test_the_same_text_as_one_by_one(backbone: Path, longest: int) -> None:
     model, make = module(backbone).backbone, collator(backbone, ask="rationale")
-    settings = generation_settings(make.processor, longest)
-    settings["eos_token_id"] = an_end(
-        one_by_one(backbone, model, 5, settings | {"max_new_tokens": 12, "eos_token_id": -1})
-    )
+    unending = writing(backbone, 12, eos_token_id=[-1])
+    ends = [an_end(one_by_one(backbone, model, 5, unending))]
+    settings = writing(backbone, longest, eos_token_id=ends)
     expected = one_by_one(backbone, model, 5, settings)
     if longest > 2:
         assert len(set(map(len, expected))) > 1, "no clip ends before another"
@@ -68,14 +70,54 @@ def test_the_same_text_as_one_by_one(backbone: Path, longest: int) -> None:
     assert write_answers(model, prompt, batch.video, settings) == expected
 
 
+@pytest.mark.parametrize("penalty", [1.05, 1.3, 0.8])
+def test_repetition_is_penalised_and_any_of_several_ids_ends_a_text(
+    backbone: Path, penalty: float
+) -> None:
+    model, make = module(backbone).backbone, collator(backbone, ask="rationale")
+    longest = 40
+    plain = one_by_one(backbone, model, 5, writing(backbone, longest, eos_token_id=[-1]))
+    settings = writing(backbone, longest, eos_token_id=[-1], repetition_penalty=penalty)
+    unending = one_by_one(backbone, model, 5, settings)
+    assert unending != plain, "the penalty changes nothing"
+    batch = make(examples(5))
+    prompt = prompt_of(batch)
+    assert (prompt.attention_mask[:, 0] == 0).any(), "nothing is padded"
+    assert write_answers(model, prompt, batch.video, settings) == unending
+
+    first = an_end(unending)
+    settings["eos_token_id"] = [first, second := another_end(unending, first)]
+    expected = one_by_one(backbone, model, 5, settings)
+    assert expected != one_by_one(backbone, model, 5, settings | {"eos_token_id": [first]})
+    assert second in {text[-1] for text in expected}, "the second id ends no text"
+    assert write_answers(model, prompt, batch.video, settings) == expected
+
+
+def test_padding_is_no_repetition(qwen: Path) -> None:
+    """What a clip's neighbours are changes no text, not even where the padding is written."""
+    model, make = module(qwen).backbone, collator(qwen, ask="rationale")
+    pad = make.processor.tokenizer.pad_token_id
+    settings = writing(qwen, 1, repetition_penalty=1e4)
+    batch = make(examples(4))
+    (read,) = read_prompts(model, [prompt_of(batch)], batch.video)
+    rows = (read.mask == 0).any(1)
+    assert rows.any()
+    with torch.no_grad():
+        model.lm_head.weight[:] = read.hidden.mean(0).sign() * 1e-3
+        model.lm_head.weight[pad] *= 2
+        logits = model.lm_head(read.hidden)
+    assert (logits.argmax(-1) == pad).all()
+    assert (logits > 0).all()
+    assert write_after(model, read, settings) == [[pad]] * 4
+
+
 def test_finished_clips_leave(backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, make = module(backbone).backbone, collator(backbone, ask="rationale")
-    settings = generation_settings(make.processor, 12)
-    texts = one_by_one(backbone, model, 5, settings | {"eos_token_id": -1})
-    settings["eos_token_id"] = an_end(texts)
+    texts = one_by_one(backbone, model, 5, writing(backbone, 12, eos_token_id=[-1]))
+    settings = writing(backbone, 12, eos_token_id=[an_end(texts)])
     batch, sizes = make(examples(5)), []
     prompt = prompt_of(batch)
-    hook = model.register_forward_pre_hook(
+    hook = model.model.register_forward_pre_hook(
         lambda module, args, given: sizes.append(len(given["input_ids"])), with_kwargs=True
     )
     written = write_answers(model, prompt, batch.video, settings)
@@ -89,7 +131,7 @@ def test_finished_clips_leave(backbone: Path, monkeypatch: pytest.MonkeyPatch) -
 @torch.no_grad()
 def test_a_longer_neighbour_changes_nothing(qwen: Path) -> None:
     model, make = module(qwen).backbone, collator(qwen, ask="rationale")
-    settings = generation_settings(make.processor, 6)
+    settings = writing(qwen, 6, repetition_penalty=1.3)
     whole, alone = make(examples(2)), make(examples(1))
     together = write_answers(model, prompt_of(whole), whole.video, settings)
     assert write_answers(model, prompt_of(alone), alone.video, settings) == together[:1]
@@ -107,7 +149,7 @@ def test_what_prompts_share_is_read_once(backbone: Path, order: tuple[str, ...])
     makes = {name: collator(backbone, ask=name) for name in order}
     prompts = [prompt_of(makes[name](made)) for name in order]
     video = makes["label"](made).video
-    settings = generation_settings(makes["label"].processor, 6)
+    settings = writing(backbone, 6, repetition_penalty=1.3)
     alone = [
         (score_answers(model, prompt, video, WORDS), write_answers(model, prompt, video, settings))
         for prompt in prompts
@@ -116,7 +158,7 @@ def test_what_prompts_share_is_read_once(backbone: Path, order: tuple[str, ...])
     towers, fed = [], []
     hooks = [
         model.model.visual.register_forward_hook(lambda *args: towers.append(1)),
-        model.register_forward_pre_hook(
+        model.model.register_forward_pre_hook(
             lambda module, args, given: fed.append(given["input_ids"].shape[1]), with_kwargs=True
         ),
     ]
@@ -142,7 +184,7 @@ def test_rationales_of_several_prompts(backbone: Path, tmp_path: Path) -> None:
     yard = Yard(tmp_path / "card.yaml", {"train": 5}, eval_batch_size=2)
     yard.predict_clips = [replace(clip, split="predict") for clip in yard.clips("train")]
     made, towers = module(backbone, "rationale"), []
-    settings = generation_settings(made.processor, made.max_new_tokens)
+    settings = writing(backbone, made.max_new_tokens)
     expected = [one_by_one(backbone, made.backbone, 5, settings, card) for card in cards]
     made.cards = cards
     made.backbone.model.visual.register_forward_hook(lambda *_: towers.append(1))

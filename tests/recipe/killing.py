@@ -5,6 +5,7 @@ pause after it. So every delicate place can be hit on purpose, between two steps
 well as in the middle of a write or of an optimiser step.
 """
 
+import fnmatch
 import json
 import multiprocessing
 import os
@@ -41,12 +42,15 @@ def changed_file(event: str, arguments: tuple[Any, ...]) -> str | None:
 
 def watch(part: str, number: int, pause: float, sent: int) -> list[str]:
     """Has this process sent a signal `pause` seconds after a change, the `number`-th of a file
-    named like `part`; 0 sends none.
+    named like `part`, where * stands for anything; 0 sends none.
 
     Returns:
         The changes seen, as they come.
     """
     seen: list[str] = []
+
+    def fits(change: str) -> bool:
+        return fnmatch.fnmatchcase(change, f"*{part}*")
 
     def send() -> None:
         os.kill(os.getpid(), sent)
@@ -56,7 +60,7 @@ def watch(part: str, number: int, pause: float, sent: int) -> list[str]:
         if change is None:
             return
         seen.append(change)
-        if number and part in change and sum(part in past for past in seen) == number:
+        if number and fits(change) and sum(map(fits, seen)) == number:
             if not pause:
                 send()
             else:

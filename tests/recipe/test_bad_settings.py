@@ -74,11 +74,24 @@ CASES = {
     ),
     "a number of the data": (
         "fit {good} --data.train_size=0",
-        "error: data.train_size (0) must be at least 1.\n",
+        "error: data.train_size (0) must be 1 or more.\n",
     ),
     "a share": (
         "fit {good} --data.rationale_ratio=1.5",
         "error: data.rationale_ratio (1.5) must be from 0 to 1.\n",
+    ),
+    "a number of the model": (
+        "fit {good} --model.learning_rate=-1",
+        "error: model.learning_rate (-1) must be 0 or more; 0 freezes the language model.\n",
+    ),
+    "a number that is none": (
+        "fit {good} --model.weight_decay=.nan",
+        "error: model.weight_decay (nan) must be 0 or more.\n",
+    ),
+    "no epochs": (
+        "fit {good} --trainer.max_epochs=0",
+        "error: trainer.max_epochs (0) must be 1 or more; rbft trains no stage for 0 epochs, nor "
+        "without an end.\n",
     ),
     "a prompt": (
         "fit {good} --data.rationale_prompt=mystery",
@@ -185,7 +198,7 @@ CASES = {
     ),
     "adapters of no rank": (
         "fit {good} --model.lora.rank=0",
-        "error: model.lora.rank (0) must be at least 1.\n",
+        "error: model.lora.rank (0) must be 1 or more.\n",
     ),
     "a setting of adapters": (
         "fit {good} --model.lora.rnak=8",

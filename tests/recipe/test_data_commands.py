@@ -226,11 +226,14 @@ def test_a_run_goes_on_past_files_that_cannot_be_decoded(
     """Files that the scan can open break when they are decoded, in worker processes."""
     latin = os.fsdecode(b"caf\xe9.mp4")  # no UTF-8
     train, test = (latin, "b c ü.mp4", "-d.mp4"), ("a.mp4", latin)
+    number = 0
     for split, names in (("train", train), ("test", test)):
         for label in ("pass", "fail"):
             (tmp_path / split / label).mkdir(parents=True)
             for name in names:
-                make_video(tmp_path / split / label / name, frames=120, options={"g": "250"})
+                file = tmp_path / split / label / name
+                make_video(file, frames=120, options={"g": "250"}, first=number)
+                number += 120
     damage(tmp_path / "train/fail" / train[1])
     damage(tmp_path / "test/pass" / latin)
     with pytest.raises(VideoError, match="is damaged: frame"):

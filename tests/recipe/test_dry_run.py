@@ -142,7 +142,7 @@ def test_wrong_combinations_are_refused(tmp_path, seven, capsys):
     error = refusal(tmp_path, capsys, *small(seven, *frozen), DRY)
     assert error.startswith("error: Nothing would train: language, merger, vision are all frozen.")
     error = refusal(tmp_path, capsys, *small(seven, "--gpu_gb=-3"), DRY)
-    assert error == "error: --gpu_gb (-3) must be above 0: the GPU's memory in GiB."
+    assert error == "error: gpu_gb (-3) must be above 0; it is the GPU's memory in GiB."
 
 
 @pytest.mark.parametrize("more", [(DRY,), ()])

@@ -93,6 +93,7 @@ def test_matched_direct_sft_fits_its_training_clips(checkout):
             weight_decay=0.0,
             warmup_ratio=0.0,
             gradient_checkpointing=False,
+            max_new_tokens=8,
         )
         trainer = Trainer(
             accelerator="cpu",

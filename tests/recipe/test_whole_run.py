@@ -1,6 +1,7 @@
 """One run from the backbone to the table, and what the other commands make of it."""
 
 import contextlib
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rbft.callbacks.checks import TrainableParts
+from rbft.data.rationales import ABOUT
+from rbft.files import write_json
 from rbft.miniature.data import Miniature
 from tests.recipe.runs import (
     LOGS,
@@ -48,9 +52,11 @@ class Finished:
             self.starts.append({name: value.clone() for name, value in state.items()})
             announce(callback, trainer, module)
 
-        with pytest.MonkeyPatch.context() as patch:
+        printed = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
             patch.setattr(TrainableParts, "on_train_start", note_start)
             rbft(folder, "fit", *options)
+        self.printed = printed.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +111,8 @@ def test_every_step_leaves_its_files(finished):
         kept |= {"processor_config.json", "generation_config.json", "chat_template.jinja"}
         assert kept <= {file.name for file in (finished.run / stage / "weights").iterdir()}
     assert not (finished.run / "zero_shot/weights").exists()
-    assert "small/settings.yaml" in names
+    kept = {f"small/{name}" for name in ("settings.yaml", "clips.json", "card.yaml", "record.json")}
+    assert kept | {"small/rationale/rationales.json"} <= names
     left_over = [name for name in names if "/." in name or "checkpoints" in name]
     assert not left_over
 
@@ -114,10 +121,48 @@ def every_file(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file()]
 
 
+def test_rationales_that_were_cut_off_are_counted_where_people_look(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    records = read_lines(rationales(finished.folder))
+    cut = sum(record["finish"] == "length" for record in records)
+    assert len(records) == 14
+    assert cut > 0
+    note = f"{cut} of 14 rationales ({cut / 14:.1%}) were cut off at model.max_new_tokens (8) and"
+    assert finished.printed.count(f"Stage 0: {note}") == 1
+    assert finished.printed.count(f"Stage I (rationales): {note}") == 1
+    expected = {"learnt": 14, "cut": cut, "share_cut": round(cut / 14, 4)}
+    found = {p: read_json(finished.run / p / "test.json").get("rationales") for p in PLACES}
+    assert found == {"zero_shot": None, "rationale": expected, "label": None}
+    (events,) = (
+        accumulator
+        for file in (finished.run / "rationale").glob("events*")
+        if "data/cut_rationales"
+        in (accumulator := EventAccumulator(str(file)).Reload()).Tags()["scalars"]
+    )
+    shares = [event.value for event in events.Scalars("data/cut_rationales")]
+    assert shares == [pytest.approx(cut / 14, abs=1e-4)]
+    made = read_json(rationales(finished.folder).with_suffix(".provenance.json"))
+    assert made["generation"] == {
+        "eos_token_id": [376],
+        "max_new_tokens": 8,
+        "repetition_penalty": 1.0,
+    }
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_results_are_complete(finished, place):
     results = read_json(finished.run / place / "test.json")
-    assert set(results) >= {"run", "stage", "weights", "split", "ids", "metrics", "confusion"}
+    assert set(results) >= {
+        "run",
+        "stage",
+        "weights",
+        "split",
+        "ids",
+        "metrics",
+        "confusion",
+        "n_ties",
+    }
     assert (results["run"], results["stage"], results["split"]) == ("small", place, "test")
     assert (results["n_expected"], results["n_scored"], results["n_unparsed"]) == (5, 5, 0)
     names = {"accuracy", "f1/normal", "f1/abnormal", "f1/macro", "unparsed", "majority", "n"}
@@ -139,12 +184,21 @@ def test_the_weights_say_what_made_them(finished):
     assert made[0]["positions"].startswith("text after a video starts at the largest position")
 
 
+def test_results_stand_where_the_stage_s_curves_end(finished):
+    for place in PLACES:
+        note = finished.run / place / "weights/rbft.json"
+        steps = read_json(note)["steps"] if note.exists() else 0
+        assert steps == (8 if place in STAGES else 0)  # four steps an epoch
+        events = EventAccumulator(str(finished.run / place)).Reload()
+        assert {event.step for event in events.Scalars("test/accuracy")} == {steps}
+
+
 def test_each_training_clip_has_one_rationale_and_no_label(finished):
     records = read_lines(rationales(finished.folder))
     assert len({record["id"] for record in records}) == len(records) == 14
     assert all("train" in record["id"] for record in records)
     for record in records:
-        assert set(record) == {"id", "rationale", "finish", "tokens", "source"}
+        assert set(record) == {"id", "rationale", "finish", "tokens", "source"} | set(ABOUT)
         assert (record["source"], record["finish"]) in {("self", "stop"), ("self", "length")}
 
 
@@ -157,6 +211,7 @@ def test_rationales_do_not_depend_on_labels(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(Miniature, "read", flipped)
     rbft(tmp_path, "rationalize", *finished.options)
     assert digest(rationales(tmp_path)) == digest(rationales(finished.folder))
+    assert rationales(tmp_path).name == rationales(finished.folder).name
     assert not (tmp_path / LOGS / "small").exists()
 
 
@@ -255,7 +310,7 @@ def test_weights_of_another_method_are_refused(finished, copy, capsys):
 def test_test_scores_again(finished, copy, capsys):
     file = copy / LOGS / "small/label/test.json"
     expected = read_json(file)
-    file.unlink()
+    write_json(file, {**expected, "metrics": {}, "n_scored": 0})  # as if it had been scored wrongly
     rbft(copy, "test", *finished.options)
     assert read_json(file) == expected
     assert "after Stage II (labels)" in capsys.readouterr().out
@@ -275,10 +330,12 @@ def test_test_scores_a_weights_folder(finished, tmp_path):
     shutil.copytree(finished.run / "label/weights", tmp_path / "mine")
     rbft(tmp_path, "test", *finished.options, "--weights=mine")
     expected = read_json(finished.run / "label/test.json")
-    found = read_json(tmp_path / LOGS / "small/mine/test.json")
+    (folder,) = (tmp_path / LOGS / "small").glob("mine-*")
+    found = read_json(folder / "test.json")
     assert found["weights"] == "mine"
+    assert found["made"] == expected["made"]
     assert found["metrics"] == expected["metrics"]
-    assert (tmp_path / LOGS / "small/mine/test_predictions.jsonl").read_bytes() == (
+    assert (folder / "test_predictions.jsonl").read_bytes() == (
         finished.run / "label/test_predictions.jsonl"
     ).read_bytes()
 

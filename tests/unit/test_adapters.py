@@ -15,6 +15,7 @@ from rbft.adapters import (
     find_base,
     is_adapter,
     weights_dtype,
+    weights_fingerprint,
 )
 from rbft.backbone import fingerprint, load_model, parameter_parts
 from rbft.module import RBFTModule
@@ -43,9 +44,9 @@ def adapter(base: Path, folder: Path, **settings: Any) -> Path:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rank": 0}, "model.lora.rank (0) must be at least 1."),
-        ({"alpha": 0}, "model.lora.alpha (0) must be at least 1."),
-        ({"dropout": 1.0}, "model.lora.dropout (1) must be from 0 to below 1."),
+        ({"rank": 0}, "model.lora.rank (0) must be 1 or more."),
+        ({"alpha": 0}, "model.lora.alpha (0) must be 1 or more."),
+        ({"dropout": 1.0}, "model.lora.dropout (1) must be 0 or more and below 1."),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
@@ -107,6 +108,17 @@ def test_the_base_is_found_by_its_weights(qwen: Path, tmp_path: Path) -> None:
     assert find_base(str(tmp_path / "elsewhere"), folder) == str(tmp_path / "elsewhere")
     (folder / PROVENANCE).unlink()
     assert find_base("any/thing", folder) == "any/thing"
+
+
+def test_the_digest_of_an_adapter_covers_its_base(qwen: Path, tmp_path: Path) -> None:
+    assert weights_fingerprint(qwen, "hub/other") == fingerprint(str(qwen))
+    folder = adapter(qwen, tmp_path / "adapter")
+    noted = weights_fingerprint(folder, str(qwen))
+    assert noted == fingerprint(str(folder))
+    (folder / PROVENANCE).unlink()
+    other = tiny_backbone(tmp_path / "other", seed=1)
+    assert weights_fingerprint(folder, str(qwen)) == noted
+    assert weights_fingerprint(folder, str(other)) != noted
 
 
 def test_a_base_that_has_changed(tmp_path: Path) -> None:
@@ -264,4 +276,4 @@ def test_a_run_folder_with_an_adapter_counts_as_trained(qwen: Path, tmp_path: Pa
     run = Run(tmp_path)
     adapter(qwen, run.weights("rationale"))
     assert run.trained("rationale")
-    assert len(fingerprint(str(run.weights("rationale")))) == 16
+    assert len(fingerprint(str(run.weights("rationale")))) == 32

@@ -1,4 +1,5 @@
 import inspect
+import sys
 from typing import Any
 
 import pytest
@@ -7,12 +8,18 @@ from torch import Tensor, nn
 
 from rbft import attention
 from rbft.attention import (
+    TEXT,
+    VISION,
     attend,
+    attend_in_segments,
     packed_inputs,
+    text_attention,
     vision_attention,
 )
+from tests.tiny import tiny_model
 
-SEGMENTS = [(7,), (4, 4, 4), (3, 5, 9), (2, 6, 2, 1, 6), (1, 1)]
+# The last has as many tokens as heads.
+SEGMENTS = [(7,), (4, 4, 4), (3, 5, 9), (2, 6, 2, 1, 6), (1, 1), (1, 3)]
 
 
 def heads(tokens: int, queries: int = 4, keys: int = 4) -> Any:
@@ -109,6 +116,8 @@ class Kernel:
         assert query.is_contiguous()
         assert given["cu_seq_q"].dtype == torch.int32
         assert torch.equal(given["cu_seq_q"], given["cu_seq_k"])
+        assert int(given["cu_seq_q"][0]) == 0
+        assert int(given["cu_seq_q"][-1]) == len(query)
         lengths = given["cu_seq_q"].diff()
         assert given["max_q"] == given["max_k"] == int(lengths.max())
         causal = given["window_size"] == (-1, 0)
@@ -124,7 +133,10 @@ def test_one_kernel_for_all_segments(
     segments: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = Kernel()
-    monkeypatch.setattr(attention, "_kernel_dtype", lambda device, dtype, width: dtype)
+    widths: list[int] = []
+    monkeypatch.setattr(
+        attention, "_kernel_dtype", lambda device, dtype, width: widths.append(width) or dtype
+    )
     monkeypatch.setattr(attention, "_varlen_attn", lambda: kernel)
     given = heads(sum(segments), keys=2)
     made = attend(*given, segments=segments, scaling=0.3, dropout=0.0, causal=True)
@@ -144,6 +156,33 @@ def test_one_kernel_for_all_segments(
     )
     torch.testing.assert_close(made, by_mask(*given, segments=segments, causal=False))
     assert kernel.calls == 2
+    assert widths == [8, 8]
+
+    # It cannot drop anything.
+    made = attend(*heads(sum(segments)), segments=segments, scaling=0.3, dropout=1.0, causal=True)
+    assert not made.any()
+    settings = {"attention_mask": None, "cu_seq_lens_q": bounds, "max_length_q": 9}
+    made, _ = vision_attention(nn.Module(), *given, scaling=0.3, dropout=1.0, **settings)
+    assert not made.any()
+    assert kernel.calls == 2
+
+
+@pytest.mark.parametrize("segments", [(), (9,), (4, 5), (2, 3, 4)])
+def test_a_row_of_one_clip_goes_the_way_of_transformers(segments: tuple[int, ...]) -> None:
+    module, (query, key, value) = nn.Module(), heads(9)
+    module.is_causal = True  # type: ignore[assignment]
+    settings = {"attend": attend, "segments": segments, "scaling": 0.3, "dropout": 0.0}
+    made, _ = text_attention(module, query, key, value, None, **settings)
+    torch.testing.assert_close(made, by_mask(query, key, value, segments or (9,), causal=True))
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_on_a_processor_windows_stay_apart(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, chosen = tiny_model("qwen2_5_vl"), []
+    monkeypatch.setattr(model, "set_attn_implementation", chosen.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    attend_in_segments(model)
+    assert chosen == [{"text_config": TEXT, **({"vision_config": VISION} if gpu else {})}]
 
 
 @pytest.mark.parametrize(
@@ -152,6 +191,7 @@ def test_one_kernel_for_all_segments(
         (torch.bfloat16, 80, True),
         (torch.float16, 128, True),
         (torch.float32, 128, False),
+        (torch.bfloat16, 256, True),
         (torch.bfloat16, 84, False),
         (torch.bfloat16, 264, False),
     ],
@@ -159,12 +199,19 @@ def test_one_kernel_for_all_segments(
 def test_where_the_kernel_runs(
     dtype: torch.dtype, width: int, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert attention._kernel_dtype(cuda, dtype, width) == (dtype if fits else None)
     assert attention._kernel_dtype(cpu, dtype, width) is None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert attention._kernel_dtype(cuda, dtype, width) is None
+
+
+def test_a_build_of_torch_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = attention._varlen_attn.__wrapped__
+    assert look() is not None
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    assert look() is None
 
 
 def test_autocast_decides_the_kernel_s_precision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from rbft.answers import find_class
 from rbft.collator import IGNORED, Transferable
 from rbft.data.base import Clip
 from rbft.data.sampler import Draw
-from rbft.stages import STAGES
+from rbft.stages import CLASS, RATIONALE, STAGES, Stage
 from tests.examples import (
     CARD,
     answer_of,
@@ -114,7 +115,7 @@ def test_targets_are_the_labels_and_the_places_before_them(backbone, packing):
     assert targets is not None
     assert (answer.labels.flatten()[targets.places + 1] == targets.ids).all()
     assert len(targets.ids) == int((answer.labels != IGNORED).sum())
-    tokens = [make.answer_ids(one.rationale or "") for one in examples(4)]
+    tokens = [make.answer_ids(one.clip, one.rationale) for one in examples(4)]
     assert targets.ids.tolist() == [token for ids in tokens for token in ids]
     assert targets.clips.tolist() == [n for n, ids in enumerate(tokens) for _ in ids]
 
@@ -165,15 +166,77 @@ def test_answer_tokens_are_counted_without_the_video(backbone, name):
 
 def test_class_answers_end_with_the_turn_or_where_the_rationale_begins(backbone):
     make = collator(backbone)
-    normal, abnormal = (make.processor.tokenizer(w)["input_ids"] for w in CARD.words.values())
-    separator = make.separator_ids()
-    assert make.processor.tokenizer.decode(separator) == "\n"
+    ids = make.processor.tokenizer
+    normal, abnormal = (ids(w)["input_ids"] for w in CARD.words.values())
+    (separator,) = ids("\n")["input_ids"]
     for name in ("label", "rationale_class"):
         assert make.class_answers(STAGES[name]) == [[*normal, END], [*abnormal, END]]
     assert make.class_answers(STAGES["class_rationale"]) == [
-        [*normal, *separator],
-        [*abnormal, *separator],
+        [*normal, separator],
+        [*abnormal, separator],
     ]
+    # What is scored is the class that comes first, however the answer goes on.
+    again = Stage("again", (CLASS, RATIONALE, CLASS), "C+R+C")
+    assert make.class_answers(again) == make.class_answers(STAGES["class_rationale"])
+
+
+# Words in angle brackets, as in the paper's answers, and a tokenizer that has a token for a
+# bracket and the line break after it; the rationale's full stop merges too.
+BRACKETS = replace(CARD, words={"quiet": "<normal>", "alarm": "<abnormal>"})
+MERGED = (">\n", ".\n")
+
+
+@pytest.mark.parametrize("name", ["class_rationale", "rationale_class"])
+@pytest.mark.parametrize("card", [CARD, BRACKETS])
+def test_what_is_scored_is_what_was_trained(merging, name, card):
+    make = replace(collator(merging, learn=name), card=card)
+    tokenizer, stage = make.processor.tokenizer, STAGES[name]
+    for one in examples(4):
+        one = replace(one, rationale="It climbs.")
+        ids = make.answer_ids(one.clip, one.rationale)
+        assert tokenizer.decode(ids) == f"{stage.target(card, one.clip, 'It climbs.')}<|im_end|>"
+        scored = make.class_answers(stage)[one.clip.label or 0]
+        if name == "class_rationale":
+            assert ids[: len(scored)] == scored
+            assert find_class(ids, make.class_answers(stage), at_end=False)[0] == one.clip.label
+        else:
+            before = make.part_ids("It climbs.", last=False)
+            assert ids == [*before, *scored]
+            assert tokenizer.convert_ids_to_tokens(before)[-1] == ".\u010a"  # the line break
+        answer = answer_of(batch_of(make, [one]))
+        assert answer.labels[0, -len(ids) :].tolist() == ids
+
+
+def test_the_tokenizer_merges_a_bracket_and_the_line_break(merging):
+    tokenizer = collator(merging).processor.tokenizer
+    for text in MERGED:
+        assert len(tokenizer(text)["input_ids"]) == 1
+        assert len(tokenizer(text[0])["input_ids"] + tokenizer("\n")["input_ids"]) == 2
+    words = replace(collator(merging), card=BRACKETS).class_answers(STAGES["class_rationale"])
+    assert {tokenizer.decode(ids[-1:]) for ids in words} == {">\n"}
+
+
+# Rationales that were cut off
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_rationale_that_was_cut_off_does_not_end_the_turn(backbone, name):
+    make = collator(backbone, learn=name)
+    made = [replace(one, cut=number % 2 == 1) for number, one in enumerate(examples(4))]
+    answer = answer_of(batch_of(make, made))
+    ends = (answer.labels == END).sum(1).tolist()
+    # Where the class comes last, the answer is whole whatever its rationale is.
+    assert ends == ([1, 0, 1, 0] if name in ("rationale", "class_rationale") else [1, 1, 1, 1])
+    for row, one in enumerate(made):
+        ids = answer.labels[row][answer.labels[row] != IGNORED].tolist()
+        assert make.answer_tokens(one.clip, one.rationale, one.cut) == len(ids)
+        whole = make.answer_ids(one.clip, one.rationale)
+        assert ids == (whole if ends[row] else whole[:-1])
+
+
+def test_an_answer_has_a_token(qwen):
+    make = collator(qwen, learn="rationale")
+    assert make.answer_ids(clips(1)[0], "  ", cut=True) == [END]
 
 
 @pytest.mark.parametrize(

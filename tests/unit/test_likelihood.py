@@ -1,11 +1,14 @@
 """Likelihoods by parts against torch's own cross-entropy: the same bits, less memory."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rbft import likelihood
-from rbft.likelihood import token_nll
+from rbft.likelihood import head_log_probabilities, token_nll
 
 TOKENS, VOCABULARY = 21, 50
 
@@ -60,3 +63,40 @@ def test_the_gradient_takes_the_place_of_the_scores():
     assert places == [logits.data_ptr()]
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+# The head in 32 bits
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers in 32 bits the largest tensor holds that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.dtype == torch.float32:
+            self.numbers = max(self.numbers, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [7, VOCABULARY, 1000])
+def test_log_probabilities_of_a_head_in_parts(
+    rows: int, dtype: torch.dtype, autocast: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(likelihood, "ROWS", rows)
+    hidden, weights, targets, _ = scored(dtype)
+    head = nn.Linear(8, VOCABULARY, bias=False, dtype=dtype)
+    head.weight = nn.Parameter(weights.detach())
+    several = torch.stack([targets, targets.flip(0), torch.arange(TOKENS)], dim=1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Largest() as made:
+        found = head_log_probabilities(head, hidden, several)
+    expected = (hidden.double() @ weights.double().T).log_softmax(-1).gather(1, several)
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+    assert (found.double() - expected).abs().mean() < 1e-6
+    if rows == 7 and dtype == torch.bfloat16:  # no copy of all weights
+        assert made.numbers < weights.numel()

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import subprocess
@@ -8,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rbft.metrics import ClassificationMetrics, confusion_figure
+from rbft.metrics import (
+    ClassificationMetrics,
+    confusion_figure,
+    for_json,
+    macro_classes,
+    macro_f1,
+    percent,
+)
 
 CLASSES = ("normal", "abnormal")
 
@@ -89,17 +97,43 @@ def test_repeated_clips_do_not_count() -> None:
 def test_a_batch_of_only_repeated_clips() -> None:
     metrics = score([0, 1], [0, 0], [False, False])
 
-    assert metrics.compute() == {
-        "accuracy": 0, "f1/normal": 0, "f1/abnormal": 0, "f1/macro": 0,
+    assert for_json(metrics.compute()) == {
+        "accuracy": 0, "f1/normal": None, "f1/abnormal": None, "f1/macro": None,
         "unparsed": 0, "majority": 0, "n": 0,
     }  # fmt: skip
 
 
-def test_a_class_without_clips_counts_as_0_in_the_macro_mean() -> None:
-    values = score([0, 1], [0, 1], classes=("a", "b", "c")).compute()
+@pytest.mark.parametrize(
+    ("predictions", "labels", "f1_a", "f1_b", "macro"),
+    [
+        ([0, 0, 1, 1], [0, 0, 0, 1], 0.8, 2 / 3, 11 / 15),
+        # As "c" it is wrong, which costs "a" its recall and no F1 of "c".
+        ([0, 0, 2, 1], [0, 0, 0, 1], 0.8, 1.0, 0.9),
+        ([3, 3, 3, 3], [0, 0, 0, 1], 0.0, 0.0, 0.0),
+        ([0, 0, 1, 1], [0, 0, 0, 0], 2 / 3, None, 2 / 3),
+    ],
+)
+def test_a_class_without_clips_has_no_f1(
+    predictions: list[int], labels: list[int], f1_a: float, f1_b: float | None, macro: float
+) -> None:
+    values = for_json(score(predictions, labels, classes=("a", "b", "c")).compute())
 
-    assert values["f1/c"] == 0
-    assert values["f1/macro"] == pytest.approx(2 / 3)
+    assert values["f1/c"] is None
+    assert (values["f1/a"], values["f1/b"]) == pytest.approx((f1_a, f1_b))
+    assert values["f1/macro"] == pytest.approx(macro)
+
+
+def test_the_macro_f1_of_figures() -> None:
+    assert macro_f1([0.5, None, 0.25]) == macro_f1([0.5, math.nan, 0.25]) == 0.375
+    assert math.isnan(macro_f1([None]))
+    assert macro_classes({"a": 3, "b": 0, "c": 1}) == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(None, "-"), (math.nan, "-"), (0.0, "0.00"), (0.583333, "58.33")]
+)
+def test_figures_in_tables(value: float | None, shown: str) -> None:
+    assert percent(value) == shown
 
 
 def test_reset() -> None:

@@ -13,7 +13,6 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 import rbft.module
-from rbft.backbone import generation_settings
 from rbft.data.sampler import Draw
 from rbft.module import Classified, RBFTModule, answer_nll
 from rbft.stages import STAGES
@@ -28,6 +27,7 @@ from tests.examples import (
     score_answers,
     trainer,
     write_answers,
+    writing,
 )
 
 NORMAL, ABNORMAL, END, NEW_LINE = [269], [64, 292], 376, 198
@@ -498,7 +498,7 @@ def writes(monkeypatch: pytest.MonkeyPatch, *answers: list[int]) -> None:
 
 
 def ids(folder: Path, text: str) -> list[int]:
-    return collator(folder).answer_ids(text)
+    return collator(folder).part_ids(text, last=True)
 
 
 def test_a_written_answer_is_parsed_and_never_guessed(qwen: Path, monkeypatch: pytest.MonkeyPatch):
@@ -538,11 +538,83 @@ def test_a_clip_repeated_to_even_out_processes_is_not_counted(qwen: Path):
     assert model.test_metrics.compute()["n"] == 1
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_repeated_clip_counts_neither_in_the_validation_s_loss_nor_its_figures(
+    qwen: Path, stage: str
+):
+    sums = []
+    for draws in ([Draw(0), Draw(1)], [Draw(0), Draw(1), Draw(2, 0.0)]):
+        model = module(qwen, stage)
+        asked = model.stage.classifier.name
+        make = collator(qwen, learn=stage, ask=asked)
+        if stage == "rationale":
+            make = replace(make, besides=((STAGES[stage], CARD),))
+        model.on_validation_epoch_start()
+        model.validation_step(make(examples(len(draws), draws)))
+        sums.append(model._val_loss)
+        assert model.val_metrics.compute()["n"] == 2
+    torch.testing.assert_close(sums[1], sums[0], atol=1e-4, rtol=0)
+    assert sums[0][1] > 2
+
+
+def test_the_first_class_of_the_card_wins_a_tie():
+    nan = math.nan
+    scores = torch.tensor(
+        [[-2.0, -1.0, -1.0], [-1.0, -2.0, -1.0], [-3.0, -3.0, -3.0], [0.0, -1.0, -1.0], [nan] * 3]
+    )
+    got = Classified.by_scores(scores, [""] * 5)
+    assert got.prediction.tolist() == [1, 0, 0, 0, 3]  # what is no number is no class
+    assert got.tied is not None
+    assert got.tied.tolist() == [True, True, True, False, False]
+    assert got.scores is scores
+
+
 def test_the_elicited_answer_can_be_parsed_too(qwen: Path, monkeypatch: pytest.MonkeyPatch):
     model = module(qwen, "rationale_class", answer="generate")
     answers = [[75, NEW_LINE, *ABNORMAL, END], [75, NEW_LINE, *NORMAL, END], [*ABNORMAL, 75, END]]
     writes(monkeypatch, *answers)
     assert classify(model, qwen).prediction.tolist() == [1, 0, 2]
+
+
+OTHER_END = 70
+
+
+@pytest.mark.parametrize("end", [END, OTHER_END])
+def test_an_answer_may_end_with_any_end(qwen: Path, monkeypatch: pytest.MonkeyPatch, end: int):
+    model = module(qwen, "rationale_class", answer="generate")
+    model._generation = writing(qwen, 6, eos_token_id=[OTHER_END, END])
+    # With a class; without; with the word, but the turn goes on to the limit.
+    writes(monkeypatch, [75, NEW_LINE, *ABNORMAL, end], [75, end], [75, NEW_LINE, *ABNORMAL])
+    got = classify(model, qwen)
+    assert got.prediction.tolist() == [1, 2, 2]
+    assert [text.split("\n") for text in got.texts] == [
+        [one := model.processor.tokenizer.decode([75]), "abnormal"],
+        [one],
+        [one, "abnormal"],
+    ]
+
+
+def test_what_of_an_elicited_answer_the_class_is_scored_after(
+    merging: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As it stands before a class in training, where the tokenizer merges what comes between."""
+    model = module(merging, "rationale_class")
+    model._generation = writing(merging, 6, eos_token_id=[OTHER_END, END])
+    tokens = model.processor.tokenizer
+    said = tokens("It climbs.")["input_ids"]
+    before = tokens("It climbs.\n")["input_ids"]
+    assert before[:-1] == said[:-1], "nothing merges"
+    assert before[-1] != said[-1]
+    word = model.collator.class_answers(model.stage)[1]
+    writes(monkeypatch, [*before, *word], [*said, END], [*said, OTHER_END], said, [*said, *word])
+    seen: list[Any] = []
+    read_on = rbft.module.read_on
+    monkeypatch.setattr(
+        rbft.module, "read_on", lambda *given: seen.append(given[2]) or read_on(*given)
+    )
+    classify(model, merging, 5)
+    # What the model wrote before a class stays as it was written.
+    assert seen == [[before, before, before, before, said]]
 
 
 def test_the_class_before_the_rationale_is_scored_up_to_the_line_break(backbone: Path):
@@ -602,7 +674,7 @@ def test_stage_0_writes_token_ids_after_the_rationale_s_prompt(qwen: Path, tmp_p
     written = trainer(tmp_path).predict(model, datamodule=yard)
     batch = collator(qwen, ask="rationale")(examples(3))
     assert batch.prompt is not None
-    settings = generation_settings(model.processor, model.max_new_tokens)
+    settings = writing(qwen, model.max_new_tokens)
     assert written == [[write_answers(model.backbone, batch.prompt, batch.video, settings)]]
 
 

@@ -1,5 +1,7 @@
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,14 @@ import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from rbft.adapters import LoRA, add_adapters, base_note
-from rbft.backbone import load_model
+from rbft.backbone import load_config, load_model, load_processor
+from rbft.collator import Collator
+from rbft.data.card import Card
+from rbft.files import write_json
 from rbft.publish import base_licence, model_card, publish
-from rbft.run import POSITION_RULE, PROVENANCE, provenance, write_json
-from tests.examples import CARD
+from rbft.run import POSITION_RULE, PROVENANCE, provenance
+from rbft.stages import STAGES
+from tests.examples import CARD, examples, prompt_of
 from tests.tiny import tiny_processor
 
 
@@ -119,7 +125,7 @@ def test_the_model_card_says_what_a_reader_needs(weights: Path, half: Path) -> N
     }
     (weights.parents[1] / "settings.yaml").write_text(yaml.safe_dump(settings))
     results = {"n_expected": 7, "n_scored": 6, "classes": {"quiet": 4, "alarm": 2}}
-    results["metrics"] = {"accuracy": 0.83333, "f1/quiet": 0.75}
+    results["metrics"] = {"accuracy": 0.83333, "f1/quiet": 0.75, "f1/alarm": None}
     write_json(weights.parent / "test.json", results)
 
     text = model_card(weights, str(half), "bfloat16")
@@ -133,7 +139,11 @@ def test_the_model_card_says_what_a_reader_needs(weights: Path, half: Path) -> N
         "# yard_run\n",
         "(rationale-bootstrapped fine-tuning, stages rationale -> label) to classify videos into "
         "quiet (`normal`), alarm (`abnormal`).",
-        "> Is it normal or abnormal? {text}",
+        "the answer is one of the class words (`card.yaml` holds all words):\n\n"
+        "```text\nIs it normal or abnormal? [the clip's own text]\n```\n\n"
+        "For `[the clip's own text]` stood what the benchmark knows of each clip, such as its "
+        "title or transcript; for a clip without any, nothing, and no blanks at the prompt's "
+        "end.\n",
         POSITION_RULE,
         '| data.class_path | "yards.Yard" |\n',
         "| data.init_args.fps | 1.0 |\n",
@@ -141,6 +151,7 @@ def test_the_model_card_says_what_a_reader_needs(weights: Path, half: Path) -> N
         "| seed_everything | 3 |\n",
         "On 6 of 7 test clips (4 quiet, 2 alarm):\n",
         "| accuracy | 0.8333 |\n",
+        "| f1/alarm | - |\n",
         "Weights in bfloat16. Libraries: rbft 0.1.0, torch ",
         "Revision of rbft: 1234.\n",
         "apache-2.0, which these weights are under as well.\n",
@@ -149,6 +160,57 @@ def test_the_model_card_says_what_a_reader_needs(weights: Path, half: Path) -> N
     assert "/home/me" not in text
     assert "quantize" not in text
     assert str(half) not in text
+
+
+@pytest.mark.parametrize(
+    ("stage", "answer"),
+    [
+        ("label", "one of the class words"),
+        ("rationale", "a rationale, not a class"),
+        ("class_rationale", "one of the class words, and below it a rationale"),
+        ("rationale_class", "a rationale, and below it one of the class words"),
+    ],
+)
+@pytest.mark.parametrize("text", ["Title of the video: A door.\n\nIt opens.", ""])
+def test_who_follows_the_model_card_asks_what_was_trained(
+    weights: Path, qwen: Path, stage: str, answer: str, text: str
+) -> None:
+    card = Card(
+        name="hall",
+        persona="Guard",
+        words={"quiet": "normal", "alarm": "abnormal", "unclear": "I cannot say"},
+        prompts={
+            "label": "Is it {words}?\n\nAnswer with {{one}} of them.\n{text}\n",
+            "rationale": "You are a {persona}; describe it.\n```\n{text}\n```",
+        },
+    )
+    card.save(weights / "card.yaml")
+    note = json.loads((weights / PROVENANCE).read_text())
+    write_json(weights / PROVENANCE, {**note, "stages": ["rationale", stage]})
+    shown = model_card(weights, str(qwen), "float32")
+    assert f"in one user turn; the answer is {answer} (`card" in shown
+    found = re.search(r"\n(`{3,})text\n(.*?)\n\1\n", shown, re.DOTALL)
+    assert found is not None
+    prompt = found[2].replace("[the clip's own text]", text).strip()
+
+    # As transformers asks it.
+    processor: Any = AutoProcessor.from_pretrained(weights)
+    content = [{"type": "video"}, {"type": "text", "text": prompt}]
+    whole = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    # As it is trained.
+    (example,) = examples(1)
+    example = replace(example, clip=replace(example.clip, text=text))
+    config, family = load_config(str(qwen))
+    asked = STAGES[stage]
+    make = Collator(load_processor(str(qwen)), config, family, card, asked, asked)
+    ids = prompt_of(make([example])).input_ids[0].tolist()
+    video = config.video_token_id
+    place = ids.index(video)
+    ids = [*ids[:place], *(token for token in ids[place:] if token != video)]
+    ids.insert(place, video)
+    assert processor.tokenizer(whole, add_special_tokens=False)["input_ids"] == ids
 
 
 def test_the_model_card_without_a_run_around_it(weights: Path, qwen: Path) -> None:

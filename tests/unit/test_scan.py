@@ -52,3 +52,47 @@ def test_what_a_scan_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     report_scan(data, folder)
     assert not (folder / "missing.txt").exists()
     assert "missing" not in capsys.readouterr().out
+
+
+def test_what_is_said_of_clips_that_show_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Scanned(tmp_path / "card.yaml", {})
+    same = [
+        Row(name, split, number % 2, f"{name}.mp4", None, "ok", duration=9.0, digest="1")
+        for number, (name, split) in enumerate([("a", "train"), ("b", "train"), ("c", "test")])
+    ]
+    data.rows = (*same, row("d", "missing"))
+    folder = tmp_path / "logs"
+    report_scan(data, folder)
+    lines = capsys.readouterr().out.splitlines()
+    leak = (
+        "1 of 1 test clips of Scanned show what a training or validation clip shows, so they test "
+        "what was learnt by heart (test c (c.mp4) = train a (a.mp4))."
+    )
+    assert f"{leak} fit will refuse that unless data.on_leak is warn." in lines
+    assert (
+        "1 clips of Scanned show what another clip of their split shows (train b (b.mp4) = train a "
+        "(a.mp4)); each counts for itself."
+    ) in lines
+    assert f"All clips that show the same as another: {folder}/shared_videos.csv" in lines
+    assert (
+        "Scanned has no test clip of alarm: there is no F1 of that, and the macro F1 is the mean "
+        "over quiet."
+    ) in lines
+    assert (folder / "shared_videos.csv").read_text().splitlines() == [
+        "split,id,path,same_split,same_id,same_path",
+        "test,c,c.mp4,train,a,a.mp4",
+        "train,b,b.mp4,train,a,a.mp4",
+    ]
+
+    data = Scanned(tmp_path / "card.yaml", {}, on_leak="warn")
+    data.rows = tuple(same)
+    report_scan(data, folder)
+    assert leak in capsys.readouterr().out.splitlines()
+
+    data = Scanned(tmp_path / "card.yaml", {})
+    data.rows = tuple(same[:1])
+    report_scan(data, folder)
+    assert not (folder / "shared_videos.csv").exists()
+    assert "shared_videos" not in capsys.readouterr().out

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rbft.callbacks.pictures import FRAMES, Pictures, film_strip
 from rbft.module import RBFTModule
-from tests.examples import CARD, MODULE_SETTINGS, Yard, module, trainer
+from tests.examples import CARD, MODULE_SETTINGS, Damaged, Yard, module, trainer
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -21,8 +21,8 @@ def text(events: EventAccumulator, name: str) -> str:
     return events.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0].decode()
 
 
-def pictures() -> Pictures:
-    return Pictures("name: yard", {"run": "yard", "seed": 0}, samples=2)
+def pictures(**settings: int) -> Pictures:
+    return Pictures("name: yard", {"run": "yard", "seed": 0}, **settings)
 
 
 def logger(folder: Path) -> TensorBoardLogger:
@@ -46,7 +46,8 @@ def test_a_film_strip(frames: int, shown: list[list[int]]) -> None:
 def test_what_is_shown_of_training(qwen: Path, tmp_path: Path) -> None:
     model = RBFTModule(str(qwen), CARD, stage="rationale_class", **MODULE_SETTINGS)
     yard = Yard(tmp_path / "card.yaml", {"train": 3})
-    trainer(tmp_path, callbacks=[pictures()], logger=logger(tmp_path)).fit(model, yard)
+    run = trainer(tmp_path, callbacks=[pictures(samples=2)], logger=logger(tmp_path))
+    run.fit(model, yard)
     events = read(tmp_path / "yard/label")
     assert events.Tags()["images"] == ["learnt/clip_0", "learnt/clip_1"]
     assert text(events, "settings") == "```yaml\nname: yard\n```"
@@ -64,14 +65,15 @@ def test_what_is_shown_of_training(qwen: Path, tmp_path: Path) -> None:
 def test_what_is_shown_of_a_scored_split(qwen: Path, tmp_path: Path, answer: str) -> None:
     model: Any = module(qwen, answer=answer)
     model.trained_steps = 7
-    yard = Yard(tmp_path / "card.yaml", {"test": 3}, eval_batch_size=2)
+    yard = Yard(tmp_path / "card.yaml", {"test": 6}, eval_batch_size=2)
     run = trainer(tmp_path, callbacks=[pictures()], logger=logger(tmp_path))
     (values,) = run.test(model, yard, verbose=False)
     events = read(tmp_path / "yard/label")
-    assert sorted(events.Tags()["images"]) == ["test/clip_0", "test/clip_1", "test/confusion"]
-    shown = text(events, "test/clip_1")
-    assert shown.startswith("**test_1**\n\nlabel: alarm\n\nprediction: ")
-    assert ("%)" in shown) == (answer == "score")
+    shown = [f"test/clip_{n}" for n in range(4)]
+    assert sorted(events.Tags()["images"]) == [*shown, "test/confusion"]
+    said = text(events, "test/clip_1")
+    assert said.startswith("**test_1**\n\nlabel: alarm\n\nprediction: ")
+    assert ("%)" in said) == (answer == "score")
     scalars = events.Tags()["scalars"]
     assert events.Scalars("test/accuracy")[0].value == pytest.approx(values["test/accuracy"])
     # Where the curves of training end; a new Trainer's own count, 0, would also undo `epoch`.
@@ -80,6 +82,18 @@ def test_what_is_shown_of_a_scored_split(qwen: Path, tmp_path: Path, answer: str
     assert "epoch" not in scalars
     assert {f"test/f1/{name}" for name in CARD.classes} <= set(scalars)
     assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_of_an_undecodable_clip_the_error_is_shown(qwen: Path, tmp_path: Path) -> None:
+    yard = Damaged(tmp_path / "card.yaml", {"test": 2}, damaged=["test_1"])
+    run = trainer(tmp_path, callbacks=[pictures()], logger=logger(tmp_path))
+    run.test(module(qwen), yard, verbose=False)
+    events = read(tmp_path / "yard/label")
+    assert sorted(events.Tags()["images"]) == ["test/clip_0", "test/confusion"]
+    said = text(events, "test/clip_1")
+    assert said == (
+        "**test_1**\n\nlabel: alarm\n\nprediction: no class\n\n\n\nVideo test_1.mp4 is damaged."
+    )
 
 
 def test_nothing_is_shown_without_tensorboard(qwen: Path, tmp_path: Path) -> None:

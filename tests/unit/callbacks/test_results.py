@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from lightning.pytorch import Callback
 
 import rbft.module
 from rbft.callbacks.results import ResultsWriter
-from rbft.run import digest
+from rbft.run import PROVENANCE, digest
 from tests.examples import Yard, module, trainer
 
 
@@ -29,7 +30,9 @@ def rows(file: Path) -> list[dict[str, Any]]:
 def test_what_a_scored_split_leaves(
     qwen: Path, tmp_path: Path, split: str, counts: tuple[int, int]
 ) -> None:
-    writer = ResultsWriter(tmp_path / "label", split, {"run": "yard", "weights": "backbone"})
+    writer = ResultsWriter(
+        tmp_path / f"label/{split}.json", split, {"run": "yard", "weights": "backbone"}
+    )
     result = score(qwen, tmp_path, writer, split=split)
     predictions = rows(tmp_path / f"label/{split}_predictions.jsonl")
 
@@ -47,6 +50,7 @@ def test_what_a_scored_split_leaves(
     assert result["n_expected"] == result["n_scored"] == size
     assert result["n_unparsed"] == 0
     assert result["classes"] == {"quiet": counts[0], "alarm": counts[1]}
+    assert result["macro_classes"] == ["quiet", "alarm"]
     assert result["ids"] == digest(ids)
 
     right = sum(row["label"] == row["prediction"] for row in predictions)
@@ -56,13 +60,29 @@ def test_what_a_scored_split_leaves(
     assert len(result["confusion"]) == 2
 
 
+def test_a_class_without_clips_is_said(qwen: Path, tmp_path: Path) -> None:
+    yard = Yard(tmp_path / "card.yaml", {"test": 1})
+    writer = ResultsWriter(tmp_path / "label/test.json", "test", {})
+    trainer(tmp_path, callbacks=[writer]).test(module(qwen), yard, verbose=False)
+    result = json.loads(
+        (tmp_path / "label/test.json").read_text(encoding="utf-8"),
+        parse_constant=lambda name: pytest.fail(f"{name} is no JSON"),
+    )
+    assert result["classes"] == {"quiet": 1, "alarm": 0}
+    assert result["macro_classes"] == ["quiet"]
+    assert result["metrics"]["f1/alarm"] is None
+    assert result["metrics"]["f1/macro"] == result["metrics"]["f1/quiet"]
+
+
 def test_an_unparsed_answer_is_named(
     qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        rbft.module, "write_after", lambda _, prompt, *__: [[75]] * len(prompt.logits)
+        rbft.module, "write_after", lambda _, prompt, *__: [[75]] * len(prompt.hidden)
     )
-    result = score(qwen, tmp_path, ResultsWriter(tmp_path / "label", "test", {}), answer="generate")
+    result = score(
+        qwen, tmp_path, ResultsWriter(tmp_path / "label/test.json", "test", {}), answer="generate"
+    )
     predictions = rows(tmp_path / "label/test_predictions.jsonl")
     assert [row["prediction"] for row in predictions] == [None] * 5
     assert all(row["text"] and "probabilities" not in row for row in predictions)
@@ -71,13 +91,59 @@ def test_an_unparsed_answer_is_named(
     assert [line[-1] for line in result["confusion"]] == [3, 2]
 
 
+def test_ties_are_broken_by_the_card_and_counted(
+    qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score_after = rbft.module.score_after
+    calls: list[int] = []
+
+    def even(*args: Any) -> Any:
+        scores = score_after(*args)
+        calls.append(1)  # the first of three batches has the classes alike
+        return scores if len(calls) > 1 else scores[:, :1].repeat(1, 2)
+
+    monkeypatch.setattr(rbft.module, "score_after", even)
+    result = score(qwen, tmp_path, ResultsWriter(tmp_path / "label/test.json", "test", {}))
+    predictions = rows(tmp_path / "label/test_predictions.jsonl")
+    tied = [row["id"] for row in predictions if row.get("tied")]
+    assert result["n_ties"] == len(tied) == 2
+    assert all(row["prediction"] == "quiet" for row in predictions if row["id"] in tied)
+    assert capsys.readouterr().out == (
+        f"2 of 5 test clips have the highest score for several classes (first: {tied[0]}); the "
+        "first of these on the card is taken.\n"
+    )
+
+
+def test_without_ties_nothing_is_said(
+    qwen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        score(qwen, tmp_path, ResultsWriter(tmp_path / "label/test.json", "test", {}))["n_ties"]
+        == 0
+    )
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("learnt", [None, {"learnt": 8, "cut": 2, "share_cut": 0.25}])
+def test_what_rationales_the_weights_have_learnt(
+    qwen: Path, tmp_path: Path, learnt: dict[str, Any] | None
+) -> None:
+    weights = shutil.copytree(qwen, tmp_path / "weights")
+    made = {"stages": ["rationale"]} if learnt is None else {"rationales": learnt}
+    (weights / PROVENANCE).write_text(json.dumps(made))
+    writer = ResultsWriter(tmp_path / "label/test.json", "test", {})
+    result = score(weights, tmp_path, writer, weights=weights)
+    assert result.get("rationales") == learnt
+    assert ("rationales" in result) == (learnt is not None)
+
+
 class Crash(Callback):
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         raise RuntimeError("stopped")
 
 
 def test_a_split_counts_as_scored_only_at_the_end(qwen: Path, tmp_path: Path) -> None:
-    writer = ResultsWriter(tmp_path / "label", "test", {})
+    writer = ResultsWriter(tmp_path / "label/test.json", "test", {})
     with pytest.raises(RuntimeError, match="stopped"):
         score(qwen, tmp_path, Crash(), writer)
     assert not (tmp_path / "label/test.json").exists()

@@ -1,5 +1,6 @@
 import logging
 import math
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,18 @@ import torch
 from rbft.data.base import Clip, ClipCollator, Example, VideoDataModule
 from rbft.data.sampler import Draw
 from rbft.data.video import Video, VideoError
-from tests.examples import CARD, DATA_SETTINGS, Texts, Yard, clips, collator, examples, rationale
+from rbft.digests import hash_file
+from tests.examples import (
+    CARD,
+    DATA_SETTINGS,
+    Damaged,
+    Texts,
+    Yard,
+    clips,
+    collator,
+    examples,
+    rationale,
+)
 from tests.videos import make_video
 
 
@@ -27,8 +39,8 @@ class Ids:
     def __init__(self, needs_rationales: bool = False, learns_class: bool = True) -> None:
         self.needs_rationales, self.learns_class = needs_rationales, learns_class
 
-    def answer_tokens(self, clip: Clip, rationale: str | None) -> int:
-        return len(rationale or "word")
+    def answer_tokens(self, clip: Clip, rationale: str | None, cut: bool = False) -> int:
+        return len(rationale or "word") - cut
 
     def __call__(self, examples: list[Example]) -> list[Example]:
         return examples
@@ -62,8 +74,15 @@ def loop(*, batches: int = 0, processed: int = 0, started: int = 0) -> Any:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"val_fraction": 1.0}, "data.val_fraction (1.0) must be at least 0 and below 1."),
-        ({"val_fraction": -0.1}, "data.val_fraction (-0.1) must be at least 0 and below 1."),
+        (
+            {"val_fraction": 1.0},
+            "data.val_fraction (1) must be 0 or more and below 1; 0 trains on all training clips.",
+        ),
+        (
+            {"val_fraction": -0.1},
+            "data.val_fraction (-0.1) must be 0 or more and below 1; 0 trains on all "
+            "training clips.",
+        ),
         ({"rationale_ratio": 1.5}, "data.rationale_ratio (1.5) must be from 0 to 1."),
         (
             {"min_pixels": 999, "max_pixels": 998},
@@ -272,6 +291,23 @@ def test_a_share_of_the_training_rationales_is_self_generated(
     assert yard.rationales("val") == {clip.id: rationale(clip) for clip in yard.clips("val")}
 
 
+def test_which_of_the_mixed_rationales_were_cut_off(card_file: Path) -> None:
+    yard = Described(card_file, {"train": 10, "val": 4}, rationale_ratio=0.6)
+    clips = yard.clips("train") + yard.clips("val")
+    cut = [f"train_{n}" for n in range(5)] + ["val_1", "val_3", "test_0"]
+    yard.store = Texts({c.id: rationale(c) for c in clips}, cut)  # type: ignore[assignment]
+    own = {name for name, text in yard.rationales("train").items() if not text.startswith("human")}
+    # Those written by humans are whole.
+    assert yard.cut_rationales("train") == own & set(cut)
+    assert 0 < len(own & set(cut)) < 5
+    assert yard.cut_rationales("val") == {"val_1", "val_3"}
+    count = len(own & set(cut))
+    assert yard.rationale_counts() == {"learnt": 10, "cut": count, "share_cut": count / 10}
+    yard.store = None
+    yard.rationale_ratio = 0.0
+    assert yard.cut_rationales("train") == set()
+
+
 def test_a_training_clip_without_a_rationale(card_file: Path) -> None:
     yard = Yard(card_file, {"train": 3})
     yard.store = Texts({"train_0": "x"})  # type: ignore[assignment]
@@ -432,6 +468,130 @@ def test_a_batch_through_the_real_collator(card_file: Path, qwen: Path) -> None:
     tokens = sum(make.answer_tokens(e.clip, e.rationale) for e in examples(4))
     assert [float(batch.total) for batch in batches] == [tokens, tokens]
     assert sorted(index for batch in batches for index in batch.index.tolist()) == [0, 1, 2, 3]
+
+
+# What is known of a clip's file
+
+
+class Films(VideoDataModule):
+    """Clips that are files, whatever they hold."""
+
+    def __init__(self, folder: Path, clips: list[Clip], **settings: Any) -> None:
+        CARD.save(folder / "card.yaml")
+        cache = folder / "cache"
+        super().__init__(
+            card=folder / "card.yaml", cache_folder=cache, **{**DATA_SETTINGS, **settings}
+        )
+        self.made = clips
+
+    def read(self) -> list[Clip]:
+        return self.made
+
+
+def test_the_content_of_a_clip_is_known_from_the_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_video(tmp_path / "a.mp4", frames=4)
+    os.utime(path, (1, 1))
+    clip, expected = Clip("a", path, 0, "train"), hash_file(path)
+    assert Films(tmp_path, [clip]).video_digest(clip) == expected
+    monkeypatch.setattr("rbft.digests.hash_file", lambda path: pytest.fail("was read again"))
+    assert Films(tmp_path, [clip]).video_digest(clip) == expected
+
+
+def test_the_content_of_a_video_that_is_not_scanned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_video(tmp_path / "a.mp4", frames=4)
+    os.utime(path, (1, 1))
+    expected = hash_file(path)
+    films = Films(tmp_path, [])
+    monkeypatch.setattr(films, "read", lambda: pytest.fail("predict needs no annotations"))
+    (clip,) = films.clips_of([path])
+    assert films.video_digest(clip) == expected
+    monkeypatch.setattr("rbft.digests.hash_file", lambda path: pytest.fail("was read again"))
+    assert Films(tmp_path, []).video_digest(clip) == expected
+
+
+def test_another_file_under_a_known_id_is_looked_into(tmp_path: Path) -> None:
+    one, other = (make_video(tmp_path / f"{n}.mp4", frames=n) for n in (4, 6))
+    films = Films(tmp_path, [Clip("a", one, 0, "train")])
+    assert films.video_digest(Clip("a", other, 0, "train")) == hash_file(other)
+
+
+def films(folder: Path, *splits: str, **settings: Any) -> Films:
+    """Clips a, b, ... of both classes in turn: copies of one video, and one of another."""
+    folder.mkdir()
+    one = make_video(folder / "one.mp4", frames=40)
+    other = make_video(folder / "other.mp4", frames=40, first=40)
+    made = [Clip("other", other, 1, "train")]
+    for number, split in enumerate(splits):
+        path = folder / f"{number}.mp4"
+        path.write_bytes(one.read_bytes())
+        made.append(Clip("abc"[number], path, number % 2, split))
+    return Films(folder, made, **settings)
+
+
+def test_a_video_in_train_and_test(tmp_path: Path) -> None:
+    data = films(tmp_path / "x", "train", "test", "test")
+    said = (
+        "2 of 2 test clips of Films show what a training or validation clip shows, so they test "
+        f"what was learnt by heart (test b ({tmp_path}/x/1.mp4) = train a ({tmp_path}/x/0.mp4), "
+        f"test c ({tmp_path}/x/2.mp4) = train a ({tmp_path}/x/0.mp4))."
+    )
+    with pytest.raises(ValueError, match="learnt by heart") as error:
+        data.check(["label"])
+    assert str(error.value) == (
+        f"{said} python -m rbft scan lists them all. Take each out of one of the splits, or set "
+        "data.on_leak to warn to go on with them."
+    )
+    data.check([])  # nothing is learnt
+    assert data.notes == []
+    data = films(tmp_path / "warned", "train", "test", "test", on_leak="warn")
+    data.check(["label"])
+    assert data.notes == [said.replace("/x/", "/warned/")]
+
+
+def test_a_video_in_train_alone(tmp_path: Path) -> None:
+    data = films(tmp_path / "x", "train", "train")
+    data.made.append(Clip("t", make_video(tmp_path / "t.mp4", frames=8), 0, "test"))
+    data.made.append(Clip("u", make_video(tmp_path / "u.mp4", frames=9), 1, "test"))
+    data.check(["label"])
+    assert data.notes == []
+    assert [(one.id, other.id) for one, other in data.shared.repeats] == [("a", "b")]
+
+
+def test_other_seconds_of_one_file_are_other_clips(tmp_path: Path) -> None:
+    data = films(tmp_path / "x", "train", "test", "test")
+    data.made = [
+        replace(clip, start=2.0 * (clip.split == "test"), end=2.0 + 2 * (clip.split == "test"))
+        for clip in data.made
+    ]
+    data.check(["label"])
+    assert data.shared.apart == 2
+
+
+def test_a_class_that_the_test_has_no_clip_of(card_file: Path) -> None:
+    yard = Yard(card_file, {"train": 4, "val": 1, "test": 1})
+    yard.check(["label"])
+    rest = "alarm: there is no F1 of that, and the macro F1 is the mean over quiet."
+    assert yard.notes == [f"Yard has no {split} clip of {rest}" for split in ("val", "test")]
+
+
+def test_cut_rationales_reach_the_batches_of_training_and_validation(card_file: Path) -> None:
+    yard = with_collators(
+        Damaged(card_file, {"train": 6, "val": 3}, damaged=["val_2"], batch_size=2),
+        needs_rationales=True,
+    )
+    texts = {clip.id: "word" for split in ("train", "val") for clip in yard.clips(split)}
+    yard.store = Texts(texts, ["train_1", "val_0", "val_2"])  # type: ignore[assignment]
+    batches: list[list[Example]] = list(yard.train_dataloader())  # type: ignore[arg-type]
+    found = [example for batch in batches for example in batch if example.draw.weight]
+    assert {example.clip.id for example in found if example.cut} == {"train_1"}
+    # 4 and 2 clips of four "tokens", one of them without its end.
+    assert sorted({example.draw.total for example in found}) in ([7.0, 16.0], [8.0, 15.0])
+    batches = list(yard.val_dataloader())
+    assert {e.clip.id for batch in batches for e in batch if e.cut} == {"val_0", "val_2"}
 
 
 # Videos to predict

@@ -12,6 +12,7 @@ def folder(tmp_path: Path) -> Path:
         ("frames/b.part", 2),
         ("features/a.features", 4),
         ("scans/yard.jsonl", 3),
+        ("digests.jsonl", 6),
         ("miniature/world/annotations.jsonl", 1),
         ("miniature/world/a.mp4", 10),
         ("frames/mine.txt", 100),
@@ -24,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("part", [*WHAT, "all"])
 def test_a_part_is_cleared_and_nothing_else(folder: Path, part: str) -> None:
-    before = {"frames": 7, "features": 4, "scans": 3, "clips": 11}
+    before = {"frames": 7, "features": 4, "scans": 3, "digests": 6, "clips": 11}
     assert cache_sizes(folder) == before
     clear_cache(folder, part)
     assert cache_sizes(folder) == {

@@ -107,6 +107,11 @@ def test_what_makes_another_entry(
     path.write_bytes(paths[1].read_bytes())
     os.utime(path, ns=(0, 10**18))
     expect_decodes(1)
+    # Another file of the same size and time in its place, as rsync and cp -p leave it.
+    (tmp_path / "new").write_bytes(path.read_bytes())
+    os.utime(tmp_path / "new", ns=(0, 10**18))
+    (tmp_path / "new").replace(path)
+    expect_decodes(1)
     monkeypatch.setattr(module, "VERSION", 2)
     expect_decodes(1)
     monkeypatch.chdir(tmp_path)

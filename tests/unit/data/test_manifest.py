@@ -1,4 +1,6 @@
 import errno
+import hashlib
+import json
 import logging
 import os
 import re
@@ -101,6 +103,7 @@ def test_every_status(make: Callable[..., Clip], probe: Probe, tmp_path: Path) -
     assert manifest.rows[0] == Row(
         "good", "train", 0, str(clips[0].path), "https://example.org/good", "ok", "",
         bytes=1, duration=6.0, frames=60, fps=10.0, width=84, height=56,
+        digest=hashlib.sha256(b"6").hexdigest()[:32],
     )  # fmt: skip
     assert manifest.rows[1].split == "test"
     assert manifest.rows[1].label == 1
@@ -160,6 +163,56 @@ def test_rescan(make: Callable[..., Clip], probe: Probe, tmp_path: Path) -> None
     again = look([*clips, make("new")], probe, cache)
     assert sorted(probe.opened) == ["b.mp4", "broken.mp4", "new.mp4"]
     assert [row.duration for row in again.rows] == [6, 4, 3, None, 6]
+
+
+def test_every_readable_file_has_a_digest_of_its_content(
+    make: Callable[..., Clip], probe: Probe, tmp_path: Path
+) -> None:
+    cache = tmp_path / "scan.jsonl"
+    clips = [make("a"), make("copy"), make("b", "7"), make("broken", "x"), make("gone", None)]
+    late = replace(clips[0], id="late", start=10.0)
+    clips.append(late)
+    found = {row.id: row.digest for row in look(clips, probe, cache).rows}
+    six = hashlib.sha256(b"6").hexdigest()[:32]
+    seven = hashlib.sha256(b"7").hexdigest()[:32]
+    assert found == {
+        "a": six, "copy": six, "b": seven, "broken": None, "gone": None, "late": six,
+    }  # fmt: skip
+
+
+def test_a_file_in_the_place_of_another_is_seen(
+    make: Callable[..., Clip], probe: Probe, tmp_path: Path
+) -> None:
+    """As rsync and cp -p leave it: the same size and time of change."""
+    cache = tmp_path / "scan.jsonl"
+    clip = make("a")
+    before = look([clip], probe, cache).rows[0]
+    status = clip.path.stat()
+    new = tmp_path / "new"
+    new.write_text("7")
+    os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+    new.replace(clip.path)
+    after = look([clip], probe, cache).rows[0]
+    assert (before.duration, after.duration) == (6, 7)
+    assert before.digest != after.digest
+
+
+def test_what_was_scanned_without_digests_is_completed(
+    make: Callable[..., Clip], probe: Probe, tmp_path: Path
+) -> None:
+    cache = tmp_path / "scan.jsonl"
+    clips = [make("a"), make("b", "7")]
+    first = look(clips, probe, cache)
+    lines = [json.loads(line) for line in cache.read_text().splitlines() if line]
+    for line in lines:
+        del line["inode"], line["digest"]
+    cache.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    again = Probe()
+    assert look(clips, again, cache) == first
+    assert again.opened == [], "what is known is found out again"
+    written = cache.read_bytes()
+    assert look(clips, again, cache) == first
+    assert cache.read_bytes() == written
 
 
 def test_the_cache_knows_files_by_absolute_path(

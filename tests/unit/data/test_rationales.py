@@ -16,7 +16,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from rbft.data.rationales import RationaleStore, mix
+from rbft.data.rationales import RationaleStore, about, mix
 
 MADE_FROM = {
     "backbone": "3f2a",
@@ -41,8 +41,15 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "rationales" / "smarthome-qwen-rationale.jsonl"
 
 
-def open_store(path: Path, **changes: Any) -> RationaleStore:
-    return RationaleStore(path, MADE_FROM | changes)
+CLIPS = [f"clip {number}" for number in range(12)]
+NAMES = [*"abcdz", *CLIPS]
+ABOUT = {name: about(f"video {name}", None, None, "Describe the clip.") for name in NAMES}
+
+
+def open_store(
+    path: Path, clips: Any = ABOUT, *, by_id: bool = False, **changes: Any
+) -> RationaleStore:
+    return RationaleStore(path, MADE_FROM | changes, clips, by_id=by_id)
 
 
 def test_append_and_reopen(path: Path) -> None:
@@ -109,7 +116,7 @@ def test_the_file_may_be_edited_by_hand(path: Path) -> None:
     store = open_store(path)
     store.append(0, [record("a")])
     store.merge("a")
-    path.write_text(json.dumps(record("a", "Mended.")))  # no line break at the end
+    path.write_text(json.dumps(record("a", "Mended.") | ABOUT["a"]))  # no line break at the end
 
     assert open_store(path).texts() == {"a": "Mended."}
 
@@ -162,7 +169,7 @@ def test_parts_that_contradict(path: Path) -> None:
             "id is 7.",
         ),
         (
-            json.dumps(record("a")),
+            json.dumps(record("a") | ABOUT["a"]),
             " has a second rationale for the clip a. Remove one of the two lines.",
         ),
     ],
@@ -217,7 +224,7 @@ def test_other_versions_are_only_logged(path: Path, caplog: pytest.LogCaptureFix
 
 def test_a_file_without_provenance(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.parent.mkdir()
-    path.write_text(json.dumps(record("a") | {"source": "human"}) + "\n")
+    path.write_text(json.dumps(record("a") | ABOUT["a"] | {"source": "human"}) + "\n")
     assert open_store(path).missing("a") == []
     assert caplog.messages == [
         f"Rationale file {path} has no smarthome-qwen-rationale.provenance.json beside it, so rbft "
@@ -245,19 +252,73 @@ def test_names_with_characters_that_globs_know(tmp_path: Path) -> None:
     assert open_store(path).missing("a") == []
 
 
-def test_check_split(path: Path) -> None:
+def test_each_line_says_what_it_is_about(path: Path) -> None:
+    open_store(path).append(0, [record("a")])
+    (line,) = path.with_name(f"{path.name}.part0").read_text().splitlines()
+    assert json.loads(line) == record("a") | {
+        "video": "video a",
+        "start": None,
+        "end": None,
+        # echo -n "Describe the clip." | sha256sum | head -c 16
+        "prompt": "9461f585ebe0380f",
+    }
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        about("video of another folder", None, None, "Describe the clip."),
+        about("video a", 1.0, None, "Describe the clip."),
+        about("video a", None, 4.0, "Describe the clip."),
+        about("video a", None, None, "Describe the clip. Its title: A bear."),
+    ],
+)
+def test_another_clip_of_the_same_id_has_a_rationale_of_its_own(
+    path: Path, other: dict[str, Any]
+) -> None:
+    """Another folder of videos, another segment or another text of the clip."""
+    first = open_store(path)
+    first.append(0, [record("a", "The first."), record("b")])
+    first.merge("ab")
+
+    second = open_store(path, ABOUT | {"a": other})
+    assert second.missing("ab") == ["a"]
+    assert second.texts() == {"b": "Clip b shows a bear."}
+    second.append(0, [record("a", "The second.")])
+    second.merge("ab")
+
+    assert open_store(path).texts()["a"] == "The first."
+    assert open_store(path, ABOUT | {"a": other}).texts()["a"] == "The second."
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_lines_of_clips_that_are_not_asked_for_do_not_count(path: Path) -> None:
+    """Such as those of test clips, whoever wrote the file."""
     store = open_store(path)
-    store.append(0, [record(name) for name in ("a", "b", "gone")])
-    store.check_split({"a": "train", "b": "val", "c": "test"}, ("train", "val"))
-    with pytest.raises(
-        ValueError,
-        match=re.escape(
-            f"Rationale file {path} holds 1 clips outside train and val (first: b of test), so it "
-            "was made for another division of the clips. Set data.rationale_file to another file "
-            "to have it written anew."
-        ),
-    ):
-        store.check_split({"a": "train", "b": "test"}, ("train", "val"))
+    store.append(0, [record("a"), record("b"), record("z")])
+    store.merge("ab")
+    training = open_store(path, {name: ABOUT[name] for name in "ab"})
+    assert sorted(training.texts()) == ["a", "b"]
+    assert training.undecodable() == set()
+    training.merge("ba")
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == list("baz")
+
+
+def test_lines_that_do_not_say_what_they_are_about(path: Path) -> None:
+    """A file of the user's own; in one that rbft named, such a line is no proof."""
+    path.parent.mkdir()
+    lines = [record("a", "By id."), record("z", "Foreign."), record("b") | ABOUT["b"]]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    clips = {name: ABOUT[name] for name in "abc"}
+    assert open_store(path, clips).missing("abc") == ["a", "c"]
+    store = open_store(path, clips, by_id=True)
+    assert store.missing("abc") == ["c"]
+    assert store.texts()["a"] == "By id."
+    assert store.unproven == ["a"]
+    # A line that says so wins over one that does not.
+    path.write_text(path.read_text() + json.dumps(record("a", "Proven.") | ABOUT["a"]) + "\n")
+    store = open_store(path, clips, by_id=True)
+    assert (store.texts()["a"], store.unproven) == ("Proven.", [])
 
 
 @given(
@@ -310,9 +371,6 @@ def test_mix_without_self_generated_ones() -> None:
         mix({}, {}, 1.0, ["a"], 0)
 
 
-CLIPS = [f"clip {number}" for number in range(12)]
-
-
 class StoreMachine(RuleBasedStateMachine):
     """Writes by two processes, kills, restarts and merges in any order lose and repeat nothing."""
 
@@ -337,7 +395,8 @@ class StoreMachine(RuleBasedStateMachine):
     def killed_while_appending(self, rank: int, data: st.DataObject, text: str) -> None:
         records = self._todo(rank, 3, text)
         self.stores[rank].append(rank, records)
-        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode()
+        whole_lines = [json.dumps(r | ABOUT[r["id"]], ensure_ascii=False) for r in records]
+        lines = "".join(f"{line}\n" for line in whole_lines).encode()
         kept = data.draw(st.integers(0, len(lines)))
         part = self.path.with_name(f"x.jsonl.part{rank}")
         if records:

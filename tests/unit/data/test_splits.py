@@ -10,6 +10,7 @@ from rbft.data.splits import (
     carve,
     check_classes,
     check_known,
+    empty_classes,
     read_splits,
     split_by_hash,
     split_name,
@@ -109,6 +110,20 @@ def test_check_classes():
     with pytest.raises(ValueError, match=re.escape(f"{message} has 2 a, 0 b.")):
         check_classes(clips, ("a", "b"), "here")
     check_classes([replace(clip, split="test") for clip in clips], ("a", "b", "c"), "here")
+
+
+def test_classes_that_a_scored_split_has_no_clip_of():
+    classes = ("a", "b", "c", "d")
+    train = [Row(f"train{label}", label) for label in range(4)]
+    assert empty_classes(train, classes, "here") == []
+    tests = [Row(f"test{label}", label, "test") for label in range(4)]
+    assert empty_classes([*train, *tests], classes, "here") == []
+    assert empty_classes([*train, *tests[1:3], Row("v", 0, "val")], classes, "here") == [
+        "here has no val clip of b, c, d: there is no F1 of that, and the macro F1 is the mean "
+        "over a.",
+        "here has no test clip of a, d: there is no F1 of that, and the macro F1 is the mean over "
+        "b, c.",
+    ]
 
 
 @pytest.mark.parametrize("header", ["Title,split", "id,split", "id,more,split"])

@@ -14,12 +14,23 @@ from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.results import ResultsWriter
 from rbft.collator import IGNORED
 from rbft.data.base import REPLACEMENTS, Clip, ClipDataset, Example
-from rbft.data.rationales import UNDECODABLE, RationaleStore
+from rbft.data.rationales import UNDECODABLE, RationaleStore, about
 from rbft.data.sampler import Draw
 from rbft.data.video import Video, VideoError
 from rbft.module import RBFTModule
 from rbft.rationalize import RationaleWriter, rationalize
-from tests.examples import CARD, MODULE_SETTINGS, Damaged, clips, module, random_video, trainer
+from tests.examples import (
+    CARD,
+    MODULE_SETTINGS,
+    Damaged,
+    Texts,
+    clips,
+    collator,
+    module,
+    random_video,
+    rationale,
+    trainer,
+)
 
 
 def reason(clip: Clip) -> str:
@@ -57,6 +68,7 @@ def test_a_clip_without_rationale_is_replaced_too() -> None:
     data = dataset([], tokens=[1] * 6)
     del data.rationales["train_0"]  # type: ignore[attr-defined]
     got = data[Draw(0)]
+    assert got.draw == Draw(0 + 2)
     assert (got.clip.id, got.rationale) == ("train_2", "text")
     assert "train_0.mp4 could not be decoded when rationales were written." in got.error
 
@@ -81,8 +93,6 @@ def test_the_loss_stays_normalised(tmp_path: Path, qwen: Path, stage: str) -> No
     yard = Damaged(
         tmp_path / "card.yaml", {"train": 8}, damaged=["train_3", "train_6"], class_weights=True
     )
-    from tests.examples import collator
-
     yard.collators = {"train": collator(qwen, learn=stage)}
     for epoch in (list(yard.train_dataloader()),):
         for first in range(0, len(epoch), 4):
@@ -92,6 +102,56 @@ def test_the_loss_stays_normalised(tmp_path: Path, qwen: Path, stage: str) -> No
             )
             assert float(tokens) == pytest.approx(float(batches[0].total))
         assert sum(bool(error) for batch in epoch for error in batch.errors) == 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("cut", [[], ["train_0", "train_5"]])
+def test_a_clip_that_stage_0_could_not_describe_has_its_share(
+    tmp_path: Path, qwen: Path, cut: list[str]
+) -> None:
+    """The one in its place weighs 1, as if it stood there itself, and the total is exact."""
+    yard = Damaged(tmp_path / "card.yaml", {"train": 8}, damaged=["train_1"], class_weights=True)
+    texts = {clip.id: rationale(clip) * (number + 1) for number, clip in enumerate(clips(8))}
+    # train_3 lacks one too, so that train_5 is the next of the class of train_1.
+    lost = {"train_1", "train_3", "train_6"}
+    yard.store = Texts({n: t for n, t in texts.items() if n not in lost}, cut, lost)  # type: ignore[assignment]
+    make = collator(qwen, learn="rationale")
+    yard.collators = {"train": make}
+    epoch: list[Any] = list(yard.train_dataloader())
+    assert yard.rationale_counts()["learnt"] == 5
+    tokens, stand_ins = 0, []
+    for batch in epoch:
+        own = (batch.answer.labels != IGNORED).sum(-1)
+        tokens += int((own * batch.weight).sum())
+        stand_ins += [
+            yard.clips("train")[index].id
+            for index, error in zip(batch.index.tolist(), batch.errors, strict=True)
+            if error
+        ]
+        assert batch.weight.tolist() == [1.0] * len(batch)
+    assert sorted(stand_ins) == ["train_0", "train_5", "train_5"]
+    expected = [0, 5, 2, 5, 4, 5, 0, 7]
+    whole = [make.answer_tokens(clips(8)[n], texts[f"train_{n}"]) for n in expected]
+    ends = sum(f"train_{n}" in cut for n in expected)
+    assert tokens == sum(whole) - ends
+    for first in (0, 4):  # global batches of four
+        totals = {float(batch.total) for batch in epoch[first : first + 4]}
+        counted = sum(
+            float(((b.answer.labels != IGNORED).sum(-1) * b.weight).sum())
+            for b in epoch[first : first + 4]
+        )
+        assert totals == {counted}
+
+
+def test_a_clip_whose_class_has_no_rationale_at_all(tmp_path: Path) -> None:
+    yard = Damaged(tmp_path / "card.yaml", {"train": 4}, damaged=[])
+    texts = {"train_0": "word", "train_2": "word"}
+    lost = {"train_1", "train_3"}
+    yard.store = Texts(texts, (), lost)  # type: ignore[assignment]
+    from tests.unit.data.test_base import Ids
+
+    yard.collators = {"train": Ids(needs_rationales=True)}
+    with pytest.raises(ValueError, match=r"No other clip can take the place of train_[13]: "):
+        list(yard.train_dataloader())
 
 
 class Logged(Callback):
@@ -130,7 +190,7 @@ def test_an_undecodable_clip_is_wrong_and_named(
     tmp_path: Path, qwen: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     yard = Damaged(tmp_path / "card.yaml", {"test": 4}, damaged=["test_2"], eval_batch_size=3)
-    writer = ResultsWriter(tmp_path / "label", "test", {})
+    writer = ResultsWriter(tmp_path / "label/test.json", "test", {})
     trainer(tmp_path, callbacks=[writer, Pictures("", {})]).test(module(qwen), yard, verbose=False)
     result = json.loads((tmp_path / "label/test.json").read_text())
     assert (result["n_undecodable"], result["undecodable"]) == (1, ["test_2"])
@@ -154,13 +214,14 @@ def test_stage_0_notes_what_it_could_not_describe(
 ) -> None:
     yard = Damaged(tmp_path / "card.yaml", {"train": 4}, damaged=["train_1"])
     names = ("texts.jsonl", "others.jsonl")
-    stores = [RationaleStore(tmp_path / name, {}) for name in names]
+    clips = {c.id: about(yard.video_digest(c), None, None, "") for c in yard.clips("train")}
+    stores = [RationaleStore(tmp_path / name, {}, clips) for name in names]
     worker = trainer(tmp_path, callbacks=[RationaleWriter(stores)])
     model = module(qwen, "rationale")
     model.cards = [CARD, CARD.using("less")]
     rationalize(worker, model, yard, stores, yard.clips("train"))
     for name in names:
-        yard.store = RationaleStore(tmp_path / name, {})
+        yard.store = RationaleStore(tmp_path / name, {}, clips)
         assert yard.store.undecodable() == {"train_1"}
         assert yard.store.missing([clip.id for clip in yard.clips("train")]) == []
         assert yard.store.records["train_1"]["finish"] == UNDECODABLE

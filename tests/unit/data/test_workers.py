@@ -40,7 +40,7 @@ class Report:
     needs_rationales = False
     learns_class = True
 
-    def answer_tokens(self, clip: Clip, rationale: str | None) -> int:
+    def answer_tokens(self, clip: Clip, rationale: str | None, cut: bool = False) -> int:
         return 1
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:

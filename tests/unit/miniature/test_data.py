@@ -51,10 +51,10 @@ def test_clips_are_made_on_first_use(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"train_size": 0}, r"data.train_size \(0\) must be at least 1."),
-        ({"val_size": -1}, r"data.val_size \(-1\) must be at least 0."),
-        ({"test_size": 0}, r"data.test_size \(0\) must be at least 1."),
-        ({"clip_seed": -2}, r"data.clip_seed \(-2\) must be at least 0."),
+        ({"train_size": 0}, r"data.train_size \(0\) must be 1 or more."),
+        ({"val_size": -1}, r"data.val_size \(-1\) must be 0 or more."),
+        ({"test_size": 0}, r"data.test_size \(0\) must be 1 or more."),
+        ({"clip_seed": -2}, r"data.clip_seed \(-2\) must be from 0 to 4294967295."),
     ],
 )
 def test_impossible_sizes_are_errors(wrong, message):
