@@ -4,7 +4,7 @@ import csv
 import glob
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from rbft.files import write_json, write_text
 class PredictionWriter(Callback):
     """Writes a line per video as it comes, and takes up what an interrupted run left.
 
-    A line holds id, path, label, the probability of each class, the margin between the two most
-    probable ones, and as far as there is: what the model wrote (`text`), its `rationale`, or the
-    `error` of a video that cannot be decoded. In the end the lines stand in the order of the
+    A line holds id, path, digest of the video, label, the probability of each class, the margin
+    between the two most probable ones, and as far as there is: what the model wrote (`text`), its
+    `rationale`, or the `error` of a video that cannot be decoded. A line about a file whose content
+    has changed since does not count. In the end the lines stand in the order of the
     videos, and the same as a table in a .csv file beside them. With several processes each writes
     into a part file of its own until then.
 
@@ -29,6 +30,7 @@ class PredictionWriter(Callback):
         classes: Names of the classes.
         made_from: What determines the predictions, kept beside the output. What an existing
             output was made from must be equal.
+        content: Gives the digest of a clip's file; None where it cannot be read.
 
     Raises:
         ValueError: If the output was made from something else, by something else, or of videos
@@ -41,6 +43,7 @@ class PredictionWriter(Callback):
         clips: Sequence[Clip],
         classes: Sequence[str],
         made_from: dict[str, Any],
+        content: Callable[[Clip], str | None],
     ) -> None:
         if output.suffix != ".jsonl":
             raise ValueError(
@@ -52,9 +55,10 @@ class PredictionWriter(Callback):
         for clip in clips:
             first.setdefault(clip.path, clip)
         self.clips = list(first.values())
+        self.videos = {str(clip.path): content(clip) for clip in self.clips}
         self.made_from = json.loads(json.dumps(made_from))
+        self._check(self._read(stale=True))
         rows = self._read()
-        self._check(rows)
         self.todo = [
             clip for clip in self.clips if "error" in rows.get(str(clip.path), {"error": ""})
         ]
@@ -105,7 +109,13 @@ class PredictionWriter(Callback):
         found = self._read()
         rows = [found[str(clip.path)] for clip in self.clips]
         write_text(self.output, "".join(map(_line, rows)))
-        columns = ["id", "path", "label", *(f"probability_{name}" for name in self.classes)]
+        columns = [
+            "id",
+            "path",
+            "video",
+            "label",
+            *(f"probability_{name}" for name in self.classes),
+        ]
         columns += ["margin", "text", "rationale", "error"]
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, columns, extrasaction="ignore", lineterminator="\n")
@@ -121,7 +131,9 @@ class PredictionWriter(Callback):
 
     def _row(self, outputs: Any, batch: Any, place: int) -> dict[str, Any]:
         clip = self.todo[int(batch.index[place])]
-        row: dict[str, Any] = {"id": clip.id, "path": str(clip.path), "label": None}
+        path = str(clip.path)
+        row: dict[str, Any] = {"id": clip.id, "path": path, "video": self.videos[path]}
+        row["label"] = None
         if batch.errors[place]:
             return {**row, "error": batch.errors[place]}
         row["label"] = [*self.classes, None][int(outputs.prediction[place])]
@@ -145,8 +157,12 @@ class PredictionWriter(Callback):
     def _parts(self) -> list[Path]:
         return sorted(self.output.parent.glob(f"{glob.escape(self.output.name)}.part[0-9]*"))
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        """Line by path; a prediction wins over an error, a later line over an earlier one."""
+    def _read(self, *, stale: bool = False) -> dict[str, dict[str, Any]]:
+        """Line by path; a prediction wins over an error, a later line over an earlier one.
+
+        Args:
+            stale: Also lines about files whose content has changed since.
+        """
         rows: dict[str, dict[str, Any]] = {}
         for file in [self.output, *self._parts()] if self.output.exists() else self._parts():
             # What stands after the last line break was cut off by a crash.
@@ -159,6 +175,8 @@ class PredictionWriter(Callback):
                         f"{file}, line {number} is no prediction. Remove the line, or name "
                         "another --output."
                     ) from error
+                if not stale and row.get("video") != self.videos.get(path):
+                    continue  # another video stood there
                 if path not in rows or "error" not in row or "error" in rows[path]:
                     rows[path] = row
         return rows

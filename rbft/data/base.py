@@ -396,6 +396,12 @@ class VideoDataModule(LightningDataModule):
             return row.digest
         return file_digest(clip.path, self.cache_folder)
 
+    def content(self, clip: Clip) -> str | None:
+        """Content digest of a clip's file as it is now; None where it cannot be read."""
+        with suppress(OSError):
+            return self.video_digest(clip)
+        return None
+
     def decode(self, clip: Clip) -> Video:
         """Frames of a clip.
 

@@ -8,16 +8,20 @@ import pytest
 from lightning.pytorch import Callback
 
 from rbft.callbacks.predictions import PredictionWriter
-from rbft.data.base import Clip
+from rbft.data.base import Clip, VideoDataModule
 from rbft.data.video import Video, VideoError
 from tests.examples import CARD, Yard, clips, module, trainer
+
+
+def content(clip: Clip) -> str:
+    return f"content of {clip.id}"
 
 
 def predict(folder: Path, work: Path, **settings: Any) -> list[dict[str, Any]]:
     """Predicts five clips and reads the lines; a second call goes on with the same file."""
     yard = Yard(work / "card.yaml", {"test": 5}, eval_batch_size=2)
     output = work / "new/predictions.jsonl"
-    writer = PredictionWriter(output, yard.clips("test"), CARD.classes, {"weights": "abc"})
+    writer = PredictionWriter(output, yard.clips("test"), CARD.classes, {"weights": "abc"}, content)
     yard.predict_clips = writer.todo
     trainer(work, callbacks=[writer]).predict(
         module(folder, **settings), datamodule=yard, return_predictions=False
@@ -67,7 +71,7 @@ def again(
     yard = Damaged(work / "card.yaml", {"test": 5}, eval_batch_size=2)
     yard.damaged = damaged
     videos = [replace(clip, split="predict") for clip in yard.clips("test")]
-    writer = PredictionWriter(work / OUTPUT, videos, CARD.classes, {"weights": "abc"})
+    writer = PredictionWriter(work / OUTPUT, videos, CARD.classes, {"weights": "abc"}, content)
     yard.predict_clips = writer.todo
     model = module(folder)
     model.explain = explain
@@ -102,7 +106,7 @@ def test_an_interrupted_run_goes_on(qwen: Path, tmp_path: Path) -> None:
     assert [row["id"] for row in rows] == [row["id"] for row in whole]
     for row, known in zip(rows, whole, strict=True):  # batches of other sizes round otherwise
         assert row["probabilities"] == pytest.approx(known["probabilities"], abs=2e-6)
-    done = PredictionWriter(work / OUTPUT, writer.clips, CARD.classes, {"weights": "abc"})
+    done = PredictionWriter(work / OUTPUT, writer.clips, CARD.classes, {"weights": "abc"}, content)
     assert done.todo == []
 
 
@@ -112,13 +116,14 @@ def test_an_undecodable_video_has_an_error_and_is_tried_again(qwen: Path, tmp_pa
     assert rows[1] == {
         "id": "test_1",
         "path": "test_1.mp4",
+        "video": "content of test_1",
         "label": None,
         "error": "Video test_1.mp4 is damaged.",
     }
     text = (tmp_path / OUTPUT).with_suffix(".csv").read_text(encoding="utf-8")
     table = list(csv.DictReader(text.splitlines()))
     assert list(table[0]) == [
-        *("id", "path", "label", "probability_quiet", "probability_alarm", "margin"),
+        *("id", "path", "video", "label", "probability_quiet", "probability_alarm", "margin"),
         *("text", "rationale", "error"),
     ]
     assert [row["error"] for row in table] == ["", "Video test_1.mp4 is damaged.", "", "", ""]
@@ -139,9 +144,12 @@ def test_a_rationale_on_request(qwen: Path, tmp_path: Path) -> None:
 
 def test_parts_of_several_processes_are_joined(tmp_path: Path) -> None:
     output, every = tmp_path / "p.jsonl", clips(4)
-    writer = PredictionWriter(output, [*every, every[0]], CARD.classes, {})
+    writer = PredictionWriter(output, [*every, every[0]], CARD.classes, {}, content)
     for rank in (0, 1):
-        rows = [{"id": c.id, "path": str(c.path), "label": "quiet"} for c in every[rank::2]]
+        rows = [
+            {"id": c.id, "path": str(c.path), "video": content(c), "label": "quiet"}
+            for c in every[rank::2]
+        ]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"p.jsonl.part{rank}").write_text(text)
     writer.finish()
@@ -172,10 +180,44 @@ def test_a_file_of_something_else_is_left_alone(
     (tmp_path / "p.jsonl").write_text(kept)
     (tmp_path / "p.provenance.json").write_text('{"weights": "a"}')
     with pytest.raises(ValueError, match=message):
-        PredictionWriter(tmp_path / "p.jsonl", clips(2), CARD.classes, made_from)
+        PredictionWriter(tmp_path / "p.jsonl", clips(2), CARD.classes, made_from, content)
     assert (tmp_path / "p.jsonl").read_text() == kept
 
 
 def test_the_output_is_a_file_of_json_lines(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"p\.csv must end in \.jsonl; .* goes to p\.csv beside"):
-        PredictionWriter(tmp_path / "p.csv", clips(2), CARD.classes, {})
+        PredictionWriter(tmp_path / "p.csv", clips(2), CARD.classes, {}, content)
+
+
+def test_a_video_that_has_changed_since_is_predicted_anew(tmp_path: Path) -> None:
+    """Its path is the same."""
+    videos, output = clips(3), tmp_path / "p.jsonl"
+    lines = [
+        {"id": clip.id, "path": str(clip.path), "video": content(clip), "label": "quiet"}
+        for clip in videos
+    ]
+    lines[1]["video"] = "what stood there before"
+    del lines[2]["video"]  # of an earlier version
+    output.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    output.with_suffix(".provenance.json").write_text("{}", encoding="utf-8")
+    writer = PredictionWriter(output, videos, CARD.classes, {}, content)
+    assert writer.todo == videos[1:]
+    # A new line of an error wins over an old one of what is no longer there.
+    error = {"id": "train_1", "path": "train_1.mp4", "video": content(videos[1]), "error": "x"}
+    lines = [*lines[:2], error, {**lines[2], "video": content(videos[2])}]
+    output.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    assert writer.finish() == 1
+    found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [line.get("error") for line in found] == [None, "x", None]
+
+
+def test_a_video_that_cannot_be_read_has_no_digest(tmp_path: Path) -> None:
+
+    class Files(Yard):
+        video_digest = VideoDataModule.video_digest
+
+    files = Files(tmp_path / "card.yaml", {"test": 1})
+    there = Clip("there", tmp_path / "there.mp4", None, "predict")
+    assert files.content(there) is None
+    there.path.write_bytes(b"x")
+    assert files.content(there) == files.video_digest(there)

@@ -14,6 +14,11 @@ from rbft.callbacks.predictions import PredictionWriter
 from rbft.module import Classified
 from tests.examples import clips, trainer
 
+
+def content(clip: Any) -> str:
+    return clip.id
+
+
 CLASSES = ("quiet", "alarm", "fire")
 MADE_FROM = {
     "weights": "abc",
@@ -27,7 +32,7 @@ def test_the_margin_is_to_the_second_of_three_classes(tmp_path: Path) -> None:
     shares = torch.tensor([[0.2, 0.5, 0.3], [0.7, 0.05, 0.25], [0.1, 0.1, 0.8]])
     outputs = Classified(shares.argmax(-1), shares.log(), ["", "", ""])
     batch = SimpleNamespace(index=torch.tensor([2, 0, 1]), weight=torch.ones(3), errors=[""] * 3)
-    writer = PredictionWriter(tmp_path / "p.jsonl", clips(3), CLASSES, MADE_FROM)
+    writer = PredictionWriter(tmp_path / "p.jsonl", clips(3), CLASSES, MADE_FROM, content)
     run, model = trainer(tmp_path), LightningModule()
     writer.on_predict_start(run, model)
     writer.on_predict_batch_end(run, model, outputs, batch, 0)
@@ -54,11 +59,14 @@ def test_predictions_made_otherwise_are_not_continued(
     tmp_path: Path, other: dict[str, Any], said: str
 ) -> None:
     output = tmp_path / "p.jsonl"
-    writer = PredictionWriter(output, clips(2), CLASSES, MADE_FROM)
+    writer = PredictionWriter(output, clips(2), CLASSES, MADE_FROM, content)
     writer.on_predict_start(trainer(tmp_path), LightningModule())
-    line = json.dumps({"id": "train_0", "path": "train_0.mp4", "label": "quiet"}) + "\n"
+    line = (
+        json.dumps({"id": "train_0", "path": "train_0.mp4", "video": "train_0", "label": "quiet"})
+        + "\n"
+    )
     output.write_text(line)
-    assert len(PredictionWriter(output, clips(2), CLASSES, MADE_FROM).todo) == 1
+    assert len(PredictionWriter(output, clips(2), CLASSES, MADE_FROM, content).todo) == 1
     with pytest.raises(ValueError, match=re.escape(f"were made otherwise ({said}). Name another")):
-        PredictionWriter(output, clips(2), CLASSES, {**MADE_FROM, **other})
+        PredictionWriter(output, clips(2), CLASSES, {**MADE_FROM, **other}, content)
     assert output.read_text() == line
