@@ -15,11 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+from rbft.screen import say
+
 # 128 bits, which nobody makes two files for. SHA-256 is the fastest secure hash where the
 # processor has instructions for it: 1.8 GB/s a thread against 0.9 of BLAKE2b and 0.8 of SHA-512.
 LENGTH = 32
 THREADS = 8  # files that are read at a time; hashlib lets other threads run
 FILE = "digests.jsonl"
+ANNOUNCED_BYTES = 2e9  # as much takes seconds to minutes
 # A file that changed so short ago may change again within the same tick of its time of change.
 RECENT_NS = 2_000_000_000
 
@@ -75,7 +78,12 @@ def folder_digest(
     Raises:
         OSError: If a file cannot be read.
     """
-    ordered = sorted(names)
+    ordered, kept = sorted(names), _kept_in(cache_folder or default_cache())
+    size = sum(
+        file.stat().st_size for file in (folder / n for n in ordered) if not kept.knows(file)
+    )
+    if size > ANNOUNCED_BYTES:
+        say(f"Reading {folder} once ({size / 1e9:.1f} GB), to know its weights by their content.")
     with ThreadPoolExecutor(THREADS) as pool:
         digests = pool.map(lambda name: file_digest(folder / name, cache_folder), ordered)
         content = [list(zip(ordered, digests, strict=True)), list(facts)]
@@ -85,6 +93,14 @@ def folder_digest(
 def identity(status: os.stat_result) -> tuple[int, int, int]:
     """What changes with a file as far as the file system tells: size, time of change, inode."""
     return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+Key = tuple[str, int, int, int]
+
+
+def _key(path: Path) -> Key:
+    whole = path.resolve()
+    return (str(whole), *identity(whole.stat()))
 
 
 class DigestCache:
@@ -99,21 +115,22 @@ class DigestCache:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._known: dict[tuple[str, int, int, int], str] = {}
+        self._known: dict[Key, str] = {}
         self._read_until = 0
         self._complained = False
         self._lock = threading.Lock()
+
+    def knows(self, path: Path) -> bool:
+        """Whether the file's digest is there without reading it."""
+        return self._find(_key(path)) is not None
 
     def digest(self, path: Path) -> str:
         """See `file_digest`."""
         whole = path.resolve()
         before = whole.stat()
         key = (str(whole), *identity(before))
-        with self._lock:
-            if key not in self._known:
-                self._read_news()
-            if key in self._known:
-                return self._known[key]
+        if known := self._find(key):
+            return known
         settled = before.st_mtime_ns < time.time_ns() - RECENT_NS
         made = hash_file(whole)
         if settled and identity(whole.stat()) == identity(before):
@@ -121,6 +138,12 @@ class DigestCache:
                 self._known[key] = made
                 self._note(key, made)
         return made
+
+    def _find(self, key: Key) -> str | None:
+        with self._lock:
+            if key not in self._known:
+                self._read_news()
+            return self._known.get(key)
 
     def _read_news(self) -> None:
         """Reads the lines that came since the last time."""
@@ -152,7 +175,7 @@ class DigestCache:
                 self.file,
             )
 
-    def _note(self, key: tuple[str, int, int, int], digest: str) -> None:
+    def _note(self, key: Key, digest: str) -> None:
         names = ("path", "size", "mtime_ns", "inode")
         line = json.dumps({**dict(zip(names, key, strict=True)), "digest": digest})
         try:

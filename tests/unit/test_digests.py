@@ -220,3 +220,21 @@ def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("RBFT_CACHE", "")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     assert default_cache() == tmp_path / ".cache" / "rbft"
+
+
+def test_a_long_read_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("rbft.digests.ANNOUNCED_BYTES", 10)
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(bytes(8))
+        os.utime(tmp_path / name, (1, 1))
+    cache = tmp_path / "cache"
+    folder_digest(tmp_path, ["a"], cache_folder=cache)
+    assert capsys.readouterr().out == ""
+    folder_digest(tmp_path, ["a", "b"], cache_folder=cache)  # 8 bytes are known
+    assert capsys.readouterr().out == ""
+    folder_digest(tmp_path, ["a", "b"], cache_folder=tmp_path / "other")
+    assert capsys.readouterr().out == (
+        f"Reading {tmp_path} once (0.0 GB), to know its weights by their content.\n"
+    )
