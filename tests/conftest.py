@@ -6,11 +6,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the loaders fork
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 
 from tests.tiny import FAMILY_NAMES, merge_punctuation, tiny_backbone
 
@@ -29,6 +31,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     del os.environ["RBFT_CACHE"]
     if before is not None:
         os.environ["RBFT_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """What a test draws depends on nothing that ran before it."""
+    random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

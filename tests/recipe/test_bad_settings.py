@@ -1,7 +1,6 @@
 """Bad settings end at once, say what to do, and leave nothing behind."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -285,12 +284,9 @@ def test_missing_videos_are_counted(folder, qwen, capsys):
     assert content(folder) == before
 
 
-def test_a_process_ends_within_seconds(folder, qwen):
-    started = time.monotonic()
-    process = rbft_process(folder, "fit", *small(qwen), "--model.stage=lable", timeout=120)
+def test_a_process_says_no_more_than_what_is_wrong(folder, qwen):
+    process = rbft_process(folder, "fit", *small(qwen), "--model.stage=lable")
     assert process.returncode == 2
     assert process.stderr.startswith("error: There is no stage 'lable'")
     assert process.stdout == ""
-    # Most of it is the import of torch and lightning; 7 s on an idle core.
-    assert time.monotonic() - started < 60
     assert not (folder / "lightning_logs").exists()
