@@ -28,6 +28,7 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.provider import OperatorProvider
 
 ROOT = Path(__file__).parents[1]
+FEW = 3  # faults that are drawn of a file at least
 # What takes long to import, and the tests need.
 LIBRARIES = """
 av beartype bitsandbytes hypothesis jaxtyping jsonargparse lightning.pytorch lightning.pytorch.cli
@@ -185,39 +187,59 @@ class Mutant:
         return hashlib.sha256(f"{self.operator}\n{self.text}".encode()).hexdigest()[:16]
 
 
-def mutants(file: str) -> list[Mutant]:
-    """Every fault that the operators find in a file; what is no Python any more is left out."""
-    source = (ROOT / file).read_text(encoding="utf-8")
-    nodes = list(ast_nodes(get_ast(source)))
+Fault = tuple[str, int]  # operator, and which of the places where it finds something to change
+
+
+def faults(file: str) -> list[Fault]:
+    """Every fault that the operators find in a file."""
+    nodes = list(ast_nodes(get_ast((ROOT / file).read_text(encoding="utf-8"))))
     found = []
     for name in OPERATORS:
         made = operator(name)
         places = sum(1 for node in nodes for _ in made.mutation_positions(node))
-        for occurrence in range(places):
-            text: Any = mutate_code(source, operator(name), occurrence)
-            with contextlib.suppress(SyntaxError):
-                compile(text, file, "exec")
-                before, after = source.splitlines(), text.splitlines()
-                changes = [
-                    (i, before[i:j], after[k:m])
-                    for tag, i, j, k, m in difflib.SequenceMatcher(
-                        None, before, after, autojunk=False
-                    ).get_opcodes()
-                    if tag != "equal"
-                ]
-                was = " ".join(line.strip() for _, lines, _ in changes for line in lines)
-                becomes = " ".join(line.strip() for _, _, lines in changes for line in lines)
-                found.append(Mutant(file, name, occurrence, changes[0][0] + 1, was, becomes, text))
+        found += [(name, occurrence) for occurrence in range(places)]
     return found
 
 
-def sample(every: dict[str, list[Mutant]], count: int, seed: int) -> list[Mutant]:
-    """A drawn part, from each file in proportion to its faults, at least one."""
-    total = sum(map(len, every.values()))
-    chosen: list[Mutant] = []
-    for file, found in sorted(every.items()):
-        share = min(len(found), max(1, round(count * len(found) / total))) if found else 0
-        chosen += random.Random(f"{seed} {file}").sample(found, share)
+def mutant(file: str, fault: Fault) -> Mutant | None:
+    """The file with a fault in it; None where that is no Python any more."""
+    name, occurrence = fault
+    source = (ROOT / file).read_text(encoding="utf-8")
+    try:
+        text: Any = mutate_code(source, operator(name), occurrence)
+        compile(text, file, "exec")
+    except (SyntaxError, AttributeError):  # no names in `except (one.two, three)`
+        return None
+    before, after = source.splitlines(), text.splitlines()
+    match = difflib.SequenceMatcher(None, before, after, autojunk=False)
+    changes = [
+        (i, before[i:j], after[k:m]) for tag, i, j, k, m in match.get_opcodes() if tag != "equal"
+    ]
+    was = " ".join(line.strip() for _, lines, _ in changes for line in lines)
+    becomes = " ".join(line.strip() for _, _, lines in changes for line in lines)
+    return Mutant(file, name, occurrence, changes[0][0] + 1, was, becomes, text)
+
+
+def sample(plan: "Plan", count: int | None, seed: int, files: Sequence[str]) -> list[Mutant]:
+    """A drawn part of the faults of all files, or all.
+
+    Args:
+        plan: Names the files and their weights.
+        count: About how many; each file has a share in proportion to its faults times its weight,
+            and at least `FEW`. None takes every fault.
+        seed: Of what is drawn.
+        files: Those of which the drawn faults are returned; what is drawn of one does not depend
+            on which others are named.
+    """
+    known = {file: faults(file) for file in (plan.files if count else files)}
+    sizes = {file: len(found) * plan.weight(file) for file, found in known.items()}
+    chosen = []
+    for file in sorted(files):
+        order = random.Random(f"{seed} {file}").sample(known[file], len(known[file]))
+        made = (found for fault in order if (found := mutant(file, fault)) is not None)
+        if count is not None:
+            made = islice(made, max(FEW, round(count * sizes[file] / sum(sizes.values()))))
+        chosen += made
     return chosen
 
 
@@ -346,6 +368,10 @@ class Plan:
         """What pytest is called with, from tests/."""
         return self.files[file]["tests"]
 
+    def weight(self, file: str) -> float:
+        """How many times larger than its size the file's share of what is drawn is."""
+        return self.files[file].get("weight", 1)
+
     def known(self, fault: dict[str, Any]) -> str | None:
         """ "equivalent" or "gpu" where a fault is listed, see the file's head; else None."""
         for kind in ("equivalent", "gpu"):
@@ -398,12 +424,12 @@ def main() -> None:
     given = parser.parse_args()
     os.chdir(ROOT)
     plan = Plan()
-    every = {file: mutants(file) for file in given.files or plan.files}
+    files = given.files or list(plan.files)
     if given.list:
-        sys.stdout.write("".join(f"{len(found):5} {file}\n" for file, found in every.items()))
+        found = {file: len(faults(file)) for file in files}
+        sys.stdout.write("".join(f"{number:5} {file}\n" for file, number in found.items()))
         return
-    everything = [mutant for found in every.values() for mutant in found]
-    chosen = sample(every, given.count, given.seed) if given.count else everything
+    chosen = sample(plan, given.count, given.seed, files)
     lines = given.out.read_text().splitlines() if given.out.exists() else []
     done = {row["key"]: row for row in map(json.loads, lines)}
     again = {"survived", "timeout"} if given.again else set()
