@@ -207,8 +207,11 @@ class Bench:
             return
         writer = step.callback(PredictionWriter)
         writer.on_predict_start(step.trainer, step.model)
-        lines = [{"id": c.id, "path": str(c.path), "label": "quiet"} for c in writer.todo]
-        writer.file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        for clip in writer.todo:
+            line = {"id": clip.id, "path": str(clip.path), "label": "quiet"}
+            line["video"] = writer.videos[str(clip.path)]
+            with writer.file.open("a") as stream:
+                stream.write(f"{json.dumps(line)}\n")
 
     @property
     def run(self) -> Path:
@@ -913,6 +916,10 @@ def test_what_predicting_is_handed(fitted, capsys):
     predict(fitted)
     assert fitted.steps == []
     assert f"3 of 3 videos stand in {output} already.\n" in capsys.readouterr().out
+    fitted.contents[step.data.predict_clips[1].id] = "another video at the same place"
+    predict(fitted)
+    assert [clip.path.name for clip in fitted.steps[0].data.predict_clips] == ["1.mp4"]
+    assert "2 of 3 videos stand in" in capsys.readouterr().out
 
 
 def test_weights_of_stage_one_are_asked_for_the_class(fitted):
