@@ -14,6 +14,7 @@ import rbft.cli
 from rbft.checkpoints import WholeCheckpoints
 from rbft.cli import main, quiet
 from rbft.miniature.data import Miniature
+from rbft.survival import Stopped
 from tests.recipe.runs import small
 
 
@@ -152,3 +153,44 @@ def test_what_is_kept_off_the_screen():
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_how_a_command_ends(monkeypatch, capsys, several, rank):
+    """Faults of ours keep their traceback; of several processes each prints it and leaves."""
+    left: list[int] = []
+    monkeypatch.setattr(rbft.cli, "leave", left.append)
+    monkeypatch.setattr(rbft.cli, "_get_rank", lambda: rank)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: several)
+
+    def end(error: BaseException) -> tuple[Any, str]:
+        def fail(_: Any) -> None:
+            raise error
+
+        left.clear()
+        monkeypatch.setattr(rbft.cli, "_run", fail)
+        with pytest.raises((SystemExit, RuntimeError)) as ended:
+            main([])
+        status = ended.value.code if isinstance(ended.value, SystemExit) else ended.value
+        return status, capsys.readouterr().err
+
+    fault = RuntimeError("boom")
+    status, said = end(fault)
+    if several:
+        assert (status, left) == (1, [1])
+        assert said.startswith("Traceback (most recent call last):\n")
+        assert said.endswith("RuntimeError: boom\n\n")
+    else:
+        assert (status, left, said) == (fault, [], "")
+    full = OSError(28, "No space left on device", "a.txt")
+    status, said = end(full)
+    assert (status, left) == (2, [2])
+    assert said.startswith("error: a.txt cannot be written: No space left on device.")
+    status, said = end(Stopped(15))
+    assert (status, left) == (143, [143])
+    assert said.startswith("stopped by SIGTERM") == (rank == 0)
+    status, said = end(SystemExit(2))
+    assert (status, left, said) == (2, [2], "")
+    status, said = end(SystemExit("no"))
+    assert (status, left, said) == ("no", [1], "")
