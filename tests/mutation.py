@@ -28,6 +28,7 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.provider import OperatorProvider
 
 ROOT = Path(__file__).parents[1]
+FEW = 3  # faults that are drawn of a file at least
 # What takes long to import, and the tests need.
 LIBRARIES = """
 av beartype bitsandbytes hypothesis jaxtyping jsonargparse lightning.pytorch lightning.pytorch.cli
@@ -185,39 +187,59 @@ class Mutant:
         return hashlib.sha256(f"{self.operator}\n{self.text}".encode()).hexdigest()[:16]
 
 
-def mutants(file: str) -> list[Mutant]:
-    """Every fault that the operators find in a file; what is no Python any more is left out."""
-    source = (ROOT / file).read_text(encoding="utf-8")
-    nodes = list(ast_nodes(get_ast(source)))
+Fault = tuple[str, int]  # operator, and which of the places where it finds something to change
+
+
+def faults(file: str) -> list[Fault]:
+    """Every fault that the operators find in a file."""
+    nodes = list(ast_nodes(get_ast((ROOT / file).read_text(encoding="utf-8"))))
     found = []
     for name in OPERATORS:
         made = operator(name)
         places = sum(1 for node in nodes for _ in made.mutation_positions(node))
-        for occurrence in range(places):
-            text: Any = mutate_code(source, operator(name), occurrence)
-            with contextlib.suppress(SyntaxError):
-                compile(text, file, "exec")
-                before, after = source.splitlines(), text.splitlines()
-                changes = [
-                    (i, before[i:j], after[k:m])
-                    for tag, i, j, k, m in difflib.SequenceMatcher(
-                        None, before, after, autojunk=False
-                    ).get_opcodes()
-                    if tag != "equal"
-                ]
-                was = " ".join(line.strip() for _, lines, _ in changes for line in lines)
-                becomes = " ".join(line.strip() for _, _, lines in changes for line in lines)
-                found.append(Mutant(file, name, occurrence, changes[0][0] + 1, was, becomes, text))
+        found += [(name, occurrence) for occurrence in range(places)]
     return found
 
 
-def sample(every: dict[str, list[Mutant]], count: int, seed: int) -> list[Mutant]:
-    """A drawn part, from each file in proportion to its faults, at least one."""
-    total = sum(map(len, every.values()))
-    chosen: list[Mutant] = []
-    for file, found in sorted(every.items()):
-        share = min(len(found), max(1, round(count * len(found) / total))) if found else 0
-        chosen += random.Random(f"{seed} {file}").sample(found, share)
+def mutant(file: str, fault: Fault) -> Mutant | None:
+    """The file with a fault in it; None where that is no Python any more."""
+    name, occurrence = fault
+    source = (ROOT / file).read_text(encoding="utf-8")
+    try:
+        text: Any = mutate_code(source, operator(name), occurrence)
+        compile(text, file, "exec")
+    except (SyntaxError, AttributeError):  # no names in `except (one.two, three)`
+        return None
+    before, after = source.splitlines(), text.splitlines()
+    match = difflib.SequenceMatcher(None, before, after, autojunk=False)
+    changes = [
+        (i, before[i:j], after[k:m]) for tag, i, j, k, m in match.get_opcodes() if tag != "equal"
+    ]
+    was = " ".join(line.strip() for _, lines, _ in changes for line in lines)
+    becomes = " ".join(line.strip() for _, _, lines in changes for line in lines)
+    return Mutant(file, name, occurrence, changes[0][0] + 1, was, becomes, text)
+
+
+def sample(plan: "Plan", count: int | None, seed: int, files: Sequence[str]) -> list[Mutant]:
+    """A drawn part of the faults of all files, or all.
+
+    Args:
+        plan: Names the files and their weights.
+        count: About how many; each file has a share in proportion to its faults times its weight,
+            and at least `FEW`. None takes every fault.
+        seed: Of what is drawn.
+        files: Those of which the drawn faults are returned; what is drawn of one does not depend
+            on which others are named.
+    """
+    known = {file: faults(file) for file in (plan.files if count else files)}
+    sizes = {file: len(found) * plan.weight(file) for file, found in known.items()}
+    chosen = []
+    for file in files:
+        order = random.Random(f"{seed} {file}").sample(known[file], len(known[file]))
+        made = (found for fault in order if (found := mutant(file, fault)) is not None)
+        if count is not None:
+            made = islice(made, max(FEW, round(count * sizes[file] / sum(sizes.values()))))
+        chosen += made
     return chosen
 
 
@@ -335,6 +357,31 @@ def _test(folder: Path, tests: Sequence[str], mutant: Mutant | None) -> None:
         os._exit(code)
 
 
+def notice(plan: "Plan", mutant: Mutant, limits: dict[tuple[str, ...], float]) -> dict[str, Any]:
+    """Runs the tests of a mutant's file, the slow ones only if the others notice nothing.
+
+    Args:
+        plan: Names the tests.
+        mutant: The fault.
+        limits: Seconds that tests may take; those that are not there are run without a fault first.
+
+    Returns:
+        See `run`.
+    """
+    result: dict[str, Any] = {}
+    for tests in filter(None, (plan.tests(mutant.file), plan.tests(mutant.file, "slow"))):
+        if tuple(tests) not in limits:
+            clean = run(tests, None, None)
+            if clean["outcome"] != "survived":
+                raise SystemExit(f"{tests} fail without a fault:\n{clean['said']}")
+            limits[tuple(tests)] = 60 + 4 * clean["seconds"]
+            sys.stdout.write(f"{', '.join(tests)}: {clean['seconds']} s without a fault\n")
+        result = run(tests, mutant, limits[tuple(tests)])
+        if result["outcome"] != "survived":
+            break
+    return result
+
+
 class Plan:
     """tests/mutation.yaml: each file's tests, and faults that they cannot notice."""
 
@@ -342,9 +389,13 @@ class Plan:
         text = (ROOT / "tests" / "mutation.yaml").read_text(encoding="utf-8")
         self.files: dict[str, dict[str, Any]] = yaml.safe_load(text)
 
-    def tests(self, file: str) -> list[str]:
-        """What pytest is called with, from tests/."""
-        return self.files[file]["tests"]
+    def tests(self, file: str, kind: str = "tests") -> list[str]:
+        """What pytest is called with, from tests/; `kind` "slow" gives those that come after."""
+        return self.files[file].get(kind, [])
+
+    def weight(self, file: str) -> float:
+        """How many times larger than its size the file's share of what is drawn is."""
+        return self.files[file].get("weight", 1)
 
     def known(self, fault: dict[str, Any]) -> str | None:
         """ "equivalent" or "gpu" where a fault is listed, see the file's head; else None."""
@@ -398,12 +449,12 @@ def main() -> None:
     given = parser.parse_args()
     os.chdir(ROOT)
     plan = Plan()
-    every = {file: mutants(file) for file in given.files or plan.files}
+    files = given.files or list(plan.files)
     if given.list:
-        sys.stdout.write("".join(f"{len(found):5} {file}\n" for file, found in every.items()))
+        found = {file: len(faults(file)) for file in files}
+        sys.stdout.write("".join(f"{number:5} {file}\n" for file, number in found.items()))
         return
-    everything = [mutant for found in every.values() for mutant in found]
-    chosen = sample(every, given.count, given.seed) if given.count else everything
+    chosen = sample(plan, given.count, given.seed, files)
     lines = given.out.read_text().splitlines() if given.out.exists() else []
     done = {row["key"]: row for row in map(json.loads, lines)}
     again = {"survived", "timeout"} if given.again else set()
@@ -411,16 +462,9 @@ def main() -> None:
     todo = [m for m in todo if not plan.known(asdict(m))]
     if todo:
         _prepare()
-    limits: dict[str, float] = {}
+    limits: dict[tuple[str, ...], float] = {}
     for number, mutant in enumerate(todo, start=1):
-        tests = plan.tests(mutant.file)
-        if mutant.file not in limits:
-            clean = run(tests, None, None)
-            if clean["outcome"] != "survived":
-                raise SystemExit(f"{tests} fail without a fault:\n{clean['said']}")
-            limits[mutant.file] = 60 + 4 * clean["seconds"]
-            sys.stdout.write(f"{mutant.file}: {clean['seconds']} s without a fault\n")
-        result = run(tests, mutant, limits[mutant.file])
+        result = notice(plan, mutant, limits)
         row = {"key": mutant.key, **asdict(mutant), **result}
         del row["text"], row["said"]
         done[mutant.key] = row

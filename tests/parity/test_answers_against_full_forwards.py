@@ -35,6 +35,20 @@ def test_the_words_are_of_several_tokens_and_end_the_turn(qwen: Path) -> None:
     assert collator(qwen).class_answers(LABEL) == [[269, END], [64, 292, END]]
 
 
+@pytest.mark.parametrize(("answers", "fed"), [([[64, 292, END], [END]], [2]), ([[269], [END]], [])])
+def test_no_token_is_fed_that_nothing_comes_after(
+    qwen: Path, answers: list[list[int]], fed: list[int]
+) -> None:
+    model, batch = module(qwen).backbone, collator(qwen, ask="label")(examples(2))
+    (read,) = read_prompts(model, [prompt_of(batch)], batch.video)
+    widths: list[int] = []
+    model.model.register_forward_pre_hook(
+        lambda module, args, given: widths.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    score_after(model, read, answers)
+    assert widths == fed
+
+
 @torch.no_grad()
 def full_forward(
     model: Any, ids: list[int], positions: Tensor, answer: list[int], video: dict[str, Tensor]

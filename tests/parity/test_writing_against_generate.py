@@ -93,6 +93,15 @@ def test_repetition_is_penalised_and_any_of_several_ids_ends_a_text(
     assert write_answers(model, prompt, batch.video, settings) == expected
 
 
+def test_a_score_below_zero_is_penalised_by_multiplying(qwen: Path) -> None:
+    model, make = module(qwen).backbone, collator(qwen, ask="rationale")
+    model.lm_head.register_forward_hook(lambda head, given, scores: scores - 100)
+    settings = writing(qwen, 8, eos_token_id=[-1], repetition_penalty=1.01)
+    batch = make(examples(3))
+    expected = one_by_one(qwen, model, 3, settings)
+    assert write_answers(model, prompt_of(batch), batch.video, settings) == expected
+
+
 def test_padding_is_no_repetition(qwen: Path) -> None:
     """What a clip's neighbours are changes no text, not even where the padding is written."""
     model, make = module(qwen).backbone, collator(qwen, ask="rationale")

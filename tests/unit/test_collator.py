@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from rbft.answers import find_class
 from rbft.collator import IGNORED, Transferable
@@ -45,11 +46,30 @@ def test_a_clip_takes_as_many_tokens_as_its_merged_patches(backbone):
     assert batch.video["video_grid_thw"].tolist() == [[2, 4, 6], [5, 6, 4], [1, 4, 4], [3, 4, 8]]
 
 
+@pytest.mark.parametrize("merge", [1, 2, 3])
+def test_a_video_token_for_each_square_of_patches(qwen, merge):
+    make = collator(qwen, ask="label")
+    make.config.vision_config.spatial_merge_size = merge
+    (row,) = make._prompts(examples(1), [[2, 6, 12]], STAGES["label"], CARD)
+    assert row.count(make.config.video_token_id) == 2 * 6 * 12 // merge**2
+
+
 def test_odd_frames_make_a_whole_pair(backbone):
     clip = clips(1)[0]
     one = replace(examples(1)[0], video=random_video(clip.id, (3, 56, 56)))
     batch = collator(backbone, ask="label")([one])
     assert batch.video["video_grid_thw"].tolist() == [[2, 4, 4]]
+
+
+def test_a_tokenizer_that_begins_texts_with_a_token_changes_nothing(qwen):
+    """What it would begin a text with stands in the middle of ours."""
+    usual, make = collator(qwen, learn="label"), collator(qwen, learn="label")
+    make.processor.tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", PAD)]
+    )
+    assert make.processor.tokenizer("Is it?")["input_ids"][0] == PAD
+    assert make.prompt_ids("Is it?", 3) == usual.prompt_ids("Is it?", 3)
+    assert make.part_ids("normal", last=True) == usual.part_ids("normal", last=True)
 
 
 def test_labels_stand_on_the_answer_and_its_end_and_nowhere_else(backbone):

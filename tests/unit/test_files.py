@@ -1,7 +1,10 @@
+import contextlib
+import errno
 import json
 import multiprocessing
 import os
 import signal
+import stat
 import sys
 from pathlib import Path
 
@@ -282,3 +285,30 @@ def test_a_folder_in_its_place_wins(tmp_path):
         folder_of(left_by_kill(target, kind), kind)
     remove_leftovers(target)
     assert content(tmp_path) == {f"weights/{n}": t for n, t in whole("there").items()}
+
+
+@pytest.mark.parametrize(
+    ("number", "of_a_folder", "passed_over"),
+    [
+        (errno.EINVAL, True, True),  # some file systems flush no folders
+        (errno.EIO, True, False),
+        (errno.EINVAL, False, False),
+    ],
+)
+def test_what_does_not_reach_the_disk_is_an_error(
+    tmp_path, monkeypatch, number, of_a_folder, passed_over
+):
+    flush = os.fsync
+
+    def fail(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode) == of_a_folder:
+            raise OSError(number, os.strerror(number))
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    expected = (
+        contextlib.nullcontext() if passed_over else pytest.raises(OSError, match=r"^.Errno ")
+    )
+    with expected:
+        write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").exists() == of_a_folder

@@ -123,6 +123,7 @@ def test_one_process_at_a_time(tmp_path):
     with process(own, run) as (started, pipe, pid):
         found = note(lock)
         assert found["pid"] == pid
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d", found["since"])
         text = refused(lock)
         assert text == (
             f"Run folder {run} is in use by process {pid} on {os.uname().nodename} since "

@@ -661,9 +661,11 @@ def test_validation_measures_the_stage_s_loss_and_the_classes(qwen: Path, tmp_pa
 def test_a_scored_split_is_logged_under_its_name(qwen: Path, tmp_path: Path, split: str):
     yard = Yard(tmp_path / "card.yaml", {"test": 3, "val": 2})
     yard.scored_split = split
-    (values,) = trainer(tmp_path).test(module(qwen), yard, verbose=False)
+    model = module(qwen)
+    model.trained_steps = 7
+    (values,) = trainer(tmp_path).test(model, yard, verbose=False)
     assert values[f"{split}/n"] == len(yard.clips(split))
-    assert values["step"] == 0  # where the figures stand in TensorBoard
+    assert values["step"] == 7  # where the figures stand in TensorBoard
     assert all(name.startswith(f"{split}/") for name in set(values) - {"step"})
 
 
@@ -708,3 +710,23 @@ def test_what_each_split_s_batches_hold(qwen: Path, tmp_path: Path):
         "test": (None, "rationale_class"),
         "predict": (None, "rationale_class"),
     }
+
+
+def test_whole_weights_are_at_hand_while_clips_are_scored(qwen: Path, tmp_path: Path, monkeypatch):
+    told: list[str] = []
+    for name in ("gather", "release"):
+        monkeypatch.setattr(rbft.module, name, lambda backbone, name=name: told.append(name))
+    made = fit(qwen, tmp_path, counts={"train": 4, "val": 1})
+    assert told == ["gather", "release"]
+    assert made.stopping == 0
+    yard = Yard(tmp_path / "card.yaml", {"test": 1})
+    yard.predict_clips = [replace(clip, split="predict") for clip in yard.clips("test")]
+    trainer(tmp_path).test(module(qwen), yard, verbose=False)
+    trainer(tmp_path).predict(module(qwen), datamodule=yard)
+    assert told[2:] == ["gather", "gather"]
+
+
+def test_no_run_is_asked_to_end_before_it_begins(qwen: Path):
+    made = module(qwen)
+    made.look_back()
+    assert made.stopping == 0

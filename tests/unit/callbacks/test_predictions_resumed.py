@@ -70,3 +70,30 @@ def test_predictions_made_otherwise_are_not_continued(
     with pytest.raises(ValueError, match=re.escape(f"were made otherwise ({said}). Name another")):
         PredictionWriter(output, clips(2), CLASSES, {**MADE_FROM, **other}, content)
     assert output.read_text() == line
+
+
+def test_of_two_predictions_the_later_counts(tmp_path: Path) -> None:
+    """A prediction wins over an error wherever it stands."""
+    output = tmp_path / "p.jsonl"
+    said = [{"label": "quiet"}, {"label": "alarm"}, {"error": "gone"}, {"error": "gone again"}]
+    clip = {"id": "train_0", "path": "train_0.mp4", "video": "train_0"}
+    rows = [{**clip, **what} for what in said]
+    for chosen, expected in (((0, 1), 1), ((0, 2), 0), ((2, 0), 0), ((2, 3), 3)):
+        lines = "".join(f"{json.dumps(rows[place])}\n" for place in chosen)
+        output.unlink(missing_ok=True)
+        part = output.with_name("p.jsonl.part0")
+        part.write_text(lines)
+        output.with_suffix(".provenance.json").write_text(json.dumps(MADE_FROM))
+        PredictionWriter(output, clips(1), CLASSES, MADE_FROM, content).finish()
+        assert [json.loads(line) for line in output.read_text().splitlines()] == [rows[expected]]
+
+
+def test_processes_wait_before_and_after_the_lines_are_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = PredictionWriter(tmp_path / "p.jsonl", [], CLASSES, MADE_FROM, content)
+    run, told = trainer(tmp_path), []
+    monkeypatch.setattr(run.strategy, "barrier", told.append)
+    monkeypatch.setattr(writer, "finish", lambda: told.append("finished"))
+    writer.on_predict_end(run, LightningModule())
+    assert told == ["predicted", "finished", "joined"]

@@ -642,3 +642,14 @@ def test_videos_that_have_gone(card_file: Path, tmp_path: Path) -> None:
     # A list of videos may name what is not there: predict notes that in its line.
     with pytest.raises(VideoError):
         VideoDataModule.decode(yard, replace(clip, split="predict"))
+
+
+def test_the_clips_at_hand_are_named(tmp_path):
+    yard = Yard(tmp_path / "card.yaml", {"train": 3, "test": 2})
+    assert yard.clips_at_hand() == "no clip yet"
+    asked = SimpleNamespace(input_ids=torch.zeros(2, 5))
+    learnt = SimpleNamespace(input_ids=torch.zeros(1, 9))
+    for split, answer, tokens in (("train", learnt, 9), ("test", None, 10)):
+        batch = SimpleNamespace(index=torch.tensor([1, 0]), answer=answer, prompt=asked)
+        yard.at_hand = split, batch
+        assert yard.clips_at_hand() == (f"{split}_1, {split}_0 ({tokens} tokens, padding included)")

@@ -17,7 +17,9 @@ def test_names_then_words(value, label):
     assert match_label(value, CARD, "x") == label
 
 
-@pytest.mark.parametrize("value", ["", "Normal", "not safe", None, True, 1.5, {"a": 1}])
+@pytest.mark.parametrize(
+    "value", ["", "Normal", "not safe", "normal, so", "B-2", None, True, 1.5, {"a": 1}]
+)
 def test_unknown(value):
     message = (
         f"a.csv, line 3: label {value!r} is no class of card 't'; "

@@ -74,6 +74,13 @@ def test_ids_that_no_file_can_have(tmp_path, clip_id):
         VideoLookup(tmp_path).find(clip_id)
 
 
+@pytest.mark.parametrize("clip_id", ["a" * 240, "/".join(["a" * 200] * 5)])
+def test_the_longest_ids(tmp_path, clip_id):
+    assert inside(tmp_path, clip_id) == tmp_path / clip_id
+    with pytest.raises(ValueError, match=r"cannot be a file name: it is too long"):
+        inside(tmp_path, f"{clip_id}a")
+
+
 def test_absolute_paths_inside_the_root_are_accepted(tmp_path, monkeypatch):
     assert inside(tmp_path, str(tmp_path / "a/b.mp4")) == tmp_path / "a/b.mp4"
     (tmp_path / "link").symlink_to(tmp_path / "real")

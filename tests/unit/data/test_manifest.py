@@ -121,6 +121,7 @@ def clips_file(make: Callable[..., Clip]) -> Path:
         (2.0, None, ""),
         (None, 2.0, ""),
         (None, -2.0, ""),
+        (5.0, -0.5, ""),
         (5.0, 99.0, ""),
         (6.0, None, "lasts 6 s, so the clip from 6 s to the end holds nothing"),
         (None, -6.5, "lasts 6 s, so the clip from 0 s to -6.5 s holds nothing"),

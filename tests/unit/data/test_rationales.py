@@ -67,6 +67,14 @@ def test_append_and_reopen(path: Path) -> None:
     assert not path.exists()  # only merging makes the file itself
 
 
+def test_a_text_of_one_s_own_may_have_ended_in_any_way(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "logs/rationales/mine.jsonl")
+    ends = {"a": "complete", "b": "written", "c": "undecodable", "z": "length"}
+    store.append(0, [record(name) | {"finish": finish} for name, finish in ends.items()])
+    assert (store.undecodable(), store.cut()) == ({"c"}, {"z"})
+    assert set(store.texts()) == {"a", "b", "z"}
+
+
 def test_merge_of_two_processes_in_order(path: Path) -> None:
     first, second = open_store(path), open_store(path)
     first.append(0, [record("c"), record("z")])

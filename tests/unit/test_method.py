@@ -1,0 +1,1012 @@
+"""That every step of the method is handed the right thing; no weights are loaded or trained."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import TensorBoardLogger
+from safetensors.torch import load_file, save_file
+
+from rbft.backbone import fingerprint
+from rbft.callbacks.checks import TrainableParts
+from rbft.callbacks.cut import CutRationales
+from rbft.callbacks.handoff import StageHandoff
+from rbft.callbacks.pictures import Pictures
+from rbft.callbacks.predictions import PredictionWriter
+from rbft.callbacks.progress import StepProgressBar
+from rbft.callbacks.results import ResultsWriter
+from rbft.callbacks.throughput import Throughput
+from rbft.checkpoints import StepCheckpoint, WholeCheckpoints
+from rbft.data.base import Clip
+from rbft.data.card import Card
+from rbft.data.rationales import RationaleStore
+from rbft.digests import LENGTH
+from rbft.files import write_json
+from rbft.lock import Lock
+from rbft.method import Method
+from rbft.module import RBFTModule
+from rbft.rationalize import RationaleWriter
+from rbft.record import describe_clips, digest
+from rbft.run import read_json
+from rbft.survival import signals
+from tests.examples import CARD, MODULE_SETTINGS, Yard
+
+COUNTS = {"train": 4, "val": 2, "test": 2}
+TRAIN, VAL = [f"train_{n}" for n in range(4)], ["val_0", "val_1"]
+DESCRIBED = TRAIN + VAL
+
+
+class Fence(Yard):
+    """A benchmark whose facts a test may change."""
+
+    def __init__(self, card_file: Path, bench: "Bench", **settings: Any) -> None:
+        super().__init__(card_file, bench.counts, **settings)
+        self.store, self.bench = None, bench
+        self.notes = ["Two files are missing."]
+
+    def read(self) -> list[Clip]:
+        return [replace(clip, **self.bench.other.get(clip.id, {})) for clip in super().read()]
+
+    def check(self, stages: Sequence[str]) -> None:
+        self.bench.checked.append(list(stages))
+
+    def video_digest(self, clip: Clip) -> str:
+        content = self.bench.contents.get(clip.id, clip.id)
+        return hashlib.sha256(content.encode()).hexdigest()[:LENGTH]
+
+
+@dataclass
+class Step:
+    """What one call of a Trainer was given."""
+
+    what: str
+    model: RBFTModule
+    data: Fence
+    trainer: Any
+    given: dict[str, Any]  # to the Trainer
+    options: dict[str, Any]  # of the call
+
+    @property
+    def name(self) -> str:
+        return f"{self.what} {self.model.stage.name}"
+
+    @property
+    def weights(self) -> str | None:
+        return None if self.model.weights is None else str(self.model.weights)
+
+    def callback(self, kind: type) -> Any:
+        (found,) = (callback for callback in self.given["callbacks"] if isinstance(callback, kind))
+        return found
+
+    @property
+    def kinds(self) -> list[type]:
+        return [type(callback) for callback in self.given["callbacks"]]
+
+    @property
+    def texts(self) -> dict[str, str] | None:
+        return None if self.data.store is None else self.data.store.texts()
+
+
+class Bench:
+    """Stands for the command line, with Trainers that only note what they are asked to do."""
+
+    datamodule: Any = None
+    model: Any = None
+    trainer: Any = None
+
+    def __init__(self, folder: Path, backbone: Path) -> None:
+        self.folder, self.steps, self.checked = folder, [], []  # type: ignore[var-annotated]
+        self.steps: list[Step]
+        self.checked: list[list[str]]
+        self.counts = dict(COUNTS)
+        self.other: dict[str, dict[str, Any]] = {}  # facts of clips
+        self.contents: dict[str, str] = {}  # of videos
+        self.broken: str | None = None  # the step that fails
+        self.changes: dict[str, Any] = {
+            "name": "run",
+            "stages": ["rationale", "label"],
+            "score_each_stage": True,
+            "checkpoint_every": 7,
+            "seed_everything": 5,
+            "model.backbone": str(backbone),
+            "model.trust_remote_code": False,
+            "model.stage": None,
+            "model.weights": None,
+            "model.answer": "score",
+            "model.quantize": None,
+            "model.lora": None,
+            **{f"model.{name}": value for name, value in MODULE_SETTINGS.items()},
+            "data.class_path": "tests.Fence",
+            "data.init_args.fps": 1.0,
+            "data.init_args.rationale_prompt": "rationale",
+            "data.init_args.rationale_ratio": 1.0,
+            "data.init_args.rationale_file": None,
+            "trainer.default_root_dir": str(folder / "logs"),
+            "trainer.accelerator": "cpu",
+            "trainer.devices": 1,
+            "trainer.precision": "32-true",
+            "trainer.max_epochs": 3,
+            "trainer.enable_progress_bar": None,
+        }
+
+    def method(self, **changes: Any) -> Method:
+        """A command of its own; changed settings by dotted name, with __ for the dots."""
+        self.changes |= {name.replace("__", "."): value for name, value in changes.items()}
+        self.settings = Namespace()
+        for name, value in self.changes.items():
+            self.settings[name] = value
+        self.steps.clear()
+        return Method(self)
+
+    def resolved(self) -> str:
+        settings = json.loads(json.dumps(self.settings.as_dict(), default=str))
+        return yaml.safe_dump(settings, sort_keys=False)
+
+    def build_data(self) -> Fence:
+        return Fence(self.folder / "card.yaml", self, **self.settings.data.init_args.as_dict())
+
+    def build(self, **trainer: Any) -> None:
+        self.datamodule = self.build_data()
+        own = ("stage", "weights", "answer", "quantize", "lora", "trust_remote_code")
+        model = self.settings.model
+        settings = {name: model[name] for name in (*own, *MODULE_SETTINGS)}
+        self.model = RBFTModule(model.backbone, self.datamodule.card, **settings)
+        made: Any = Trainer(accelerator="cpu", devices=1, **{"callbacks": [], **trainer})
+        for name in ("fit", "test", "predict"):
+            setattr(made, name, self._note(name))
+        self.trainer, self.given = made, trainer
+        self.draw = torch.rand(1).item()
+
+    def _note(self, what: str) -> Any:
+        def call(model: RBFTModule, datamodule: Any, **options: Any) -> None:
+            options |= {"draw": self.draw}
+            step = Step(what, model, datamodule, self.trainer, self.given, options)
+            self.steps.append(step)
+            if self.broken == step.name:
+                raise RuntimeError(step.name)
+            getattr(self, f"_{what}")(step)
+
+        return call
+
+    def _fit(self, step: Step) -> None:
+        """Leaves a folder as training does, with other weights than it began with."""
+        handoff = step.callback(StageHandoff)
+        shutil.copytree(step.model.source, handoff.target)
+        tensors = load_file(handoff.target / "model.safetensors")
+        next(iter(tensors.values())).view(-1)[3] += 1
+        save_file(tensors, handoff.target / "model.safetensors", {"format": "pt"})
+        step.model.card.save(handoff.target / "card.yaml")
+        for name, content in handoff.notes.items():
+            write_json(handoff.target / name, content)
+        write_json(handoff.target / "rbft.json", {**handoff.provenance, "steps": 11})
+
+    def _test(self, step: Step) -> None:
+        writer = step.callback(ResultsWriter)
+        assert not writer.file.exists()
+        metrics = {"accuracy": 0.25, "f1/quiet": 0.5, "f1/alarm": 0.75, "f1/macro": 0.625}
+        counts = {"classes": {"quiet": 1, "alarm": 1}, "n_unparsed": 0, "n_scored": 2}
+        write_json(writer.file, {**writer.facts, "metrics": metrics, **counts})
+
+    def _predict(self, step: Step) -> None:
+        clips = step.data.predict_clips
+        if step.model.stage.name == "rationale":
+            for number, store in enumerate(step.callback(RationaleWriter).stores):
+                how = {"finish": "length", "tokens": 3, "source": "self"}
+                lines = [{"id": c.id, "rationale": f"{c.id} {number}.", **how} for c in clips]
+                store.append(0, lines)
+            return
+        writer = step.callback(PredictionWriter)
+        writer.on_predict_start(step.trainer, step.model)
+        for clip in writer.todo:
+            line = {"id": clip.id, "path": str(clip.path), "label": "quiet"}
+            line["video"] = writer.videos[str(clip.path)]
+            with writer.file.open("a") as stream:
+                stream.write(f"{json.dumps(line)}\n")
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "logs/run"
+
+    @property
+    def names(self) -> list[str]:
+        return [step.name for step in self.steps]
+
+    def store_of(self, method: Method) -> RationaleStore:
+        """The rationale file as a command finds it."""
+        method.check()
+        return method._store(self.datamodule)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, qwen: Path) -> Bench:
+    return Bench(tmp_path, qwen)
+
+
+@pytest.fixture(scope="module")
+def fitted_folder(backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = Bench(tmp_path_factory.mktemp("fitted"), backbones["qwen2_5_vl"])
+    made.method().fit(None)
+    return made.folder
+
+
+@pytest.fixture
+def fitted(fitted_folder: Path, bench: Bench) -> Bench:
+    """After a finished run."""
+    shutil.copytree(fitted_folder, bench.folder, dirs_exist_ok=True)
+    return bench
+
+
+def weights_of(bench: Bench, stage: str) -> str:
+    return str(bench.run / stage / "weights")
+
+
+# The steps of a run
+
+
+def test_the_steps_and_what_they_start_from(bench):
+    bench.method().fit(None)
+    first, second = weights_of(bench, "rationale"), weights_of(bench, "label")
+    assert [(step.name, step.weights) for step in bench.steps] == [
+        ("predict rationale", None),
+        ("test label", None),
+        ("fit rationale", None),
+        ("test rationale", first),
+        ("fit label", first),
+        ("test label", second),
+    ]
+    assert bench.checked == [["rationale", "label"]]
+    assert not signals.held
+
+
+def test_what_training_is_handed(bench, capsys):
+    bench.method().fit(None)
+    described = describe_clips(bench.build_data())
+    taught = {split: described[split] for split in ("train", "val")}
+    digests = {split: digest(clips) for split, clips in taught.items()}
+    backbone, card = fingerprint(bench.settings.model.backbone), CARD.digest
+    first, second = (step for step in bench.steps if step.what == "fit")
+    texts = {name: f"{name} 0." for name in DESCRIBED}
+    for step, place, history in (
+        (first, "rationale", ["rationale"]),
+        (second, "label", ["rationale", "label"]),
+    ):
+        assert step.kinds == [
+            TrainableParts,
+            Throughput,
+            CutRationales,
+            LearningRateMonitor,
+            StepCheckpoint,
+            StageHandoff,
+            StepProgressBar,
+            Pictures,
+        ]
+        assert step.callback(LearningRateMonitor).logging_interval == "step"
+        saves = step.callback(StepCheckpoint)
+        assert saves.dirpath == str(bench.run / place / "checkpoints")
+        assert saves._every_n_train_steps == 7
+        handoff = step.callback(StageHandoff)
+        assert str(handoff.target) == weights_of(bench, place)
+        assert handoff.notes == {"clips.json": taught}
+        made = handoff.provenance
+        assert (made["stages"], made["backbone"]) == (history, backbone)
+        assert (made["card"], made["clips"], made["run"]) == (card, digests, "run")
+        assert made["backbone_name"] == bench.settings.model.backbone
+        assert "base" not in made
+        expected = {"backbone": backbone, "card": card}
+        if step is first:
+            known = digest({name: digest([text, True]) for name, text in texts.items()})
+            assert made["rationale_texts"] == known
+            expected["rationales"] = known
+        else:
+            assert "rationale_texts" not in made
+            expected["starting weights"] = fingerprint(weights_of(bench, "rationale"))
+        expected |= {"train clips": digests["train"], "val clips": digests["val"]}
+        assert saves.made_from == expected
+        assert (step.options["ckpt_path"], step.options["weights_only"]) == (None, True)
+        assert step.given["enable_checkpointing"]
+        assert step.trainer.accumulate_grad_batches == 4
+    assert first.texts == texts
+    assert second.data.store is None
+    out = capsys.readouterr().out
+    assert f"Stage I (rationales): starting from {bench.settings.model.backbone}\n" in out
+    assert f"Stage II (labels): starting from {weights_of(bench, 'rationale')}\n" in out
+    assert out.count("Two files are missing.\n") == 1
+
+
+def test_what_every_step_is_handed(bench):
+    bench.method().fit(None)
+    places = [None, "zero_shot", "rationale", "rationale", "label", "label"]
+    titles = [
+        "Stage 0: writing rationales",
+        "Scoring test: zero_shot",
+        "Stage I (rationales)",
+        "Scoring test: rationale",
+        "Stage II (labels)",
+        "Scoring test: label",
+    ]
+    for step, place, title in zip(bench.steps, places, titles, strict=True):
+        assert step.callback(StepProgressBar).title == title
+        assert step.given["enable_checkpointing"] == (step.what == "fit")
+        assert not step.given["enable_model_summary"]
+        (plugin,) = step.given["plugins"]
+        assert isinstance(plugin, WholeCheckpoints)
+        if place is None:
+            assert step.given["logger"] is False
+            assert step.options["return_predictions"] is False
+            continue
+        assert isinstance(step.given["logger"], TensorBoardLogger)
+        assert step.given["logger"].log_dir == str(bench.run / place)
+        assert not step.given["logger"]._default_hp_metric
+        pictures = step.callback(Pictures)
+        assert "checkpoint_every: 7\n" in pictures.settings
+        assert pictures.hparams == {
+            "run": "run",
+            "stage": place,
+            "backbone": bench.settings.model.backbone,
+            "benchmark": "Fence",
+            "learning_rate": 1e-3,
+            "epochs": 3,
+            "rationale_ratio": 1.0,
+            "rationale_prompt": "rationale",
+            "seed": 5,
+        }
+    # Every step draws as if it were alone.
+    (drawn,) = {step.options["draw"] for step in bench.steps}
+    bench.method(name="other", seed_everything=6, trainer__enable_progress_bar=False).fit(None)
+    assert StepProgressBar not in bench.steps[-1].kinds
+    assert bench.steps[-1].options["draw"] != drawn
+
+
+def test_what_scoring_is_handed(bench):
+    bench.method().fit(None)
+    described = describe_clips(bench.build_data())
+    scored = [step for step in bench.steps if step.what == "test"]
+    weights = [None, weights_of(bench, "rationale"), weights_of(bench, "label")]
+    for step, place, folder in zip(
+        scored, ("zero_shot", "rationale", "label"), weights, strict=True
+    ):
+        writer = step.callback(ResultsWriter)
+        assert writer.file == bench.run / place / "test.json"
+        assert writer.split == step.data.scored_split == "test"
+        assert step.model.trained_steps == (11 if folder else 0)
+        assert step.options["verbose"] is False
+        facts = dict(writer.facts)
+        made = facts.pop("made")
+        assert facts == {"run": "run", "stage": place, "weights": folder or "backbone"}
+        assert made == {
+            "frames": made["frames"],
+            "answer": "score",
+            "max_new_tokens": 6,
+            "quantize": None,
+            "precision": "32-true",
+            "card": CARD.digest,
+            "stage": "label",
+            "weights": fingerprint(folder or bench.settings.model.backbone),
+            "clips": digest(described["test"]),
+        }
+        assert made["frames"]["fps"] == 1.0
+
+
+def test_the_table_at_the_end(bench, capsys):
+    bench.method().fit(None)
+    out = capsys.readouterr().out
+    rows = ["majority class", "backbone, zero-shot", "after Stage I (rat", "after Stage II (la"]
+    places = [out.index(f"\n{row}") for row in rows]
+    assert places == sorted(places)
+    assert "Not in the table" not in out
+    assert "Scored otherwise" not in out
+    bench.method().fit(None)
+    assert bench.steps == []
+    assert [out.count(row) for row in rows] == [1] * 4
+
+
+def test_a_run_that_scores_the_end_alone(bench):
+    bench.method(score_each_stage=False).fit(None)
+    assert bench.names == ["predict rationale", "fit rationale", "fit label", "test label"]
+
+
+def test_zero_shot(bench):
+    bench.method(stages=[], score_each_stage=False).fit(None)
+    assert bench.names == ["test label"]
+    assert (bench.run / "zero_shot/test.json").exists()
+
+
+def test_labels_alone_need_no_rationales(bench):
+    bench.method(stages=["label"]).fit(None)
+    assert bench.names == ["test label", "fit label", "test label"]
+    assert [step.weights for step in bench.steps] == [None, None, weights_of(bench, "label")]
+
+
+def test_a_composition_is_asked_as_it_was_trained(bench):
+    bench.method(stages=["rationale_class"]).fit(None)
+    assert bench.names[-2:] == ["fit rationale_class", "test rationale_class"]
+    made = bench.steps[-1].callback(ResultsWriter).facts["made"]
+    assert made["stage"] == "rationale_class"
+    # The bare backbone is asked for the class alone.
+    assert bench.steps[1].callback(ResultsWriter).facts["made"]["stage"] == "label"
+
+
+def test_a_stage_goes_on_from_its_newest_checkpoint(bench):
+    bench.broken = "fit label"
+    with pytest.raises(RuntimeError, match=r"^fit label$"):
+        bench.method().fit(None)
+    saved = bench.run / "label/checkpoints"
+    saved.mkdir(parents=True)
+    for step in (9, 10):
+        (saved / f"step={step}.ckpt").touch()
+    left = bench.run / "rationale/checkpoints"  # a kill came before they were tidied up
+    left.mkdir()
+    bench.broken = None
+    bench.method().fit(None)
+    assert bench.names == ["fit label", "test label"]
+    assert bench.steps[0].options["ckpt_path"] == saved / "step=10.ckpt"
+    assert not left.exists()
+
+
+def test_a_checkpoint_that_is_named(bench):
+    file = bench.folder / "mine.ckpt"
+    torch.save({"rbft_stage": "label"}, file)
+    bench.method(model__stage="label").fit(file)
+    assert bench.steps[0].options["ckpt_path"] == file
+    assert bench.names == ["fit label", "test label"]
+
+
+def test_a_checkpoint_that_cannot_be_resumed(bench):
+    file = bench.folder / "mine.ckpt"
+    with pytest.raises(
+        ValueError,
+        match=r"^--ckpt_path resumes one stage, but this run has 2: rationale, label\. Add --model",
+    ):
+        bench.method().fit(file)
+    with pytest.raises(ValueError, match=r"mine\.ckpt does not exist\. Leave it out: fit finds"):
+        bench.method(model__stage="label").fit(file)
+    file.mkdir()
+    with pytest.raises(ValueError, match=r"mine\.ckpt is no checkpoint: it holds no meta\.pt\.$"):
+        bench.method().fit(file)
+    torch.save({"rbft_stage": "rationale"}, file / "meta.pt")
+    with pytest.raises(ValueError, match=r"^The checkpoint is of stage 'rationale', this is stag"):
+        bench.method().fit(file)
+    assert bench.steps == []
+
+
+# One stage alone
+
+
+def test_one_stage_from_weights(fitted):
+    given = fitted.run / "rationale/weights"
+    fitted.method(name="alone", model__stage="label", model__weights=given).fit(None)
+    assert [(step.name, step.weights) for step in fitted.steps] == [
+        ("fit label", str(given)),
+        ("test label", str(fitted.folder / "logs/alone/label/weights")),
+    ]
+    made = fitted.steps[0].callback(StageHandoff).provenance
+    assert made["stages"] == ["rationale", "label"]
+    assert made["backbone"] == fingerprint(fitted.settings.model.backbone)
+    # What it was made from stands in the stage's folder: the run's other stages are others'.
+    assert {path.name for path in (fitted.folder / "logs/alone").iterdir()} == {"label"}
+    noted = read_json(fitted.folder / "logs/alone/label/record.json")
+    assert noted["weights"] == fingerprint(str(given))
+
+
+def test_one_stage_from_weights_of_others(bench, tmp_path):
+    given = tmp_path / "theirs"
+    shutil.copytree(bench.changes["model.backbone"], given)
+    tensors = load_file(given / "model.safetensors")
+    next(iter(tensors.values())).view(-1)[0] -= 1
+    save_file(tensors, given / "model.safetensors", {"format": "pt"})
+    bench.method(model__stage="label", model__weights=given).fit(None)
+    made = bench.steps[0].callback(StageHandoff).provenance
+    assert (made["stages"], made["backbone"]) == (["label"], fingerprint(str(given)))
+
+
+def test_restart_throws_away_what_is_asked_for(fitted):
+    fitted.method(model__stage="rationale", name="run").fit(None, restart=True)
+    assert fitted.names == ["fit rationale", "test rationale"]
+    assert (fitted.run / "label/weights").exists()
+    fitted.method(model__stage=None).fit(None, restart=True)
+    assert [name for name in fitted.names if "predict" not in name] == [
+        "test label",
+        "fit rationale",
+        "test rationale",
+        "fit label",
+        "test label",
+    ]
+    assert "predict rationale" not in fitted.names  # the rationales are not the run's alone
+
+
+def test_weights_that_are_no_weights(bench, tmp_path):
+    with pytest.raises(ValueError, match=r"^model") as error:
+        bench.method(model__weights=tmp_path, model__stage="label").fit(None)
+    assert str(error.value) == (
+        f"model.weights {tmp_path} is no weights folder: it holds no config.json. Give a folder "
+        f"such as {weights_of(bench, 'rationale')}, or leave it out to start from the backbone."
+    )
+
+
+def test_given_weights_are_compared(fitted, capsys):
+    """Other words are said, clips that they were trained on are not scored."""
+    given = fitted.run / "rationale/weights"
+    other = replace(CARD, words={"quiet": "calm", "alarm": "abnormal"})
+    other.save(given / "card.yaml")
+    alone = {"name": "alone", "model__stage": "label", "model__weights": given}
+    fitted.method(**alone).fit(None)
+    assert (
+        f'model.weights {given} was trained with another card:\n  words.quiet: "calm" -> "normal"\n'
+    ) in capsys.readouterr().out
+    fitted.contents["test_1"] = "train_3"
+    with pytest.raises(
+        ValueError,
+        match=r"rationale/weights was trained on 1 of the 2 test clips \(first: test_1\), so a ",
+    ):
+        fitted.method(**{**alone, "name": "more"}).fit(None)
+    fitted.contents = {"val_0": "train_2"}
+    with pytest.raises(ValueError, match=r"trained on 1 of the 2 val clips \(first: val_0\)"):
+        fitted.method().fit(None)
+    capsys.readouterr()
+    fitted.method(data__init_args__on_leak="warn").fit(None)
+    assert "so a score on them says nothing about others.\n" in capsys.readouterr().out
+
+
+# Rationales
+
+
+def test_only_clips_that_may_teach_are_described(bench, capsys):
+    bench.method().fit(None)
+    (step,) = (step for step in bench.steps if step.what == "predict")
+    assert [clip.id for clip in step.data.predict_clips] == DESCRIBED
+    (file,) = (bench.folder / "logs/rationales").glob("*.jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["id"] for line in lines] == DESCRIBED
+    # Those that were written are shown, up to three, and how many were cut off.
+    out = capsys.readouterr().out
+    assert [f"{name}: {name} 0.\n" in out for name in DESCRIBED] == [True] * 3 + [False] * 3
+    assert "Stage 0: 6 of 6 rationales (100.0%) were cut off at model.max_new_tokens (6)" in out
+    assert f"Stage 0: 6 rationales to write into {file}\n" in out
+    assert "reused" not in out
+    assert "do not say which video" not in out
+
+
+def test_rationales_are_reused_and_added_to(bench, capsys):
+    method = bench.method()
+    method.check()
+    method.write_rationales()
+    assert bench.names == ["predict rationale"]
+    assert not bench.run.exists()
+    bench.contents["train_1"] = "changed"
+    capsys.readouterr()
+    method = bench.method()
+    method.check()
+    method.write_rationales()
+    assert [clip.id for clip in bench.steps[0].data.predict_clips] == ["train_1"]
+    out = capsys.readouterr().out
+    assert "Stage 0: 5 of 6 rationales reused from " in out
+    assert "Stage 0: 1 rationales to write into " in out
+    assert "train_1: train_1 0.\n" in out
+    assert "train_0: " not in out
+    method = bench.method()
+    method.check()
+    method.write_rationales()
+    assert bench.steps == []
+    out = capsys.readouterr().out
+    assert "Stage 0: 6 of 6 rationales reused from " in out
+    assert "to write" not in out
+
+
+def test_where_humans_write_all_the_backbone_writes_nothing(bench, capsys):
+    method = bench.method(data__init_args__rationale_ratio=0.0)
+    method.check()
+    method.write_rationales()
+    assert bench.steps == []
+
+
+def test_what_determines_the_rationale_file(bench):
+    """Every change names another file; what decides nothing does not."""
+    paths = [bench.store_of(bench.method()).path]
+    assert paths[0].parent == bench.folder / "logs/rationales"
+    assert paths[0].name.startswith("yard-qwen2_5_vl-rationale-")
+    for change in (
+        {"data__init_args__fps": 2.0},
+        {"data__init_args__max_frames": 8},
+        {"model__max_new_tokens": 5},
+        {"data__init_args__rationale_prompt": "less"},
+        {"model__quantize": "4bit"},
+    ):
+        paths.append(bench.store_of(bench.method(**change)).path)
+    assert len(set(paths)) == len(paths)
+    assert paths[-1].name.startswith("yard-qwen2_5_vl-4bit-less-")
+    for change in ({"data__init_args__reader": "pyav"}, {"name": "other"}):
+        assert bench.store_of(bench.method(**change)).path == paths[-1]
+    Card.save(replace(CARD, prompts={**CARD.prompts, "less": "Walls?"}), bench.folder / "card.yaml")
+    assert bench.store_of(bench.method()).path != paths[-1]
+
+
+def test_what_the_rationale_file_knows_of_its_clips(bench):
+    bench.other["train_2"] = {"start": 1.5, "end": 4.0}
+    store = bench.store_of(bench.method())
+    assert list(store.clips) == DESCRIBED
+    known = store.clips["train_2"]
+    assert (known["start"], known["end"]) == (1.5, 4.0)
+    data = bench.build_data()
+    assert known["video"] == data.video_digest(data.clips("train")[2])
+    asked = CARD.prompt("rationale", "Clip 2.").encode()
+    assert known["prompt"] == hashlib.sha256(asked).hexdigest()[:16]
+    assert not store.by_id
+    file = bench.folder / "mine.jsonl"
+    named = bench.store_of(bench.method(data__init_args__rationale_file=file))
+    assert named.path == file
+    assert named.by_id
+    made = named.provenance
+    assert made["frames"]["fps"] == 1.0
+    assert "reader" not in made["frames"]
+    assert made["backbone"] == fingerprint(bench.settings.model.backbone)
+    assert made["generation"]["max_new_tokens"] == 6
+    assert made["prompt"] == CARD.prompt("rationale")
+
+
+def test_a_rationale_file_of_other_frames_is_not_used(bench):
+    file = bench.folder / "mine.jsonl"
+    method = bench.method(data__init_args__rationale_file=file)
+    method.check()
+    method.write_rationales()
+    with pytest.raises(ValueError, match=r"frames\.fps: 1\.0 in the file, 2\.0 now"):
+        bench.store_of(bench.method(data__init_args__fps=2.0))
+
+
+def test_several_prompts_in_one_pass(bench, capsys):
+    method = bench.method()
+    method.check()
+    method.write_rationales(["rationale", "less"])
+    (step,) = bench.steps
+    assert [card.prompts["rationale"] for card in step.model.cards] == [
+        CARD.prompts["rationale"],
+        CARD.prompts["less"],
+    ]
+    stores = step.callback(RationaleWriter).stores
+    assert [store.path.name.rpartition("-")[0] for store in stores] == [
+        "yard-qwen2_5_vl-rationale",
+        "yard-qwen2_5_vl-less",
+    ]
+    assert [store.texts()["train_0"] for store in stores] == ["train_0 0.", "train_0 1."]
+    out = capsys.readouterr().out
+    assert "train_0, rationale: train_0 0.\n" in out
+    assert "train_0, less: train_0 1.\n" in out
+    assert "Stage 0, less: 6 of 6 rationales (100.0%) were cut off" in out
+    assert bench.settings.data.init_args.rationale_prompt == "rationale"
+    file = bench.folder / "mine.jsonl"
+    method = bench.method(data__init_args__rationale_file=file)
+    method.check()
+    with pytest.raises(ValueError, match=r"^--prompts") as error:
+        method.write_rationales(["rationale", "less"])
+    assert str(error.value) == (
+        f"--prompts names 2 prompts, but data.rationale_file ({file}) is the file of one. Set it "
+        "to null, or name one prompt."
+    )
+    method.write_rationales(["less"])
+    assert bench.names == ["predict rationale"]
+
+
+def test_lines_that_do_not_say_their_video(bench, capsys):
+    file = bench.folder / "mine.jsonl"
+    how = {"finish": "stop", "tokens": 3, "source": "me"}
+    lines = [{"id": name, "rationale": "So.", **how} for name in reversed(DESCRIBED)]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    bench.method(data__init_args__rationale_file=file, stages=["rationale"]).fit(None)
+    assert bench.names[0] == "test label"
+    out = capsys.readouterr().out
+    assert (
+        "6 of them do not say which video they are about and are taken by the clip's id (first: "
+        "train_0).\n"
+    ) in out
+    assert "to write" not in out
+    (step,) = (step for step in bench.steps if step.what == "fit")
+    assert step.texts == dict.fromkeys(DESCRIBED, "So.")
+
+
+def test_rationales_may_not_change_while_a_stage_is_interrupted(bench):
+    file = bench.folder / "mine.jsonl"
+    changes = {"data__init_args__rationale_file": file, "stages": ["rationale"]}
+    bench.broken = "fit rationale"
+    with pytest.raises(RuntimeError, match=r"^fit rationale$"):
+        bench.method(**changes).fit(None)
+    saved = bench.run / "rationale/checkpoints"
+    saved.mkdir(parents=True)
+    (saved / "step=3.ckpt").touch()
+    whole = file.read_text()
+    bench.broken = None
+    # A text of a validation clip decides the loss that is logged.
+    for before, after in (("val_1 0.", "Or not."), ('"finish": "length"', '"finish": "stop"')):
+        file.write_text(whole.replace(before, after))
+        with pytest.raises(ValueError, match=r"^Stage I ") as error:
+            bench.method().fit(None)
+        count, first = (1, "val_1") if "val" in before else (6, "train_0")
+        assert str(error.value).startswith(
+            f"Stage I (rationales) began with other rationales of {count} clips (first: {first}) "
+            f"than {file} has now. Put them back as they were. Give the experiment another name"
+        )
+    file.write_text(whole)
+    bench.method().fit(None)
+    assert bench.names == ["fit rationale", "test rationale"]
+
+
+# What a run was started with
+
+
+def test_settings_bind_when_something_is_finished(bench, capsys):
+    bench.broken = "fit rationale"
+    with pytest.raises(RuntimeError, match=r"^fit rationale$"):
+        bench.method().fit(None)
+    (bench.run / "rationale/events").touch()
+    capsys.readouterr()
+    with pytest.raises(RuntimeError, match=r"^fit rationale$"):
+        bench.method(model__learning_rate=0.5).fit(None)
+    assert (
+        "Nothing was finished with the settings of before; these have changed:\n"
+        "  model.learning_rate: 0.001 -> 0.5\n"
+    ) in capsys.readouterr().out
+    assert not (bench.run / "rationale/events").exists()  # curves of other settings
+    saved = bench.run / "rationale/checkpoints"
+    saved.mkdir(parents=True)
+    (saved / "step=3.ckpt").touch()
+    with pytest.raises(ValueError, match=r"\n  model\.learning_rate: 0\.5 -> 0\.25\n"):
+        bench.method(model__learning_rate=0.25).fit(None)
+    assert bench.steps == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"other": {"test_0": {"label": 1}}}, "1 test clip has another label"),
+        ({"contents": {"train_0": "x"}}, "1 train clip has another video"),
+        ({"counts": {**COUNTS, "val": 3}}, "1 val clip came"),
+    ],
+)
+def test_a_finished_run_is_of_these_clips(fitted, change, message):
+    for name, value in change.items():
+        setattr(fitted, name, value)
+    with pytest.raises(ValueError, match=message):
+        fitted.method().fit(None)
+    assert fitted.steps == []
+
+
+def test_a_stage_of_another_method_is_not_taken_over(fitted):
+    shutil.rmtree(fitted.run / "rationale")
+    (fitted.run / "label/weights").rename(fitted.run / "weights")
+    (fitted.run / "rationale").mkdir()
+    (fitted.run / "weights").rename(fitted.run / "rationale/weights")
+    with pytest.raises(ValueError, match=r"is the result of the stages \['rationale', 'label'\]"):
+        fitted.method().fit(None)
+
+
+def test_stale_results_are_scored_anew(fitted, capsys):
+    file = fitted.run / "label/test.json"
+    expected = read_json(file)
+    stale = {**expected["made"], "weights": "of an earlier fit"}
+    write_json(file, {**expected, "made": stale, "n_scored": 77})
+    fitted.method().fit(None)
+    assert fitted.names == ["test label"]
+    assert read_json(file)["made"] == expected["made"]
+    assert "77" not in capsys.readouterr().out
+
+
+def test_one_command_at_a_time_owns_the_run(fitted):
+    with Lock(fitted.run, "Run folder"):
+        for command in (
+            lambda: fitted.method().fit(None),
+            lambda: fitted.method().score_command("test", "run"),
+        ):
+            with pytest.raises(ValueError, match=r"^Run folder .*/logs/run is in use"):
+                command()
+    assert fitted.steps == []
+
+
+# Scoring, predicting, exporting
+
+
+def test_scoring_again(fitted, capsys):
+    for weights, place, folder in (
+        ("run", "label", weights_of(fitted, "label")),
+        ("backbone", "zero_shot", None),
+    ):
+        fitted.method().score_command("test", weights)
+        (step,) = fitted.steps
+        assert (step.name, step.weights) == ("test label", folder)
+        assert step.callback(ResultsWriter).file == fitted.run / place / "test.json"
+        out = capsys.readouterr().out
+        assert ("after Stage II" in out) == (place == "label")
+        assert "backbone, zero-shot" in out
+    other = weights_of(fitted, "rationale")
+    fitted.method().score_command("val", other)
+    (step,) = fitted.steps
+    # Asked with the label's question, whatever made the weights.
+    assert (step.name, step.weights) == ("test rationale", other)
+    assert step.data.scored_split == "val"
+    place = f"weights-{fingerprint(other)[:8]}"
+    assert step.callback(ResultsWriter).file == fitted.run / place / "val.json"
+
+
+def test_scoring_in_another_way_stands_beside_the_run_s_own(fitted, capsys):
+    own = (fitted.run / "label/test.json").read_bytes()
+    fitted.method(data__init_args__fps=2.0).score_command("test", "run")
+    (step,) = fitted.steps
+    made = step.callback(ResultsWriter).facts["made"]
+    file = fitted.run / f"label/test-{digest(made)[:8]}.json"
+    assert step.callback(ResultsWriter).file == file
+    assert (fitted.run / "label/test.json").read_bytes() == own
+    out = capsys.readouterr().out
+    assert f"Scored otherwise than the run itself: the results are in {file}.\n" in out
+    assert "after Stage II" in out
+    assert (
+        "Not in the table: backbone, zero-shot, which was scored on other clips, frames or words, "
+        f"or in another way; see {fitted.run / 'zero_shot'}.\n"
+    ) in out
+
+
+def test_what_cannot_be_scored(bench):
+    with pytest.raises(ValueError, match=r"^The run") as error:
+        bench.method().score_command("test", "run")
+    assert str(error.value) == (
+        f"The run {bench.run} has no finished stage (rationale, label). Run fit first, or give "
+        "--weights backbone or a weights folder."
+    )
+    with pytest.raises(ValueError, match=r"^--weights") as error:
+        bench.method().score_command("test", str(bench.folder))
+    assert str(error.value) == (
+        f"--weights {bench.folder} is no weights folder of rbft. Allowed are run, backbone or a "
+        f"folder such as {weights_of(bench, 'label')}."
+    )
+    bench.counts["val"] = 0
+    with pytest.raises(ValueError, match=r"^Fence has no val split\. Set data\.val_fraction to "):
+        bench.method().score_command("val", "backbone")
+
+
+def test_clips_that_taught_are_not_scored(fitted):
+    fitted.contents = {"val_0": "train_2", "val_1": "train_0"}
+    with pytest.raises(ValueError, match=r"^weights folder") as error:
+        fitted.method().score_command("val", "run")
+    assert str(error.value) == (
+        f"weights folder {weights_of(fitted, 'label')} was trained on 2 of the 2 val clips (first: "
+        "val_0, val_1), so a score on them says nothing about others. Give the splits that it was "
+        "trained with (data.val_fraction, data.seed, the split lists), or set data.on_leak to warn "
+        "to score them anyway."
+    )
+    fitted.method(data__init_args__on_leak="warn").score_command("val", "run")
+    assert fitted.names == ["test label"]
+
+
+def test_weights_of_before_the_record_are_scored_with_a_word(fitted, capsys):
+    folder = fitted.run / "label/weights"
+    (folder / "clips.json").unlink()
+    (folder / "card.yaml").unlink()
+    fitted.method().score_command("test", "run")
+    out = capsys.readouterr().out
+    assert f"weights folder {folder} does not say which clips it was trained on.\n" in out
+
+
+def predict(bench: Bench, weights: str = "run", rationale: bool = False, **changes: Any) -> None:
+    videos = [bench.folder / f"{number}.mp4" for number in range(3)]
+    for video in videos:
+        video.touch()
+    bench.method(**changes).predict(videos, bench.folder / "out.jsonl", weights, rationale)
+
+
+def test_what_predicting_is_handed(fitted, capsys):
+    predict(fitted)
+    (step,) = fitted.steps
+    assert (step.name, step.weights) == ("predict label", weights_of(fitted, "label"))
+    assert step.options["return_predictions"] is False
+    assert [clip.path.name for clip in step.data.predict_clips] == ["0.mp4", "1.mp4", "2.mp4"]
+    assert step.callback(StepProgressBar).title == "Predicting 3 videos"
+    assert step.model.explain is False
+    assert step.callback(PredictionWriter).classes == ["quiet", "alarm"]
+    output = fitted.folder / "out.jsonl"
+    expected = f"Wrote 3 predictions to {output} and {output.with_suffix('.csv')}.\n"
+    assert expected in (out := capsys.readouterr().out)
+    assert "cannot be decoded" not in out
+    assert fitted.checked == []  # the benchmark's own files need not be there
+    predict(fitted)
+    assert fitted.steps == []
+    assert f"3 of 3 videos stand in {output} already.\n" in capsys.readouterr().out
+    fitted.contents[step.data.predict_clips[1].id] = "another video at the same place"
+    predict(fitted)
+    assert [clip.path.name for clip in fitted.steps[0].data.predict_clips] == ["1.mp4"]
+    assert "2 of 3 videos stand in" in capsys.readouterr().out
+
+
+def test_weights_of_stage_one_are_asked_for_the_class(fitted):
+    predict(fitted, weights_of(fitted, "rationale"), rationale=True)
+    (step,) = fitted.steps
+    assert step.name == "predict label"
+    assert step.model.explain is True
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"data__init_args__fps": 2.0}, r"frames: \{'fps': 1\.0.* -> \{'fps': 2\.0"),
+        ({"model__answer": "generate"}, "answer: score -> generate"),
+        ({"trainer__precision": "bf16-mixed"}, "precision: 32-true -> bf16-mixed"),
+        ({"weights": "backbone"}, "weights: "),
+        ({"rationale": True}, "rationale: False -> True"),
+    ],
+)
+def test_predictions_are_not_continued_in_another_way(fitted, change, what):
+    predict(fitted)
+    with pytest.raises(ValueError, match=rf"holds predictions that were made otherwise \({what}"):
+        predict(fitted, **change)
+    assert fitted.steps == []
+
+
+def test_predictions_are_not_continued_in_other_words(fitted):
+    predict(fitted, "backbone")
+    card = replace(CARD, words={"quiet": "calm", "alarm": "abnormal"})
+    card.save(fitted.folder / "card.yaml")
+    with pytest.raises(ValueError, match=r"holds predictions that were made otherwise \(card: "):
+        predict(fitted, "backbone")
+    with pytest.raises(
+        ValueError,
+        match=r"was trained with other words than it would be asked with:\n  words\.quiet: ",
+    ):
+        predict(fitted)
+    assert fitted.steps == []
+
+
+def test_exporting_a_split(fitted, capsys):
+    for answers, texts in (("label", ["normal", "abnormal"]), ("rationale", ["train_0 0."])):
+        output = fitted.folder / f"{answers}.json"
+        fitted.method().export_split("llava", answers, "train", output)
+        rows = read_json(output)
+        said = [row["conversations"][1]["value"] for row in rows]
+        assert said[: len(texts)] == texts
+        assert capsys.readouterr().out == (
+            f"Wrote 4 train clips with {answers}s as answers to {output}.\n"
+        )
+
+
+def test_exporting_weights(fitted, monkeypatch, capsys):
+    told: list[Any] = []
+    monkeypatch.setattr("rbft.method.publish", lambda *given: told.append(given))
+    output, folder = fitted.folder / "mine", Path(weights_of(fitted, "label"))
+    fitted.method().export(output, "run", "bfloat16")
+    assert told == [(folder, fitted.settings.model.backbone, output, "bfloat16")]
+    assert capsys.readouterr().out == f"Exported {folder} to {output}.\n"
+    with pytest.raises(ValueError, match=r"^--weights backbone has nothing to export: it is the "):
+        fitted.method().export(output, "backbone", "base")
+
+
+def test_the_dry_run_writes_nothing(bench, monkeypatch, capsys):
+    plans: list[Any] = []
+    monkeypatch.setattr("rbft.method.report", lambda *given: plans.append(given) or "The plan.")
+    bench.method().fit(None, dry_run=True, gpu_gb=24.0)
+    ((plan, name, memory),) = plans
+    assert (name, memory) == ("run", 24.0)
+    assert (plan.stages, plan.whole, plan.score_each) == (["rationale", "label"], True, True)
+    assert plan.scored == set()
+    assert "The plan.\n" in capsys.readouterr().out
+    assert bench.steps == []
+    assert not (bench.folder / "logs").exists()
+
+
+def test_the_dry_run_of_a_finished_run(fitted, monkeypatch):
+    plans: list[Any] = []
+    monkeypatch.setattr("rbft.method.report", lambda *given: plans.append(given) or "The plan.")
+    fitted.method().fit(None, dry_run=True)
+    assert plans[0][0].scored == {"zero_shot", "rationale", "label"}
+    with pytest.raises(ValueError, match=r"\n  model\.weight_decay: 0\.1 -> 0\.2\n"):
+        fitted.method(model__weight_decay=0.2).fit(None, dry_run=True)
+    fitted.method().fit(None, restart=True, dry_run=True)
+    assert (fitted.run / "label/weights").exists()
+    shutil.rmtree(fitted.run / "label")
+    fitted.method(model__weight_decay=0.1, model__stage="rationale", name="x").fit(
+        None, dry_run=True
+    )
+    assert plans[-1][0].whole is False
