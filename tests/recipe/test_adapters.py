@@ -156,7 +156,8 @@ def test_a_weights_folder_can_be_tested_without_naming_its_settings(run, tmp_pat
     shutil.copytree(run.run / "label/weights", tmp_path / "mine")
     plain = [option for option in run.options if "model.lora" not in option]
     rbft(tmp_path, "test", *plain, "--weights=mine")
-    found = read_json(tmp_path / LOGS / "small/mine/test.json")
+    (file,) = (tmp_path / LOGS / "small").glob("mine-*/test.json")
+    found = read_json(file)
     assert found["metrics"] == read_json(run.run / "label/test.json")["metrics"]
 
 
