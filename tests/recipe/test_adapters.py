@@ -273,7 +273,8 @@ def test_an_export_is_no_adapter_any_more(any_run, tmp_path, capsys):
         mine = f"--weights={tmp_path / 'mine'}"
         plain = [option for option in any_run.options if "model.lora" not in option]
         rbft(tmp_path, "test", *plain, mine)
-        found = read_json(tmp_path / LOGS / "small/mine/test.json")
+        (file,) = (tmp_path / LOGS / "small").glob("mine-*/test.json")
+        found = read_json(file)
         assert found["metrics"] == read_json(any_run.run / "label/test.json")["metrics"]
 
 
