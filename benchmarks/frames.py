@@ -69,6 +69,7 @@ class Timer:
             f"--data.table={self.table(clips)}",
             f"--trainer.default_root_dir={place}",
             "--name=timed",
+            "--data.on_leak=warn",  # each clip is trained on and scored
             f"--data.num_frames={frames}",
             f"--data.batch_size={batch}",
             f"--data.global_batch_size={batch}",
