@@ -168,7 +168,7 @@ def parameter_parts(model: nn.Module, family: Family) -> dict[str, list[tuple[st
     return parts
 
 
-def fingerprint(source: str, base: str | None = None) -> str:
+def fingerprint(source: str, base: str | None = None, *, bare: bool = False) -> str:
     """Content digest of a model: all that decides what `from_pretrained` makes of a folder.
 
     Covers every byte of the weights, of tokenizer, chat template and processor, and all
@@ -180,6 +180,7 @@ def fingerprint(source: str, base: str | None = None) -> str:
         source: A `from_pretrained` folder, whole or an adapter, or a hub id.
         base: Fingerprint of what an adapter stands on; None takes the one that rbft noted in the
             folder. See `rbft.adapters.weights_fingerprint`, which finds the base.
+        bare: Let a folder pass that holds no weights, only what they would be read with.
 
     Returns:
         32 hexadecimal characters, or `<hub id>@<commit>`.
@@ -202,7 +203,7 @@ def fingerprint(source: str, base: str | None = None) -> str:
             )
         return f"{source}@{commit}"
     names = [file.relative_to(folder).as_posix() for file in _model_files(folder)]
-    if not any(name.endswith((".safetensors", ".bin")) for name in names):
+    if not bare and not any(name.endswith((".safetensors", ".bin")) for name in names):
         raise ValueError(
             f"{folder} holds no weights: no file *.safetensors or *.bin. Give a folder that "
             "save_pretrained wrote whole."

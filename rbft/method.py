@@ -130,7 +130,8 @@ class Method:
         """Runs all steps that are not done yet, in order; or only says what they would be."""
         self._check_checkpoint(ckpt_path)
         trainer = self.settings.trainer
-        self.check(**(stand_in(trainer.accelerator, trainer.devices) if dry_run else {}))
+        devices = stand_in(trainer.accelerator, trainer.devices) if dry_run else {}
+        self.check(weights=not dry_run, **devices)
         if self.stages:
             self.cli.model.check_trainable()
         if self.given is not None:
@@ -171,11 +172,12 @@ class Method:
         last = self.stages[-1] if self.stages else "label"
         self._print_table("test", self._made("test", last, weights), [ZERO_SHOT, *self.stages])
 
-    def check(self, benchmark: bool = True, **trainer: Any) -> None:
+    def check(self, benchmark: bool = True, weights: bool = True, **trainer: Any) -> None:
         """Finds what would fail later, before anything is loaded or written.
 
         Args:
             benchmark: Whether the benchmark's annotations and videos are needed.
+            weights: Whether the backbone's weights are needed, not only its configuration.
             **trainer: Extra arguments for the Trainer.
 
         Raises:
@@ -194,7 +196,7 @@ class Method:
                 f"a folder such as {self.run.weights('rationale')}, or leave it out to start from "
                 "the backbone."
             )
-        self.backbone = fingerprint(source)
+        self.backbone = fingerprint(source, bare=not weights)
         quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
         self.cli.build(**quiet, **trainer)
         self.cli.datamodule.accumulation(self.cli.trainer.world_size)
