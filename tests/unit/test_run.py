@@ -5,7 +5,6 @@ import subprocess
 import pytest
 
 import rbft.run
-
 from rbft.files import part_of, replace_folder, write_json
 from rbft.positions import POSITION_RULE
 from rbft.run import (
