@@ -128,6 +128,8 @@ def test_results_that_were_made_otherwise_are_not_alike(name: str) -> None:
         (clip("b", "v1"), True),  # a copy under another id
         (clip("a", "v2"), False),  # another video of the same id
         (clip("b", "v1", 10.0, 20.0), False),
+        (clip("b", "v1", 12.0, 20.0), False),
+        (clip("b", "v1", 1.0, 4.0), False),
         (clip("b", "v1", 9.0, 20.0), True),
         (clip("b", "v1", 0.0, 5.0), False),
         (clip("b", "v1", None, 5.5), True),
