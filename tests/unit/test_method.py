@@ -1021,11 +1021,15 @@ def test_the_dry_run_of_a_finished_run(fitted, monkeypatch):
     assert plans[-1][0].whole is False
 
 
-def test_processes_meet_before_a_run_is_begun_anew(fitted, monkeypatch):
-    """None reads the folder that the first one is still removing."""
-    met: list[bool] = []
-    monkeypatch.setattr(Method, "_meet", lambda method: met.append((fitted.run / "label").exists()))
-    fitted.method().fit(None)
-    assert met == []
-    fitted.method().fit(None, restart=True)
-    assert met[0] is False
+def test_processes_meet_before_a_run_is_begun_anew(bench, monkeypatch):
+    """None reads the folder that the first one is still removing; there may be none yet."""
+    told: list[str] = []
+    check = Method._check_record
+    monkeypatch.setattr(Method, "_meet", lambda method: told.append("met"))
+    monkeypatch.setattr(
+        Method, "_check_record", lambda method: (told.append("checked"), check(method))
+    )
+    bench.method(stages=[]).fit(None, restart=True)
+    assert told == ["met", "checked"]
+    bench.method().fit(None)
+    assert told[2:] == ["checked"]
