@@ -357,31 +357,6 @@ def _test(folder: Path, tests: Sequence[str], mutant: Mutant | None) -> None:
         os._exit(code)
 
 
-def notice(plan: "Plan", mutant: Mutant, limits: dict[tuple[str, ...], float]) -> dict[str, Any]:
-    """Runs the tests of a mutant's file, the slow ones only if the others notice nothing.
-
-    Args:
-        plan: Names the tests.
-        mutant: The fault.
-        limits: Seconds that tests may take; those that are not there are run without a fault first.
-
-    Returns:
-        See `run`.
-    """
-    result: dict[str, Any] = {}
-    for tests in filter(None, (plan.tests(mutant.file), plan.tests(mutant.file, "slow"))):
-        if tuple(tests) not in limits:
-            clean = run(tests, None, None)
-            if clean["outcome"] != "survived":
-                raise SystemExit(f"{tests} fail without a fault:\n{clean['said']}")
-            limits[tuple(tests)] = 60 + 4 * clean["seconds"]
-            sys.stdout.write(f"{', '.join(tests)}: {clean['seconds']} s without a fault\n")
-        result = run(tests, mutant, limits[tuple(tests)])
-        if result["outcome"] != "survived":
-            break
-    return result
-
-
 class Plan:
     """tests/mutation.yaml: each file's tests, and faults that they cannot notice."""
 
@@ -389,9 +364,9 @@ class Plan:
         text = (ROOT / "tests" / "mutation.yaml").read_text(encoding="utf-8")
         self.files: dict[str, dict[str, Any]] = yaml.safe_load(text)
 
-    def tests(self, file: str, kind: str = "tests") -> list[str]:
-        """What pytest is called with, from tests/; `kind` "slow" gives those that come after."""
-        return self.files[file].get(kind, [])
+    def tests(self, file: str) -> list[str]:
+        """What pytest is called with, from tests/."""
+        return self.files[file]["tests"]
 
     def weight(self, file: str) -> float:
         """How many times larger than its size the file's share of what is drawn is."""
@@ -462,9 +437,16 @@ def main() -> None:
     todo = [m for m in todo if not plan.known(asdict(m))]
     if todo:
         _prepare()
-    limits: dict[tuple[str, ...], float] = {}
+    limits: dict[str, float] = {}
     for number, mutant in enumerate(todo, start=1):
-        result = notice(plan, mutant, limits)
+        tests = plan.tests(mutant.file)
+        if mutant.file not in limits:
+            clean = run(tests, None, None)
+            if clean["outcome"] != "survived":
+                raise SystemExit(f"{tests} fail without a fault:\n{clean['said']}")
+            limits[mutant.file] = 60 + 4 * clean["seconds"]
+            sys.stdout.write(f"{mutant.file}: {clean['seconds']} s without a fault\n")
+        result = run(tests, mutant, limits[mutant.file])
         row = {"key": mutant.key, **asdict(mutant), **result}
         del row["text"], row["said"]
         done[mutant.key] = row

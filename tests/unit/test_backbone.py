@@ -345,3 +345,14 @@ def test_code_that_comes_with_a_backbone_does_not_run(
     assert not ran.exists()
     assert load_config(str(folder), trust=True)[0].model_type == "theirs"
     assert ran.exists()
+
+
+def test_a_processor_s_code_is_run_only_when_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(
+        "transformers.AutoProcessor.from_pretrained",
+        lambda source, trust_remote_code: told.append(trust_remote_code),
+    )
+    for trust in ((), (False,), (True,)):
+        load_processor("theirs", *trust)
+    assert told == [False, False, True]

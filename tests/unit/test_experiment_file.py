@@ -126,3 +126,21 @@ def test_the_experiments_of_the_repository_are_chains():
     assert files
     for file in files:
         assert all(isinstance(content, dict) for content in read_chain(file))
+
+
+def test_what_is_missing_is_said_in_the_command_s_own_way():
+    made = ArgumentParser()
+    commands = made.add_subcommands()
+    with_experiment, without = ArgumentParser(), ArgumentParser()
+    with_experiment.add_argument("--config")
+    with_experiment.add_argument("--name")
+    for name in ("domain", "classes"):
+        without.add_argument(f"--{name}")
+    commands.add_subcommand("fit", with_experiment)
+    commands.add_subcommand("init", without)
+    assert explain("arguments are required: init.domain, init.classes", made) == (
+        "domain and classes must be set: add --domain --classes."
+    )
+    assert explain("arguments are required: fit.name", made) == (
+        "name must be set. Name an experiment file (--config) that does, or add --name."
+    )

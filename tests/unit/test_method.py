@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import load_file, save_file
@@ -323,8 +323,17 @@ def test_what_training_is_handed(bench, capsys):
     assert out.count("Two files are missing.\n") == 1
 
 
-def test_what_every_step_is_handed(bench):
+def test_what_every_step_is_handed(bench, monkeypatch):
+    seeds: list[Any] = []
+
+    def seed(number: int, **how: Any) -> None:
+        seeds.append((number, how))
+        seed_everything(number, **how)
+
+    monkeypatch.setattr("rbft.method.seed_everything", seed)
     bench.method().fit(None)
+    assert all(seed == (5, {"workers": True, "verbose": False}) for seed in seeds)
+    assert len(seeds) >= len(bench.steps)
     places = [None, "zero_shot", "rationale", "rationale", "label", "label"]
     titles = [
         "Stage 0: writing rationales",
@@ -1010,3 +1019,17 @@ def test_the_dry_run_of_a_finished_run(fitted, monkeypatch):
         None, dry_run=True
     )
     assert plans[-1][0].whole is False
+
+
+def test_processes_meet_before_a_run_is_begun_anew(bench, monkeypatch):
+    """None reads the folder that the first one is still removing; there may be none yet."""
+    told: list[str] = []
+    check = Method._check_record
+    monkeypatch.setattr(Method, "_meet", lambda method: told.append("met"))
+    monkeypatch.setattr(
+        Method, "_check_record", lambda method: (told.append("checked"), check(method))
+    )
+    bench.method(stages=[]).fit(None, restart=True)
+    assert told == ["met", "checked"]
+    bench.method().fit(None)
+    assert told[2:] == ["checked"]

@@ -214,6 +214,7 @@ def test_who_follows_the_model_card_asks_what_was_trained(
 
 
 def test_the_model_card_without_a_run_around_it(weights: Path, qwen: Path) -> None:
+    (weights.parents[2] / "settings.yaml").write_text("seed_everything: 3\n")  # not the run's
     text = model_card(weights, str(qwen), "float32")
     assert "No results of a test split stand beside these weights." in text
     assert "## Settings" not in text

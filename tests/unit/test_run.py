@@ -1,7 +1,10 @@
 import os
+import shutil
+import subprocess
 
 import pytest
 
+import rbft.run
 from rbft.files import part_of, replace_folder, write_json
 from rbft.positions import POSITION_RULE
 from rbft.run import (
@@ -12,6 +15,7 @@ from rbft.run import (
     digest,
     provenance,
     read_provenance,
+    revision,
 )
 
 CLIPS = {"train": "c1", "val": "c2"}
@@ -146,3 +150,29 @@ def test_results_are_found_by_what_made_them(tmp_path):
 def test_a_digest_of_ids_does_not_depend_on_their_order():
     assert digest(["a", "b"]) == digest(["b", "a"]) == "7e18f737311b"
     assert digest(["a", "b"]) != digest(["ab"])
+
+
+def test_the_revision_of_the_checkout(tmp_path, monkeypatch):
+    package = tmp_path / "rbft"
+    package.mkdir()
+    (package / "run.py").write_text("1")
+    monkeypatch.setattr(rbft.run, "__file__", str(package / "run.py"))
+    assert revision() is None, "installed from elsewhere"
+    (tmp_path / ".git").touch()
+    assert revision() is None, "no repository"
+    (tmp_path / ".git").unlink()
+    with monkeypatch.context() as patch:
+        (tmp_path / ".git").mkdir()
+        patch.setenv("PATH", str(tmp_path))
+        assert revision() is None, "git is not installed"
+        (tmp_path / ".git").rmdir()
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "One"]):
+        subprocess.run([*git, *command], check=True)
+    head = ["rev-parse", "HEAD"]
+    known = subprocess.run([*git, *head], check=True, capture_output=True, text=True).stdout
+    assert revision() == known.strip()
+    (package / "run.py").write_text("2")
+    assert revision() == f"{known.strip()}-dirty"

@@ -196,11 +196,12 @@ def test_clear_removes_only_what_is_ours(tmp_path: Path, paths: list[Path]) -> N
 
 def test_abandoned_files_are_removed(tmp_path: Path, paths: list[Path]) -> None:
     cache = FrameCache(tmp_path, PLENTY)
-    for name, age in (("old.part", 7200), ("new.part", 10)):
+    for name, age in (("old.part", 7200), ("new.part", 10), ("old.clip", 7200)):
         (tmp_path / name).write_bytes(b"abc")
         _used(tmp_path / name, age)
     cache.get_or_decode(paths[0], **SETTINGS)
     assert [file.name for file in tmp_path.glob("*.part")] == ["new.part"]
+    assert (tmp_path / "old.clip").exists(), "old, but whole, and there is room"
 
 
 def test_a_folder_that_cannot_be_written_costs_one_line(
