@@ -13,6 +13,18 @@ from rbft.collator import IGNORED, Sequences
 from rbft.likelihood import head_log_probabilities
 
 
+class NotFiniteError(ValueError):
+    """Scores that are no finite numbers: neither a class nor a text follows from them.
+
+    Args:
+        clips: The clips that have such scores, by their place in the batch.
+    """
+
+    def __init__(self, clips: Sequence[int]) -> None:
+        super().__init__(f"Scores of the clips {list(clips)} of the batch are not finite.")
+        self.clips = list(clips)
+
+
 @dataclass(frozen=True)
 class Read:
     """Prompts that the backbone has read and can go on from, once; a `copy` goes on once more.
@@ -209,6 +221,9 @@ def write_after(backbone: Any, prompt: Read, settings: Mapping[str, Any]) -> lis
             ids each of which ends an answer, and is kept at its end) and `repetition_penalty`,
             which the scores of tokens that the prompt or the answer holds are divided by where
             they are positive, and multiplied with where they are negative.
+
+    Raises:
+        NotFiniteError: If the scores of a next token are not finite.
     """
     ends, most = set(settings["eos_token_id"]), settings["max_new_tokens"]
     penalty = settings["repetition_penalty"]
@@ -224,8 +239,13 @@ def write_after(backbone: Any, prompt: Read, settings: Mapping[str, Any]) -> lis
             repeated = torch.where(logits < 0, logits * penalty, logits / penalty)
             logits = logits.where(~seen, repeated)
         token = logits.argmax(-1)
-        for clip, chosen in zip(writing, token.tolist(), strict=True):
-            answers[clip].append(chosen)
+        # Read together: the host waits for the device once a token.
+        finite = logits.isfinite().all(-1)
+        chosen, sound = torch.stack([token, finite.to(token.dtype)]).tolist()
+        if broken := [clip for clip, fine in zip(writing, sound, strict=True) if not fine]:
+            raise NotFiniteError(broken)
+        for clip, one in zip(writing, chosen, strict=True):
+            answers[clip].append(one)
         going = [
             row
             for row, clip in enumerate(writing)
