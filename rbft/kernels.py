@@ -32,6 +32,20 @@ def speed_up(model: Any, *, compile: bool, liger: bool, device: torch.device) ->
                 part.compile(dynamic=True)  # in place; clips differ in length
 
 
+def choose_attention(*, cudnn: bool) -> None:
+    """Says whether torch may take cuDNN's attention, for the whole process.
+
+    Of several kernels torch takes cuDNN's first on the newest GPUs. It plans anew for every length
+    that it has not seen, tens to hundreds of milliseconds each, and clips and texts differ in
+    length; faults of its backward pass are open. So torch's flash kernels run unless it is asked
+    for.
+
+    Args:
+        cudnn: Let torch choose cuDNN's kernel.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(cudnn)
+
+
 @cache
 def has_liger(device: torch.device) -> bool:
     """Whether Liger's kernels run here; says why not."""

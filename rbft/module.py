@@ -44,7 +44,7 @@ from rbft.backbone import (
 from rbft.collator import Batch, Collator, Transferable
 from rbft.data.base import VideoDataModule
 from rbft.data.card import Card
-from rbft.kernels import speed_up
+from rbft.kernels import choose_attention, speed_up
 from rbft.likelihood import token_nll
 from rbft.metrics import ClassificationMetrics
 from rbft.optim import cosine_schedule, freeze, parameter_groups
@@ -173,6 +173,8 @@ class RBFTModule(LightningModule):
         trust_remote_code: Run Python code that comes with the backbone. Qwen2-VL and Qwen2.5-VL
             need none.
         liger: Use the Liger kernels for norms, rotations and MLPs, on a GPU where installed.
+        cudnn_attention: Let torch take cuDNN's attention on a GPU. It plans anew for every length
+            of clip and text, so it is off; to be turned on where it was measured to be faster.
         lora: Train LoRA adapters (rank, alpha, dropout) on the language model's blocks instead of
             its weights; the vision tower must be frozen, the merger may train. null trains the
             weights.
@@ -203,6 +205,7 @@ class RBFTModule(LightningModule):
         trust_remote_code: bool = False,
         compile: bool = False,
         liger: bool = False,
+        cudnn_attention: bool = False,
         lora: LoRA | None = None,
         quantize: Literal["4bit"] | None = None,
         answer: Literal["score", "generate"] = "score",
@@ -222,6 +225,7 @@ class RBFTModule(LightningModule):
         self.attention = usable_attention(attention)
         self.packing = packing and attention != "eager"
         self.faster = {"compile": compile, "liger": liger}
+        self.cudnn_attention = cudnn_attention
         self.answer, self.max_new_tokens = answer, max_new_tokens
         self.config, self.family = load_config(self.base, trust_remote_code)
         self.trust = trust_remote_code
@@ -347,6 +351,7 @@ class RBFTModule(LightningModule):
             lora = self.lora if training else None
             add_adapters(backbone, lora, adapter, merger=merger, read=not empty)
         compiled = self.faster["compile"] and training  # generation grows by a token at a time
+        choose_attention(cudnn=self.cudnn_attention)
         speed_up(backbone, compile=compiled, liger=self.faster["liger"], device=device)
         return backbone
 

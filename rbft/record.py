@@ -80,6 +80,7 @@ FREE_SETTINGS = (
     "model.packing",
     "model.compile",
     "model.liger",
+    "model.cudnn_attention",
     "trainer.accelerator",
     "trainer.strategy",
     "trainer.devices",
