@@ -55,6 +55,7 @@ from rbft.sharding import (
     everyone,
     gather,
     is_sharded,
+    keep_buffers,
     release,
     shard,
 )
@@ -273,6 +274,20 @@ class RBFTModule(LightningModule):
         """Refuses settings that cannot be trained; loads nothing."""
         check_adapters(self.lora, self.quantize, self.weights, self.learning_rates)
 
+    def to(self, *args: Any, **settings: Any) -> "RBFTModule":
+        """Moves and converts as torch does, but leaves rotary frequencies in 32 bits.
+
+        Lightning converts all that is in the module for bf16-true and 16-true. Frequencies in
+        bfloat16 are off by up to 0.4 %: the angle of the 500th token by half a radian.
+        """
+        before = {name: held for name, held in self.named_buffers() if name.endswith("inv_freq")}
+        super().to(*args, **settings)
+        for name, held in before.items():
+            owner, _, attribute = name.rpartition(".")
+            if (now := self.get_buffer(name)).dtype != held.dtype:
+                setattr(self.get_submodule(owner), attribute, held.to(now.device))
+        return self
+
     def setup(self, stage: str) -> None:
         """Reads the processor and tells the data module how to make batches."""
         if (
@@ -294,6 +309,7 @@ class RBFTModule(LightningModule):
         # Lightning would halve the precision of all that is in a batch, weights and counts too; the
         # vision tower casts its patches itself.
         self.trainer.precision_plugin.convert_input = _as_it_is
+        keep_buffers(self.trainer.strategy)
         if self.processor is None:
             self.processor = load_processor(self.source, self.trust)
         classifier = self.stage.classifier
