@@ -352,16 +352,23 @@ class RBFTModule(LightningModule):
         adapter = self.weights if is_adapter(self.weights) else None
         precision = "32-true" if trainer is None else str(trainer.precision)
         device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
+        training = trainer is None or trainer.state.fn == TrainerFn.FITTING
         backbone = load_model(
             self.base,
             self.attention,
             self.gradient_checkpointing,
             empty=empty,
-            dtype=weights_dtype(self.lora, self.quantize, self.weights, precision, sharded=sharded),
+            dtype=weights_dtype(
+                self.lora,
+                self.quantize,
+                self.weights,
+                precision,
+                sharded=sharded,
+                training=training,
+            ),
             four_bit=device if self.quantize else None,
             trust=self.trust,
         )
-        training = trainer is None or trainer.state.fn == TrainerFn.FITTING
         if adapter or (self.lora and training):  # new ones change nothing and cost time
             merger = self.learning_rates["merger"] > 0
             lora = self.lora if training else None

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 import rbft.module
-from rbft.answers import score_after
+from rbft.answers import read_prompts, score_after
 from rbft.data.sampler import Draw
 from rbft.module import Classified, RBFTModule, answer_nll
 from rbft.stages import STAGES
@@ -695,6 +695,69 @@ def test_predict_gives_classes(qwen: Path, tmp_path: Path):
     (got,) = trainer(tmp_path).predict(model, datamodule=yard) or []
     assert isinstance(got, Classified)
     assert got.prediction.tolist() == classify(model, qwen).prediction.tolist()
+
+
+class Widths(Callback):
+    """Precisions of the weights, of the cache of keys and values, and what the tower goes by."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.weights: set[torch.dtype] = set()
+        self.caches: set[torch.dtype] = set()
+
+        def watched(*args: Any) -> Any:
+            for read in read_prompts(*args):
+                self.caches |= {layer.keys.dtype for layer in read.cache.layers}
+                self.caches |= {layer.values.dtype for layer in read.cache.layers}
+                yield read
+
+        monkeypatch.setattr(rbft.module, "read_prompts", watched)
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        self.module = pl_module
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        self.weights |= {parameter.dtype for parameter in self.module.backbone.parameters()}
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_weights_are_in_half_precision_where_nothing_trains(
+    backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any
+):
+    half = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32}[precision]
+    digests = {}
+    for kind in ("test", "validate", "predict", "fit"):
+        settings = {"eval_batch_size": 3, "feature_cache_gb": 0.1}
+        yard = Yard(tmp_path / "card.yaml", dict.fromkeys(("train", "test", "val"), 3), **settings)
+        yard.predict_clips = yard.clips("test")
+        widths = Widths(monkeypatch)
+        made = RBFTModule(str(backbone), CARD, **{**MODULE_SETTINGS, "vision_learning_rate": 0.0})
+        run = trainer(tmp_path, precision=precision, callbacks=[widths])
+        got = getattr(run, kind)(made, datamodule=yard)
+        monkeypatch.undo()
+        assert widths.weights == {torch.float32 if kind == "fit" else half}
+        assert kind == "fit" or widths.caches == {half}
+        if kind == "predict":
+            (classified,) = got
+            assert classified.scores.dtype == torch.float32
+        digests[kind] = yard.tower
+    # What a tower in another precision has made is not taken for this one's.
+    scored = {digests.pop(kind) for kind in ("test", "validate", "predict")}
+    assert len(scored) == 1
+    assert (digests["fit"] in scored) is (precision == "32-true")
+
+
+def test_scores_in_half_precision_are_close_to_those_in_32_bits(backbone: Path, tmp_path: Path):
+    found = []
+    for precision in ("bf16-mixed", "32-true"):
+        yard = Yard(tmp_path / "card.yaml", {"test": 4})
+        yard.predict_clips = yard.clips("test")
+        made = RBFTModule(str(backbone), CARD, **MODULE_SETTINGS)
+        run = trainer(tmp_path, precision=precision)  # type: ignore[arg-type]
+        (classified,) = run.predict(made, datamodule=yard) or []
+        assert isinstance(classified, Classified)
+        found.append(classified.scores)
+    torch.testing.assert_close(*found, atol=0.1, rtol=0)
+    assert not torch.equal(*found)
 
 
 REASONS = (
