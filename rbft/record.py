@@ -82,6 +82,8 @@ FREE_SETTINGS = (
     "model.liger",
     "model.cudnn_attention",
     "trainer.accelerator",
+    "trainer.deterministic",
+    "trainer.benchmark",
     "trainer.strategy",
     "trainer.devices",
     "trainer.num_nodes",

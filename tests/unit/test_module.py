@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 import rbft.module
+from rbft.adapters import LoRA
 from rbft.answers import read_prompts, score_after
 from rbft.data.sampler import Draw
 from rbft.module import Classified, RBFTModule, answer_nll
@@ -59,6 +61,15 @@ def yard_batches(yard: Yard, split: str) -> list[list[int]]:
     yard.collators = dict.fromkeys(("test", "val", "predict"), lambda made: made)  # type: ignore[assignment]
     loader: Any = yard._eval_loader(split, yard.clips(split))
     return [[example.draw.index for example in made] for made in loader]
+
+
+@pytest.fixture
+def nondeterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What Lightning's deterministic mode sets for the whole process is taken back afterwards."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = False
 
 
 # The loss
@@ -389,6 +400,27 @@ def test_recomputing_changes_no_gradient(backbone: Path):
         gradients.append([p.grad for p in model.backbone.parameters()])
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("how", [True, "warn"])
+@pytest.mark.parametrize("settings", [{}, {"lora": LoRA(rank=4), "vision_learning_rate": 0.0}])
+def test_deterministic_mode_changes_no_bit_on_a_processor(
+    qwen: Path, tmp_path: Path, nondeterministic: None, how: Any, settings: dict[str, Any]
+):
+    counts, states, modes = {"train": 5, "val": 2}, [], []
+
+    class Mode(Callback):
+        def on_train_batch_end(self, *args: Any, **settings: Any) -> None:
+            modes.append(torch.get_deterministic_debug_mode())
+
+    for mode in (None, how):
+        settings = {"gradient_checkpointing": True, **settings}
+        made = fit(qwen, tmp_path, Mode(), counts=counts, model=settings, deterministic=mode)
+        states.append(made.backbone.state_dict())
+    assert modes == [0] * (len(modes) // 2) + [{"warn": 1, True: 2}[how]] * (len(modes) // 2)
+    assert modes
+    for name, tensor in states[0].items():
+        assert torch.equal(states[1][name], tensor), name
 
 
 def test_training_goes_on_in_training_mode_after_validation(qwen: Path, tmp_path: Path):
