@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rbft.collator import IGNORED, Sequences
+from rbft.embeddings import PLACES
 from rbft.likelihood import head_log_probabilities
 
 
@@ -82,6 +83,8 @@ def read_prompts(
 @torch.no_grad()
 def _go_on(backbone: Any, text: Sequences, before: Read | None, video: dict[str, Any]) -> Read:
     given: dict[str, Any] = {**text.inputs, **video}
+    if video:
+        given[PLACES] = text.places
     ids = text.input_ids
     if before is not None:
         ids = torch.cat([before.ids, ids], dim=1)
@@ -139,11 +142,20 @@ def _part(prompt: Sequences, starts: list[int], ends: list[int]) -> Sequences:
         device=prompt.input_ids.device,
     )
     mask = torch.tensor([[0] * (width - own) + [1] * own for own in widths], device=columns.device)
+    places = None  # parts behind the beginning show no video
+    if prompt.places is not None and not any(starts):
+        moved = [
+            width - end - (padding - length) for end, length in zip(ends, lengths, strict=True)
+        ]
+        rows = prompt.places // padding
+        shift = rows * (width - padding) + torch.tensor(moved, device=columns.device)[rows]
+        places = prompt.places + shift
     return Sequences(
         input_ids=prompt.input_ids.gather(1, columns),
         attention_mask=mask,
         position_ids=prompt.position_ids.gather(2, columns.expand(3, -1, -1)),
         labels=prompt.labels.gather(1, columns),
+        places=places,
     )
 
 

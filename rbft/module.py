@@ -44,6 +44,7 @@ from rbft.backbone import (
 from rbft.collator import Batch, Collator, Transferable
 from rbft.data.base import VideoDataModule
 from rbft.data.card import Card
+from rbft.embeddings import PLACES
 from rbft.kernels import choose_attention, speed_up
 from rbft.likelihood import token_nll
 from rbft.metrics import ClassificationMetrics
@@ -415,6 +416,7 @@ class RBFTModule(LightningModule):
         logits = self.backbone(
             **answer.inputs_for(self.backbone.config.text_config._attn_implementation),
             **self.vision(batch),
+            **{PLACES: answer.places},
             use_cache=False,
             logits_to_keep=keep,
         ).logits
