@@ -151,8 +151,13 @@ def weights_dtype(
     precision: str,
     *,
     sharded: bool,
+    training: bool,
 ) -> torch.dtype:
-    """Precision in which whole weights are loaded: lower where only adapters on them train.
+    """Precision in which whole weights are loaded: lower where they themselves do not train.
+
+    They train in 32 bits in the mixed precisions too, which only compute in half. To score, to
+    write and to predict, that would be twice the memory, for weights and for the cache of keys and
+    values, and a copy of all weights in half precision for every token that is written.
 
     Args:
         lora: The adapters to train, or None to train the weights themselves.
@@ -160,8 +165,9 @@ def weights_dtype(
         weights: Weights folder to start from.
         precision: The Trainer's.
         sharded: Whether the weights are shared out, of which FSDP2 gathers one precision only.
+        training: Whether anything trains, instead of scoring or writing.
     """
-    frozen = lora is not None or quantize is not None or is_adapter(weights)
+    frozen = not training or lora is not None or quantize is not None or is_adapter(weights)
     return frozen_dtype(precision) if frozen and not sharded else torch.get_default_dtype()
 
 

@@ -10,7 +10,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rbft.collator import IGNORED, Sequences
+from rbft.embeddings import PLACES
 from rbft.likelihood import head_log_probabilities
+
+
+class NotFiniteError(ValueError):
+    """Scores that are no finite numbers: neither a class nor a text follows from them.
+
+    Args:
+        clips: The clips that have such scores, by their place in the batch.
+    """
+
+    def __init__(self, clips: Sequence[int]) -> None:
+        super().__init__(f"Scores of the clips {list(clips)} of the batch are not finite.")
+        self.clips = list(clips)
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,8 @@ def read_prompts(
 @torch.no_grad()
 def _go_on(backbone: Any, text: Sequences, before: Read | None, video: dict[str, Any]) -> Read:
     given: dict[str, Any] = {**text.inputs, **video}
+    if video:
+        given[PLACES] = text.places
     ids = text.input_ids
     if before is not None:
         ids = torch.cat([before.ids, ids], dim=1)
@@ -127,11 +142,20 @@ def _part(prompt: Sequences, starts: list[int], ends: list[int]) -> Sequences:
         device=prompt.input_ids.device,
     )
     mask = torch.tensor([[0] * (width - own) + [1] * own for own in widths], device=columns.device)
+    places = None  # parts behind the beginning show no video
+    if prompt.places is not None and not any(starts):
+        moved = [
+            width - end - (padding - length) for end, length in zip(ends, lengths, strict=True)
+        ]
+        rows = prompt.places // padding
+        shift = rows * (width - padding) + torch.tensor(moved, device=columns.device)[rows]
+        places = prompt.places + shift
     return Sequences(
         input_ids=prompt.input_ids.gather(1, columns),
         attention_mask=mask,
         position_ids=prompt.position_ids.gather(2, columns.expand(3, -1, -1)),
         labels=prompt.labels.gather(1, columns),
+        places=places,
     )
 
 
@@ -209,6 +233,9 @@ def write_after(backbone: Any, prompt: Read, settings: Mapping[str, Any]) -> lis
             ids each of which ends an answer, and is kept at its end) and `repetition_penalty`,
             which the scores of tokens that the prompt or the answer holds are divided by where
             they are positive, and multiplied with where they are negative.
+
+    Raises:
+        NotFiniteError: If the scores of a next token are not finite.
     """
     ends, most = set(settings["eos_token_id"]), settings["max_new_tokens"]
     penalty = settings["repetition_penalty"]
@@ -224,8 +251,13 @@ def write_after(backbone: Any, prompt: Read, settings: Mapping[str, Any]) -> lis
             repeated = torch.where(logits < 0, logits * penalty, logits / penalty)
             logits = logits.where(~seen, repeated)
         token = logits.argmax(-1)
-        for clip, chosen in zip(writing, token.tolist(), strict=True):
-            answers[clip].append(chosen)
+        # Read together: the host waits for the device once a token.
+        finite = logits.isfinite().all(-1)
+        chosen, sound = torch.stack([token, finite.to(token.dtype)]).tolist()
+        if broken := [clip for clip, fine in zip(writing, sound, strict=True) if not fine]:
+            raise NotFiniteError(broken)
+        for clip, one in zip(writing, chosen, strict=True):
+            answers[clip].append(one)
         going = [
             row
             for row, clip in enumerate(writing)

@@ -7,7 +7,7 @@ takes its flash kernels. On a GPU in half precision one kernel takes all segment
 not been run on a GPU yet, tests put a stand-in in the kernel's place.
 
 transformers calls this under the two names below. Rows that are padded instead (cached prompts in
-evaluation) go the way of transformers' own sdpa.
+evaluation) go the way of transformers' own sdpa, with a mask that gives every token one to see.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -33,13 +33,12 @@ def attend_in_segments(model: "PreTrainedModel") -> None:
         model: The backbone; changed in place.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
     # What is done for each segment would be compiled anew for each batch.
     apart: Any = torch.compiler.disable(attend)
     AttentionInterface.register(TEXT, partial(text_attention, attend=apart))
     AttentionInterface.register(VISION, vision_attention)
-    AttentionMaskInterface.register(TEXT, sdpa_mask)
+    AttentionMaskInterface.register(TEXT, text_mask)
     parts = {"text_config": TEXT}
     # A processor is faster with a call for each window than with sorting them.
     if torch.cuda.is_available():
@@ -63,6 +62,23 @@ def packed_inputs(
     # transformers tells packed clips apart by positions that start anew, in a row of their own.
     text = torch.cat([torch.arange(length, device=positions.device) for length in lengths])
     return {"position_ids": torch.cat([text.expand(1, 1, -1), positions]), "attention_mask": None}
+
+
+def text_mask(*args: Any, **settings: Any) -> Bool[Tensor, "rows 1 tokens seen"] | None:
+    """The mask of transformers' sdpa, in which padding before a prompt sees the whole row.
+
+    transformers has it see nothing. What attention makes of such a token differs by kernel and may
+    be NaN, and NaN in its keys and values reaches the tokens that do not see it: 0 x NaN. Nothing
+    that counts sees the padding, so what it sees itself changes no result.
+    """
+    from transformers.masking_utils import sdpa_mask
+
+    mask = sdpa_mask(*args, **settings)
+    # A single token that goes on from what is cached is no padding.
+    if mask is None or mask.shape[2] == 1:
+        return mask
+    # In place: it has as many entries as tokens squared.
+    return mask.contiguous().logical_or_(~mask.any(-1, keepdim=True))
 
 
 def text_attention(

@@ -9,7 +9,9 @@ from torch import nn
 
 from rbft.attention import attend_in_segments
 from rbft.digests import folder_digest
+from rbft.embeddings import copy_video_tokens
 from rbft.families import FAMILIES, PARTS, Family
+from rbft.kernels import multiply_patches
 from rbft.run import read_provenance
 from rbft.screen import say
 
@@ -126,6 +128,9 @@ def load_model(
         if four_bit is not None:
             how |= {"quantization_config": _four_bits(dtype), "device_map": {"": four_bit}}
         model = AutoModelForImageTextToText.from_pretrained(source, **how)
+    if torch.cuda.is_available():  # a processor has no such trouble; its results keep their bits
+        multiply_patches(model)
+    copy_video_tokens(model)
     if attention == "sdpa":
         attend_in_segments(model)
     if checkpointing:

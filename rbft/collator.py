@@ -24,8 +24,16 @@ HOST = ("video_grid_thw",)
 class Transferable:
     """Moves the tensors of a dataclass; Lightning and the DataLoader call these two."""
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> Any:
-        """A copy on the device."""
+    def to(self, device: torch.device, non_blocking: bool | None = None) -> Any:
+        """A copy on the device.
+
+        Args:
+            device: The device.
+            non_blocking: Go on before the copy is there; what is queued on the device behind it
+                waits for it. None, as Lightning calls it, does so where the device is a GPU.
+        """
+        if non_blocking is None:
+            non_blocking = device.type == "cuda"
         return self._map(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Any:
@@ -59,6 +67,8 @@ class Sequences(Transferable):
         position_ids: Rotary positions (time, height, width), see `rbft.positions`.
         labels: The answer's token ids where they stand, -100 elsewhere.
         lengths: Tokens of each clip of a packed row; empty where clips are padded.
+        places: Where the video tokens stand, clip after clip: an index into all rows' tokens. None
+            where they are not known.
     """
 
     input_ids: Int[Tensor, "rows tokens"]
@@ -66,6 +76,7 @@ class Sequences(Transferable):
     position_ids: Int[Tensor, "3 rows tokens"]
     labels: Int[Tensor, "rows tokens"]
     lengths: tuple[int, ...] = ()
+    places: Int[Tensor, " video"] | None = None
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -348,6 +359,7 @@ class Collator:
             position_ids=torch.cat(self._positions(ids, examples, grids), dim=1)[:, None],
             labels=torch.cat([torch.tensor(row) for row in labels])[None],
             lengths=tuple(map(len, rows)),
+            places=self._places(row),
         )
 
     def _pad(
@@ -364,12 +376,18 @@ class Collator:
         def pad(values: list[Tensor], filler: int) -> Tensor:
             return pad_sequence(values, batch_first=True, padding_value=filler, padding_side=side)
 
+        padded = pad(ids, self.processor.tokenizer.pad_token_id)
         return Sequences(
-            input_ids=pad(ids, self.processor.tokenizer.pad_token_id),
+            input_ids=padded,
             attention_mask=pad([torch.ones_like(row) for row in ids], 0),
             position_ids=pad(positions, 0).movedim(2, 0),
             labels=pad([torch.tensor(row) for row in labels], IGNORED),
+            places=self._places(padded),
         )
+
+    def _places(self, ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, " video"]:
+        """Video tokens among all rows' tokens; found while they are in the processor's memory."""
+        return (ids.flatten() == self.config.video_token_id).nonzero()[:, 0]
 
 
 def _targets(answer: Sequences) -> Targets:

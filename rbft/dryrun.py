@@ -179,7 +179,12 @@ def empty_backbone(model: RBFTModule, trainer: Trainer) -> Any:
             model.gradient_checkpointing,
             empty=True,
             dtype=weights_dtype(
-                model.lora, model.quantize, model.weights, precision, sharded=sharded
+                model.lora,
+                model.quantize,
+                model.weights,
+                precision,
+                sharded=sharded,
+                training=True,
             ),
         )
         if model.lora is not None:

@@ -8,7 +8,8 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from rbft.adapters import LoRA, add_adapters, check_adapters, find_base, is_adapter, weights_dtype
 from rbft.answers import (
+    NotFiniteError,
     Read,
     find_class,
     read_on,
@@ -42,7 +44,8 @@ from rbft.backbone import (
 from rbft.collator import Batch, Collator, Transferable
 from rbft.data.base import VideoDataModule
 from rbft.data.card import Card
-from rbft.kernels import speed_up
+from rbft.embeddings import PLACES
+from rbft.kernels import choose_attention, speed_up
 from rbft.likelihood import token_nll
 from rbft.metrics import ClassificationMetrics
 from rbft.optim import cosine_schedule, freeze, parameter_groups
@@ -53,6 +56,7 @@ from rbft.sharding import (
     everyone,
     gather,
     is_sharded,
+    keep_buffers,
     release,
     shard,
 )
@@ -62,6 +66,7 @@ from rbft.survival import signals
 from rbft.vision import show, tower_digest, tower_features
 
 log = logging.getLogger(__name__)
+NAMED = 10  # clips that a message names
 
 
 def answer_nll(
@@ -124,6 +129,18 @@ class Classified(Transferable):
         first = places.where(likeliest, scores.shape[1]).amin(-1)
         return cls(first, scores, texts, tied=likeliest.sum(-1) > 1)
 
+    def check_finite(self) -> None:
+        """Reads the scores, for which it waits where they are on a device.
+
+        Raises:
+            NotFiniteError: If some are not finite. No class is the likeliest then.
+        """
+        if self.scores is None:
+            return
+        finite = self.scores.isfinite().all(-1).tolist()
+        if broken := [clip for clip, fine in enumerate(finite) if not fine]:
+            raise NotFiniteError(broken)
+
     @property
     def probabilities(self) -> Float[Tensor, "clips classes"] | None:
         """The scores normalised over the classes."""
@@ -158,6 +175,8 @@ class RBFTModule(LightningModule):
         trust_remote_code: Run Python code that comes with the backbone. Qwen2-VL and Qwen2.5-VL
             need none.
         liger: Use the Liger kernels for norms, rotations and MLPs, on a GPU where installed.
+        cudnn_attention: Let torch take cuDNN's attention on a GPU. It plans anew for every length
+            of clip and text, so it is off; to be turned on where it was measured to be faster.
         lora: Train LoRA adapters (rank, alpha, dropout) on the language model's blocks instead of
             its weights; the vision tower must be frozen, the merger may train. null trains the
             weights.
@@ -188,6 +207,7 @@ class RBFTModule(LightningModule):
         trust_remote_code: bool = False,
         compile: bool = False,
         liger: bool = False,
+        cudnn_attention: bool = False,
         lora: LoRA | None = None,
         quantize: Literal["4bit"] | None = None,
         answer: Literal["score", "generate"] = "score",
@@ -207,6 +227,7 @@ class RBFTModule(LightningModule):
         self.attention = usable_attention(attention)
         self.packing = packing and attention != "eager"
         self.faster = {"compile": compile, "liger": liger}
+        self.cudnn_attention = cudnn_attention
         self.answer, self.max_new_tokens = answer, max_new_tokens
         self.config, self.family = load_config(self.base, trust_remote_code)
         self.trust = trust_remote_code
@@ -254,6 +275,20 @@ class RBFTModule(LightningModule):
         """Refuses settings that cannot be trained; loads nothing."""
         check_adapters(self.lora, self.quantize, self.weights, self.learning_rates)
 
+    def to(self, *args: Any, **settings: Any) -> "RBFTModule":
+        """Moves and converts as torch does, but leaves rotary frequencies in 32 bits.
+
+        Lightning converts all that is in the module for bf16-true and 16-true. Frequencies in
+        bfloat16 are off by up to 0.4 %: the angle of the 500th token by half a radian.
+        """
+        before = {name: held for name, held in self.named_buffers() if name.endswith("inv_freq")}
+        super().to(*args, **settings)
+        for name, held in before.items():
+            owner, _, attribute = name.rpartition(".")
+            if (now := self.get_buffer(name)).dtype != held.dtype:
+                setattr(self.get_submodule(owner), attribute, held.to(now.device))
+        return self
+
     def setup(self, stage: str) -> None:
         """Reads the processor and tells the data module how to make batches."""
         if (
@@ -275,6 +310,7 @@ class RBFTModule(LightningModule):
         # Lightning would halve the precision of all that is in a batch, weights and counts too; the
         # vision tower casts its patches itself.
         self.trainer.precision_plugin.convert_input = _as_it_is
+        keep_buffers(self.trainer.strategy)
         if self.processor is None:
             self.processor = load_processor(self.source, self.trust)
         classifier = self.stage.classifier
@@ -317,21 +353,29 @@ class RBFTModule(LightningModule):
         adapter = self.weights if is_adapter(self.weights) else None
         precision = "32-true" if trainer is None else str(trainer.precision)
         device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
+        training = trainer is None or trainer.state.fn == TrainerFn.FITTING
         backbone = load_model(
             self.base,
             self.attention,
             self.gradient_checkpointing,
             empty=empty,
-            dtype=weights_dtype(self.lora, self.quantize, self.weights, precision, sharded=sharded),
+            dtype=weights_dtype(
+                self.lora,
+                self.quantize,
+                self.weights,
+                precision,
+                sharded=sharded,
+                training=training,
+            ),
             four_bit=device if self.quantize else None,
             trust=self.trust,
         )
-        training = trainer is None or trainer.state.fn == TrainerFn.FITTING
         if adapter or (self.lora and training):  # new ones change nothing and cost time
             merger = self.learning_rates["merger"] > 0
             lora = self.lora if training else None
             add_adapters(backbone, lora, adapter, merger=merger, read=not empty)
         compiled = self.faster["compile"] and training  # generation grows by a token at a time
+        choose_attention(cudnn=self.cudnn_attention)
         speed_up(backbone, compile=compiled, liger=self.faster["liger"], device=device)
         return backbone
 
@@ -372,6 +416,7 @@ class RBFTModule(LightningModule):
         logits = self.backbone(
             **answer.inputs_for(self.backbone.config.text_config._attn_implementation),
             **self.vision(batch),
+            **{PLACES: answer.places},
             use_cache=False,
             logits_to_keep=keep,
         ).logits
@@ -532,8 +577,26 @@ class RBFTModule(LightningModule):
         scores = score_after(self.backbone, read, words)
         return Classified.by_scores(scores, texts)
 
+    @contextmanager
+    def _naming(self, kind: str, batch: Batch) -> Iterator[None]:
+        """Names the clips of a batch of test, val or predict whose scores are not finite.
+
+        Raises:
+            ValueError: Instead of `NotFiniteError`. The results of the batch are not written then.
+        """
+        try:
+            yield
+        except NotFiniteError as error:
+            split = self.data.scored_split if kind == "test" else kind
+            indices = [int(batch.index[clip]) for clip in error.clips]
+            raise ValueError(_not_finite(self.data.ids(split, indices))) from error
+
     def validation_step(self, batch: Batch) -> dict[str, Classified]:
         """The stage's loss, and the classification of the stage; each clip is read once."""
+        with self._naming("val", batch):
+            return self._validate(batch)
+
+    def _validate(self, batch: Batch) -> dict[str, Classified]:
         assert batch.prompt is not None
         assert batch.targets is not None
         reads = read_prompts(self.backbone, [batch.prompt, *batch.besides], self.vision(batch))
@@ -549,6 +612,10 @@ class RBFTModule(LightningModule):
             # What is learnt answers the prompt besides, or else the one that asks for the class.
             answers = [[answer] for answer in batch.targets.answers]
             scores = score_own(self.backbone, next(reads, read), answers)
+        finite = scores[:, 0].isfinite()
+        if classified.scores is not None:
+            finite = finite & classified.scores.isfinite().all(-1)
+        self._val_finite.append((batch.index, finite))
         nll = -(scores[:, 0] * weight).sum()
         self._val_loss += torch.stack([nll, weight[batch.targets.clips].sum()])
         return {"classified": classified}
@@ -571,11 +638,26 @@ class RBFTModule(LightningModule):
         gather(self.backbone)
 
     def on_validation_epoch_start(self) -> None:
-        """Starts the sums of the loss and its tokens."""
+        """Starts the sums of the loss and its tokens, and the list of what is finite."""
+        self._val_finite: list[tuple[Tensor, Tensor]] = []
         self._val_loss = torch.zeros(2, dtype=torch.float32, device=self.device)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the loss per token and the metrics, exact over processes."""
+        """Logs the loss per token and the metrics, exact over processes.
+
+        Raises:
+            ValueError: If scores of a clip are not finite, on all processes. They are looked at
+                here, where the host waits for the device anyway.
+        """
+        mine = [
+            name
+            for index, finite in self._val_finite
+            for name in self.data.ids("val", index[~finite].tolist())
+        ]
+        if broken := everyone(self.trainer.world_size, mine):
+            if not self.trainer.is_global_zero:
+                raise SystemExit(2)  # the first process speaks for all
+            raise ValueError(_not_finite(broken))
         nll, tokens = self.trainer.strategy.reduce(self._val_loss, reduce_op="sum")
         self.log("val/loss", nll / tokens)
         self._log_metrics("val", self.val_metrics)
@@ -583,7 +665,9 @@ class RBFTModule(LightningModule):
 
     def test_step(self, batch: Batch) -> dict[str, Classified]:
         """The classification of the batch."""
-        classified = self.classify(batch)
+        with self._naming("test", batch):
+            classified = self.classify(batch)
+            classified.check_finite()
         self.test_metrics.update(classified.prediction, batch.label, batch.weight > 0)
         return {"classified": classified}
 
@@ -602,11 +686,16 @@ class RBFTModule(LightningModule):
 
         These are lists of prompts, of their clips, of tokens.
         """
+        with self._naming("predict", batch):
+            return self._predict(batch)
+
+    def _predict(self, batch: Batch) -> Classified | list[list[list[int]]]:
         assert batch.prompt is not None
         reads = read_prompts(self.backbone, [batch.prompt, *batch.besides], self.vision(batch))
         if self.stage.classifier is not self.stage:
             return [write_after(self.backbone, read, self.generation) for read in reads]
         classified = self.classify(batch, next(reads))
+        classified.check_finite()
         if not batch.besides:
             return classified
         written = write_after(self.backbone, next(reads), self.generation)
@@ -620,6 +709,18 @@ class RBFTModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another stage."""
         check_stage(checkpoint, self.stage.name)
+
+
+def _not_finite(clips: Sequence[str]) -> str:
+    names = list(dict.fromkeys(clips))
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return (
+        f"The model's scores are not finite for the clip{'s' * (len(names) > 1)} "
+        f"{', '.join(names[:NAMED])}{more}: no class and no text follows from them, and none was "
+        "written. Weights that are not finite do this, numbers that half precision cannot hold "
+        "(set trainer.precision to 32-true to see) and faults of an attention kernel (set "
+        "model.attention to eager to see)."
+    )
 
 
 def _as_it_is(data: Any) -> Any:

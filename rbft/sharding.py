@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,18 @@ def is_sharded(strategy: Strategy) -> bool:
             "writes checkpoints whole. Set trainer.strategy to fsdp2."
         )
     return isinstance(strategy, FSDP2)
+
+
+def keep_buffers(strategy: Strategy) -> None:
+    """Has FSDP1 leave buffers, the rotary frequencies, in 32 bits.
+
+    Lightning asks it to convert them in half precision, in the mixed ones too.
+
+    Args:
+        strategy: How the Trainer spreads the model; changed in place if it is FSDP1.
+    """
+    if isinstance(strategy, FSDPStrategy) and (config := strategy.mixed_precision_config):
+        strategy.mixed_precision = replace(config, buffer_dtype=torch.float32)
 
 
 def shard(model: nn.Module, blocks: list[nn.Module], strategy: FSDP2, *, half: bool) -> None:

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
 import rbft.module
-from rbft.answers import read_on, read_prompts, score_after
+from rbft.answers import NotFiniteError, read_on, read_prompts, score_after
+from rbft.attention import TEXT
 from rbft.collator import Sequences
 from rbft.data.base import Example
 from rbft.stages import LABEL, STAGES
@@ -112,6 +115,57 @@ def test_one_clip_scores_as_in_a_batch(backbone: Path) -> None:
         assert alone.prompt is not None
         scores = score_answers(model, alone.prompt, alone.video, ANSWERS)
         torch.testing.assert_close(scores[0], together[row], atol=1e-5, rtol=0)
+
+
+@pytest.fixture
+def strict_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands for a kernel that gives NaN for a token that sees nothing, as GPUs' kernels may."""
+    sdpa = nn.functional.scaled_dot_product_attention
+
+    def strict(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **settings: Any
+    ) -> Tensor:
+        made = sdpa(query, key, value, attn_mask=attn_mask, **settings)
+        if attn_mask is None:
+            return made
+        assert attn_mask.dtype == torch.bool
+        return made.masked_fill(~attn_mask.any(-1, keepdim=True), float("nan"))
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", strict)
+
+
+def test_padding_cannot_spoil_scores_and_texts(
+    backbone: Path, request: pytest.FixtureRequest
+) -> None:
+    model, batch = module(backbone).backbone, collator(backbone, ask="label")(examples(4))
+    assert batch.prompt is not None
+    given = model, batch.prompt, batch.video
+    scores, texts = score_answers(*given, ANSWERS), write_answers(*given, writing(backbone, 6))
+    request.getfixturevalue("strict_kernel")
+    assert torch.equal(score_answers(*given, ANSWERS), scores)
+    assert write_answers(*given, writing(backbone, 6)) == texts
+
+
+def test_what_such_a_kernel_does_to_padding_that_sees_nothing(
+    backbone: Path, strict_kernel: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the test above is not empty; and what is not finite does not pass for an answer."""
+    model, batch = module(backbone).backbone, collator(backbone, ask="label")(examples(4))
+    monkeypatch.setattr(
+        AttentionMaskInterface,
+        "_global_mapping",
+        {**AttentionMaskInterface._global_mapping, TEXT: sdpa_mask},
+    )
+    assert batch.prompt is not None
+    padded = (batch.prompt.attention_mask[:, 0] == 0).tolist()
+    given = model, batch.prompt, batch.video
+    scores = score_answers(*given, ANSWERS)
+    assert scores.isfinite().all(-1).tolist() == [not short for short in padded]
+    with pytest.raises(NotFiniteError) as found:
+        write_answers(*given, writing(backbone, 6))
+    lost = [clip for clip, short in enumerate(padded) if short]
+    assert found.value.clips == lost
+    assert str(found.value) == f"Scores of the clips {lost} of the batch are not finite."
 
 
 def test_the_answer_s_length_is_not_normalised_away(qwen: Path) -> None:

@@ -126,8 +126,8 @@ def test_finished_clips_leave(backbone: Path, monkeypatch: pytest.MonkeyPatch) -
     settings = writing(backbone, 12, eos_token_id=[an_end(texts)])
     batch, sizes = make(examples(5)), []
     prompt = prompt_of(batch)
-    hook = model.model.register_forward_pre_hook(
-        lambda module, args, given: sizes.append(len(given["input_ids"])), with_kwargs=True
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, given: sizes.append(len(given["inputs_embeds"])), with_kwargs=True
     )
     written = write_answers(model, prompt, batch.video, settings)
     hook.remove()
@@ -167,8 +167,9 @@ def test_what_prompts_share_is_read_once(backbone: Path, order: tuple[str, ...])
     towers, fed = [], []
     hooks = [
         model.model.visual.register_forward_hook(lambda *args: towers.append(1)),
-        model.model.register_forward_pre_hook(
-            lambda module, args, given: fed.append(given["input_ids"].shape[1]), with_kwargs=True
+        model.model.language_model.register_forward_pre_hook(
+            lambda module, args, given: fed.append(given["inputs_embeds"].shape[1]),
+            with_kwargs=True,
         ),
     ]
     reads = list(read_prompts(model, prompts, video))

@@ -39,7 +39,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 # What each kind of run has before and after the options of one process.
 KINDS = {
     "ddp": ([], ["--trainer.strategy=ddp"]),
-    # The paper's overlay itself, but for its GPUs; the strategy is its own.
+    # The paper's overlay itself, but for its GPUs and its precision; the strategy is its own.
     "fsdp2": (
         [f"--config={EXPERIMENTS / 'hardware/eight_80gb_gpus.yaml'}"],
         ["--model.gradient_checkpointing=true"],
@@ -170,6 +170,49 @@ def test_predictions_for_fewer_videos_than_processes(sharded, cache):
     (expected,) = read_lines(sharded.one / "predictions.jsonl")
     assert row["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
     assert row["label"] == expected["label"]
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Between two models, over all weights."""
+    return math.sqrt(sum(float((one[n] - other[n]).double().square().sum()) for n in one))
+
+
+def test_in_half_precision_as_the_overlay_has_it(options, tmp_path, cache):
+    """bf16-mixed: FSDP2 rounds weights and states, one process what enters each product."""
+    label = [*options, "--stages=[label]", "--score_each_stage=false"]
+    half = [*label, "--trainer.precision=bf16-mixed"]
+    exact, one, two = (tmp_path / name for name in ("exact", "one", "two"))
+    rbft(exact, "fit", *label)
+    rbft(one, "fit", *half)
+    both = Runs(one, two, half, "fsdp2")
+    assert both.status == 0, both.log[-3000:]
+    for curve, steps, tolerance in (
+        ("train/loss", 8, 5e-4),
+        ("train/grad_norm", 8, 5e-3),
+        ("val/loss", 2, 5e-4),
+    ):
+        known, expected, found = (scalars(folder, "label", curve) for folder in (exact, one, two))
+        assert len(found) == steps
+        assert found == pytest.approx(expected, rel=tolerance)
+        # It was half precision: in 32 bits the two agree to 1e-5.
+        assert max(abs(a - b) for a, b in zip(found, known, strict=True)) > 5e-5
+    start = load_file(Path(both.base) / "model.safetensors")
+    expected, found = (load_file(weights_file(folder, "label")) for folder in (one, two))
+    assert set(found) == set(expected) == set(start)
+    # The shares are in 32 bits, which small updates need.
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert all((tensor != tensor.bfloat16().float()).any() for tensor in found.values())
+    # Of the way that training went, a small part.
+    assert distance(found, expected) < 0.05 * distance(expected, start)
+    for row, known in zip(
+        *(
+            read_lines(folder / LOGS / "small/label/test_predictions.jsonl")
+            for folder in (two, one)
+        ),
+        strict=True,
+    ):
+        assert row["prediction"] == known["prediction"]
+        assert row["probabilities"] == pytest.approx(known["probabilities"], abs=1e-4)
 
 
 def test_adapters_are_the_same(options, tmp_path, cache):

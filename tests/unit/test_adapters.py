@@ -151,11 +151,31 @@ def test_weights_that_do_not_train_are_loaded_in_the_precision_of_the_products(
 ) -> None:
     made = adapter(qwen, tmp_path / "adapter")
     for frozen in ((SETTINGS, None, None), (None, "4bit", None), (None, None, made)):
-        assert weights_dtype(*frozen, "bf16-mixed", sharded=False) == torch.bfloat16
-        assert weights_dtype(*frozen, "32-true", sharded=False) == torch.float32
-        assert weights_dtype(*frozen, "bf16-mixed", sharded=True) == torch.float32
+        for training in (False, True):
+            how = {"sharded": False, "training": training}
+            assert weights_dtype(*frozen, "bf16-mixed", **how) == torch.bfloat16
+            assert weights_dtype(*frozen, "32-true", **how) == torch.float32
+            how["sharded"] = True
+            assert weights_dtype(*frozen, "bf16-mixed", **how) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("precision", "half"),
+    [
+        ("bf16-mixed", torch.bfloat16),
+        ("16-mixed", torch.float16),
+        ("32-true", torch.float32),
+        ("64-true", torch.float32),  # Lightning sets torch's default
+    ],
+)
+def test_whole_weights_train_in_32_bits_and_are_scored_in_half(
+    qwen: Path, precision: str, half: torch.dtype
+) -> None:
     for whole in (None, qwen):
-        assert weights_dtype(None, None, whole, "bf16-mixed", sharded=False) == torch.float32
+        given = None, None, whole, precision
+        assert weights_dtype(*given, sharded=False, training=True) == torch.float32
+        assert weights_dtype(*given, sharded=False, training=False) == half
+        assert weights_dtype(*given, sharded=True, training=False) == torch.float32
 
 
 def test_new_adapters_change_nothing(qwen: Path) -> None:

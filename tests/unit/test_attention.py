@@ -14,6 +14,7 @@ from rbft.attention import (
     attend_in_segments,
     packed_inputs,
     text_attention,
+    text_mask,
     vision_attention,
 )
 from tests.tiny import tiny_model
@@ -220,3 +221,32 @@ def test_autocast_decides_the_kernel_s_precision(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
     found = attention._kernel_dtype(torch.device("cuda"), torch.float32, 128)
     assert found == torch.bfloat16
+
+
+def test_padding_sees_something_and_all_else_sees_what_it_did() -> None:
+    from transformers.masking_utils import sdpa_mask
+
+    padding = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    settings: Any = {
+        "batch_size": 2,
+        "q_length": 4,
+        "kv_length": 4,
+        "attention_mask": padding.bool(),
+    }
+    ours, theirs = text_mask(**settings), sdpa_mask(**settings)
+    assert ours is not None
+    assert theirs is not None
+    lost = ~theirs.any(-1)
+    assert lost.tolist() == [[[True, True, False, False]], [[False] * 4]]
+    assert ours[lost].all()
+    assert torch.equal(ours[~lost], theirs[~lost])
+
+
+def test_where_there_is_no_padding_no_mask_is_made() -> None:
+    settings: Any = {"batch_size": 2, "q_length": 4, "kv_length": 4}
+    assert text_mask(**settings, attention_mask=torch.ones(2, 4, dtype=torch.bool)) is None
+    # A token that is written after padded prompts.
+    settings |= {"q_length": 1, "q_offset": 3}
+    mask = text_mask(**settings, attention_mask=torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]).bool())
+    assert mask is not None
+    assert mask.tolist() == [[[[False, False, True, True]]], [[[True] * 4]]]

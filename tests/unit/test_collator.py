@@ -301,6 +301,18 @@ def test_every_tensor_moves(qwen):
     assert batch.label.device.type == "cpu"
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_where_the_video_tokens_stand(backbone, packing):
+    make = collator(backbone, learn="rationale", ask="label", packing=packing)
+    batch = make(examples(3))
+    for sequences in (answer_of(batch), prompt_of(batch)):
+        assert sequences.places is not None
+        is_video = sequences.input_ids == make.config.video_token_id
+        assert sequences.places.tolist() == is_video.flatten().nonzero().flatten().tolist()
+        tokens = batch.video["video_grid_thw"].prod(-1) // 4
+        assert len(sequences.places) == int(tokens.sum())
+
+
 def test_every_tensor_is_pinned(qwen, monkeypatch):
     pinned = []
 
@@ -311,7 +323,7 @@ def test_every_tensor_is_pinned(qwen, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     batch = collator(qwen, learn="label")(examples(2))
     copied = batch.pin_memory()
-    assert len(pinned) == 4 + 3 + 1 + 4 + 4  # sequences, targets, video, tower, the rest
+    assert len(pinned) == 5 + 3 + 1 + 4 + 4  # sequences, targets, video, tower, the rest
     assert copied.prompt is None
     assert torch.equal(answer_of(copied).labels, answer_of(batch).labels)
     assert answer_of(copied).labels is not answer_of(batch).labels

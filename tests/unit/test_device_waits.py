@@ -2,7 +2,8 @@
 
 Tensors without data stand for those of a GPU: whatever asks one for its values, which on a GPU
 would wait for all that is queued, is an error. So is a mix of devices.
-The backward pass alone cannot be run on them.
+The backward pass cannot be run on them, and some kernels read values where those without data do
+not: these show on tensors with data, where an operation whose result depends on values is an error.
 """
 
 import math
@@ -14,13 +15,17 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import rbft.attention as attention
-from rbft.collator import Batch, Transferable
+from rbft.adapters import LoRA
+from rbft.collator import Batch, Kept, Transferable
+from rbft.data.featurecache import FeatureCache
 from rbft.module import RBFTModule
-from tests.examples import batch_of, collator, examples, module
+from tests.examples import answer_of, batch_of, collator, examples, module
 
 
 class HostGrids:
@@ -106,6 +111,7 @@ def test_what_would_wait(
     batch = moved(made, batch_of(make, examples(3)), gpu)
     if waits == "check":
         monkeypatch.delenv("TRANSFORMERS_DISABLE_TORCH_CHECK")
+        batch = without_places(batch)
     else:
         grids = batch.video["video_grid_thw"].tolist()
         with gpu:
@@ -113,6 +119,102 @@ def test_what_would_wait(
         batch = replace(batch, tower={})
     with gpu, pytest.raises(DataDependentOutputException):
         made.loss(batch)
+
+
+def without_places(batch: Batch) -> Batch:
+    return replace(batch, answer=replace(answer_of(batch), places=None))
+
+
+class Waits(TorchDispatchMode):
+    """Refuses operations that must know values before they can go on."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operation, aten = func.overloadpacket, torch.ops.aten
+        known = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+        # The last selects by a mask within its kernel, which its tags do not tell.
+        reads: Any = known & {*func.tags} or operation is aten.masked_scatter_backward
+        if reads and operation in (aten.index, aten.index_put):
+            # Only where they are given a mask.
+            reads = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        if reads:
+            raise RuntimeError(f"waits in {func}")
+        return func(*args, **(kwargs or {}))
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "checkpointed": {"gradient_checkpointing": True},
+    "merger": {"vision_learning_rate": 0.0},
+    "language": {"vision_learning_rate": 0.0, "merger_learning_rate": 0.0},
+    "adapters": {"lora": LoRA(rank=4), "vision_learning_rate": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_step_forward_and_backward_on_tensors_with_data(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
+    made = module(backbone, **SETTINGS[name]).train()
+    batch = batch_of(replace(collator(backbone, learn="label"), packing=True), examples(3))
+    with Waits():
+        made.loss(batch).backward()
+    trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
+    assert trained
+    assert all(parameter.grad is not None for parameter in trained)
+
+
+def test_a_step_from_kept_features(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make = replace(collator(backbone, learn="label"), packing=True)
+    batch, made = batch_of(make, examples(3)), module(backbone, vision_learning_rate=0.0).train()
+    expected = made.loss(batch).detach()
+    cache = FeatureCache(tmp_path, 1 << 30)
+    monkeypatch.setattr(RBFTModule, "data", SimpleNamespace(feature_cache=cache))
+    batch = replace(batch, kept=Kept([None] * 3, ["a", "b", "c"], [1.0] * 3), tower={})
+    made.vision(batch)  # fills the batch; the host writes the features to disk
+    with Waits():
+        loss = made.loss(batch)
+        loss.backward()
+    torch.testing.assert_close(loss.detach(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("waits", ["forward", "backward"])
+def test_what_would_wait_on_tensors_with_data(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch, waits: str
+) -> None:
+    """What transformers does with video tokens whose places it is not told."""
+    monkeypatch.setenv("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
+    made = module(backbone).train()
+    batch = batch_of(replace(collator(backbone, learn="label"), packing=True), examples(3))
+    batch = without_places(batch)
+    if waits == "forward":  # it prints a number into a message that nobody sees
+        with Waits(), pytest.raises(RuntimeError, match=r"^waits in aten\._local_scalar_dense"):
+            made.loss(batch)
+        return
+    loss = made.loss(batch)
+    with Waits(), pytest.raises(RuntimeError, match=r"^waits in aten\.masked_scatter_backward"):
+        loss.backward()
+
+
+def test_batches_move_to_a_gpu_without_waiting(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = replace(collator(qwen, learn="label", ask="label"), packing=True)
+    batch, moves = batch_of(make, examples(2)), []
+
+    def move(tensor: Tensor, device: torch.device, *, non_blocking: bool = False) -> Tensor:
+        moves.append((device.type, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(Tensor, "to", move)
+    for kind in ("cuda", "cpu"):
+        moves.clear()
+        move_data_to_device(batch, torch.device(kind))  # as Lightning does it
+        assert moves == [(kind, kind == "cuda")] * len(moves)
+        assert len(moves) > 16
+    moves.clear()
+    batch.to(torch.device("cuda"), non_blocking=False)
+    assert {non_blocking for _, non_blocking in moves} == {False}
 
 
 class Moment:

@@ -9,7 +9,7 @@ import torch
 
 from rbft import kernels
 from rbft.backbone import load_model, usable_attention
-from rbft.kernels import can_compile, has_liger, speed_up
+from rbft.kernels import can_compile, choose_attention, has_liger, speed_up
 from rbft.module import RBFTModule
 from tests.examples import CARD, MODULE_SETTINGS, Yard, trainer
 
@@ -20,9 +20,11 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 def _forget() -> Iterator[None]:
     for function in (usable_attention, has_liger, can_compile):
         function.cache_clear()
+    torch.backends.cuda.enable_cudnn_sdp(True)
     yield
     for function in (usable_attention, has_liger, can_compile):
         function.cache_clear()
+    torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 def test_flash_attention_falls_back_aloud_and_once(qwen: Path, capsys: Any) -> None:
@@ -44,6 +46,18 @@ def test_flash_attention_where_it_is_installed(
     monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: True)
     assert usable_attention("flash_attention_2") == "flash_attention_2"
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_cudnn_s_attention_is_off_unless_it_is_asked_for(qwen: Path, wanted: bool) -> None:
+    assert torch.backends.cuda.cudnn_sdp_enabled()  # torch's own choice
+    settings = {**MODULE_SETTINGS, **({"cudnn_attention": True} if wanted else {})}
+    RBFTModule(str(qwen), CARD, **settings).configure_model()
+    assert torch.backends.cuda.cudnn_sdp_enabled() is wanted
+    # A later step in the same process decides for itself.
+    choose_attention(cudnn=not wanted)
+    assert torch.backends.cuda.cudnn_sdp_enabled() is not wanted
+    assert torch.backends.cuda.flash_sdp_enabled()
 
 
 def test_liger_is_left_out_aloud_and_once(

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 import rbft.module
+from rbft.adapters import LoRA
+from rbft.answers import read_prompts, score_after
 from rbft.data.sampler import Draw
 from rbft.module import Classified, RBFTModule, answer_nll
 from rbft.stages import STAGES
@@ -51,6 +54,22 @@ def fit(
     run.accumulate_grad_batches = yard.accumulation(1)  # type: ignore[attr-defined]
     run.fit(made, yard, ckpt_path=ckpt_path, weights_only=True)
     return made
+
+
+def yard_batches(yard: Yard, split: str) -> list[list[int]]:
+    """Clips in the order in which they are scored, by their place in the split, batch by batch."""
+    yard.collators = dict.fromkeys(("test", "val", "predict"), lambda made: made)  # type: ignore[assignment]
+    loader: Any = yard._eval_loader(split, yard.clips(split))
+    return [[example.draw.index for example in made] for made in loader]
+
+
+@pytest.fixture
+def nondeterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What Lightning's deterministic mode sets for the whole process is taken back afterwards."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = False
 
 
 # The loss
@@ -383,6 +402,27 @@ def test_recomputing_changes_no_gradient(backbone: Path):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("how", [True, "warn"])
+@pytest.mark.parametrize("settings", [{}, {"lora": LoRA(rank=4), "vision_learning_rate": 0.0}])
+def test_deterministic_mode_changes_no_bit_on_a_processor(
+    qwen: Path, tmp_path: Path, nondeterministic: None, how: Any, settings: dict[str, Any]
+):
+    counts, states, modes = {"train": 5, "val": 2}, [], []
+
+    class Mode(Callback):
+        def on_train_batch_end(self, *args: Any, **settings: Any) -> None:
+            modes.append(torch.get_deterministic_debug_mode())
+
+    for mode in (None, how):
+        settings = {"gradient_checkpointing": True, **settings}
+        made = fit(qwen, tmp_path, Mode(), counts=counts, model=settings, deterministic=mode)
+        states.append(made.backbone.state_dict())
+    assert modes == [0] * (len(modes) // 2) + [{"warn": 1, True: 2}[how]] * (len(modes) // 2)
+    assert modes
+    for name, tensor in states[0].items():
+        assert torch.equal(states[1][name], tensor), name
+
+
 def test_training_goes_on_in_training_mode_after_validation(qwen: Path, tmp_path: Path):
     logged = Logged()
     settings = {"gradient_checkpointing": True, "answer": "generate"}
@@ -687,6 +727,168 @@ def test_predict_gives_classes(qwen: Path, tmp_path: Path):
     (got,) = trainer(tmp_path).predict(model, datamodule=yard) or []
     assert isinstance(got, Classified)
     assert got.prediction.tolist() == classify(model, qwen).prediction.tolist()
+
+
+class Widths(Callback):
+    """Precisions of the weights, of the cache of keys and values, and what the tower goes by."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.weights: set[torch.dtype] = set()
+        self.caches: set[torch.dtype] = set()
+
+        def watched(*args: Any) -> Any:
+            for read in read_prompts(*args):
+                self.caches |= {layer.keys.dtype for layer in read.cache.layers}
+                self.caches |= {layer.values.dtype for layer in read.cache.layers}
+                yield read
+
+        monkeypatch.setattr(rbft.module, "read_prompts", watched)
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        self.module = pl_module
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        self.weights |= {parameter.dtype for parameter in self.module.backbone.parameters()}
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_weights_are_in_half_precision_where_nothing_trains(
+    backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any
+):
+    half = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32}[precision]
+    digests = {}
+    for kind in ("test", "validate", "predict", "fit"):
+        settings = {"eval_batch_size": 3, "feature_cache_gb": 0.1}
+        yard = Yard(tmp_path / "card.yaml", dict.fromkeys(("train", "test", "val"), 3), **settings)
+        yard.predict_clips = yard.clips("test")
+        widths = Widths(monkeypatch)
+        made = RBFTModule(str(backbone), CARD, **{**MODULE_SETTINGS, "vision_learning_rate": 0.0})
+        run = trainer(tmp_path, precision=precision, callbacks=[widths])
+        got = getattr(run, kind)(made, datamodule=yard)
+        monkeypatch.undo()
+        assert widths.weights == {torch.float32 if kind == "fit" else half}
+        assert kind == "fit" or widths.caches == {half}
+        if kind == "predict":
+            (classified,) = got
+            assert classified.scores.dtype == torch.float32
+        digests[kind] = yard.tower
+    # What a tower in another precision has made is not taken for this one's.
+    scored = {digests.pop(kind) for kind in ("test", "validate", "predict")}
+    assert len(scored) == 1
+    assert (digests["fit"] in scored) is (precision == "32-true")
+
+
+def test_scores_in_half_precision_are_close_to_those_in_32_bits(backbone: Path, tmp_path: Path):
+    found = []
+    for precision in ("bf16-mixed", "32-true"):
+        yard = Yard(tmp_path / "card.yaml", {"test": 4})
+        yard.predict_clips = yard.clips("test")
+        made = RBFTModule(str(backbone), CARD, **MODULE_SETTINGS)
+        run = trainer(tmp_path, precision=precision)  # type: ignore[arg-type]
+        (classified,) = run.predict(made, datamodule=yard) or []
+        assert isinstance(classified, Classified)
+        found.append(classified.scores)
+    torch.testing.assert_close(*found, atol=0.1, rtol=0)
+    assert not torch.equal(*found)
+
+
+REASONS = (
+    ": no class and no text follows from them, and none was written. Weights that are not finite "
+    "do this, numbers that half precision cannot hold (set trainer.precision to 32-true to see) "
+    "and faults of an attention kernel (set model.attention to eager to see)."
+)
+
+
+class Kept(Callback):
+    """What reached those who write results."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def on_test_batch_end(self, *args: Any, **settings: Any) -> None:
+        self.batches += 1
+
+    def on_predict_batch_end(self, *args: Any, **settings: Any) -> None:
+        self.batches += 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", ["test", "predict", "validate"])
+def test_scores_that_are_not_finite_end_the_run_by_the_clip_s_name(
+    qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, value: float
+):
+    # In the second batch, of the clips 2 and 3, of three.
+    yard = Yard(tmp_path / "card.yaml", dict.fromkeys(("test", "val"), 5), eval_batch_size=2)
+    yard.predict_clips = yard.clips("test")
+    calls, kept = [], Kept()
+
+    def spoiled(*args: Any) -> Tensor:
+        calls.append(scores := score_after(*args))
+        if len(calls) == 2:
+            scores[1, 0] = value
+        return scores
+
+    monkeypatch.setattr(rbft.module, "score_after", spoiled)
+    split = "val" if kind == "validate" else "test"
+    order = [place for batch in yard_batches(yard, split) for place in batch]
+    run: Any = getattr(trainer(tmp_path, callbacks=[kept]), kind)
+    with pytest.raises(ValueError, match="are not finite") as found:
+        run(module(qwen), datamodule=yard)
+    name = f"{split}_{order[3]}"
+    assert str(found.value) == f"The model's scores are not finite for the clip {name}{REASONS}"
+    # The validation is looked at once, in the end.
+    assert len(calls) == (3 if kind == "validate" else 2)
+    assert kept.batches == (0 if kind == "validate" else 1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "settings"),
+    [
+        ("rationale", "predict", {}),
+        ("label", "predict", {"answer": "generate"}),
+        ("label", "test", {"answer": "generate"}),
+        ("rationale_class", "test", {}),
+        ("label", "validate", {"answer": "generate"}),
+    ],
+)
+def test_texts_from_scores_that_are_not_finite_are_not_written(
+    qwen: Path, tmp_path: Path, stage: str, kind: str, settings: dict[str, Any]
+):
+    yard = Yard(tmp_path / "card.yaml", dict.fromkeys(("test", "val"), 3), eval_batch_size=3)
+    yard.predict_clips = yard.clips("test")
+    model, kept = module(qwen, stage, **settings), Kept()
+
+    def spoil(head: Any, inputs: Any, logits: Tensor) -> Tensor:
+        if len(logits) < 3:
+            return logits
+        lost = torch.tensor([0.0, 1.0, 1.0])[:, None, None] * math.inf
+        return logits + lost.nan_to_num(0.0, posinf=math.inf)
+
+    model.backbone.lm_head.register_forward_hook(spoil)
+    split = "val" if kind == "validate" else "test"
+    (order,) = yard_batches(yard, split)
+    with pytest.raises(ValueError, match="are not finite") as found:
+        getattr(trainer(tmp_path, callbacks=[kept]), kind)(model, datamodule=yard)
+    names = ", ".join(f"{split}_{place}" for place in order[1:])
+    assert str(found.value) == f"The model's scores are not finite for the clips {names}{REASONS}"
+    assert kept.batches == 0
+
+
+def test_of_many_clips_without_finite_scores_some_are_named(
+    qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    yard = Yard(tmp_path / "card.yaml", {"test": 12}, eval_batch_size=12)
+    lost = torch.full((12, 2), math.nan)
+    monkeypatch.setattr(rbft.module, "score_after", lambda *_: lost)
+    with pytest.raises(ValueError, match="are not finite") as found:
+        trainer(tmp_path).test(module(qwen), yard, verbose=False)
+    names = (
+        str(found.value)
+        .split(":")[0]
+        .removeprefix("The model's scores are not finite for the clips ")
+    )
+    assert names.endswith(" and 2 more")
+    assert names.count("test_") == 10
 
 
 def test_what_each_split_s_batches_hold(qwen: Path, tmp_path: Path):

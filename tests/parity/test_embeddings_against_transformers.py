@@ -1,0 +1,75 @@
+"""Video tokens copied to known places against transformers, which looks for them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+
+from rbft.answers import read_prompts
+from rbft.embeddings import PLACES
+from rbft.stages import STAGES
+from tests.examples import CARD, answer_of, batch_of, collator, examples, module, prompt_of
+
+
+def trained(model: Any, given: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    logits = model(**given, use_cache=False).logits
+    logits.sin().sum().backward()
+    return logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_logits_and_gradients(backbone: Path, packing: bool) -> None:
+    model = module(backbone).backbone
+    batch = batch_of(collator(backbone, learn="rationale", packing=packing), examples(4))
+    answer = answer_of(batch)
+    given = {**answer.inputs_for(model.config.text_config._attn_implementation), **batch.video}
+    expected, gradients = trained(model, given)
+    found, own = trained(model, {**given, **batch.tower, PLACES: answer.places})
+    assert torch.equal(found, expected)
+    assert own.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert torch.equal(own[name], gradient), name
+
+
+def test_padded_logits_are_those_of_a_model_that_rbft_did_not_load(backbone: Path) -> None:
+    theirs = AutoModelForImageTextToText.from_pretrained(backbone, dtype=torch.float32).eval()
+    batch = batch_of(collator(backbone, learn="rationale"), examples(4))
+    answer = answer_of(batch)
+    given, real = {**answer.inputs, **batch.video}, answer.attention_mask == 1
+    found = module(backbone).backbone(**given, **{PLACES: answer.places}).logits
+    torch.testing.assert_close(found[real], theirs(**given).logits[real], atol=1e-5, rtol=0)
+
+
+def test_places_that_are_not_known_are_looked_for(qwen: Path) -> None:
+    model, batch = module(qwen).backbone, collator(qwen, ask="label")(examples(2))
+    given = {**prompt_of(batch).inputs, **batch.video, **batch.tower}
+    places = prompt_of(batch).places
+    found, expected = (model(**given, **{PLACES: p}).logits for p in (None, places))
+    assert torch.equal(found, expected)
+
+
+def test_prompts_that_begin_alike(backbone: Path) -> None:
+    """The beginning, cut from padded prompts, shows the video at places of its own."""
+    make = replace(collator(backbone, ask="label"), besides=((STAGES["rationale"], CARD),))
+    model, batch = module(backbone).backbone, make(examples(4))
+    prompts = [prompt_of(batch), *batch.besides]
+    unknown = [replace(prompt, places=None) for prompt in prompts]
+    for ours, theirs in zip(
+        read_prompts(model, prompts, batch.video),
+        read_prompts(model, unknown, batch.video),
+        strict=True,
+    ):
+        assert torch.equal(ours.hidden, theirs.hidden)
+
+
+def test_a_count_that_does_not_fit_is_an_error(qwen: Path) -> None:
+    model, batch = module(qwen).backbone, collator(qwen, ask="label")(examples(2))
+    prompt = prompt_of(batch)
+    assert prompt.places is not None
+    with pytest.raises((RuntimeError, IndexError), match="index_copy"):
+        model(**prompt.inputs, **batch.video, **{PLACES: prompt.places[:-1]})

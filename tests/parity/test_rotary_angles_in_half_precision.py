@@ -1,0 +1,93 @@
+"""Rotary angles far into a clip, in each of the Trainer's precisions, against their formula."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.plugins.precision.fsdp import FSDPPrecision
+from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
+from torch import Tensor
+
+from rbft.sharding import keep_buffers
+from tests.examples import Yard, module, trainer
+
+FAR = 2000
+
+
+def exact(base: float, width: int, position: int) -> Tensor:
+    """Angles in 64 bits: position x base^(-2i / width)."""
+    return position * base ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+
+
+def angles_fit(waves: tuple[Tensor, Tensor], angles: Tensor, tolerance: float) -> bool:
+    cos, sin = (wave.double().flatten() for wave in waves)
+    off = (cos - angles.cos()).abs().max(), (sin - angles.sin()).abs().max()
+    return float(max(off)) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        ("bf16-true", torch.bfloat16),
+        ("16-true", torch.float16),
+        ("bf16-mixed", torch.float32),
+        ("32-true", torch.float32),
+    ],
+)
+def test_angles_at_position_2000(
+    backbone: Path, tmp_path: Path, precision: Any, dtype: torch.dtype
+) -> None:
+    model = module(backbone)
+    yard = Yard(tmp_path / "card.yaml", {"test": 2})
+    trainer(tmp_path, precision=precision).test(model, yard, verbose=False)
+    assert {parameter.dtype for parameter in model.backbone.parameters()} == {dtype}
+    frequencies = {n: b.dtype for n, b in model.named_buffers() if n.endswith("inv_freq")}
+    assert len(frequencies) == 4  # in the decoder and in the tower, each with a copy
+    assert set(frequencies.values()) == {torch.float32}
+
+    # Cosines and sines are handed over in the precision of the states, whose rounding is small.
+    tolerance = {torch.bfloat16: 4e-3, torch.float16: 5e-4, torch.float32: 3e-4}[dtype]
+    text = model.backbone.model.language_model.rotary_emb
+    waves = text(torch.zeros(1, dtype=dtype), torch.full((3, 1, 1), FAR))
+    assert angles_fit(waves, exact(1e6, 16, FAR).repeat(2), tolerance)
+    tower = model.backbone.model.visual.rotary_pos_emb
+    waves = tower(torch.zeros(1, dtype=dtype), torch.tensor([[FAR, FAR - 1]]))
+    angles = torch.cat([exact(1e4, 8, FAR), exact(1e4, 8, FAR - 1)]).repeat(2)
+    assert angles_fit(waves, angles, tolerance)
+
+    # What the conversion alone would do.
+    text.bfloat16()
+    waves = text(torch.zeros(1, dtype=dtype), torch.full((3, 1, 1), FAR))
+    assert not angles_fit(waves, exact(1e6, 16, FAR).repeat(2), 0.1)
+
+
+def test_a_module_can_be_moved(qwen: Path) -> None:
+    model = module(qwen)
+    before = dict(model.named_buffers())
+    assert model.to(torch.device("meta"), torch.bfloat16) is model
+    for name, buffer in model.named_buffers():
+        assert buffer.is_meta
+        assert buffer.dtype == before[name].dtype or not name.endswith("inv_freq")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.filterwarnings("ignore:FSDP with")
+@pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler")
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "16-true"])
+def test_fsdp1_is_asked_to_leave_buffers_alone(precision: Any) -> None:
+    strategy = FSDPStrategy()
+    strategy.precision_plugin = FSDPPrecision(precision)
+    asked: Any = strategy.mixed_precision_config
+    assert asked.buffer_dtype in (torch.bfloat16, torch.float16)
+    keep_buffers(strategy)
+    found: Any = strategy.mixed_precision_config
+    assert found.buffer_dtype == torch.float32
+    assert (found.param_dtype, found.reduce_dtype) == (asked.param_dtype, asked.reduce_dtype)
+
+
+def test_other_strategies_are_left_as_they_are() -> None:
+    strategy = SingleDeviceStrategy()
+    before = dict(vars(strategy))
+    keep_buffers(strategy)
+    assert vars(strategy) == before
