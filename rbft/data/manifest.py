@@ -71,6 +71,11 @@ class ScannedClip(Protocol):
         """Where the file can be had."""
         ...
 
+    @property
+    def refused(self) -> str:
+        """Why the file must not be opened, else empty."""
+        ...
+
 
 @dataclass(frozen=True)
 class Row:
@@ -227,7 +232,8 @@ def scan(
     need the same scan one does it; the others wait and read what it found.
 
     Args:
-        clips: All clips. Those of the splits private and excluded are not looked for.
+        clips: All clips. Those of the splits private and excluded are not looked for, nor are
+            those whose file must not be opened.
         probe: Opens a file and returns an object with `duration` in seconds, `frames`, `fps`,
             `width` and `height`; raises where the file is no readable video.
         cache_file: JSON lines of what was found before; written as the scan goes on, so that an
@@ -238,7 +244,8 @@ def scan(
     Raises:
         ValueError: If the cache cannot be written.
     """
-    paths = dict.fromkeys(str(clip.path) for clip in clips if clip.split not in NEVER_USED)
+    wanted = [clip for clip in clips if clip.split not in NEVER_USED and not clip.refused]
+    paths = dict.fromkeys(str(clip.path) for clip in wanted)
     found = {path: _look(path) for path in paths}
     unread = _without_known(found, cache_file)
     if unread:
@@ -411,6 +418,8 @@ def _row(clip: ScannedClip, file: dict[str, Any]) -> Row:
     )
     if clip.split in NEVER_USED:
         return row
+    if clip.refused:
+        return replace(row, status="unreadable", reason=clip.refused)
     facts = {key: value for key, value in file.items() if key not in FILE_FACTS}
     row = replace(row, **facts)
     if row.status == OK and (reason := _too_short(clip, row)):

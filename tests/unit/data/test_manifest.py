@@ -32,6 +32,7 @@ class Clip:
     start: float | None = None
     end: float | None = None
     url: str | None = None
+    refused: str = ""
 
 
 class Probe:
