@@ -175,7 +175,7 @@ def open_file(path: Path) -> "InputContainer":
         return av.open(
             full_name(path), metadata_errors="ignore", options={"protocol_whitelist": "file"}
         )
-    except PermissionError as error:  # one of FFmpeg's errors and of Python's
+    except PermissionError as error:
         raise VideoError.of(path, f"cannot be read: {error.strerror}.") from error
     except FFmpegError as error:
         raise VideoError.of(
