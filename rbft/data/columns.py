@@ -1,7 +1,7 @@
 """What the columns of a user's table are to a clip: by name, by place or by a pattern."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from string import Formatter
 
@@ -74,12 +74,12 @@ class Columns:
                 names.append(str(value))
         return names
 
-    def of(self, row: Row) -> dict[str, str | None]:
-        """Column or pattern of each role in a table, by its first row; None where it has none."""
+    def of(self, present: Collection[str]) -> dict[str, str | None]:
+        """Column or pattern of each role in a table with such columns; None where it has none."""
         return {
             role: str(self.given[role])
             if role in self.given
-            else next((name for name in names if name in row.values), None)
+            else next((name for name in names if name in present), None)
             for role, names in COLUMN_NAMES.items()
         }
 

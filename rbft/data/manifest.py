@@ -246,7 +246,8 @@ def scan(
     """
     wanted = [clip for clip in clips if clip.split not in NEVER_USED and not clip.refused]
     paths = dict.fromkeys(str(clip.path) for clip in wanted)
-    found = {path: _look(path) for path in paths}
+    with ThreadPoolExecutor(workers) as pool:
+        found = dict(zip(paths, pool.map(_look, paths), strict=True))
     unread = _without_known(found, cache_file)
     if unread:
         with _alone(cache_file):

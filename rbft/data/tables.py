@@ -21,10 +21,13 @@ class Row:
     Attributes:
         where: The row's place for messages ("clips.csv, line 7").
         values: Column to value: text from CSV and TSV, any JSON value from the other formats.
+        labelled: False for a video that is listed without any annotation, as published test videos
+            of ActivityNet are.
     """
 
     where: str
     values: dict[str, Any]
+    labelled: bool = True
 
     def text(self, column: str | None, default: str | None = None) -> str:
         """The column as text without blanks around it; numbers become text.
@@ -286,7 +289,7 @@ def _database(path: Path, text: str) -> Any:
 
 
 def _activitynet(path: Path, database: Any) -> Iterator[Row]:
-    """A row for each annotation, and one with the label None for a video without any."""
+    """A row for each annotation, and one that is not labelled for a video without any."""
     if not isinstance(database, dict):
         raise ValueError(f"{path}: database must be a JSON object of ids; got {shown(database)}.")
     for name, video in database.items():
@@ -309,7 +312,8 @@ def _activitynet(path: Path, database: Any) -> Iterator[Row]:
                 )
             known = {key: video.get(key) for key in ("url", "duration")}
             values = {"id": name, "split": video.get("subset"), "label": annotation["label"]}
-            yield Row(place, {**values, "start": segment[0], "end": segment[1], **known})
+            values |= {"start": segment[0], "end": segment[1], **known}
+            yield Row(place, values, labelled=bool(annotations))
 
 
 def _parquet(path: Path) -> Iterator[Row]:

@@ -311,7 +311,8 @@ class VideoFolder(VideoDataModule):
         self, rows: list[Row], file: Path, split: str | None, metadata: bool = False
     ) -> Iterator[Entry]:
         """Clips of a table; paths in metadata count from its folder."""
-        names = self.columns.of(rows[0])
+        present = dict.fromkeys(name for row in rows for name in row.values)
+        names = self.columns.of(present)
         if metadata and "path" not in self.columns.given:
             names["path"] = _file_name_column(rows[0])
         for role, missing in (
@@ -321,12 +322,12 @@ class VideoFolder(VideoDataModule):
             if missing:
                 raise ValueError(
                     f"{rows[0].where}: no column is known as the {role}; the columns there are "
-                    f"{', '.join(map(shown, rows[0].values))}. Name it: data.columns.{role}."
+                    f"{', '.join(map(shown, present))}. Name it: data.columns.{role}."
                 )
         unlabelled = 0
         classes = read_class_list(self.class_list) if self.class_list is not None else {}
         for row in rows:
-            if _is_unlabelled(row):
+            if not row.labelled:
                 unlabelled += 1
                 continue
             extra = {TABLE: file.stem}
@@ -405,7 +406,7 @@ class VideoFolder(VideoDataModule):
         """Clips whose label stands in the file name, with or without folders for the splits."""
         assert self.label_pattern is not None
         parts = [path.relative_to(self.root).parts for path in videos]
-        has_splits = all(len(p) > 1 and p[0].casefold() in SPLIT_NAMES for p in parts)
+        has_splits = all(len(p) > 1 and p[0].casefold() in SPLIT_FOLDERS for p in parts)
         for path, below in zip(videos, parts, strict=True):
             match = self.label_pattern.search(path.name)
             if match is None:
@@ -418,7 +419,7 @@ class VideoFolder(VideoDataModule):
                 id=None,
                 path=str(Path(*below)),
                 label=match_label(match["label"], self.card, str(path)),
-                split=SPLIT_NAMES[below[0].casefold()] if has_splits else None,
+                split=SPLIT_FOLDERS[below[0].casefold()] if has_splits else None,
             )
 
     def _folders(self, videos: list[Path]) -> tuple[str, list[Entry]]:
@@ -426,7 +427,7 @@ class VideoFolder(VideoDataModule):
         parts = [path.relative_to(self.root).parts for path in videos]
         tops = {below[0] for below in parts}
         named_as_class = tops <= {*self.card.classes, *self.card.words.values()}
-        has_splits = not named_as_class and all(top.casefold() in SPLIT_NAMES for top in tops)
+        has_splits = not named_as_class and all(top.casefold() in SPLIT_FOLDERS for top in tops)
         depth = 2 if has_splits else 1
         entries = []
         for path, below in zip(videos, parts, strict=True):
@@ -442,7 +443,7 @@ class VideoFolder(VideoDataModule):
                     id=None,
                     path=str(Path(*below)),
                     label=match_label(below[depth - 1], self.card, str(path)),
-                    split=SPLIT_NAMES[below[0].casefold()] if has_splits else None,
+                    split=SPLIT_FOLDERS[below[0].casefold()] if has_splits else None,
                 )
             )
         levels = "a folder per split and class" if has_splits else "a folder per class"
@@ -487,8 +488,3 @@ def _file_name_column(row: Row) -> str:
             "data.columns.path."
         )
     return names[0]
-
-
-def _is_unlabelled(row: Row) -> bool:
-    """Whether it is a video of ActivityNet's JSON that has no annotation (its test videos)."""
-    return "label" in row.values and "duration" in row.values and row.values["label"] is None

@@ -48,7 +48,7 @@ def test_what_a_table_must_have():
     columns = Columns({"path": "{label}/{id}_{from:d}", "label": "class", "split": "set"})
     assert columns.needed == ["id", "from", "class", "set"]
     assert not columns.has_places
-    names = columns.of(Row("", {"class": 1, "url": 2}))
+    names = columns.of(["class", "url"])
     assert names["path"] == "{label}/{id}_{from:d}"
     assert (names["label"], names["url"], names["id"]) == ("class", "url", None)
     places = Columns({"path": "{label}/{1}", "label": "{table}", "split": 2})

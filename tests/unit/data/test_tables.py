@@ -156,6 +156,7 @@ def test_activitynet(tmp_path, indent):
         ("b", "testing", None, None, None, None, None),
     ]
     assert rows[1].where == f"{tmp_path}/a.json, 'a', annotation 2"
+    assert [row.labelled for row in rows] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,8 @@ def test_folder_per_class_under_splits(root, said):
         ("valid/cat/c", "cat", "val"),
     ]
     assert said[-1].startswith(f"VideoFolder: a folder per split and class in {root}: 4 clips")
+    touch(root, "evaluation/cat/d.mp4")
+    assert ("evaluation/cat/d", "cat", "test") in brief(read(root))
 
 
 def test_a_test_folder_alone_is_enough_for_scoring(root):
@@ -359,6 +361,17 @@ def test_several_tables(root, said):
     assert [clip.split for clip in every] == ["train", "train", "excluded"]
     with pytest.raises(ValueError, match=r"^data\.table .*/x\*\.csv: no file matches\.$"):
         read(root, table=root.parent / "x*.csv")
+
+
+def test_a_column_that_the_first_row_lacks(root):
+    rows = [{"id": "a", "label": "cat"}, {"id": "b", "label": "dog", "split": "test"}]
+    path = table(root, "\n".join(map(json.dumps, rows)), "t.jsonl")
+    with pytest.raises(ValueError, match=r"line 1: split is empty; 1 other clips have one\."):
+        read(root, table=path)
+    rows = [{"id": "a", "label": None, "duration": 5, "split": "train"}]
+    path = table(root, "\n".join(map(json.dumps, rows)), "t.jsonl")
+    with pytest.raises(ValueError, match=r"line 1: label None is no class"):
+        read(root, table=path)
 
 
 def test_a_file_whose_name_holds_a_wildcard(root):
