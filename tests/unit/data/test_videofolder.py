@@ -288,6 +288,9 @@ def test_folders_say_the_split_of_metadata_above_them(root):
     lines = ["data/Validation/test/a.mp4,test", "train/test/b.mp4,test", "train/cat/c.mp4,cat"]
     (root / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
     assert [clip.split for clip in read(root)] == ["val", "train", "train"]
+    by_class = ["test/a.mp4,test", "cat/b.mp4,cat"]
+    (root / "metadata.csv").write_text("\n".join(["file_name,label", *by_class]))
+    assert [clip.split for clip in read(root, test_fraction=0.0)] == ["train", "train"]
     (root / "metadata.csv").write_text("\n".join(["file_name,label", *lines, "d.mp4,cat"]))
     with pytest.raises(ValueError, match="none of its folders") as error:
         read(root)
