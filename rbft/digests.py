@@ -1,19 +1,23 @@
 """Content digests of files: weights and videos are known by their bytes, not by their names.
 
 Reading 17 GB takes seconds to minutes, so each digest is kept in a file of the cache folder and
-found again by path, size, time of change and inode.
+found again by path, size, time of change, inode and a sample of the content.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import threading
 import time
+import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from stat import S_ISREG
+from typing import Any
 
 from rbft.screen import say
 
@@ -23,8 +27,11 @@ LENGTH = 32
 THREADS = 8  # files that are read at a time; hashlib lets other threads run
 FILE = "digests.jsonl"
 ANNOUNCED_BYTES = 2e9  # as much takes seconds to minutes
+KEY = ("path", "size", "mtime_ns", "inode", "sample")
+VERSION = 1  # of the lines of that file
 # A file that changed so short ago may change again within the same tick of its time of change.
 RECENT_NS = 2_000_000_000
+SAMPLE = 16_384  # bytes of the start, the middle and the end
 
 log = logging.getLogger(__name__)
 
@@ -95,12 +102,50 @@ def identity(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-Key = tuple[str, int, int, int]
+Key = tuple[str, int, int, int, str]
 
 
 def _key(path: Path) -> Key:
     whole = path.resolve()
-    return (str(whole), *identity(whole.stat()))
+    return (str(whole), *identity(whole.stat()), sample_digest(whole))
+
+
+def sample_digest(path: Path) -> str:
+    """Digest of a file's first, middle and last 16 KiB.
+
+    Beside `identity` it tells a file from one that was written over it with its size and time of
+    change, as restored backups and some synchronising tools leave it. A change elsewhere in the
+    file goes unseen, if it leaves size and time as they were: only `hash_file` reads all.
+
+    Args:
+        path: The file.
+
+    Returns:
+        32 hexadecimal characters.
+
+    Raises:
+        OSError: If it is no file or cannot be read.
+    """
+    if not S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+        raise OSError(errno.EINVAL, "Is no file", str(path))
+    made = hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        for offset in sorted({0, max(0, (size - SAMPLE) // 2), max(0, size - SAMPLE)}):
+            stream.seek(offset)
+            made.update(stream.read(SAMPLE))
+    return made.hexdigest()[:LENGTH]
+
+
+def line_checksum(version: int, entry: dict[str, Any]) -> str:
+    """CRC-32 of what a line of a cache says, whatever the order of its keys.
+
+    Args:
+        version: Another version has another checksum, so that its lines are not believed.
+        entry: Whatever JSON can hold.
+    """
+    text = json.dumps([version, entry], sort_keys=True)
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 class DigestCache:
@@ -128,7 +173,7 @@ class DigestCache:
         """See `file_digest`."""
         whole = path.resolve()
         before = whole.stat()
-        key = (str(whole), *identity(before))
+        key = (str(whole), *identity(before), sample_digest(whole))
         if known := self._find(key):
             return known
         settled = before.st_mtime_ns < time.time_ns() - RECENT_NS
@@ -161,12 +206,11 @@ class DigestCache:
         for line in filter(None, news.split(b"\n")):
             try:
                 entry = json.loads(line)
-                path, digest = entry["path"], entry["digest"]
-                key = (path, entry["size"], entry["mtime_ns"], entry["inode"])
-                if not isinstance(digest, str) or len(digest) != LENGTH:
+                if entry.pop("check") != line_checksum(VERSION, entry):
                     raise ValueError
-                self._known[key] = digest
-            except (ValueError, KeyError, TypeError):
+                digest = entry["digest"]
+                self._known[tuple(entry[name] for name in KEY)] = digest
+            except (ValueError, KeyError, TypeError, AttributeError):
                 damaged += 1
         if damaged:
             log.info(
@@ -176,8 +220,8 @@ class DigestCache:
             )
 
     def _note(self, key: Key, digest: str) -> None:
-        names = ("path", "size", "mtime_ns", "inode")
-        line = json.dumps({**dict(zip(names, key, strict=True)), "digest": digest})
+        entry = {**dict(zip(KEY, key, strict=True)), "digest": digest}
+        line = json.dumps({**entry, "check": line_checksum(VERSION, entry)})
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered, so in one write; the first line break ends a line that a kill cut off.

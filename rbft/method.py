@@ -357,9 +357,10 @@ class Method:
             self._check_words(folder, find_stage(stage))
         data = self.cli.datamodule
         made_from = {**self._conditions(stage, folder), "rationale": rationale}
-        writer = PredictionWriter(
-            output, data.clips_of(videos), data.card.classes, made_from, data.content
-        )
+        clips = data.clips_of(videos)
+        for note in data.notes:
+            say(note)
+        writer = PredictionWriter(output, clips, data.card.classes, made_from, data.content)
         count, todo = len(writer.clips), len(writer.todo)
         if todo < count:
             say(f"{count - todo} of {count} videos stand in {output} already.")

@@ -67,6 +67,8 @@ FREE_SETTINGS = (
     "data.init_args.trim",
     "data.init_args.root",
     "data.init_args.table",
+    "data.init_args.tables",
+    "data.init_args.class_list",
     "data.init_args.rationale_file",
     "data.init_args.num_workers",
     "data.init_args.cache_folder",

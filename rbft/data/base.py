@@ -49,6 +49,7 @@ class Clip:
         start: Seconds from the file's start at which the clip begins, None for the start.
         end: Seconds from the file's start at which it ends; negative counts from the file's end.
         url: Where the file can be had, for the user's own downloader.
+        refused: Why the file must not be opened (a link out of the benchmark's folder), else empty.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Clip:
     start: float | None = None
     end: float | None = None
     url: str | None = None
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -624,10 +626,14 @@ class VideoDataModule(LightningDataModule):
     def clips_of(self, videos: Sequence[Path]) -> list[Clip]:
         """Unlabelled clips for video files, all videos in folders and those of lists, in order.
 
+        Leaves in `notes` what else the folders hold.
+
         Raises:
             ValueError: See `rbft.data.videolist.find_videos`.
         """
-        return [Clip(name, path, None, "predict") for name, path in find_videos(videos)]
+        found, notes = find_videos(videos)
+        self.notes += notes
+        return [Clip(name, path, None, "predict") for name, path in found]
 
     def predict_dataloader(self) -> DataLoader[Example]:
         """`predict_clips`, those of the benchmark longest first, others in order."""

@@ -1,24 +1,28 @@
 """Conversation records, as other trainers keep their data: which video, and which label.
 
 LLaVA and Qwen (`conversations` of `from`/`value`, `video`), LLaMA-Factory's sharegpt and ms-swift
-(`messages` of `role`/`content`, or `conversations`; `videos`). The prompt in a record is not
-used: rbft's prompts stand on the card.
+(`messages` of `role`/`content`, or `conversations`; `videos`; ms-swift's older `query` and
+`response`), OpenAI's lists of parts as content. The prompt in a record is not used: rbft's prompts
+stand on the card.
 """
 
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from rbft.data.card import Card
 from rbft.data.labels import match_label
 from rbft.data.tables import Row, shown
 
 VIDEO = "<video>"
+IMAGE = "<image>"  # LLaVA-Video's tag for a video
 RATIONALE = "rationale"
 ASSISTANT = ("gpt", "assistant")
 
 
 def is_conversation(row: Row) -> bool:
     """Whether the row is a conversation record, by its keys."""
-    return "conversations" in row.values or "messages" in row.values
+    keys = row.values.keys()
+    return "conversations" in keys or "messages" in keys or {"query", "response"} <= keys
 
 
 def read_conversation(row: Row, card: Card) -> tuple[str, int]:
@@ -38,10 +42,13 @@ def read_conversation(row: Row, card: Card) -> tuple[str, int]:
         ValueError: If the record does not hold exactly one video and one `<video>` tag, its turns
             are malformed, or its label is no class or contradicts itself.
     """
-    turns = _turns(row)
-    path = _video(row)
+    turns, in_turns = _turns(row)
+    path = _video(row, in_turns)
     tags = sum(text.count(VIDEO) for _, text in turns)
-    if tags != 1:
+    if not tags and not {"image", "images"} & row.values.keys():
+        tags = sum(text.count(IMAGE) for _, text in turns)
+    # ms-swift puts the tag of a query in itself where there is none.
+    if tags != 1 and (tags or "query" not in row.values):
         raise ValueError(
             f"{row.where}: {tags} <video> tags for 1 video; write one in the first turn."
         )
@@ -66,7 +73,7 @@ def read_reference(row: Row) -> str | None:
     """The rationale in a record whose field `answers` says "rationale", as rbft's export writes."""
     if row.values.get("answers") != RATIONALE:
         return None
-    return next((text for role, text in reversed(_turns(row)) if role in ASSISTANT), None)
+    return next((text for role, text in reversed(_turns(row)[0]) if role in ASSISTANT), None)
 
 
 def write_conversation(
@@ -117,31 +124,77 @@ def write_conversation(
     return {**record, turns: said, "videos": [path]}
 
 
-def _turns(row: Row) -> list[tuple[str, str]]:
-    """Role and text of each turn."""
-    key = "conversations" if "conversations" in row.values else "messages"
-    turns = row.values[key]
+def _turns(row: Row) -> tuple[list[tuple[str, str]], list[Any]]:
+    """Role and text of each turn, and the videos that stand in them as parts of their own."""
+    key = next((key for key in ("conversations", "messages") if key in row.values), None)
+    turns = row.values[key] if key else _queries(row)
     pairs: list[tuple[str, str]] = []
+    videos: list[Any] = []
     for turn in turns if isinstance(turns, list) else []:
         if isinstance(turn, dict):
             role = turn.get("from", turn.get("role"))
             text = turn.get("value", turn.get("content"))
+            if isinstance(text, list):
+                text = _joined(text, videos, row.where)
             if isinstance(role, str) and isinstance(text, str):
                 pairs.append((role, text))
     if not isinstance(turns, list) or not turns or len(pairs) < len(turns):
         raise ValueError(
-            f"{row.where}: {key} is {shown(turns)}; it must be a list of turns, each with from and "
-            "value, or role and content, as text."
+            f"{row.where}: {key or 'query'} is {shown(turns)}; it must be a list of turns, each "
+            "with from and value, or role and content, as text or as a list of parts."
         )
-    return pairs
+    return pairs, videos
 
 
-def _video(row: Row) -> str:
-    videos: Any = row.values.get("video", row.values.get("videos"))
+def _queries(row: Row) -> Any:
+    """The turns of ms-swift's `query`, `response` and `history` of such pairs."""
+    pairs = row.values.get("history") or []
+    if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
+        raise ValueError(
+            f"{row.where}: history is {shown(pairs)}; it must be a list of pairs, each a query and "
+            "its response."
+        )
+    pairs = [*pairs, [row.values["query"], row.values["response"]]]
+    return [
+        {"role": role, "content": text}
+        for pair in pairs
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+
+
+def _joined(parts: list[Any], videos: list[Any], where: str) -> str:
+    """The text of a turn that is a list of parts, with a tag for each video."""
+    text = ""
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            text += part["text"]
+        elif kind in ("video", "video_url"):
+            text += VIDEO
+            named = part.get(kind)
+            named = named.get("url") if isinstance(named, dict) else named
+            videos += [] if named is None else [named]
+        else:
+            raise ValueError(
+                f"{where}: a turn has the part {shown(part)}; allowed are parts of the type text, "
+                "video and video_url. Frames as pictures are not supported."
+            )
+    return text
+
+
+def _video(row: Row, in_turns: list[Any]) -> str:
+    videos: Any = row.values.get("video", row.values.get("videos")) or in_turns or None
     if isinstance(videos, str):
         videos = [videos]
     if not isinstance(videos, list) or len(videos) != 1 or not isinstance(videos[0], str):
         raise ValueError(
             f"{row.where}: video is {shown(videos)}; a record must name exactly one video file."
+        )
+    if videos[0].startswith("file://"):
+        return unquote(urlsplit(videos[0]).path)
+    if videos[0].startswith(("http://", "https://", "data:")):
+        raise ValueError(
+            f"{row.where}: video is {shown(videos[0])}, no file. Put the videos below data.root "
+            "and name the files."
         )
     return videos[0]

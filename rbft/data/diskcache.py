@@ -1,8 +1,9 @@
 """A folder of tensors that are made once and then read: decoded clips, outputs of a frozen tower.
 
-One file per tensor: a header that can be verified, then the values, which are mapped into memory.
-Files appear whole or not at all (written under another name, then renamed) and are never changed,
-so any number of processes may read, write and remove them at once.
+One file per tensor: a header, then the values, each with a checksum. They are read, not mapped: a
+mapped file that another process cuts kills its reader. Files appear whole or not at all (written
+under another name, then renamed) and are never changed, so any number of processes may read, write
+and remove them at once.
 """
 
 import hashlib
@@ -21,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rbft.digests import identity
+from rbft.digests import identity, sample_digest
 
 log = logging.getLogger(__name__)
 
-MAGIC = b"RBFTCLIP"
+MAGIC = b"RBFTCLP2"  # 2: with a checksum of the values
 PREFIX = struct.Struct("<8sII")  # magic, length and checksum of the header
 ALIGNMENT = 64
 UNFINISHED = ".part"
@@ -62,21 +63,25 @@ class DiskCache:
         self.folder, self.max_bytes = Path(folder), max_bytes
         self._complained = False
         self._room = 0.0  # bytes that may be written before the folder is listed again
+        self._checked: set[str] = set()  # keys whose values were compared with their checksum
 
     def read(self, key: str) -> tuple[Tensor, dict[str, Any]] | None:
         """The tensor kept under the key and the facts kept with it; None where there is none.
 
-        The tensor is mapped copy-on-write: the caller may change it, the file stays as it is.
+        Its values are compared with their checksum when this process first reads them. The tensor
+        is the caller's own; the file stays as it is.
         """
         entry = self.place(key)
         try:
-            found = read_entry(entry)
+            found = read_entry(entry, check=key not in self._checked)
         except OSError:
+            self._checked.discard(key)
             return None
         except ValueError as error:
             log.warning("%s: %s is damaged (%s) and is made anew.", self._title, entry, error)
             _remove(entry)
             return None
+        self._checked.add(key)
         with suppress(OSError):
             os.utime(entry)  # when it was last used
         return found
@@ -91,7 +96,8 @@ class DiskCache:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            header = _header(tensor, facts)
+            values = tensor.contiguous().flatten().view(torch.uint8).cpu().numpy()
+            header = _header(tensor, facts, zlib.crc32(values.data))
             bytes_needed = len(header) + tensor.nbytes
             if bytes_needed > self.max_bytes:
                 return
@@ -100,7 +106,7 @@ class DiskCache:
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(header)
-                    file.write(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy().data)
+                    file.write(values.data)
                 Path(part).replace(self.place(key))
             except BaseException:
                 _remove(Path(part))
@@ -163,22 +169,28 @@ class DiskCache:
 
 
 def file_key(path: Path, *facts: Any) -> str:
-    """A key that changes with the file at `path`, as far as the file system tells, and the facts.
+    """A key that changes with the file at `path` and the facts.
+
+    The file is known by its path, size, time of change and inode, and by its start, middle and end.
 
     Args:
         path: A file.
         *facts: Whatever JSON can hold.
 
     Raises:
-        OSError: If the file is not there.
+        OSError: If the file is not there or cannot be read.
         ValueError: If the path cannot be one.
     """
-    file = [str(path.resolve()), *identity(path.stat())]
+    file = [str(path.resolve()), *identity(path.stat()), sample_digest(path)]
     return hashlib.sha256(json.dumps([file, *facts], sort_keys=True).encode()).hexdigest()
 
 
-def read_entry(entry: Path) -> tuple[Tensor, dict[str, Any]]:
-    """Reads a file of a cache; the tensor is mapped, not loaded.
+def read_entry(entry: Path, check: bool = True) -> tuple[Tensor, dict[str, Any]]:
+    """Reads a file of a cache.
+
+    Args:
+        entry: The file.
+        check: Compare the values with their checksum (about 0.3 ms a megabyte).
 
     Raises:
         OSError: If it cannot be opened.
@@ -194,16 +206,23 @@ def read_entry(entry: Path) -> tuple[Tensor, dict[str, Any]]:
             raise ValueError("wrong header")
         facts = json.loads(header)
         shape, dtype = facts.pop("shape"), getattr(torch, facts.pop("dtype"))
+        checksum = facts.pop("checksum")
         offset, size = PREFIX.size + length, int(np.prod(shape)) * dtype.itemsize
         if os.fstat(file.fileno()).st_size != offset + size:
             raise ValueError("wrong size")
-        values = np.memmap(file, np.uint8, "c", offset, (size,))
+        file.seek(offset)
+        values = np.fromfile(file, np.uint8, size)
+    if len(values) < size:  # cut since its size was asked
+        raise ValueError("wrong size")
+    if check and zlib.crc32(values.data) != checksum:
+        raise ValueError("its values do not match their checksum")
     return torch.from_numpy(values).view(dtype).view(shape), facts
 
 
-def _header(tensor: Tensor, facts: dict[str, Any]) -> bytes:
+def _header(tensor: Tensor, facts: dict[str, Any], checksum: int) -> bytes:
     dtype = str(tensor.dtype).removeprefix("torch.")
-    header = json.dumps({"shape": list(tensor.shape), "dtype": dtype, **facts}).encode()
+    own = {"shape": list(tensor.shape), "dtype": dtype, "checksum": checksum}
+    header = json.dumps({**own, **facts}).encode()
     header += b" " * (-(PREFIX.size + len(header)) % ALIGNMENT)
     return PREFIX.pack(MAGIC, len(header), zlib.crc32(header)) + header
 

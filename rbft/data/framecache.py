@@ -14,7 +14,7 @@ def clip_key(path: Path, settings: dict[str, Any], *facts: Any) -> str:
     """A key for what is made from a clip's frames.
 
     Args:
-        path: The video file. A file changed since (size, time of change, inode) has another key.
+        path: The video file. A file changed since has another key, see `file_key`.
         settings: Those of `decode_video`.
         *facts: What else it is made from.
 

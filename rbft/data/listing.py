@@ -175,6 +175,8 @@ def open_file(path: Path) -> "InputContainer":
         return av.open(
             full_name(path), metadata_errors="ignore", options={"protocol_whitelist": "file"}
         )
+    except PermissionError as error:
+        raise VideoError.of(path, f"cannot be read: {error.strerror}.") from error
     except FFmpegError as error:
         raise VideoError.of(
             path, f"cannot be opened ({error.strerror}): no video file, or truncated."

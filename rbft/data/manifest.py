@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 from rbft.data.video import VideoError
-from rbft.digests import hash_file, identity
+from rbft.digests import hash_file, identity, line_checksum, sample_digest
 from rbft.files import write_text
 
 OK = "ok"
@@ -23,7 +24,9 @@ UNUSABLE = ("missing", "unreadable", "too_short")
 NEVER_USED = ("private", "excluded")  # names of splits, and the status of their clips
 STATUSES = (OK, *UNUSABLE, *NEVER_USED)
 NAMED = 3  # unusable files that a message names
-FILE_FACTS = ("path", "mtime_ns", "inode")  # what no row tells
+FILE_FACTS = ("path", "mtime_ns", "inode", "sample")  # what no row tells
+# Of the lines of the cache: raise it when the same file begins to be described otherwise.
+VERSION = 1
 BAR_DELAY = 1.0  # seconds after which a scan shows how far it is
 
 log = logging.getLogger(__name__)
@@ -66,6 +69,11 @@ class ScannedClip(Protocol):
     @property
     def url(self) -> str | None:
         """Where the file can be had."""
+        ...
+
+    @property
+    def refused(self) -> str:
+        """Why the file must not be opened, else empty."""
         ...
 
 
@@ -218,12 +226,14 @@ def scan(
 ) -> Manifest:
     """Reads every video file once and notes what it holds, with the digest of its content.
 
-    A file is looked into again only when its size, time of change or inode differs from what the
-    cache has; files that could not be read are tried again every time. Of several processes that
+    A file is looked into again only when its size, time of change, inode, or its first, middle or
+    last 16 KiB differ from what the cache has; files that could not be read are tried again every
+    time. Of several processes that
     need the same scan one does it; the others wait and read what it found.
 
     Args:
-        clips: All clips. Those of the splits private and excluded are not looked for.
+        clips: All clips. Those of the splits private and excluded are not looked for, nor are
+            those whose file must not be opened.
         probe: Opens a file and returns an object with `duration` in seconds, `frames`, `fps`,
             `width` and `height`; raises where the file is no readable video.
         cache_file: JSON lines of what was found before; written as the scan goes on, so that an
@@ -234,8 +244,10 @@ def scan(
     Raises:
         ValueError: If the cache cannot be written.
     """
-    paths = dict.fromkeys(str(clip.path) for clip in clips if clip.split not in NEVER_USED)
-    found = {path: _look(path) for path in paths}
+    wanted = [clip for clip in clips if clip.split not in NEVER_USED and not clip.refused]
+    paths = dict.fromkeys(str(clip.path) for clip in wanted)
+    with ThreadPoolExecutor(workers) as pool:
+        found = dict(zip(paths, pool.map(_look, paths), strict=True))
     unread = _without_known(found, cache_file)
     if unread:
         with _alone(cache_file):
@@ -252,7 +264,7 @@ def _without_known(
     known = _read_cache(cache_file)
     for path, file in found.items():
         if file["status"] == OK:
-            found[path] = file | known.get(_key(file), known.get((*_key(file)[:3], None), {}))
+            found[path] = file | known.get(_key(file), {})
     return [file for file in found.values() if file["status"] == OK and "digest" not in file]
 
 
@@ -317,13 +329,22 @@ def _look(path: str) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return file | {"status": "missing", "reason": "no such file"}
     except (OSError, ValueError) as error:
-        return file | {"status": "unreadable", "reason": _first_line(error)}
+        return file | {"status": "unreadable", "reason": _cannot_read(error)}
     file |= dict(zip(("bytes", "mtime_ns", "inode"), identity(info), strict=True))
     if not stat.S_ISREG(info.st_mode):
         return file | {"status": "unreadable", "reason": "is no file"}
     if not info.st_size:
         return file | {"status": "unreadable", "reason": "is empty"}
-    return file
+    try:
+        return file | {"sample": sample_digest(Path(path))}
+    except OSError as error:
+        return file | {"status": "unreadable", "reason": _cannot_read(error)}
+
+
+def _cannot_read(error: OSError | ValueError) -> str:
+    """That a file is there but cannot be read, which says nothing about its content."""
+    why = error.strerror if isinstance(error, OSError) else _first_line(error)
+    return f"cannot be read: {why}"
 
 
 def _probe_all(
@@ -375,10 +396,9 @@ def _probe_all(
 def _probe(file: dict[str, Any], probe: Callable[[Path], Any]) -> dict[str, Any]:
     path = Path(file["path"])
     try:
-        if "frames" not in file:  # else found by a version of rbft that made no digests
-            facts = probe(path)
-            names = ("duration", "frames", "fps", "width", "height")
-            file = file | {name: getattr(facts, name) for name in names}
+        facts = probe(path)
+        names = ("duration", "frames", "fps", "width", "height")
+        file = file | {name: getattr(facts, name) for name in names}
         return file | {"digest": hash_file(path)}
     # Whatever a decoder throws at a damaged file: it is the row's reason, not the scan's end.
     except Exception as error:
@@ -399,6 +419,8 @@ def _row(clip: ScannedClip, file: dict[str, Any]) -> Row:
     )
     if clip.split in NEVER_USED:
         return row
+    if clip.refused:
+        return replace(row, status="unreadable", reason=clip.refused)
     facts = {key: value for key, value in file.items() if key not in FILE_FACTS}
     row = replace(row, **facts)
     if row.status == OK and (reason := _too_short(clip, row)):
@@ -424,30 +446,49 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _key(file: dict[str, Any]) -> tuple[str, int, int, int | None]:
+def _key(file: dict[str, Any]) -> tuple[str, int, int, int, str]:
     path = str(Path(file["path"]).absolute())
-    return path, file["bytes"], file["mtime_ns"], file["inode"]
+    return path, file["bytes"], file["mtime_ns"], file["inode"], file["sample"]
 
 
-def _read_cache(path: Path | None) -> dict[tuple[str, int, int, int | None], dict[str, Any]]:
-    known: dict[tuple[str, int, int, int | None], dict[str, Any]] = {}
+def _read_cache(path: Path | None) -> dict[tuple[str, int, int, int, str], dict[str, Any]]:
+    known: dict[tuple[str, int, int, int, str], dict[str, Any]] = {}
     if path is None or not path.exists():
         return known
-    damaged = 0
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            entry = json.loads(line) if line else {}
-            if entry:
-                # Lines of a version of rbft that made no digests have no inode either.
-                key = (entry.pop("file"), entry["bytes"], entry["mtime_ns"], entry.get("inode"))
+    damaged: list[tuple[int, bytes]] = []
+    place = 0
+    for line in io.BytesIO(path.read_bytes()):
+        if line.strip():
+            try:
+                entry = json.loads(line)
+                if entry.pop("check") != line_checksum(VERSION, entry):
+                    raise ValueError
+                entry["path"] = entry.pop("file")
+                known[_key(entry)] = entry
                 del entry["path"]
-                known[key] = entry
-        except (ValueError, KeyError, AttributeError, TypeError):
-            # A line that a crash cut off: its file is looked into again.
-            damaged += 1
+            except (ValueError, KeyError, AttributeError, TypeError):
+                # Cut off by a crash, damaged, or by another version: its file is read again.
+                damaged.append((place, line))
+        place += len(line)
     if damaged:
-        log.info("%d damaged lines of %s are left out; their files are read again.", damaged, path)
+        log.warning(
+            "%d damaged lines of %s are left out; their files are read again.", len(damaged), path
+        )
+        _blank(path, damaged)
     return known
+
+
+def _blank(path: Path, lines: Sequence[tuple[int, bytes]]) -> None:
+    """Writes blanks over damaged lines, so that they are told once.
+
+    Lines keep their places: others may be adding theirs. What has no line end may still be written.
+    """
+    with suppress(OSError), path.open("r+b", buffering=0) as stream:
+        for place, line in lines:
+            stream.seek(place)
+            if line.endswith(b"\n") and stream.read(len(line)) == line:
+                stream.seek(place)
+                stream.write(b" " * (len(line) - 1))
 
 
 def _open_cache(path: Path) -> BinaryIO:
@@ -458,6 +499,8 @@ def _open_cache(path: Path) -> BinaryIO:
 
 def _note(stream: BinaryIO, file: dict[str, Any]) -> None:
     # ASCII: a path that is no UTF-8 holds surrogates, which only escapes can express.
-    line = json.dumps({**file, "file": _key(file)[0]}) + "\n"
+    entry: dict[str, Any] = {**file, "file": _key(file)[0]}
+    del entry["path"]
+    line = json.dumps({**entry, "check": line_checksum(VERSION, entry)}) + "\n"
     if stream.write(line.encode()) < len(line):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

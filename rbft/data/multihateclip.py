@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rbft.data.base import Clip, VideoDataModule
-from rbft.data.lookup import VideoLookup
+from rbft.data.lookup import VideoLookup, leads_out
 from rbft.data.tables import Row, check_unique, parse_json, read_table, read_text, shown
 
+# Rows of the published files, by the form of their ids.
+PUBLISHED = {
+    "English": {"train": 701, "val": 100, "test": 200},
+    "Chinese": {"train": 699, "val": 101, "test": 200},
+}
+BILIBILI = re.compile(r"BV\w{10}")
 FILES = {"train": "train.tsv", "val": "valid.tsv", "test": "test.tsv"}
 VOTES = ("Normal", "Offensive", "Hateful")
 EXAMPLES = {
@@ -90,6 +96,7 @@ class MultiHateClip(VideoDataModule):
             split: read_table(self.annotations / "annotation" / name, columns, unique="Video_ID")
             for split, name in FILES.items()
         }
+        self._note_short(tables)
         held_out = [row for split in ("val", "test") for row in tables[split]]
         check_unique([(row.text("Video_ID"), row.where) for row in held_out], "Video_ID")
         tables["train"] = self._without_leaks(tables["train"], held_out)
@@ -99,17 +106,35 @@ class MultiHateClip(VideoDataModule):
         for split, rows in tables.items():
             for row in rows:
                 clip_id = row.text("Video_ID")
+                path = lookup.find(clip_id)
                 clips.append(
                     Clip(
                         id=clip_id,
-                        path=lookup.find(clip_id),
+                        path=path,
                         label=self._label(row),
                         split=split,
                         text=texts.get(clip_id, ""),
                         url=_url(clip_id),
+                        refused=leads_out(self.videos, path),
                     )
                 )
         return clips
+
+    def _note_short(self, tables: dict[str, list[Row]]) -> None:
+        """Says which files have fewer rows than were published."""
+        first = tables["train"][0].text("Video_ID")
+        language = "Chinese" if BILIBILI.fullmatch(first) else "English"
+        short = [
+            f"{FILES[split]} has {len(rows)} of {PUBLISHED[language][split]}"
+            for split, rows in tables.items()
+            if len(rows) < PUBLISHED[language][split]
+        ]
+        if short:
+            self.notes.append(
+                f"MultiHateClip: fewer rows than published ({language}) in "
+                f"{self.annotations / 'annotation'}: {', '.join(short)}. If that is not on "
+                "purpose, files are cut; results on fewer clips are not comparable."
+            )
 
     def _label(self, row: Row) -> int:
         vote = row.text("Majority_Voting")
@@ -196,6 +221,6 @@ def _literals(row: Row, column: str, is_valid: Callable[[Any], bool]) -> None:
 
 
 def _url(clip_id: str) -> str:
-    if re.fullmatch(r"BV\w{10}", clip_id):
+    if BILIBILI.fullmatch(clip_id):
         return f"https://www.bilibili.com/video/{clip_id}"
     return f"https://www.youtube.com/watch?v={clip_id}"

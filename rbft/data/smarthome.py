@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rbft.data.base import Clip, VideoDataModule
-from rbft.data.lookup import VideoLookup
+from rbft.data.lookup import VideoLookup, leads_out
 from rbft.data.splits import check_known, read_splits, split_by_hash
 from rbft.data.tables import Row, read_table, shown
 from rbft.ranges import check_ranges
@@ -13,6 +13,7 @@ from rbft.ranges import check_ranges
 TAGS = ("Normal", "Abnormal", "Vague Abnormal")
 DESCRIPTION, REASONING = "Video Description", "Reasoning behind Normality/Anomalies"
 PRIVATE = "privacy url"
+PUBLISHED = 1203  # rows of the annotation file
 CATEGORIES = (
     "Security",
     "Wildlife",
@@ -91,6 +92,12 @@ class SmartHome(VideoDataModule):
             self.annotations, ["Title", "Category", DESCRIPTION, REASONING], unique="Title"
         )
         ids = [row.text("Title") for row in rows]
+        if len(rows) < PUBLISHED:
+            self.notes.append(
+                f"SmartHome: {self.annotations} has {len(rows)} of the {PUBLISHED:,} published "
+                "rows. If that is not on purpose, the file is cut; results on fewer clips are not "
+                "comparable."
+            )
         tags = [_tag(row) for row in rows]
         urls = self._urls(ids)
         splits = self._splits(ids, tags, urls)
@@ -103,16 +110,18 @@ class SmartHome(VideoDataModule):
             texts = [row.text(DESCRIPTION), row.text(REASONING)]
             repaired = [_repaired(text) for text in texts]
             repairs += sum(text != old for text, old in zip(repaired, texts, strict=True))
+            path = lookup.find(clip_id)
             clips.append(
                 Clip(
                     id=clip_id,
-                    path=lookup.find(clip_id),
+                    path=path,
                     label=self._label(tag),
                     split=splits[clip_id],
                     reference=" ".join(repaired),
                     start=start,
                     end=end,
                     url=urls.get(clip_id),
+                    refused=leads_out(self.videos, path),
                 )
             )
         if repairs:

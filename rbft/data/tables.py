@@ -21,10 +21,13 @@ class Row:
     Attributes:
         where: The row's place for messages ("clips.csv, line 7").
         values: Column to value: text from CSV and TSV, any JSON value from the other formats.
+        labelled: False for a video that is listed without any annotation, as published test videos
+            of ActivityNet are.
     """
 
     where: str
     values: dict[str, Any]
+    labelled: bool = True
 
     def text(self, column: str | None, default: str | None = None) -> str:
         """The column as text without blanks around it; numbers become text.
@@ -76,29 +79,39 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def read_table(path: Path, columns: Sequence[str] = (), unique: str | None = None) -> list[Row]:
+def read_table(
+    path: Path, columns: Sequence[str] = (), unique: str | None = None, header: bool = True
+) -> list[Row]:
     """Reads a table file; the suffix says which kind it is.
 
     `.csv`, `.txt` (comma, semicolon or tab, whichever the header holds most) and `.tsv`, both
     UTF-8 with or without byte order mark, any line ends; `.jsonl`; `.json` (a list of objects,
-    or JSON Lines under that name); `.parquet` (needs pyarrow). Blank lines are skipped.
+    JSON Lines under that name, or ActivityNet's object with a `database`, a row for each of its
+    annotations); `.parquet` (needs pyarrow). Blank lines are skipped.
 
     Args:
         path: The file.
         columns: Columns that must be there.
         unique: Column in which no value may stand twice.
+        header: Whether the first line of a CSV, TSV or text file names the columns. Without one
+            they are "1", "2" and so on, parted by tab, comma or semicolon, or else by blanks.
 
     Raises:
         ValueError: If the file cannot be read or parsed, is empty, lacks a column, or has a value
             of `unique` twice; the message names file, line and value.
     """
     kind = path.suffix.lower()
+    if not header and kind in (".parquet", ".json", ".jsonl"):
+        raise ValueError(
+            f"{path}: {kind} files name their columns; a column's place (1, 2, ...) is for .csv, "
+            ".tsv and .txt without header."
+        )
     if kind == ".parquet":
         rows = _parquet(path)
     elif kind in (".json", ".jsonl"):
         rows = _json(path)
     elif kind in (".csv", ".tsv", ".txt"):
-        rows = _delimited(path, "\t" if kind == ".tsv" else None)
+        rows = _delimited(path, "\t" if kind == ".tsv" else None, header)
     else:
         raise ValueError(
             f"{path}: the suffix '{path.suffix}' is no table format; allowed are .csv, .tsv, "
@@ -175,11 +188,14 @@ def parse_json(text: str, where: str) -> Any:
         raise ValueError(f"{where}: no valid JSON: {type(error).__name__}.") from error
 
 
-def _delimited(path: Path, delimiter: str | None) -> Iterator[Row]:
+def _delimited(path: Path, delimiter: str | None, has_header: bool) -> Iterator[Row]:
     text = read_text(path)
     if delimiter is None:
-        head = text.lstrip().split("\n", 1)[0]
+        head = text.strip().split("\n", 1)[0]
         delimiter = max(",;\t", key=head.count)
+        if not has_header and delimiter not in head:
+            yield from _blanks(path, text)
+            return
     # Strict: a quote that is never closed must not swallow the rest of the file.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -191,23 +207,49 @@ def _delimited(path: Path, delimiter: str | None) -> Iterator[Row]:
             if not cells:
                 continue
             if not header:
-                header = cells
+                header = cells if has_header else _places(cells)
                 if len(set(header)) < len(header):
                     twice = next(name for name in header if header.count(name) > 1)
                     raise ValueError(f"{where}: column {shown(twice)} stands twice in the header.")
-            elif len(cells) != len(header):
+                if has_header:
+                    continue
+            if len(cells) != len(header):
+                first = "header" if has_header else "first line"
                 raise ValueError(
-                    f"{where}: {len(cells)} cells, but the header has {len(header)} columns. "
+                    f"{where}: {len(cells)} cells, but the {first} has {len(header)} columns. "
                     "Quote cells that hold the delimiter or a line break."
                 )
-            else:
-                yield Row(where, dict(zip(header, cells, strict=True)))
+            yield Row(where, dict(zip(header, cells, strict=True)))
     except csv.Error as error:
         raise ValueError(f"{path}, line {line}: cannot be parsed: {error}.") from error
 
 
+def _blanks(path: Path, text: str) -> Iterator[Row]:
+    """Rows of a list whose columns are parted by blanks."""
+    columns = 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        cells = line.split()
+        if not cells:
+            continue
+        columns = columns or len(cells)
+        if len(cells) != columns:
+            raise ValueError(
+                f"{path}, line {number}: {len(cells)} cells parted by blanks, but the first line "
+                f"has {columns}. Part them by tabs or commas where a cell holds a blank."
+            )
+        yield Row(f"{path}, line {number}", dict(zip(_places(cells), cells, strict=True)))
+
+
+def _places(cells: Sequence[str]) -> list[str]:
+    return [str(place) for place in range(1, len(cells) + 1)]
+
+
 def _json(path: Path) -> Iterator[Row]:
     text = read_text(path)
+    database = _database(path, text)
+    if database is not None:
+        yield from _activitynet(path, database)
+        return
     if text.lstrip().startswith("["):
         items = [
             (f"{path}, item {number}", item)
@@ -223,6 +265,55 @@ def _json(path: Path) -> Iterator[Row]:
         if not isinstance(item, dict):
             raise ValueError(f"{where}: must be a JSON object; got {shown(item)}.")
         yield Row(where, item)
+
+
+def _database(path: Path, text: str) -> Any:
+    """The `database` of ActivityNet's JSON, None where the file is another one."""
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        first = parse_json(text.lstrip().split("\n", 1)[0], str(path))
+    except ValueError:
+        first = None  # JSON Lines with a wrong line, or an object over several lines
+    if first is None:
+        try:
+            first = parse_json(text, str(path))
+        except ValueError:
+            return None
+        if "database" not in first:
+            raise ValueError(
+                f"{path}: one JSON object is no table. Allowed are a list of objects, one object a "
+                "line, and ActivityNet's form, an object with the key 'database'."
+            )
+    return first.get("database") if isinstance(first, dict) else None
+
+
+def _activitynet(path: Path, database: Any) -> Iterator[Row]:
+    """A row for each annotation, and one that is not labelled for a video without any."""
+    if not isinstance(database, dict):
+        raise ValueError(f"{path}: database must be a JSON object of ids; got {shown(database)}.")
+    for name, video in database.items():
+        where = f"{path}, {shown(name)}"
+        annotations = video.get("annotations", []) if isinstance(video, dict) else None
+        if not isinstance(annotations, list):
+            raise ValueError(
+                f"{where}: must be an object with subset and annotations; got {shown(video)}."
+            )
+        for number, annotation in enumerate(annotations or [{"label": None}], start=1):
+            place = f"{where}, annotation {number}"
+            if not isinstance(annotation, dict) or "label" not in annotation:
+                raise ValueError(
+                    f"{place}: must be an object with label and segment; got {shown(annotation)}."
+                )
+            segment = annotation.get("segment", [None, None])
+            if not isinstance(segment, list) or len(segment) != 2:
+                raise ValueError(
+                    f"{place}: segment is {shown(segment)}; it must be start and end in seconds."
+                )
+            known = {key: video.get(key) for key in ("url", "duration")}
+            values = {"id": name, "split": video.get("subset"), "label": annotation["label"]}
+            values |= {"start": segment[0], "end": segment[1], **known}
+            yield Row(place, values, labelled=bool(annotations))
 
 
 def _parquet(path: Path) -> Iterator[Row]:

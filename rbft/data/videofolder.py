@@ -1,16 +1,19 @@
 """Your own clips: folders, tables and conversation files as other tools write them."""
 
+import glob
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rbft.data.base import Clip, VideoDataModule
+from rbft.data.columns import LABEL, TABLE, Columns, fill
 from rbft.data.conversations import is_conversation, read_conversation, read_reference
-from rbft.data.labels import match_label
-from rbft.data.lookup import VideoLookup, check_inside, inside, list_videos, without_suffix
+from rbft.data.entries import Entry, check_once, count_votes, segment_id
+from rbft.data.labels import match_label, name_class, read_class_list
+from rbft.data.lookup import VideoLookup, inside, leads_out, list_videos, without_suffix
 from rbft.data.splits import (
     SPLIT_NAMES,
     check_classes,
@@ -22,58 +25,47 @@ from rbft.data.splits import (
 from rbft.data.tables import Row, check_unique, read_table, shown
 from rbft.ranges import check_ranges
 
-# Role of a column to the names that are understood without `columns`.
-COLUMN_NAMES = {
-    "id": ("id", "video_id", "Title"),
-    "path": ("path", "file_name", "video", "video_path"),
-    "label": ("label", "class", "ground_truth"),
-    "split": ("split",),
-    "start": ("start",),
-    "end": ("end",),
-    "text": ("text",),
-    "reference": ("reference",),
-    "url": ("url",),
-}
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One clip as an annotation describes it, before look-up and split."""
-
-    where: str
-    id: str | None
-    path: str | None  # below the root
-    label: int
-    split: str | None
-    start: float | None = None
-    end: float | None = None
-    text: str = ""
-    reference: str | None = None
-    url: str | None = None
+FILE_NAME = "file_name"  # Hugging Face's column, or the end of its name
+# Folders that are splits; Hugging Face's VideoFolder knows the last two besides ours.
+SPLIT_FOLDERS = SPLIT_NAMES | {"eval": "test", "evaluation": "test"}
+WILDCARDS = "*?["
 
 
 class VideoFolder(VideoDataModule):
     r"""Your own clips, without a line of Python: a folder, a table or a conversation file.
 
     What is there is found out in this order, and said on the screen:
-    a `table`; file names, with `label_regex`; Hugging Face VideoFolder metadata (`metadata.csv`,
-    `.jsonl` or `.parquet` with a column `file_name`, in the root or in root/train, root/test); a
-    folder per class, with or without a level of train, val and test folders above it. Labels
-    are the names of the card's classes or, failing that, their words.
+    a `table` or `tables`; file names, with `label_regex`; Hugging Face VideoFolder metadata
+    (`metadata.csv`, `.jsonl` or `.parquet` with a column `file_name` or `*_file_name`, in the root
+    or in root/train, root/test); a folder per class, with or without a level of train, val and test
+    folders above it. Labels are the names of the card's classes or, failing that, their words.
+    Where no column says the split, folders on the way to a file that are called train, val or test
+    do. docs/annotations.md shows the settings for the forms in which data sets are published.
 
     Args:
-        root: Folder of the videos; paths in annotations count from here.
-        table: CSV, TSV, JSON Lines, JSON or parquet table with one clip a row, or conversations as
-            LLaVA, Qwen's trainer, LLaMA-Factory (sharegpt) and ms-swift keep them, whose label is
-            the last assistant turn.
+        root: Folder of the videos; paths in annotations count from here. Folders in it may be
+            links, also to other places.
+        table: CSV, TSV, JSON Lines, JSON or parquet table with one clip a row, ActivityNet's JSON,
+            or conversations as LLaVA, Qwen's trainer, LLaMA-Factory (sharegpt), ms-swift and OpenAI
+            keep them, whose label is the last assistant turn. `lists/*.txt` means all such files.
+        tables: Tables of a split each instead: `{train: train.csv, validation: val.csv}`.
         columns: The table's names for id, path, label, split, start, end (seconds), text (for
             {text} of the prompts), reference (a human rationale) and url, as far as
-            they are other than these: `{id: youtube_id, label: category}`. A clip needs a path,
-            or an id under which its video is found (`<id>.mp4`, `<id>/video.mp4`, one video in
-            `<id>/`).
-        label_regex: Regular expression that finds the label in the file name, as the group
-            `label`: `_label_(?P<label>[A-Z]\d?)`.
+            they are other than these: `{id: youtube_id, label: category}`. A number is the place
+            of a column in a table without header: `{path: 1, label: 2}`. Braces make a text of
+            several: `{path: "{youtube_id}_{time_start:06d}_{time_end:06d}.mp4"}`, with `{label}`
+            for the label and `{table}` for the table's file name. A clip needs a path, or an
+            id under which its video is found (`<id>.mp4`, `<id>/video.mp4`, one video in `<id>/`).
+        class_list: Which class a label means that is a number: lines such as `1 Archery`, a name
+            a line (counted from 0), or JSON.
+        split_names: What the annotations call the splits: `{0: excluded, 1: train, 2: test}`. Known
+            without it are train, training, val, valid, validation, validate, dev, test, testing.
+        repeats: What several rows of one video are: error refuses them; segments makes each a clip
+            of its own, by start and end; votes takes the label that most of them have.
+        label_regex: Regular expression that finds the label, as the group `label`, in the file
+            name: `_label_(?P<label>[A-Z]\d?)`. With a table: in the column `columns.label`
+            or, without that, in the path.
         split_file: Who trains and who tests: a table with the columns id and split, or a folder
             with train.txt, test.txt and, if you like, val.txt, one id a line. Clips that it does
             not name are left out. It overrides any other split.
@@ -89,7 +81,11 @@ class VideoFolder(VideoDataModule):
         self,
         root: Path,
         table: Path | None = None,
-        columns: dict[str, str] | None = None,
+        tables: dict[str, Path] | None = None,
+        columns: dict[str, int | str] | None = None,
+        class_list: Path | None = None,
+        split_names: dict[int | str, str] | None = None,
+        repeats: Literal["error", "segments", "votes"] = "error",
         label_regex: str | None = None,
         split_file: Path | None = None,
         test_fraction: float = 0.2,
@@ -104,14 +100,17 @@ class VideoFolder(VideoDataModule):
             )
         check_ranges("data.", locals())
         super().__init__(card=card, **kwargs)
-        unknown = sorted(set(columns or {}) - set(COLUMN_NAMES))
-        if unknown:
-            raise ValueError(
-                f"data.columns has the key '{unknown[0]}'; allowed are {', '.join(COLUMN_NAMES)}."
-            )
-        if table is not None and label_regex is not None:
-            raise ValueError("data.table and data.label_regex both say where labels are; set one.")
-        self.root, self.table, self.columns = root, table, columns or {}
+        if table is not None and tables is not None:
+            raise ValueError("data.table and data.tables both name tables; set one.")
+        self.root, self.columns = root, Columns(columns or {})
+        self.tables: list[tuple[Path, str | None]] = [] if table is None else [(table, None)]
+        for name, file in (tables or {}).items():
+            self.tables.append((file, split_name(str(name), "data.tables")))
+        self.class_list, self.repeats = class_list, repeats
+        self.split_names = {
+            str(given): split_name(split, f"data.split_names.{given}")
+            for given, split in (split_names or {}).items()
+        }
         self.label_pattern = None if label_regex is None else _compiled(label_regex)
         self.split_file, self.test_fraction = split_file, test_fraction
         self.split_seed = split_seed
@@ -125,16 +124,24 @@ class VideoFolder(VideoDataModule):
         """
         found, entries = self._entries()
         lookup = VideoLookup(self.root)
-        ids, paths = [], []
+        paths = []
         for entry in entries:
             try:
-                path = self._path(entry, lookup)
+                paths.append(self._path(entry, lookup))
             except ValueError as error:
                 raise ValueError(f"{entry.where}: {error}") from error
-            paths.append(path)
-            ids.append(entry.id or without_suffix(path.relative_to(self.root).as_posix()))
-        places = [(clip_id, entry.where) for clip_id, entry in zip(ids, entries, strict=True)]
-        check_unique(places, "id")
+        videos = self._video_ids(entries, paths)
+        if self.repeats == "votes":
+            path_of = dict(zip(videos, paths, strict=True))
+            rows = [replace(e, path=str(p)) for e, p in zip(entries, paths, strict=True)]
+            videos, entries, said = count_votes(videos, rows, self.card.classes)
+            paths = [path_of[video] for video in videos]
+            self.notes.append(f"VideoFolder: {said}.")
+        ids = videos
+        if self.repeats == "segments":
+            ids = [segment_id(video, e) for video, e in zip(videos, entries, strict=True)]
+            self.notes.append(f"VideoFolder: {len(ids)} segments of {len(set(videos))} videos.")
+        check_once(ids, videos, entries)
         clips = [
             Clip(
                 id=clip_id,
@@ -146,9 +153,10 @@ class VideoFolder(VideoDataModule):
                 start=entry.start,
                 end=entry.end,
                 url=entry.url,
+                refused=leads_out(self.root, path),
             )
             for clip_id, path, entry, split in zip(
-                ids, paths, entries, self._splits(ids, entries), strict=True
+                ids, paths, entries, self._splits(ids, videos, paths, entries), strict=True
             )
         ]
         check_classes(clips, self.card.classes, found)
@@ -160,82 +168,132 @@ class VideoFolder(VideoDataModule):
     def _path(self, entry: Entry, lookup: VideoLookup) -> Path:
         if entry.path is None:
             return lookup.find(entry.id or "")
-        path = inside(self.root, entry.path)
-        check_inside(self.root, path)
-        return path
+        return inside(self.root, entry.path)
 
-    def _splits(self, ids: list[str], entries: list[Entry]) -> list[str]:
+    def _video_ids(self, entries: list[Entry], paths: list[Path]) -> list[str]:
+        """Id of each entry's video: its own, or its path, without ending where that is unique."""
+        below = [path.relative_to(self.root).as_posix() for path in paths]
+        files = {name for entry, name in zip(entries, below, strict=True) if entry.id is None}
+        stems = Counter(without_suffix(name) for name in files)
+        return [
+            entry.id or (without_suffix(name) if stems[without_suffix(name)] == 1 else name)
+            for entry, name in zip(entries, below, strict=True)
+        ]
+
+    def _splits(
+        self, ids: list[str], videos: list[str], paths: list[Path], entries: list[Entry]
+    ) -> list[str]:
         if self.split_file is not None:
             # Lists of other projects name files; ours name ids, which have no suffix.
-            known = set(ids)
+            known = {*ids, *videos}
             lines = [
                 (clip_id if clip_id in known else without_suffix(clip_id), split)
                 for clip_id, split in read_splits(self.split_file).items()
             ]
             check_unique([(clip_id, str(self.split_file)) for clip_id, _ in lines], "id")
             listed = dict(lines)
-            check_known(listed, ids, self.split_file)
-            return [listed.get(clip_id, "excluded") for clip_id in ids]
-        given = [entry.split for entry in entries if entry.split is not None]
-        if given:
-            for entry in entries:
-                if entry.split is None:
+            check_known(listed, [*ids, *videos], self.split_file)
+            return [
+                listed.get(clip_id, listed.get(video, "excluded"))
+                for clip_id, video in zip(ids, videos, strict=True)
+            ]
+        given = [entry.split for entry in entries]
+        why = "split is empty"
+        if not any(given):
+            given = [self._folder_split(path) for path in paths]
+            why = "none of its folders is called like a split"
+        if any(given):
+            counts = Counter(given)
+            for entry, split in zip(entries, given, strict=True):
+                if split is None:
                     raise ValueError(
-                        f"{entry.where}: split is empty; {len(given)} other clips have one."
+                        f"{entry.where}: {why}; {len(given) - counts[None]} other clips have one. "
+                        "Say the split of every clip, or all of them in data.split_file."
                     )
-            return given
+            return [split for split in given if split is not None]
+        # By the video, so that no two of its segments are in two splits.
+        labels: dict[str, int] = {}
+        for video, entry in zip(videos, entries, strict=True):
+            labels.setdefault(video, entry.label)
+        order = list(labels)
         splits = split_by_hash(
-            ids,
-            [entry.label for entry in entries],
+            order,
+            [labels[video] for video in order],
             {"train": 1 - self.test_fraction, "test": self.test_fraction},
             self.split_seed,
         )
         if self.test_fraction and "test" not in splits.values():
             raise ValueError(
-                f"data.test_fraction ({self.test_fraction}) of {len(ids)} clips is no whole clip "
+                f"data.test_fraction ({self.test_fraction}) of {len(order)} clips is no whole clip "
                 "of any class. Raise it, add clips, or say who tests in data.split_file."
             )
-        return [splits[clip_id] for clip_id in ids]
+        return [splits[video] for video in videos]
+
+    def _folder_split(self, path: Path) -> str | None:
+        """The split that a folder on the way to a file is called after, the first that is one."""
+        classes = {*self.card.classes, *self.card.words.values()}
+        for name in path.relative_to(self.root).parts[:-1]:
+            if name not in classes and name.casefold() in SPLIT_FOLDERS:
+                return SPLIT_FOLDERS[name.casefold()]
+        return None
+
+    def _split_named(self, value: str, where: str) -> str:
+        return self.split_names.get(value) or split_name(value, where)
 
     def _entries(self) -> tuple[str, list[Entry]]:
         """What was found, in words, and its clips."""
-        if self.table is not None:
-            rows = read_table(self.table, list(self.columns.values()))
-            if is_conversation(rows[0]):
-                return f"conversations {self.table}", [self._conversation(row) for row in rows]
-            return f"table {self.table}", list(self._table(rows, self.root, None))
+        if self.tables:
+            return self._all_tables()
         if self.label_pattern is None:
             metadata = self._metadata()
             if metadata:
                 entries: list[Entry] = []
                 for file, split in metadata.items():
-                    rows = read_table(file, ["file_name", *self.columns.values()])
-                    entries += self._table(rows, file.parent, split)
+                    rows = read_table(file, self.columns.needed)
+                    entries += self._table(rows, file, split, metadata=True)
                 return f"metadata {', '.join(map(str, metadata))}", entries
-        videos, others = list_videos(self.root)
-        if not videos:
+        content = list_videos(self.root)
+        others = content.left_alone()
+        if not content.videos:
             raise ValueError(
-                f"{self.root} holds no video ({len(others)} other files). Expected are a folder "
+                f"{self.root} holds no video ({others or 'it is empty'}). Expected are a folder "
                 "per class (root/<class>/x.mp4, root/train/<class>/x.mp4), metadata.csv with a "
                 "column file_name, or data.table."
             )
         if others:
-            self.notes.append(
-                f"VideoFolder: {self.root}: left {len(others)} files alone that are no videos "
-                f"(first: {others[0]})."
-            )
+            self.notes.append(f"VideoFolder: {self.root}: left alone {others}.")
+        videos = content.videos
         if self.label_pattern is not None:
             return f"labels in file names of {self.root}", list(self._named(videos))
         return self._folders(videos)
+
+    def _all_tables(self) -> tuple[str, list[Entry]]:
+        """Clips of `table` or `tables`, or the conversations in them."""
+        entries: list[Entry] = []
+        kinds = []
+        header = not self.columns.has_places
+        for given, split in self.tables:
+            for file in _files(given):
+                rows = read_table(file, self.columns.needed, header=header)
+                talks = is_conversation(rows[0])
+                kinds.append(f"{'conversations' if talks else 'table'} {file}")
+                if talks:
+                    entries += [self._conversation(row, split) for row in rows]
+                else:
+                    entries += self._table(rows, file, split)
+        found = kinds[0] if len(kinds) == 1 else f"{kinds[0]} and {len(kinds) - 1} others"
+        if not entries:
+            raise ValueError(f"{found}: no row has a label.")
+        return found, entries
 
     def _metadata(self) -> dict[Path, str | None]:
         """Metadata file to split: one in the root, or one in each split's folder."""
         folders: list[tuple[Path, str | None]] = [(self.root, None)]
         if self.root.is_dir():
             folders += [
-                (folder, SPLIT_NAMES[folder.name.casefold()])
+                (folder, SPLIT_FOLDERS[folder.name.casefold()])
                 for folder in sorted(self.root.iterdir())
-                if folder.name.casefold() in SPLIT_NAMES and folder.is_dir()
+                if folder.name.casefold() in SPLIT_FOLDERS and folder.is_dir()
             ]
         found: dict[Path, str | None] = {}
         for folder, split in folders:
@@ -249,49 +307,89 @@ class VideoFolder(VideoDataModule):
             found.update(dict.fromkeys(files, split))
         return found
 
-    def _table(self, rows: list[Row], folder: Path, split: str | None) -> Iterator[Entry]:
-        """Clips of a table whose paths count from `folder`."""
-        names = {
-            role: self.columns.get(role) or next((n for n in known if n in rows[0].values), None)
-            for role, known in COLUMN_NAMES.items()
-        }
+    def _table(
+        self, rows: list[Row], file: Path, split: str | None, metadata: bool = False
+    ) -> Iterator[Entry]:
+        """Clips of a table; paths in metadata count from its folder."""
+        present = dict.fromkeys(name for row in rows for name in row.values)
+        names = self.columns.of(present)
+        if metadata and "path" not in self.columns.given:
+            names["path"] = _file_name_column(rows[0])
         for role, missing in (
-            ("label", not names["label"]),
+            ("label", not names["label"] and self.label_pattern is None),
             ("path", not names["path"] and not names["id"]),
         ):
             if missing:
                 raise ValueError(
                     f"{rows[0].where}: no column is known as the {role}; the columns there are "
-                    f"{', '.join(map(shown, rows[0].values))}. Name it: data.columns.{role}."
+                    f"{', '.join(map(shown, present))}. Name it: data.columns.{role}."
                 )
+        unlabelled = 0
+        classes = read_class_list(self.class_list) if self.class_list is not None else {}
         for row in rows:
-            path = row.text(names["path"]) if names["path"] else None
-            if path is not None and folder != self.root and not Path(path).is_absolute():
-                path = str(folder.relative_to(self.root) / path)
+            if not row.labelled:
+                unlabelled += 1
+                continue
+            extra = {TABLE: file.stem}
+            value = self._label_of(row, names, extra)
+            if self.class_list is not None:
+                value = name_class(value, classes, self.class_list, row.where)
+            label = match_label(value, self.card, row.where)
+            extra[LABEL] = str(value).strip()
+            path = fill(row, names["path"], extra) if names["path"] else None
+            if path is not None and metadata and not Path(path).is_absolute():
+                path = str(file.parent.relative_to(self.root) / path)
             start, end = row.seconds(names["start"]), row.seconds(names["end"])
             if (start or 0) < 0 or (end is not None and end <= (start or 0)):
                 raise ValueError(
                     f"{row.where}: start {start} and end {end} must be seconds with "
                     "0 <= start < end."
                 )
-            own_split = row.text(names["split"], default="")
+            own = {
+                role: fill(row, names[role] or "", extra, default="")
+                for role in ("split", "text", "reference", "url")
+            }
             yield Entry(
                 where=row.where,
-                id=row.text(names["id"]) if names["id"] else None,
+                id=fill(row, names["id"], extra) if names["id"] else None,
                 path=path,
-                label=match_label(row.values.get(names["label"] or ""), self.card, row.where),
-                split=split_name(own_split, row.where) if own_split else split,
+                label=label,
+                split=self._split_named(own["split"], row.where) if own["split"] else split,
                 start=start,
                 end=end,
-                text=row.text(names["text"], default=""),
-                reference=row.text(names["reference"], default="") or None,
-                url=row.text(names["url"], default="") or None,
+                text=own["text"],
+                reference=own["reference"] or None,
+                url=own["url"] or None,
+            )
+        if unlabelled:
+            self.notes.append(
+                f"VideoFolder: {file}: left out {unlabelled} videos without annotation."
             )
 
-    def _conversation(self, row: Row) -> Entry:
+    def _label_of(
+        self, row: Row, names: Mapping[str, str | None], extra: Mapping[str, str]
+    ) -> object:
+        """The label as the annotation has it."""
+        column = names["label"]
+        if self.label_pattern is None:
+            if column is not None and "{" in column:
+                return fill(row, column, extra)
+            return row.values.get(column or "")
+        given = "label" if "label" in self.columns.given else "path" if names["path"] else "id"
+        text = fill(row, names[given] or "", extra)
+        match = self.label_pattern.search(text)
+        if match is None:
+            raise ValueError(
+                f"{row.where}: data.label_regex ({self.label_pattern.pattern}) finds nothing in "
+                f"{shown(text)}."
+            )
+        return match["label"]
+
+    def _conversation(self, row: Row, table_split: str | None) -> Entry:
         if not is_conversation(row):
             raise ValueError(
-                f"{row.where}: no key 'conversations' or 'messages', which the first record has."
+                f"{row.where}: no key 'conversations', 'messages' or 'query', which the first "
+                "record has."
             )
         path, label = read_conversation(row, self.card)
         split = row.text("split", default="")
@@ -300,7 +398,7 @@ class VideoFolder(VideoDataModule):
             id=row.text("id", default="") or None,
             path=path,
             label=label,
-            split=split_name(split, row.where) if split else None,
+            split=self._split_named(split, row.where) if split else table_split,
             reference=read_reference(row),
         )
 
@@ -308,7 +406,7 @@ class VideoFolder(VideoDataModule):
         """Clips whose label stands in the file name, with or without folders for the splits."""
         assert self.label_pattern is not None
         parts = [path.relative_to(self.root).parts for path in videos]
-        has_splits = all(len(p) > 1 and p[0].casefold() in SPLIT_NAMES for p in parts)
+        has_splits = all(len(p) > 1 and p[0].casefold() in SPLIT_FOLDERS for p in parts)
         for path, below in zip(videos, parts, strict=True):
             match = self.label_pattern.search(path.name)
             if match is None:
@@ -321,7 +419,7 @@ class VideoFolder(VideoDataModule):
                 id=None,
                 path=str(Path(*below)),
                 label=match_label(match["label"], self.card, str(path)),
-                split=SPLIT_NAMES[below[0].casefold()] if has_splits else None,
+                split=SPLIT_FOLDERS[below[0].casefold()] if has_splits else None,
             )
 
     def _folders(self, videos: list[Path]) -> tuple[str, list[Entry]]:
@@ -329,7 +427,7 @@ class VideoFolder(VideoDataModule):
         parts = [path.relative_to(self.root).parts for path in videos]
         tops = {below[0] for below in parts}
         named_as_class = tops <= {*self.card.classes, *self.card.words.values()}
-        has_splits = not named_as_class and all(top.casefold() in SPLIT_NAMES for top in tops)
+        has_splits = not named_as_class and all(top.casefold() in SPLIT_FOLDERS for top in tops)
         depth = 2 if has_splits else 1
         entries = []
         for path, below in zip(videos, parts, strict=True):
@@ -345,7 +443,7 @@ class VideoFolder(VideoDataModule):
                     id=None,
                     path=str(Path(*below)),
                     label=match_label(below[depth - 1], self.card, str(path)),
-                    split=SPLIT_NAMES[below[0].casefold()] if has_splits else None,
+                    split=SPLIT_FOLDERS[below[0].casefold()] if has_splits else None,
                 )
             )
         levels = "a folder per split and class" if has_splits else "a folder per class"
@@ -363,3 +461,30 @@ def _compiled(pattern: str) -> re.Pattern[str]:
             "what is the label."
         )
     return compiled
+
+
+def _files(given: Path) -> list[Path]:
+    """The files that a table's setting means: one, or all that match its wildcards."""
+    if given.exists() or not any(sign in str(given) for sign in WILDCARDS):
+        return [given]
+    found = sorted(map(Path, glob.glob(str(given))))  # noqa: PTH207, absolute or not
+    if not found:
+        raise ValueError(f"data.table {given}: no file matches.")
+    return found
+
+
+def _file_name_column(row: Row) -> str:
+    """Hugging Face's column of file names: `file_name`, or the only one that ends so."""
+    if FILE_NAME in row.values:
+        return FILE_NAME
+    names = [name for name in row.values if name.endswith(f"_{FILE_NAME}")]
+    if len(names) > 1:
+        names = [name for name in names if name.startswith("video")] or names
+    if len(names) != 1:
+        several = f"{', '.join(names)} could all be" if names else "missing is"
+        raise ValueError(
+            f"{row.where}: {several} the column 'file_name' (or one that ends in _file_name); the "
+            f"columns there are {', '.join(map(shown, row.values)) or 'none'}. Name it: "
+            "data.columns.path."
+        )
+    return names[0]

@@ -58,7 +58,7 @@ def test_a_file_is_read_once(tmp_path: Path, read: list[str]) -> None:
     assert read == ["a"]
 
 
-@pytest.mark.parametrize("change", ["time", "size", "inode"])
+@pytest.mark.parametrize("change", ["time", "size", "inode", "content"])
 def test_a_changed_file_is_read_again(tmp_path: Path, read: list[str], change: str) -> None:
     cache = DigestCache(tmp_path / "digests.jsonl")
     file = write(tmp_path / "a", b"1")
@@ -68,6 +68,10 @@ def test_a_changed_file_is_read_again(tmp_path: Path, read: list[str], change: s
         settle(file, LONG_AGO + 1)
     elif change == "size":
         write(file, b"22")
+    elif change == "content":
+        with file.open("r+b") as stream:
+            stream.write(b"2")
+        settle(file)
     else:  # as rsync and cp -p leave it: the same size and time
         write(tmp_path / "new", b"2").replace(file)
     assert cache.digest(file) == hash_file(file) != before
@@ -124,6 +128,17 @@ def test_damaged_lines_are_made_anew(
     cache.digest(other)
     DigestCache(log).digest(other)
     assert read == ["a", "a", "b"]
+
+
+def test_no_wrong_letter_is_believed(tmp_path: Path, read: list[str]) -> None:
+    file, log = write(tmp_path / "a", b"1"), tmp_path / "digests.jsonl"
+    made = DigestCache(log).digest(file)
+    good = log.read_bytes()
+    places = [place for place, letter in enumerate(good) if letter != ord("\n")]
+    for place in places:
+        log.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        assert DigestCache(log).digest(file) == made
+    assert len(read) == 1 + len(places)
 
 
 def test_a_line_that_is_being_written_is_read_when_it_is_whole(

@@ -603,7 +603,12 @@ def test_videos_of_files_and_folders(card_file: Path) -> None:
     for name in ("b.mp4", "a.MOV", "deep/c.webm", "notes.txt"):
         (folder / name).touch()
     single = folder / "deep/c.webm"
-    found = Yard(card_file, {}).clips_of([single, folder])
+    yard = Yard(card_file, {})
+    found = yard.clips_of([single, folder])
+    assert yard.notes == [
+        f"--videos {folder}: left alone 1 files that are no videos: 1 .txt (first: "
+        f"{folder}/notes.txt)."
+    ]
     assert [clip.path for clip in found] == [
         single,
         folder / "a.MOV",
@@ -620,7 +625,7 @@ def test_videos_that_are_not_there(card_file: Path) -> None:
         yard.clips_of([gone])
     assert str(error.value) == f"--videos {gone} does not exist. Give video files or folders."
     empty.mkdir()
-    with pytest.raises(ValueError, match=r"^--videos holds no video files; looked for \.mp4, "):
+    with pytest.raises(ValueError, match=r"^--videos holds no video files; looked for those"):
         yard.clips_of([empty])
 
 

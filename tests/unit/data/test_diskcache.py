@@ -1,6 +1,7 @@
 """A folder kept within a size; tests/unit/data/test_framecache.py has many processes at it."""
 
 import os
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,3 +149,85 @@ def test_a_key_does_not_depend_on_the_order_of_facts(tmp_path: Path) -> None:
     file.touch()
     assert file_key(file, {"a": 1, "b": 2}) == file_key(file, {"b": 2, "a": 1})
     assert file_key(file, {"a": 1, "b": 2}) != file_key(file, {"a": 2, "b": 1})
+
+
+def test_a_key_changes_with_the_start_the_middle_and_the_end_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.mp4"
+    for size in (1, 20_000, 200_001):
+        keys = []
+        for place in (None, 0, size // 2, size - 1):
+            content = bytearray(size)
+            if place is not None:
+                content[place] = 1
+            with file.open("r+b" if file.exists() else "wb") as stream:  # the same inode
+                stream.write(content)
+                stream.truncate()
+            os.utime(file, ns=(0, 10**18))
+            keys.append(file_key(file))
+        assert len(set(keys)) == (2 if size == 1 else 4)
+    with pytest.raises(OSError, match="Is no file"):
+        file_key(tmp_path)
+
+
+def test_damaged_values_are_found_and_made_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = torch.arange(1000.0)
+    SmallCache(tmp_path, 1 << 20).write("0", values, {})
+    (entry,) = tmp_path.iterdir()
+    good = entry.read_bytes()
+    begin = len(good) - values.nbytes
+    for place in (begin, begin + values.nbytes // 2, len(good) - 1):
+        entry.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        caplog.clear()
+        assert SmallCache(tmp_path, 1 << 20).read("0") is None
+        assert caplog.messages == [
+            f"Small cache: {entry} is damaged (its values do not match their checksum) and is "
+            "made anew."
+        ]
+        assert not entry.exists()
+
+
+def test_values_are_checked_once_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = SmallCache(tmp_path, 1 << 20)
+    cache.write("0", VALUES, {})
+    checked = []
+    crc32 = zlib.crc32
+
+    def count(data: Any) -> int:
+        checked.append(len(data))
+        return crc32(data)
+
+    monkeypatch.setattr(diskcache, "zlib", SimpleNamespace(crc32=count))
+    for _ in range(3):
+        assert cache.read("0") is not None
+    assert checked.count(VALUES.nbytes) == 1
+    # What another process has put in the place of a removed file is new to this one.
+    other = SmallCache(tmp_path, 1 << 20)
+    cache.place("0").unlink()
+    assert cache.read("0") is None
+    other.write("0", VALUES, {})
+    checked.clear()
+    assert cache.read("0") is not None
+    assert checked.count(VALUES.nbytes) == 1
+
+
+def test_a_file_that_is_cut_while_it_is_used_kills_nobody(tmp_path: Path) -> None:
+    cache = SmallCache(tmp_path, 1 << 30)
+    cache.write("0", torch.ones(1 << 20, dtype=torch.uint8), {})
+    found = cache.read("0")
+    # A mapped file that has been cut ends the process by SIGBUS, this one too.
+    assert str(cache.place("0")) not in Path("/proc/self/maps").read_text()
+    os.truncate(cache.place("0"), 4096)
+    assert found is not None
+    assert int(found[0].sum()) == 1 << 20
+
+
+def test_a_file_that_is_cut_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = SmallCache(tmp_path, 1 << 20)
+    cache.write("0", VALUES, {})
+    monkeypatch.setattr(diskcache.np, "fromfile", lambda *_: VALUES.numpy().view("uint8")[:-1])
+    with pytest.raises(ValueError, match="wrong size"):
+        diskcache.read_entry(cache.place("0"), check=False)

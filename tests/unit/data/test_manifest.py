@@ -1,6 +1,5 @@
 import errno
 import hashlib
-import json
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from torch import distributed
 from rbft.data import manifest as manifest_module
 from rbft.data.manifest import Manifest, Row, agree, scan
 from rbft.data.video import probe as probe_video
+from tests.rights import folder_for_all, without_rights
 from tests.videos import make_video
 
 
@@ -32,6 +32,7 @@ class Clip:
     start: float | None = None
     end: float | None = None
     url: str | None = None
+    refused: str = ""
 
 
 class Probe:
@@ -198,22 +199,77 @@ def test_a_file_in_the_place_of_another_is_seen(
     assert before.digest != after.digest
 
 
-def test_what_was_scanned_without_digests_is_completed(
-    make: Callable[..., Clip], probe: Probe, tmp_path: Path
+def test_other_content_of_the_same_size_and_time_is_seen(
+    make: Callable[..., Clip], tmp_path: Path
 ) -> None:
     cache = tmp_path / "scan.jsonl"
-    clips = [make("a"), make("b", "7")]
-    first = look(clips, probe, cache)
-    lines = [json.loads(line) for line in cache.read_text().splitlines() if line]
-    for line in lines:
-        del line["inode"], line["digest"]
-    cache.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    again = Probe()
-    assert look(clips, again, cache) == first
-    assert again.opened == [], "what is known is found out again"
-    written = cache.read_bytes()
-    assert look(clips, again, cache) == first
-    assert cache.read_bytes() == written
+    clip = make("a", "6" + " " * 50_000 + "7" + " " * 50_000 + "8")
+    look([clip], lambda _: Probe()(make("known").path), cache)
+    status = clip.path.stat()
+    for place in (0, 50_001, 100_002):
+        with clip.path.open("r+b") as stream:
+            stream.seek(place)
+            stream.write(b"9")
+        os.utime(clip.path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert clip.path.stat().st_mtime_ns == status.st_mtime_ns
+        probe = Probe()
+        (row,) = look([clip], lambda _, probe=probe: probe(make("known").path), cache).rows
+        assert probe.opened == ["known.mp4"], f"a change at byte {place} goes unseen"
+        assert row.digest == hashlib.sha256(clip.path.read_bytes()).hexdigest()[:32]
+
+
+def test_no_wrong_letter_in_the_cache_is_believed(
+    make: Callable[..., Clip], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "scan.jsonl"
+    clip = make("a")
+    first = look([clip], Probe(), cache)
+    good = cache.read_bytes()
+    for place in range(len(good.rstrip())):
+        changed = bytearray(good)
+        changed[place] ^= 1  # a letter for its neighbour, "60" frames for "61"
+        cache.write_bytes(changed)
+        probe = Probe()
+        assert look([clip], probe, cache) == first
+        assert probe.opened == ["a.mp4"]
+    # Told once, then blanked: the file was made anew, and its line is believed.
+    caplog.clear()
+    cache.write_bytes(good.replace(b"60", b"61"))
+    assert look([clip], Probe(), cache) == first
+    note = f"1 damaged lines of {cache} are left out; their files are read again."
+    assert caplog.messages == [note]
+    probe = Probe()
+    assert look([clip], probe, cache) == first
+    assert (caplog.messages, probe.opened) == ([note], [])
+
+
+def test_what_another_version_scanned_is_scanned_again(
+    make: Callable[..., Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, probe = tmp_path / "scan.jsonl", Probe()
+    look([make("a")], Probe(), cache)
+    monkeypatch.setattr(manifest_module, "VERSION", manifest_module.VERSION + 1)
+    look([make("a", None)], probe, cache)
+    assert probe.opened == ["a.mp4"]
+
+
+def test_a_file_that_may_not_be_read_is_neither_missing_nor_damaged(probe: Probe) -> None:
+    with folder_for_all() as root:
+        (root / "closed").mkdir()
+        paths = [root / "a.mp4", root / "closed/b.mp4", root / "gone.mp4"]
+        for path in paths[:2]:
+            path.write_text("6")
+        paths[0].chmod(0)
+        (root / "closed").chmod(0)
+        with without_rights():
+            rows = look([Clip(path.stem, path) for path in paths], probe).rows
+        (root / "closed").chmod(0o755)
+    assert [(row.status, row.reason) for row in rows] == [
+        ("unreadable", "cannot be read: Permission denied"),
+        ("unreadable", "cannot be read: Permission denied"),
+        ("missing", "no such file"),
+    ]
+    assert probe.opened == []
 
 
 def test_the_cache_knows_files_by_absolute_path(

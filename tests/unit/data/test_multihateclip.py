@@ -76,7 +76,7 @@ def test_the_clip_in_train_and_test_is_dropped_from_train_and_named(tmp_path):
     data = multi_hate_clip(write(tmp_path))
     data.read()
     folder = tmp_path / "annotation"
-    assert data.notes == [
+    assert data.notes[1:] == [
         f"MultiHateClip: dropped ddddddddddd from train ({folder}/train.tsv, line 5); it stands in "
         f"{folder}/test.tsv, line 2 too."
     ]
@@ -84,6 +84,36 @@ def test_the_clip_in_train_and_test_is_dropped_from_train_and_named(tmp_path):
         ValueError, match=r"train\.tsv, line 5: Video_ID 'd+' stands in .*test\.tsv"
     ):
         read(tmp_path, drop_duplicates="error")
+
+
+@pytest.mark.parametrize(
+    ("ids", "language", "published"),
+    [
+        ("{:011}", "English", {"train": 701, "valid": 100, "test": 200}),
+        ("BV{:010}", "Chinese", {"train": 699, "valid": 101, "test": 200}),
+    ],
+)
+def test_files_that_are_shorter_than_published_are_said_so(tmp_path, ids, language, published):
+    write(tmp_path)
+    folder = tmp_path / "annotation"
+    for cut in (None, "train", "test"):
+        for place, (name, rows) in enumerate(published.items()):
+            header = (folder / f"{name}.tsv").read_text().splitlines()[0]
+            lines = [
+                f"{ids.format(1000 * place + n)}\tNormal\t{NORMAL}"
+                for n in range(rows - (name == cut))
+            ]
+            (folder / f"{name}.tsv").write_text("\n".join([header, *lines]))
+        data = multi_hate_clip(tmp_path)
+        data.read()
+        said = [
+            f"MultiHateClip: fewer rows than published ({language}) in {folder}: {cut}.tsv has "
+            f"{published[cut] - 1} of {published[cut]}. If that is not on purpose, files are cut; "
+            "results on fewer clips are not comparable."
+            for _ in [cut]
+            if cut
+        ]
+        assert data.notes == said
 
 
 def test_binary(tmp_path):

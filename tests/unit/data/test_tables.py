@@ -91,6 +91,105 @@ def test_bad_tables(tmp_path, name, content, message):
         read_table(path, ["id", "label"], unique="id")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "x.mp4 1\n\n y.mp4   2 \n"),
+        ("a.txt", "x.mp4\t1\ny.mp4\t2\n"),
+        ("a.csv", "x.mp4,1\r\ny.mp4,2\r\n"),
+        ("a.csv", "\ufeffx.mp4;1\ny.mp4;2"),
+        ("a.tsv", "x.mp4\t1\ny.mp4\t2\n"),
+    ],
+)
+def test_tables_without_header(tmp_path, name, text):
+    rows = read_table(write(tmp_path, name, text), ["1"], header=False)
+    assert [row.values for row in rows] == [{"1": "x.mp4", "2": "1"}, {"1": "y.mp4", "2": "2"}]
+    assert rows[0].where == f"{tmp_path}/{name}, line 1"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "a.txt",
+            "x y.mp4 1\nz.mp4 2\n",
+            r"line 2: 2 cells parted by blanks, but the first line h",
+        ),
+        (
+            "a.csv",
+            "x.mp4,1\nz.mp4\n",
+            r"a\.csv, line 2: 1 cells, but the first line has 2 columns\.",
+        ),
+        ("a.txt", "x.mp4\n", r"a\.txt, line 1: column '2' is missing; the columns there are '1'\."),
+        (
+            "a.jsonl",
+            "{}",
+            r"a\.jsonl: \.jsonl files name their columns; a column's place \(1, 2, \.\.",
+        ),
+        ("a.txt", "\n", r"a\.txt holds no rows"),
+    ],
+)
+def test_bad_tables_without_header(tmp_path, name, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_table(write(tmp_path, name, text), ["2"], header=False)
+
+
+DATABASE = {
+    "a": {
+        "subset": "training",
+        "duration": 9,
+        "url": "https://x",
+        "annotations": [{"segment": [0.5, 2], "label": "cat"}, {"label": "dog"}],
+    },
+    "b": {"subset": "testing", "annotations": []},
+}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_activitynet(tmp_path, indent):
+    text = json.dumps({"version": "1.3", "database": DATABASE}, indent=indent)
+    rows = read_table(write(tmp_path, "a.json", text), ["label", "start"])
+    keys = ("id", "split", "label", "start", "end", "url", "duration")
+    assert [tuple(row.values[key] for key in keys) for row in rows] == [
+        ("a", "training", "cat", 0.5, 2, "https://x", 9),
+        ("a", "training", "dog", None, None, "https://x", 9),
+        ("b", "testing", None, None, None, None, None),
+    ]
+    assert rows[1].where == f"{tmp_path}/a.json, 'a', annotation 2"
+    assert [row.labelled for row in rows] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"database": [1]}, r"a\.json: database must be a JSON object of ids; got \[1\]\."),
+        (
+            {"database": {"a": 1}},
+            r"a\.json, 'a': must be an object with subset and annotations; got",
+        ),
+        (
+            {"database": {"a": {"annotations": 1}}},
+            r"'a': must be an object with subset and annotat",
+        ),
+        (
+            {"database": {"a": {"annotations": [1]}}},
+            r"'a', annotation 1: must be an object with la",
+        ),
+        (
+            {"database": {"a": {"annotations": [{"label": "x", "segment": 1}]}}},
+            r"'a', annotation 1: segment is 1; it must be start and end in seconds",
+        ),
+        (
+            {"results": {}},
+            r"one JSON object is no table\. Allowed are a list of objects, one object",
+        ),
+    ],
+)
+def test_bad_databases(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_table(write(tmp_path, "a.json", json.dumps(content, indent=1)), ["label"])
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=re.escape(f"File {tmp_path}/none.csv does not exist.")):
         read_table(tmp_path / "none.csv")
@@ -134,14 +233,18 @@ def test_check_unique_names_both_places():
         st.text("id,label\"'\n\r\t;x{}[]:0 \\", max_size=60).map(str.encode),
     ),
     suffix=st.sampled_from([".csv", ".tsv", ".txt", ".json", ".jsonl"]),
+    header=st.booleans(),
 )
-@example(b'id,label\n"', ".csv")
-@example(b'{"id":NaN}', ".json")
-def test_whatever_the_file_holds_only_value_errors_come_out(tmp_path_factory, content, suffix):
+@example(b'id,label\n"', ".csv", True)
+@example(b'{"id":NaN}', ".json", True)
+@example(b'{"database":{"":{}}}', ".json", True)
+def test_whatever_the_file_holds_only_value_errors_come_out(
+    tmp_path_factory, content, suffix, header
+):
     path = tmp_path_factory.getbasetemp() / f"any{suffix}"
     path.write_bytes(content)
     try:
-        rows = read_table(path, ["id"], unique="id")
+        rows = read_table(path, ["id" if header else "1"], unique="id", header=header)
     except ValueError:
         return
     assert rows

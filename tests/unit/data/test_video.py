@@ -30,6 +30,7 @@ from rbft.data.video import (
     probe,
     sample_indices,
 )
+from tests.rights import folder_for_all, without_rights
 from tests.videos import make_video, numbers, picture
 
 
@@ -243,6 +244,18 @@ def test_bad_files(tmp_path: Path) -> None:
             assert str(caught.value) == f"Video {path} {caught.value.reason}"
             assert words in caught.value.reason
             assert "decord" not in caught.value.reason
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(video: Callable[[str], Path]) -> None:
+    with folder_for_all() as folder:
+        path = folder / "a.mp4"
+        path.write_bytes(video("plain").read_bytes())
+        path.chmod(0)
+        with (
+            without_rights(),
+            pytest.raises(VideoError, match=r"a\.mp4 cannot be read: Permission denied\.$"),
+        ):
+            probe(path)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rbft.data.card import Card
 from rbft.data.videofolder import VideoFolder
+from tests.videos import make_video
 
 SETTINGS = {
     "fps": 1.0,
@@ -81,7 +82,7 @@ def test_folder_per_class(root, said):
     assert (clips[0].id, clips[0].path) == ("cat/-0 ü", root / "cat/-0 ü.mp4")
     notes = f"{root}/cat/notes.txt"
     assert said == [
-        f"VideoFolder: {root}: left 1 files alone that are no videos (first: {notes}).",
+        f"VideoFolder: {root}: left alone 1 files that are no videos: 1 .txt (first: {notes}).",
         f"VideoFolder: a folder per class in {root}: 20 clips ({_counts(clips)}).",
     ]
     assert Counter(clip.split for clip in read(root, test_fraction=0.0)) == {"train": 20}
@@ -102,6 +103,8 @@ def test_folder_per_class_under_splits(root, said):
         ("valid/cat/c", "cat", "val"),
     ]
     assert said[-1].startswith(f"VideoFolder: a folder per split and class in {root}: 4 clips")
+    touch(root, "evaluation/cat/d.mp4")
+    assert ("evaluation/cat/d", "cat", "test") in brief(read(root))
 
 
 def test_a_test_folder_alone_is_enough_for_scoring(root):
@@ -112,8 +115,8 @@ def test_a_test_folder_alone_is_enough_for_scoring(root):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], r"clips holds no video \(0 other files\)\. Expected are a folder per class"),
-        (["cat/a.gif"], r"clips holds no video \(1 other files\)"),
+        ([], r"clips holds no video \(it is empty\)\. Expected are a folder per class"),
+        (["cat/a.jpg"], r"clips holds no video \(1 files that are no videos: 1 \.jpg \(first: /"),
         (["a.mp4"], r"clips/a\.mp4 lies in no class folder; expected is .*/clips/<class>/a\.mp4\."),
         (
             ["train/a.mp4"],
@@ -124,7 +127,6 @@ def test_a_test_folder_alone_is_enough_for_scoring(root):
             r"cow/b\.mp4: label 'cow' is no class of card 'pets'; allowed a",
         ),
         (["cat/a.mp4", "train/dog/b.mp4"], r"train/dog/b\.mp4: label 'train' is no class"),
-        (["cat/a.mp4", "cat/a.webm"], r"a\.webm: id 'cat/a' stands twice \(first: .*/cat/a\.mp4\)"),
         (
             [f"cat/{i}.mp4" for i in range(5)],
             r"a folder per class in .*: class 'dog' has no training clip \(0 in validation",
@@ -148,13 +150,64 @@ def test_bad_folders(root, names, message):
 def test_links_out_of_the_root(root):
     touch(root, "cat/a.mp4", "../secret.mp4")
     (root / "cat/b.mp4").symlink_to(root.parent / "secret.mp4")
-    with pytest.raises(ValueError, match=r"cat/b\.mp4 is a symbolic link out of"):
-        read(root)
-    path = table(root, "path,label\ncat/b.mp4,cat\n")
-    with pytest.raises(
-        ValueError, match=r"table\.csv, line 2: .*cat/b\.mp4 is a symbolic link out"
-    ):
-        read(root, table=path)
+    link = f"is a symbolic link out of {root} (to {root.parent}/secret.mp4); copy the video there, "
+    link += "or link the folder that holds it"
+    touch(root, "dog/c.mp4")
+    path = table(root, "path,label\ncat/a.mp4,cat\ncat/b.mp4,cat\ndog/c.mp4,dog\n")
+    for given_table in (None, path):
+        clips = read(root, table=given_table, test_fraction=0.0)
+        assert {clip.id: clip.refused for clip in clips} == {
+            "cat/a": "",
+            "cat/b": link,
+            "dog/c": "",
+        }
+
+
+def test_one_bad_link_is_one_bad_clip(root):
+    touch(root, *(f"{name}/{i}.mp4" for name in CLASSES for i in range(4)), "../secret.mp4")
+    for path in root.rglob("*.mp4"):
+        make_video(path, frames=4)
+    (root / "cat/bad.mp4").symlink_to(root.parent / "secret.mp4")
+    settings = {"test_fraction": 0.25, "split_seed": 1, "cache_folder": root.parent / "cache"}
+    data = video_folder(root, on_missing="skip", min_coverage=0.5, **settings)
+    assert len(data.usable) == 8
+    (row,) = [row for row in data.manifest.rows if row.status != "ok"]
+    assert (row.id, row.status) == ("cat/bad", "unreadable")
+    assert row.reason.startswith(f"is a symbolic link out of {root} (to ")
+    with pytest.raises(ValueError, match=r"1 unreadable; first: bad\.mp4: is a symbolic link out"):
+        assert video_folder(root, **settings).usable
+
+
+def test_linked_class_folders(root):
+    touch(root, "../elsewhere/cats/a.mp4", "../elsewhere/dogs/b.mp4")
+    for link, name in (("cat", "cats"), ("dog", "dogs")):
+        (root / link).symlink_to(root.parent / "elsewhere" / name)
+    clips = read(root, test_fraction=0.0)
+    assert brief(clips) == [("cat/a", "cat", "train"), ("dog/b", "dog", "train")]
+    assert [clip.refused for clip in clips] == ["", ""]
+
+
+def test_files_that_differ_by_their_ending_alone(root):
+    touch(root, "cat/0.mp4", "cat/0.avi", "cat/1.mp4", "dog/0.ts")
+    ids = [clip.id for clip in read(root, test_fraction=0.0)]
+    assert ids == ["cat/0.avi", "cat/0.mp4", "cat/1", "dog/0"]
+    path = table(root, "path,label\ncat/0.mp4,cat\ncat/0.avi,cat\ndog/0.ts,dog\n")
+    ids = [clip.id for clip in read(root, table=path, test_fraction=0.0)]
+    assert ids == ["cat/0.mp4", "cat/0.avi", "dog/0"]
+    splits = table(root, "id,split\ncat/0.avi,train\ncat/0.mp4,test\ndog/0,train\n", "s.csv")
+    assert [clip.split for clip in read(root, table=path, split_file=splits)] == [
+        *("test", "train", "train")
+    ]
+
+
+def test_long_file_names(root):
+    name = "x" * 237 + ".mp4"
+    touch(root, f"cat/{name}", "dog/b.mp4")
+    path = table(root, f"path,label\ncat/{name},cat\ndog/b.mp4,dog\n")
+    for given_table in (None, path):
+        first = read(root, table=given_table, test_fraction=0.0)[0]
+        assert first.path == root / "cat" / name
+        assert first.path.exists()
 
 
 # Hugging Face metadata
@@ -204,7 +257,7 @@ def test_metadata_in_parquet(root):
 def test_bad_metadata(root):
     (root / "metadata.csv").write_text("file,label\na.mp4,cat\n")
     with pytest.raises(
-        ValueError, match=r"metadata\.csv, line 2: column 'file_name' is missing; th"
+        ValueError, match=r"metadata\.csv, line 2: missing is the column 'file_name' \(or one"
     ):
         read(root)
     (root / "metadata.csv").write_text("file_name,text\na.mp4,cat\n")
@@ -221,7 +274,214 @@ def test_bad_metadata(root):
         read(root)
 
 
+def test_folders_say_the_split_of_metadata_above_them(root):
+    lines = [f"{split}/{n}.mp4,{CLASSES[n % 2]}" for split in ("train", "eval") for n in range(5)]
+    (root / "metadata.csv").write_text("\n".join(["video_file_name,label", *lines]))
+    clips = read(root)
+    assert [clip.split for clip in clips] == ["train"] * 5 + ["test"] * 5
+    assert clips[0].path == root / "train/0.mp4"
+    # Deeper folders too; a folder that is a class is none.
+    card = Card(
+        "pets", "Vet", {"cat": "feline", "test": "canine"}, {"label": "?", "rationale": "?"}
+    )
+    card.save(root.parent / "card.yaml")
+    lines = ["data/Validation/test/a.mp4,test", "train/test/b.mp4,test", "train/cat/c.mp4,cat"]
+    (root / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    assert [clip.split for clip in read(root)] == ["val", "train", "train"]
+    by_class = ["test/a.mp4,test", "cat/b.mp4,cat"]
+    (root / "metadata.csv").write_text("\n".join(["file_name,label", *by_class]))
+    assert [clip.split for clip in read(root, test_fraction=0.0)] == ["train", "train"]
+    (root / "metadata.csv").write_text("\n".join(["file_name,label", *lines, "d.mp4,cat"]))
+    with pytest.raises(ValueError, match="none of its folders") as error:
+        read(root)
+    assert str(error.value) == (
+        f"{root}/metadata.csv, line 5: none of its folders is called like a split; 3 other clips "
+        "have one. Say the split of every clip, or all of them in data.split_file."
+    )
+    splits = table(root, "id,split\nd,test\n", "s.csv")
+    assert [clip.split for clip in read(root, split_file=splits)][-1] == "test"
+
+
+def test_a_split_column_is_above_the_folders(root):
+    path = table(root, "path,label,split\ntrain/a.mp4,cat,test\ntest/b.mp4,dog,test\n")
+    assert [clip.split for clip in read(root, table=path)] == ["test", "test"]
+    path = table(root, "path,label\ntrain/a.mp4,cat\ntrain/b.mp4,dog\ntest/b.mp4,dog\n")
+    assert [clip.split for clip in read(root, table=path)] == ["train", "train", "test"]
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (
+            "a_file_name,b_file_name",
+            r"line 2: a_file_name, b_file_name could all be the column 'fil",
+        ),
+        ("video_file_name,video2_file_name", r"video_file_name, video2_file_name could all be the"),
+        (
+            "path,b",
+            r"line 2: missing is the column 'file_name' \(or one that ends in _file_name\); ",
+        ),
+    ],
+)
+def test_which_column_names_the_file(root, header, message):
+    (root / "metadata.csv").write_text(f"{header},label\na.mp4,b.mp4,cat\n")
+    with pytest.raises(ValueError, match=message):
+        read(root)
+    lists = table(root, "id,split\na,test", "splits.csv")
+    clips = read(root, columns={"path": header.split(",")[0]}, split_file=lists)
+    assert [clip.id for clip in clips] == ["a"]
+
+
+def test_the_video_is_the_column_of_video_names(root):
+    (root / "metadata.jsonl").write_text(
+        '{"video_file_name": "a.mp4", "thumb_file_name": "a.png", "label": "cat"}\n'
+        '{"video_file_name": "b.mp4", "thumb_file_name": "b.png", "label": "dog"}\n'
+    )
+    assert brief(read(root, test_fraction=0.0)) == [("a", "cat", "train"), ("b", "dog", "train")]
+
+
 # Tables
+
+
+def test_several_tables(root, said):
+    one, two = "path,label\na.mp4,cat\nb.mp4,dog\n", "path,label\nc.mp4,cat\n"
+    tables = {"train": table(root, one, "1.csv"), "validate": table(root, two, "2.csv")}
+    expected = [("a", "cat", "train"), ("b", "dog", "train"), ("c", "cat", "val")]
+    assert brief(read(root, tables=tables)) == expected
+    assert said == [
+        f"VideoFolder: table {root.parent}/1.csv and 1 others: 3 clips (2 train, 1 val)."
+    ]
+    # A split in the table itself is above that of its setting.
+    table(root, "path,label,split\nc.mp4,cat,test\n", "2.csv")
+    assert read(root, tables=tables)[-1].split == "test"
+    both = dict.fromkeys(("train", "test"), tables["train"])
+    with pytest.raises(
+        ValueError, match=r"1\.csv, line 2: id 'a' stands twice \(first: .*line 2\)"
+    ):
+        read(root, tables=both)
+    lists = table(root, "id,split\na,train\nb,train\n", "splits.csv")
+    every = read(root, table=root.parent / "[12].csv", split_file=lists)
+    assert [clip.split for clip in every] == ["train", "train", "excluded"]
+    with pytest.raises(ValueError, match=r"^data\.table .*/x\*\.csv: no file matches\.$"):
+        read(root, table=root.parent / "x*.csv")
+
+
+def test_a_column_that_the_first_row_lacks(root):
+    rows = [{"id": "a", "label": "cat"}, {"id": "b", "label": "dog", "split": "test"}]
+    path = table(root, "\n".join(map(json.dumps, rows)), "t.jsonl")
+    with pytest.raises(ValueError, match=r"line 1: split is empty; 1 other clips have one\."):
+        read(root, table=path)
+    rows = [{"id": "a", "label": None, "duration": 5, "split": "train"}]
+    path = table(root, "\n".join(map(json.dumps, rows)), "t.jsonl")
+    with pytest.raises(ValueError, match=r"line 1: label None is no class"):
+        read(root, table=path)
+
+
+def test_a_file_whose_name_holds_a_wildcard(root):
+    path = table(root, "path,label\na.mp4,cat\nb.mp4,dog\n", "list [1].csv")
+    assert len(read(root, table=path, test_fraction=0.0)) == 2
+
+
+SEGMENTS = "path,label,start,end\n" + "".join(
+    f"{n}.mp4,{CLASSES[n % 2]},{10 * k},{10 * k + 5}\n" for n in range(10) for k in range(3)
+)
+
+
+def test_segments_of_a_video_stay_in_one_split(root, said):
+    path = table(root, SEGMENTS)
+    clips = read(root, table=path, repeats="segments")
+    assert [clip.id for clip in clips[:4]] == ["0_0_5", "0_10_15", "0_20_25", "1_0_5"]
+    assert said[0] == "VideoFolder: 30 segments of 10 videos."
+    splits = {}
+    for clip in clips:
+        splits.setdefault(clip.path.name, set()).add(clip.split)
+    assert all(len(found) == 1 for found in splits.values())
+    assert Counter(clip.split for clip in clips) == {"train": 24, "test": 6}
+    # A list may name videos or segments.
+    lists = table(root, "id,split\n0,train\n1.mp4,train\n2_0_5,test\n", "s.csv")
+    named = {c.id: c.split for c in read(root, table=path, repeats="segments", split_file=lists)}
+    assert (named["0_10_15"], named["1_0_5"], named["2_0_5"], named["2_10_15"]) == (
+        *("train", "train", "test", "excluded"),
+    )
+    with pytest.raises(ValueError, match=r"line 3: id '0' stands twice .* data\.repeats segments"):
+        read(root, table=path)
+    twice = table(root, f"{SEGMENTS}0.mp4,cat,0,5\n")
+    with pytest.raises(ValueError, match=r"line 32: id '0_0_5' stands twice \(first: .*line 2\)"):
+        read(root, table=twice, repeats="segments")
+
+
+def test_votes(root, said):
+    path = table(root, "id,label\na,cat\nb,dog\na,cat\na,dog\n")
+    clips = read(root, table=path, repeats="votes", test_fraction=0.0)
+    assert brief(clips) == [("a", "cat", "train"), ("b", "dog", "train")]
+    assert said[0] == "VideoFolder: 4 votes on 2 videos, 1 of which are not unanimous."
+    path = table(root, "id,label\na,cat\na,dog\n")
+    with pytest.raises(
+        ValueError, match=r"1 of 1 videos have no majority .*: 'a': 1 cat, 1 dog \("
+    ):
+        read(root, table=path, repeats="votes")
+
+
+def test_names_of_splits(root):
+    path = table(root, "id,label,split\na,cat,1\nb,dog,Tr\nc,dog,validate\nd,cat,train\n")
+    names = {1: "train", "Tr": "train", "train": "test"}
+    splits = [clip.split for clip in read(root, table=path, split_names=names)]
+    assert splits == ["train", "train", "val", "test"]
+    with pytest.raises(ValueError, match=r"line 2: split '1' is unknown; allowed are train"):
+        read(root, table=path)
+    with pytest.raises(ValueError, match=r"^data\.split_names\.x: split 'tarin' is unknown; allow"):
+        read(root, table=path, split_names={"x": "tarin"})
+    with pytest.raises(
+        ValueError, match=r"^data\.tables: split 'tarin' is unknown; allowed are tr"
+    ):
+        read(root, tables={"tarin": path})
+    with pytest.raises(
+        ValueError, match=r"^data\.table and data\.tables both name tables; set one"
+    ):
+        read(root, table=path, tables={"train": path})
+
+
+def test_class_lists_and_label_patterns(root):
+    numbers = table(root, "1 cat\n2 dog\n", "classes.txt")
+    path = table(root, "x/a.mp4 1\nx/b.mp4 2\n", "list.txt")
+    settings = {"table": path, "test_fraction": 0.0, "class_list": numbers}
+    columns = {"path": 1, "label": 2}
+    assert brief(read(root, columns=columns, **settings)) == [
+        ("x/a", "cat", "train"),
+        ("x/b", "dog", "train"),
+    ]
+    table(root, "x/a.mp4 1\nx/b.mp4 3\n", "list.txt")
+    with pytest.raises(
+        ValueError, match=r"list\.txt, line 2: label '3' is not in data\.class_list"
+    ):
+        read(root, columns=columns, **settings)
+    with pytest.raises(
+        ValueError, match=r"line 1: column '4' is missing; the columns there are '1'"
+    ):
+        read(root, columns={"path": 4}, **settings)
+    # The pattern looks at the path, or at the column of the label, or at the id.
+    table(root, "cat/v_a.mp4 x_dog\ndog/v_b.mp4 x_cat\n", "list.txt")
+    pattern = r"(?P<label>cat|dog)"
+    settings = {"table": path, "test_fraction": 0.0, "label_regex": pattern}
+    for columns, labels in (({"path": 1}, [0, 1]), ({"path": 1, "label": 2}, [1, 0])):
+        assert [clip.label for clip in read(root, columns=columns, **settings)] == labels
+    assert [clip.label for clip in read(root, columns={"id": 2}, **settings)] == [1, 0]
+    settings["label_regex"] = r"^(?P<label>cat)"
+    with pytest.raises(ValueError, match=r"line 2: data\.label_regex .* finds nothing in 'dog/v_b"):
+        read(root, columns={"path": 1}, **settings)
+
+
+def test_videos_without_annotation_are_left_out_and_counted(root, said):
+    database = {
+        name: {"subset": "training", "duration": 5, "annotations": [{"label": label}] * bool(label)}
+        for name, label in (("a", "cat"), ("b", ""), ("c", "dog"), ("d", ""))
+    }
+    path = table(root, json.dumps({"database": database}), "activity.json")
+    assert [clip.id for clip in read(root, table=path)] == ["a", "c"]
+    assert said[0] == f"VideoFolder: {path}: left out 2 videos without annotation."
+    table(root, json.dumps({"database": {"b": database["b"]}}), "activity.json")
+    with pytest.raises(ValueError, match=r"^table .*activity\.json: no row has a label\.$"):
+        read(root, table=path)
 
 
 def test_table_with_a_column_map(root, said):
@@ -356,7 +616,7 @@ def test_swift_lines_with_splits(root):
 def test_bad_conversations(root):
     path = table(root, json.dumps([record("a.mp4", "cat"), {"video": "b.mp4"}]), "llava.json")
     with pytest.raises(
-        ValueError, match=r"llava\.json, item 2: no key 'conversations' or 'messages'"
+        ValueError, match=r"llava\.json, item 2: no key 'conversations', 'messages' or 'query'"
     ):
         read(root, table=path)
     path = table(root, json.dumps([record("../a.mp4", "cat")]), "llava.json")
@@ -398,9 +658,6 @@ def test_bad_label_regex(root):
         video_folder(root, label_regex="(cat")
     with pytest.raises(ValueError, match=r"label_regex '\(cat\)' has no group 'label'; write"):
         video_folder(root, label_regex="(cat)")
-    touch(root, "../t.csv")
-    with pytest.raises(ValueError, match=r"data\.table and data\.label_regex both say"):
-        video_folder(root, label_regex="(?P<label>.)", table=root.parent / "t.csv")
 
 
 # Split lists
@@ -455,7 +712,28 @@ def test_mutated_tables_raise_nothing_but_value_errors(tmp_path_factory, data):
         "t.csv": "\n".join(",".join(map(str, row)) for row in [rows[0], *map(dict.values, rows)]),
         "t.jsonl": "\n".join(map(json.dumps, rows)),
         "t.json": json.dumps([record(f"{i}.mp4", CLASSES[i % 2], id=i) for i in range(6)]),
+        "t.txt": "\n".join(f"{i}.mp4 {i % 2}" for i in range(6)),
+        "activity.json": json.dumps(
+            {
+                "database": {
+                    str(i): {
+                        "subset": "training",
+                        "annotations": [{"label": CLASSES[i % 2], "segment": [i, i + 1.5]}],
+                    }
+                    for i in range(6)
+                }
+            }
+        ),
     }
+    kinds = {
+        "t.csv": {"columns": {"path": "{label}/{id}_{start:03d}.mp4"}},
+        "t.txt": {
+            "columns": {"path": 1, "label": 2},
+            "class_list": root.parent / "classes.txt",
+        },
+        "activity.json": {"columns": {"path": "v_{id}.mp4"}},
+    }
+    (root.parent / "classes.txt").write_text("cat\ndog\n")
     name = data.draw(st.sampled_from(sorted(texts)))
     content = texts[name].encode()
     for _ in range(data.draw(st.integers(1, 3))):
@@ -470,7 +748,13 @@ def test_mutated_tables_raise_nothing_but_value_errors(tmp_path_factory, data):
         content = content[:start] + edit + content[stop:]
     (root.parent / name).write_bytes(content)
     try:
-        clips = read(root, table=root.parent / name, test_fraction=0.34)
+        clips = read(
+            root,
+            table=root.parent / name,
+            test_fraction=0.34,
+            repeats=data.draw(st.sampled_from(["error", "segments", "votes"])),
+            **kinds.get(name, {}),
+        )
     except ValueError:
         return
     assert len({clip.id for clip in clips}) == len(clips) > 0
