@@ -105,12 +105,13 @@ def test_what_is_built(command, monkeypatch):
     assert cli.trainer is None  # every step of the method builds its own
     added = ModelSummary(max_depth=3)
     cli.build(callbacks=[added], plugins=[ours], max_epochs=7, enable_checkpointing=False)
-    assert heard == [cli.trainer]
-    assert cli.trainer.max_epochs == 7
-    kinds = [type(callback) for callback in cli.trainer.callbacks]
+    trainer: Any = cli.trainer
+    assert heard == [trainer]
+    assert trainer.max_epochs == 7
+    kinds = [type(callback) for callback in trainer.callbacks]
     assert kinds.count(ModelSummary) == 2
-    assert added in cli.trainer.callbacks
-    assert cli.trainer.strategy.checkpoint_io is ours
+    assert added in trainer.callbacks
+    assert trainer.strategy.checkpoint_io is ours
     assert isinstance(cli.datamodule, Miniature)
     assert cli.model.card is cli.datamodule.card
     assert cli.model.stage.name == "rationale"
