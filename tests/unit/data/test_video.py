@@ -213,8 +213,10 @@ def _bad_files(folder: Path) -> dict[str, Path]:
     (folder / "folder.mp4").mkdir()
     os.mkfifo(folder / "pipe.mp4")
     (folder / "half.mp4").write_bytes(whole.read_bytes()[:-2000])
-    half = make_video(folder / "half.mkv")
-    half.write_bytes(half.read_bytes()[: half.stat().st_size // 3])
+    third = make_video(folder / "third.mkv")
+    third.write_bytes(third.read_bytes()[: third.stat().st_size // 3])
+    half = make_video(folder / "half.mkv", options={"g": "8"})
+    half.write_bytes(half.read_bytes()[: half.stat().st_size * 2 // 3])
     streamed = make_video(folder / "streamed.mp4", container={"movflags": "faststart"})
     streamed.write_bytes(streamed.read_bytes()[:-600])
     damaged = make_video(folder / "damaged.mp4", frames=120, options={"g": "250"})
@@ -226,8 +228,9 @@ def _bad_files(folder: Path) -> dict[str, Path]:
         "is not a file": folder / "folder.mp4",
         "is not a file.": folder / "pipe.mp4",
         "cannot be opened": folder / "half.mp4",
-        "is truncated or damaged: it ends after": half,
-        "is truncated or damaged: it holds": streamed,
+        "has no frame that can be decoded: it holds 1,239 of the 3,717 bytes": third,
+        "is truncated: it holds": half,
+        "frames that it lists": streamed,
         "has no video stream": make_video(folder / "sound.mp4", frames=0, audio=True),
         "is damaged: frame": damaged,
         "cannot be read: [Errno 36]": folder / ("x" * 300),
@@ -292,7 +295,6 @@ def test_a_reader_that_is_not_installed(
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     with pytest.raises(ValueError, match=r"Run: pip install torchcodec, or set data\.reader"):
         decode_video(video("plain"), **SETTINGS, reader="torchcodec")
-    monkeypatch.setattr("rbft.data.readers.find_spec", lambda name: None)
     assert decode_video(video("plain"), **SETTINGS).indices[-1] == 39
 
 
