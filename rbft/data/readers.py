@@ -99,6 +99,8 @@ def _read_indexed(listing: Listing, index: PacketIndex, wanted: list[int]) -> It
         stream = video_stream(listing.path, container)
         codec = stream.codec_context
         for number, packet in enumerate(stream_packets(container, stream)):
+            if not spans:
+                break
             start, stop = spans[-1]
             if number < start:
                 continue
@@ -131,8 +133,6 @@ def _read_indexed(listing: Listing, index: PacketIndex, wanted: list[int]) -> It
                     while waiting and waiting[-1] == own:
                         waiting.pop()
                         yield converted
-            if not spans:
-                break
     if waiting:
         raise Irregular
 

@@ -8,11 +8,11 @@ when each frame was.
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ __all__ = [
     "VideoError",
     "VideoInfo",
     "decode_video",
+    "determining",
     "frame_size",
     "patch_grid",
     "plan_frames",
@@ -42,6 +43,20 @@ MAX_FRAME_TOKENS = 768
 
 class NoFrames(ValueError):  # noqa: N818
     """A part of a video that holds no frame."""
+
+
+def determining(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings of `decode_video` that decide which frames are seen.
+
+    What was added since with a default that changes nothing is left out where it has that default,
+    so that what was made before stays known.
+    """
+    same = {"sampling": "frame", "damaged": "error"}
+    return {
+        name: value
+        for name, value in settings.items()
+        if name != "reader" and not (name in same and value == same[name])
+    }
 
 
 @dataclass(frozen=True)

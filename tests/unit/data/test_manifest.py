@@ -47,7 +47,13 @@ class Probe:
         except ValueError as error:
             raise ValueError(f"{path.name} is no video\nsecond line") from error
         return SimpleNamespace(
-            duration=seconds, frames=int(seconds * 10), fps=10.0, width=84, height=56
+            duration=seconds,
+            frames=int(seconds * 10),
+            fps=10.0,
+            width=84,
+            height=56,
+            truncated="",
+            note="",
         )
 
 
