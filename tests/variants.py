@@ -191,9 +191,14 @@ def _leap(path: Path) -> Path:
     return _remux(path, source, change)
 
 
-def _patched(path: Path, box: bytes, change: Callable[[bytearray, int], None]) -> Path:
+def _patched(
+    path: Path,
+    box: bytes,
+    change: Callable[[bytearray, int], None],
+    options: dict[str, str] = B,
+) -> Path:
     """A file with a box of MP4 changed; `change` gets the data and where its payload begins."""
-    data = bytearray(make_video(path.with_name("given.mp4"), options=B).read_bytes())
+    data = bytearray(make_video(path.with_name("given.mp4"), options=options).read_bytes())
     change(data, data.index(box) + 4)
     path.write_bytes(bytes(data))
     return path
@@ -206,12 +211,7 @@ def _no_distances(path: Path) -> Path:
         for entry in range(int.from_bytes(data[at + 4 : at + 8], "big")):
             data[at + 12 + 8 * entry : at + 16 + 8 * entry] = bytes(4)
 
-    path = _patched(path, b"stts", change)
-    data = bytearray(path.read_bytes())
-    at = data.index(b"ctts")
-    data[at : at + 4] = b"free"
-    path.write_bytes(bytes(data))
-    return path
+    return _patched(path, b"stts", change, {"bf": "0"})
 
 
 def _matrix(*values: int) -> Callable[[Path], Path]:
@@ -321,7 +321,6 @@ FROM_FFMPEG: dict[str, tuple[str, str]] = {
     "mxf": ("mxf", "-c:v mpeg2video -bf 2 -r 25"),
     "gxf": ("gxf", "-c:v mpeg2video -r 25 -s 720x576"),
     "swf": ("swf", "-c:v flv -r 25"),
-    "mjpeg_interlaced": ("avi", "-c:v mjpeg -pix_fmt yuvj422p -flags +ildct"),
     "vp9_odd_profile1": ("webm", "-c:v libvpx-vp9 -pix_fmt yuv444p -deadline realtime"),
 }
 

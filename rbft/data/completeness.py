@@ -1,4 +1,4 @@
-"""Whether a video file holds all that its header promises, told from a few of its bytes.
+"""Whether a video file holds all that its header promises, told from its bytes.
 
 Demuxers read a file that was cut off (a broken download, a full disk) as a shorter one. Most
 containers say somewhere how long they are, or mark their end.
@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 _TAIL = 1 << 17  # longer than a page of Ogg or a pack of MPEG
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
@@ -20,8 +22,8 @@ def what_is_cut(path: Path) -> str:
     """What a file's bytes lack of what it promises, such as "it holds 900 of 1,000 bytes".
 
     Known are AVI, MP4 and MOV, Matroska and WebM, ASF (WMV), FLV, Ogg, GIF, MPEG program and
-    transport streams. Of other files, and of headers that promise nothing (a live recording),
-    nothing is said.
+    transport streams (these are read whole: their damage shows nowhere else). Of other files,
+    and of headers that promise nothing (a live recording), nothing is said.
 
     Returns:
         Empty where nothing is known to be missing.
@@ -41,6 +43,9 @@ def what_is_cut(path: Path) -> str:
             return _bytes_missing(_segment_end(head), size)
         if head[:16] == _ASF:
             return _bytes_missing(_asf_end(head), size)
+        length = _packet_length(head)
+        if length:
+            return _transport_cut(stream, length, size)
         stream.seek(max(0, size - _TAIL))
         tail = stream.read()
     if head[:3] == b"GIF":
@@ -51,7 +56,7 @@ def what_is_cut(path: Path) -> str:
         return _ogg_cut(tail)
     if head[:4] == b"\0\0\1\xba":
         return "" if _ends_with_packet(tail) else "it ends within a packet"
-    return _transport_cut(head, size)
+    return ""
 
 
 def _bytes_missing(promised: int, size: int) -> str:
@@ -152,8 +157,20 @@ def _ends_with_packet(tail: bytes) -> bool:
     return at <= len(tail)
 
 
-def _transport_cut(head: bytes, size: int) -> str:
-    for length, sync in ((188, 0), (192, 4)):
+def _packet_length(head: bytes) -> int:
+    """Bytes of a transport stream's packets; 0 for other files."""
+    for length, sync in ((188, 0), (192, 4)):  # those of Blu-ray have a time before them
         if len(head) > 3 * length and all(head[sync + n * length] == 0x47 for n in range(3)):
-            return "it ends within a packet" if size % length else ""
-    return ""
+            return length
+    return 0
+
+
+def _transport_cut(stream: BinaryIO, length: int, size: int) -> str:
+    if size % length:
+        return "it ends within a packet"
+    stream.seek(0)
+    damaged = 0
+    while data := stream.read(length << 16):
+        packets = np.frombuffer(data, np.uint8).reshape(-1, length)[:, length - 188 :]
+        damaged += int(((packets[:, 0] != 0x47) | (packets[:, 1] > 127)).sum())
+    return f"{damaged:,} of its {size // length:,} packets are damaged" if damaged else ""

@@ -545,10 +545,15 @@ def _clock(
                 return stated or 1.0, [time - known[0] for time in known], ""
             fault = f"its time stamps give {stated:.0f} frames per second"
     usual = [gap for gap in gaps if gap > 0]
-    rates = [1 / median(usual)] if usual else []
-    rates += [stated, float(stream.base_rate or 0), float(stream.codec_context.framerate or 0)]
-    if not usual or rates[0] > MOST_FPS or rates[0] / 3 <= stated <= rates[0] * 3:
-        rates = [stated, *rates]
+    own = [float(stream.codec_context.framerate or 0), float(stream.base_rate or 0)]
+    if not fault:
+        rates = [stated, *own]
+    elif not usual or 1 / median(usual) > MOST_FPS:
+        rates = [*own, stated]  # what is stated was computed from the time stamps
+    else:
+        rates = [1 / median(usual)]
+        if rates[0] / 3 <= stated <= rates[0] * 3:
+            rates = [stated]
     sane = [rate for rate in rates if 0.01 <= rate <= MOST_FPS]
     if not sane:
         raise VideoError.of(
@@ -583,9 +588,10 @@ def _fault(times: list[float], gaps: list[float], container: str) -> str:
 
 def _truncated(container: "InputContainer", stream: "VideoStream", walk: _Walk, cut: str) -> str:
     """What the file lacks of what it promises."""
-    held, stated = len(walk.packets), len(stream.index_entries)
-    if held < stated:
-        return f"it holds {held} of the {stated} frames that it lists"
+    if container.format.name.startswith(("mov", "avi")):  # others index other things
+        held, stated = len(walk.packets), len(stream.index_entries)
+        if held < stated:
+            return f"it holds {held} of the {stated} frames that it lists"
     if cut:
         return cut
     if walk.is_cut:

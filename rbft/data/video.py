@@ -352,7 +352,7 @@ def sample_times(
     count = _frame_count(used, rate, fps, num_frames, min_frames, max_frames)
     # What is shown at a time, or is about to be within half the usual distance of two frames.
     gaps = sorted(b - a for a, b in pairwise(seconds[first : last + 1]))
-    ahead = gaps[len(gaps) // 2] / 2 if gaps else 0.0
+    ahead = gaps[(len(gaps) - 1) // 2] / 2 if gaps else 0.0
     times = np.linspace(seconds[first], seconds[last], count)
     indices = [bisect_right(seconds, float(time) + ahead, first, last + 1) - 1 for time in times]
     return indices, used, rate
