@@ -339,7 +339,10 @@ def make_variant(name: str, folder: Path) -> Path:
         return BUILT[name][1](path)
     source = make_video(place / "source.mkv", codec="ffv1")
     command = ["ffmpeg", "-v", "error", "-y", "-i", str(source), "-an"]
-    subprocess.run([*command, *FROM_FFMPEG[name][1].split(), str(path)], check=True)
+    command += [*FROM_FFMPEG[name][1].split(), str(path)]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise OSError(made.stderr.strip())
     return path
 
 
