@@ -4,7 +4,8 @@ The kinds are those of `tests/variants.py`: containers, codecs, clocks, turned p
 the program ffmpeg also what PyAV cannot write. FFmpeg's decoding of each file from start to end
 is the truth. Every reader then takes its frames at 2 per second; they are right if each is the
 truth's frame at the evenly spaced place, up to the rounding of colours and of resizing. A crash of
-the process counts as refused. Last come the processor seconds for two long clips and any others.
+the process, and a reader that hangs, count as refused. Last come the
+processor seconds for two long clips and any others.
 
 Run: python benchmarks/frames_truth.py [--rounds 3] [--clips FILE ...] [--only NAME ...]
 """
@@ -13,6 +14,7 @@ import argparse
 import os
 import pickle
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -39,6 +41,7 @@ from tests.variants import FROM_FFMPEG, MADE, UPRIGHT, decode_all, make_variant
 
 SETTINGS: dict[str, Any] = {"fps": 2.0, "min_pixels": 28 * 28, "max_pixels": 150_000}
 LONG: dict[str, Any] = {"fps": 1.0, "min_pixels": 128 * 28 * 28, "max_pixels": 360 * 420}
+LIMIT = 120  # seconds after which a reader hangs
 CLOSE = 4.0  # mean difference of 255 that colour conversion and resizing explain
 Frames = torch.Tensor
 
@@ -87,6 +90,7 @@ def apart(work: Callable[[], Any]) -> tuple[Any, float]:
     child = os.fork()
     if not child:
         status = 1
+        signal.alarm(LIMIT)
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             with os.fdopen(sender, "wb") as stream:

@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.error import FFmpegError
 
 from tests.videos import make_video
 
@@ -303,8 +304,8 @@ FROM_FFMPEG: dict[str, tuple[str, str]] = {
     "theora": ("ogv", "-c:v libtheora"),
     "av1": ("mp4", "-c:v libaom-av1 -cpu-used 8 -g 12"),
     "av1_svt": ("mkv", "-c:v libsvtav1 -preset 10 -g 12"),
-    "dv": ("dv", "-c:v dvvideo -s 720x576 -r 25"),
-    "dnxhd": ("mov", "-c:v dnxhd -s 1280x720 -r 25 -b:v 60M -pix_fmt yuv422p"),
+    "dv": ("dv", "-c:v dvvideo -s 720x576 -r 25 -frames:v 8"),
+    "dnxhd": ("mov", "-c:v dnxhd -s 1280x720 -r 25 -b:v 60M -pix_fmt yuv422p -frames:v 8"),
     "apng": ("apng", "-c:v apng"),
     "vob": ("vob", "-c:v mpeg2video -bf 2 -r 25"),
     "vcd": ("mpg", "-target pal-vcd"),
@@ -319,7 +320,7 @@ FROM_FFMPEG: dict[str, tuple[str, str]] = {
     "rv10": ("rm", "-c:v rv10 -s 176x144 -r 25"),
     "speedhq": ("mov", "-c:v speedhq -pix_fmt yuv422p"),
     "mxf": ("mxf", "-c:v mpeg2video -bf 2 -r 25"),
-    "gxf": ("gxf", "-c:v mpeg2video -r 25 -s 720x576"),
+    "gxf": ("gxf", "-c:v mpeg2video -r 25 -s 720x576 -frames:v 8"),
     "swf": ("swf", "-c:v flv -r 25"),
     "vp9_odd_profile1": ("webm", "-c:v libvpx-vp9 -pix_fmt yuv444p -deadline realtime"),
 }
@@ -350,7 +351,7 @@ def decode_all(path: Path) -> list[np.ndarray]:
     """FFmpeg's own decoding from start to end, as the decoder gives it, not turned upright.
 
     Raises:
-        av.error.FFmpegError: If FFmpeg refuses a packet after the first picture.
+        FFmpegError: If FFmpeg refuses a packet after the first picture.
     """
     pictures: list[np.ndarray] = []
     size: tuple[int, int] | None = None
@@ -360,7 +361,7 @@ def decode_all(path: Path) -> list[np.ndarray]:
         for packet in container.demux(stream):
             try:
                 frames = stream.decode(packet)
-            except av.error.FFmpegError:
+            except FFmpegError:
                 if pictures:
                     raise
                 continue
