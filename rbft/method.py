@@ -31,6 +31,7 @@ from rbft.checkpoints import StepCheckpoint, WholeCheckpoints
 from rbft.data.base import VideoDataModule
 from rbft.data.card import Card
 from rbft.data.rationales import NOT_DETERMINING, RationaleStore, about
+from rbft.data.video import determining
 from rbft.dryrun import Plan, find_lengths, report, stand_in
 from rbft.export import export_dataset
 from rbft.files import write_json
@@ -770,7 +771,7 @@ class Method:
 
 def _determining(data: VideoDataModule) -> dict[str, Any]:
     """The frame settings that decide which frames are seen."""
-    return {name: value for name, value in asdict(data.frames).items() if name != "reader"}
+    return determining(asdict(data.frames))
 
 
 def _say_reuse(store: RationaleStore, wanted: list[str], missing: list[str]) -> None:

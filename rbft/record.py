@@ -11,6 +11,7 @@ import yaml
 
 from rbft.data.base import VideoDataModule
 from rbft.data.card import Card
+from rbft.data.video import determining
 from rbft.files import write_json, write_text
 from rbft.run import CARD, CLIPS, read_json
 
@@ -39,6 +40,8 @@ SCORING = {
         "data.init_args.max_pixels",
         "data.init_args.min_frames",
         "data.init_args.max_frames",
+        "data.init_args.sampling",
+        "data.init_args.damaged",
     ),
     "answer": ("model.answer",),
     "max_new_tokens": ("model.max_new_tokens",),
@@ -361,7 +364,10 @@ def scoring_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, keys in SCORING.items():
         values = {key.rsplit(".", 1)[-1]: settings.get(key) for key in keys}
-        found[name] = values if name == "frames" else next(iter(values.values()))
+        found[name] = next(iter(values.values()))
+        if name == "frames":
+            new = {key for key in ("sampling", "damaged") if values[key] is None}  # older settings
+            found[name] = {key: v for key, v in determining(values).items() if key not in new}
     # What the Trainer takes where nothing is said.
     found["precision"] = str(found["precision"] or "32-true")
     return found

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from rbft.data.base import VideoDataModule
-from rbft.data.manifest import OK
+from rbft.data.manifest import OK, TRUNCATED
 from rbft.data.splits import empty_classes
 from rbft.files import write_text
 from rbft.screen import say, table
 
+BROKEN = ("unreadable", TRUNCATED, "too_short")
 SHOWN = 10  # unusable files that are named on the screen
 
 
@@ -24,15 +25,20 @@ def report_scan(data: VideoDataModule, folder: Path) -> None:
         say(note)
     headers, rows = manifest.table(data.card.classes)
     say(table(rows, headers, align="ll" + "r" * (len(headers) - 2)))
-    broken = [row for row in manifest.rows if row.status in ("unreadable", "too_short")]
+    broken = [row for row in manifest.rows if row.status in BROKEN]
     for row in broken[:SHOWN]:
         say(f"{row.status}: {row.path}: {row.reason}")
     if len(broken) > SHOWN:
         say(f"... and {len(broken) - SHOWN} more")
+    repaired = {row.path: row.note for row in manifest.rows if row.note}
+    for path, note in [*repaired.items()][:SHOWN]:
+        say(f"repaired: {path}: {note}")
+    if len(repaired) > SHOWN:
+        say(f"... and {len(repaired) - SHOWN} more")
     manifest.save(folder / "manifest.jsonl")
     say(f"All clips with the state of their files: {folder / 'manifest.jsonl'}")
     _report_shared(data, folder / "shared_videos.csv")
-    usable = [row for row in manifest.rows if row.status == OK]
+    usable = [row for row in data.accepted.rows if row.status == OK]
     for note in empty_classes(usable, data.card.classes, type(data).__name__):
         say(note)
     missing, file = manifest.missing_list(), folder / "missing.txt"
@@ -45,7 +51,7 @@ def report_scan(data: VideoDataModule, folder: Path) -> None:
 def _report_shared(data: VideoDataModule, file: Path) -> None:
     """Says which clips show the same video."""
     benchmark, shared = type(data).__name__, data.shared
-    tests = sum(row.split == "test" and row.status == OK for row in data.manifest.rows)
+    tests = sum(row.split == "test" and row.status == OK for row in data.accepted.rows)
     leaks = shared.leak_message(benchmark, tests)
     if leaks and data.on_leak == "error":
         leaks += " fit will refuse that unless data.on_leak is warn."

@@ -99,6 +99,8 @@ class FrameSettings:
     min_frames: int
     max_frames: int
     reader: str | None
+    sampling: Literal["frame", "time"] = "frame"
+    damaged: Literal["error", "use"] = "error"
 
     def of(self, clip: Clip) -> dict[str, Any]:
         """Arguments of `decode_video` for one clip."""
@@ -233,7 +235,13 @@ class VideoDataModule(LightningDataModule):
         min_frames: Fewest frames per clip, as far as the file has them.
         max_frames: Most frames per clip; longer clips are sampled more thinly.
         num_frames: A fixed number of frames per clip instead of `fps`.
-        reader: Who decodes: decord or pyav, null for decord where it is installed.
+        sampling: How the frames of a clip are chosen: evenly by their number (frame, as
+            qwen-vl-utils does) or by the time at which they are shown (time), which differs where
+            the frame rate varies.
+        damaged: What a video does that was cut off (the scan calls it truncated) or whose frames
+            are decoded with errors: error makes its clips unusable, use takes what is there.
+        reader: Who decodes: pyav, decord or torchcodec; null for pyav. The last two are used
+            only for files of which they give the right frames, and do not notice all damage.
         batch_size: Clips per forward and device in training; gradient accumulation fills up
             the global batch.
         global_batch_size: Clips per optimiser step over all devices.
@@ -278,7 +286,9 @@ class VideoDataModule(LightningDataModule):
         rationale_ratio: float,
         card: Path | None = None,
         num_frames: int | None = None,
-        reader: Literal["decord", "pyav", "torchcodec"] | None = None,
+        sampling: Literal["frame", "time"] = "frame",
+        damaged: Literal["error", "use"] = "error",
+        reader: Literal["pyav", "decord", "torchcodec"] | None = None,
         batch_size: int = 1,
         eval_batch_size: int = 4,
         num_workers: int = 2,
@@ -309,7 +319,15 @@ class VideoDataModule(LightningDataModule):
             )
         self.card = Card.load(Path(card_path)).using(rationale_prompt)
         self.frames = FrameSettings(
-            fps, num_frames, min_pixels, max_pixels, min_frames, max_frames, reader
+            fps,
+            num_frames,
+            min_pixels,
+            max_pixels,
+            min_frames,
+            max_frames,
+            reader,
+            sampling,
+            damaged,
         )
         self.on_missing: Literal["error", "skip", "warn"] = on_missing
         self.min_coverage = min_coverage
@@ -358,10 +376,15 @@ class VideoDataModule(LightningDataModule):
         found = self.cache_folder / "scans" / f"{self.benchmark}.jsonl"
         return scan(self.all_clips, probe, found, workers=SCAN_THREADS)
 
+    @property
+    def accepted(self) -> Manifest:
+        """The manifest, in which truncated files are as good as others if `damaged` is use."""
+        return self.manifest.accept_truncated() if self.frames.damaged == "use" else self.manifest
+
     @cached_property
     def usable(self) -> set[str]:
         """Ids of the clips that have a usable file, by `on_missing`."""
-        ids, messages = self.manifest.apply_policy(
+        ids, messages = self.accepted.apply_policy(
             type(self).__name__, self.on_missing, self.min_coverage
         )
         if self.on_missing == "warn":
@@ -374,7 +397,7 @@ class VideoDataModule(LightningDataModule):
     @cached_property
     def shared(self) -> SharedVideos:
         """Clips that show the same video, in two splits or in one."""
-        return find_shared(self.manifest.rows)
+        return find_shared(self.accepted.rows)
 
     def clips(self, split: str) -> list[Clip]:
         """The usable clips of one split ("train", "val" or "test")."""
@@ -454,7 +477,10 @@ class VideoDataModule(LightningDataModule):
         else:
             seconds = row.duration or row.frames / row.fps
             info = VideoInfo(row.frames, row.fps, row.width, row.height, seconds)
-        settings = {name: value for name, value in self.frames.of(clip).items() if name != "reader"}
+        if self.frames.sampling == "time":
+            info = replace(info, fps=info.frames / info.duration)
+        apart = ("reader", "sampling", "damaged")
+        settings = {name: v for name, v in self.frames.of(clip).items() if name not in apart}
         indices, size = plan_frames(info, **settings)
         return patch_grid(len(indices), size)
 

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from rbft.data.diskcache import DiskCache, file_key
-from rbft.data.video import Video, decode_video
+from rbft.data.readers import DEFAULT
+from rbft.data.video import Video, decode_video, determining
 
 # Part of every key: raise it when the same settings begin to give other frames.
-VERSION = 1
+VERSION = 2
 
 
 def clip_key(path: Path, settings: dict[str, Any], *facts: Any) -> str:
@@ -22,9 +23,10 @@ def clip_key(path: Path, settings: dict[str, Any], *facts: Any) -> str:
         OSError: If the file is not there.
         ValueError: If the path cannot be one.
     """
-    # Not the reader: all of them give the same frames.
-    sampling = {name: value for name, value in settings.items() if name != "reader"}
-    return file_key(path, VERSION, sampling, *facts)
+    # Other readers may convert colours in another way, or not notice that a frame is damaged.
+    reader = settings.get("reader") or DEFAULT
+    own = {} if reader == DEFAULT else {"reader": reader}
+    return file_key(path, VERSION, determining(settings) | own, *facts)
 
 
 class FrameCache(DiskCache):

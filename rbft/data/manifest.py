@@ -20,13 +20,15 @@ from rbft.digests import hash_file, identity, line_checksum, sample_digest
 from rbft.files import write_text
 
 OK = "ok"
-UNUSABLE = ("missing", "unreadable", "too_short")
+TRUNCATED = "truncated"
+UNUSABLE = ("missing", "unreadable", TRUNCATED, "too_short")
 NEVER_USED = ("private", "excluded")  # names of splits, and the status of their clips
 STATUSES = (OK, *UNUSABLE, *NEVER_USED)
 NAMED = 3  # unusable files that a message names
 FILE_FACTS = ("path", "mtime_ns", "inode", "sample")  # what no row tells
 # Of the lines of the cache: raise it when the same file begins to be described otherwise.
-VERSION = 1
+VERSION = 2
+TOLERANCE = 1.0  # seconds by which a clip may end after its file: annotations are rounded
 BAR_DELAY = 1.0  # seconds after which a scan shows how far it is
 
 log = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ class Row:
         label: Its class index.
         path: Its file.
         url: Where the file can be had.
-        status: ok, missing, unreadable, too_short, private or excluded.
+        status: ok, missing, unreadable, truncated, too_short, private or excluded.
         reason: Why it is not ok, empty where it is.
         bytes: Size of the file.
         duration: Length of the file in seconds.
@@ -98,6 +100,7 @@ class Row:
         digest: Its content digest, see `rbft.digests.hash_file`; None where it is not readable.
         start: Seconds from the file's start at which the clip begins.
         end: Seconds at which it ends; negative counts from the file's end.
+        note: What is repaired when the file is read, such as time stamps that make no sense.
     """
 
     id: str
@@ -116,6 +119,7 @@ class Row:
     digest: str | None = None
     start: float | None = None
     end: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,14 @@ class Manifest:
         """Reads what `save` wrote."""
         with path.open(encoding="utf-8") as stream:
             return cls(tuple(Row(**json.loads(line)) for line in stream))
+
+    def accept_truncated(self) -> "Manifest":
+        """The same with truncated files taken for what they hold."""
+        rows = (
+            replace(row, status=OK, reason="", note=row.reason) if row.status == TRUNCATED else row
+            for row in self.rows
+        )
+        return Manifest(tuple(rows))
 
     def table(self, classes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
         """Headers and rows of clips by split, class and status, and a row of totals.
@@ -211,6 +223,8 @@ class Manifest:
             messages.append(message)
         if refusals:
             advice = "python -m rbft scan lists them all."
+            if any(row.status == TRUNCATED for row in self.rows):
+                advice += " Set data.damaged to use to take truncated files for what they hold."
             if on_missing == "error":
                 advice += " Set data.on_missing to skip or warn to go on without them."
             raise ValueError("\n".join([*refusals, advice]))
@@ -235,7 +249,8 @@ def scan(
         clips: All clips. Those of the splits private and excluded are not looked for, nor are
             those whose file must not be opened.
         probe: Opens a file and returns an object with `duration` in seconds, `frames`, `fps`,
-            `width` and `height`; raises where the file is no readable video.
+            `width`, `height`, `truncated` and `note`; raises where the file is no readable
+            video.
         cache_file: JSON lines of what was found before; written as the scan goes on, so that an
             interrupted one continues. None keeps nothing.
         workers: Files that are opened at a time.
@@ -397,7 +412,7 @@ def _probe(file: dict[str, Any], probe: Callable[[Path], Any]) -> dict[str, Any]
     path = Path(file["path"])
     try:
         facts = probe(path)
-        names = ("duration", "frames", "fps", "width", "height")
+        names = ("duration", "frames", "fps", "width", "height", "truncated", "note")
         file = file | {name: getattr(facts, name) for name in names}
         return file | {"digest": hash_file(path)}
     # Whatever a decoder throws at a damaged file: it is the row's reason, not the scan's end.
@@ -422,9 +437,12 @@ def _row(clip: ScannedClip, file: dict[str, Any]) -> Row:
     if clip.refused:
         return replace(row, status="unreadable", reason=clip.refused)
     facts = {key: value for key, value in file.items() if key not in FILE_FACTS}
+    truncated = facts.pop(TRUNCATED, "")
     row = replace(row, **facts)
     if row.status == OK and (reason := _too_short(clip, row)):
         return replace(row, status="too_short", reason=reason)
+    if row.status == OK and (reason := truncated or _ends_early(clip, row)):
+        return replace(row, status=TRUNCATED, reason=reason)
     return row
 
 
@@ -440,6 +458,13 @@ def _too_short(clip: ScannedClip, row: Row) -> str:
         return ""
     wanted = f"from {start:g} s to {'the end' if clip.end is None else f'{clip.end:g} s'}"
     return f"lasts {row.duration:g} s, so the clip {wanted} holds nothing"
+
+
+def _ends_early(clip: ScannedClip, row: Row) -> str:
+    """How much of the clip is there, if the annotation promises more; empty where all is."""
+    if clip.end is None or row.duration is None or clip.end <= row.duration + TOLERANCE:
+        return ""
+    return f"the clip goes to {clip.end:g} s, and its file ends after {row.duration:.1f} s"
 
 
 def _first_line(error: Exception) -> str:

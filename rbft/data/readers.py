@@ -1,129 +1,155 @@
 """Readers: from frame numbers to pictures.
 
-decord and torchcodec read a file only where their own numbering of frames is known to agree with
-its listing; PyAV reads it otherwise.
+PyAV is the one that is always right. decord and torchcodec read a file only where their own
+numbering of frames and their pictures are known to agree with it.
 """
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 
 from rbft.data.listing import (
     Listing,
+    PacketIndex,
     VideoError,
     VideoInfo,
     decode_packet,
     full_name,
     open_file,
-    quarter_turns,
+    orientation,
+    packet_number,
     stream_packets,
     video_stream,
 )
 
 if TYPE_CHECKING:
     from av.video import VideoFrame
+    from av.video.reformatter import VideoReformatter
 
 Picture = UInt8[ndarray, "height width 3"]
 Fetch = Callable[[list[int]], UInt8[ndarray, "frames height width 3"]]
+DEFAULT = "pyav"  # needs about half of the processor time that decord does
+
+
+class Irregular(Exception):  # noqa: N818
+    """The packets of a file promise other frames than come out: list what decoding it gives."""
 
 
 def read_pyav(listing: Listing, wanted: list[int]) -> Iterator[Picture]:
     """Pictures of frames (in ascending order) by PyAV.
 
-    Packets that no wanted frame depends on are not decoded. Where a frame does not come out that
-    way, the file is decoded from its start. A frame for which the decoder then reports no error
-    but has no picture (some encoders write empty packets) looks like the one before it, if that
-    is less than a second old.
+    Where the listing has an index of packets, those that no wanted frame depends on are not
+    decoded.
 
     Raises:
-        VideoError: If a wanted frame is damaged.
+        Irregular: If a frame does not come out that way, or with an error.
     """
-    done = 0
-    if not listing.counted:
-        for picture in _decode_frames(listing, wanted, sparing=True):
-            if picture is None:
-                break
-            yield picture
-            done += 1
-    if done < len(wanted):
-        for picture in _decode_frames(listing, wanted[done:], sparing=False):
-            assert picture is not None
-            yield picture
+    if listing.packets is None:
+        return _read_counted(listing, wanted)
+    return _read_indexed(listing, listing.packets, wanted)
 
 
-def _decode_frames(
-    listing: Listing, wanted: list[int], *, sparing: bool
-) -> "Iterator[Picture | None]":
-    """Pictures of frames; sparing: without packets that should not matter, None if they did."""
-    spans = _spans(listing, wanted) if sparing else [(listing.keys[0], len(listing.times) - 1)]
-    waiting = [(listing.times[listing.shown[frame]], frame) for frame in reversed(wanted)]
-    wanted_times = {time for time, _ in waiting}
-    before: VideoFrame | None = None
-    count = 0
-    damaged = False
+def check_damage(listing: Listing, wanted: list[int]) -> None:
+    """Refuses frames that are known to be damaged.
 
-    def stand_in() -> Picture | None:
-        time, frame = waiting.pop()
-        if sparing:
-            return None
-        if (
-            before is None
-            or before.pts is None
-            or damaged
-            or listing.counted
-            or (time - before.pts) * listing.time_base > 1
-        ):
+    Raises:
+        VideoError: If one is.
+    """
+    for frame in wanted:
+        if frame in listing.damaged:
             raise VideoError.of(
                 listing.path,
-                f"is damaged: frame {frame} (at {float(time * listing.time_base):.1f} s) cannot "
-                "be decoded.",
+                f"is damaged: frame {frame} (at {listing.seconds[frame]:.1f} s) cannot be decoded "
+                "without errors.",
             )
-        return _to_rgb(before, listing.info)
 
+
+def _read_counted(listing: Listing, wanted: list[int]) -> Iterator[Picture]:
+    """Pictures by their place among all that the decoder gives."""
+    to_rgb = _Converter(listing.info)
+    waiting = wanted[::-1]
+    count = 0
+    with open_file(listing.path) as container:
+        stream = video_stream(listing.path, container)
+        for packet in _and_none(stream_packets(container, stream)):
+            for picture in decode_packet(stream, packet)[0]:
+                if waiting and waiting[-1] == count:
+                    converted = to_rgb(picture)
+                    while waiting and waiting[-1] == count:
+                        waiting.pop()
+                        yield converted
+                count += 1
+            if not waiting:
+                return
+    raise VideoError.of(listing.path, "changed while it was read: it has fewer frames now.")
+
+
+def _read_indexed(listing: Listing, index: PacketIndex, wanted: list[int]) -> Iterator[Picture]:
+    """Pictures from those runs of packets that they depend on."""
+    to_rgb = _Converter(listing.info)
+    spans = _spans(index, wanted)[::-1]
+    waiting = [index.shown[frame] for frame in reversed(wanted)]
+    needed = set(waiting)
+    skip = ""
     with open_file(listing.path) as container:
         stream = video_stream(listing.path, container)
         codec = stream.codec_context
         for number, packet in enumerate(stream_packets(container, stream)):
-            if not waiting or not spans:
+            if not spans:
                 break
-            start, stop = spans[0]
+            start, stop = spans[-1]
             if number < start:
                 continue
-            if sparing and codec.name in ("h264", "hevc"):
+            if packet.pts != index.times[number]:
+                raise Irregular
+            if index.skips:
                 # Frames that no other frame refers to need no decoding.
-                codec.skip_frame = "DEFAULT" if packet.pts in wanted_times else "NONREF"
-            pictures, failed = decode_packet(stream, packet)
-            damaged |= failed
+                now = "DEFAULT" if number in needed else "NONREF"
+                if now != skip:
+                    codec.skip_frame = skip = now
+            pictures, failed = decode_packet(stream, packet, number)
+            # A frame that is shown before its keyframe is not ours: the next span has it.
+            if failed and index.times[number] >= index.times[start]:
+                raise Irregular
             if number == stop:
                 pictures += decode_packet(stream, None)[0]
                 codec.flush_buffers()
-                spans.pop(0)
+                spans.pop()
             for picture in pictures:
-                time = listing.keys[0] + count if listing.counted else picture.pts
-                count += 1
-                while waiting and (time is None or waiting[-1][0] < time):
-                    yield stand_in()
-                # After an error the count may be off.
-                while waiting and waiting[-1][0] == time and not (listing.counted and damaged):
-                    waiting.pop()
-                    yield _to_rgb(picture, listing.info)
-                before = picture
-    while waiting:
-        yield stand_in()
+                time = picture.pts
+                if time is None or time < index.times[start]:
+                    continue
+                if picture.is_corrupt or (index.skips and picture.interlaced_frame):
+                    raise Irregular
+                own = packet_number(picture)
+                if own in needed:
+                    if not waiting or own != waiting[-1]:
+                        raise Irregular
+                    converted = to_rgb(picture)
+                    while waiting and waiting[-1] == own:
+                        waiting.pop()
+                        yield converted
+    if waiting:
+        raise Irregular
+
+
+def _and_none(packets: Iterator[Any]) -> Iterator[Any]:
+    """The packets, and the None that makes a decoder give what it holds."""
+    yield from packets
+    yield None
 
 
 def read_decord(listing: Listing, wanted: list[int]) -> Iterator[Picture]:
     """Pictures of frames (in ascending order) by decord, see `read_pyav`.
 
     decord 0.6 returns other frames than asked for from transport streams, AVI files and open
-    groups of pictures, stands in silently for damaged ones, and aborts the process on some broken
-    headers. Such files never reach it.
+    groups of pictures, converts the colours of interlaced and odd-sized ones in another way, and
+    aborts the process on some broken headers. Such files never reach it. What it cannot tell is
+    whether a frame was decoded with errors that the decoder concealed.
     """
 
     def open_with(path: str) -> tuple[int, Fetch]:
@@ -180,17 +206,15 @@ READERS: dict[str, Callable[[Listing, list[int]], Iterator[Picture]]] = {
 
 
 def find_reader(name: str | None) -> Callable[[Listing, list[int]], Iterator[Picture]]:
-    """The reader of that name; None is decord where it is installed and PyAV elsewhere.
+    """The reader of that name; None is PyAV.
 
     Raises:
         ValueError: If there is no such reader or it is not installed.
     """
-    if name is None:
-        name = "decord" if find_spec("decord") else "pyav"
+    name = name or DEFAULT
     if name not in READERS:
         raise ValueError(
-            f"data.reader is '{name}'; allowed are {', '.join(READERS)} and null (decord where it "
-            "is installed, else pyav)."
+            f"data.reader is '{name}'; allowed are {', '.join(READERS)} and null ({DEFAULT})."
         )
     if name != "pyav":
         try:
@@ -204,18 +228,15 @@ def find_reader(name: str | None) -> Callable[[Listing, list[int]], Iterator[Pic
     return READERS[name]
 
 
-def _spans(listing: Listing, wanted: list[int]) -> list[tuple[int, int]]:
+def _spans(index: PacketIndex, wanted: list[int]) -> list[tuple[int, int]]:
     """Runs of packets to decode, from a keyframe to the last packet that is needed."""
     spans: list[tuple[int, int]] = []
     for frame in wanted:
-        stop = listing.shown[frame]
-        time = listing.times[stop]
+        stop = index.shown[frame]
+        time = index.times[stop]
         # Frames shown before a keyframe but stored after it need the keyframe before that.
-        before = bisect_right(listing.keys, stop)
-        start = next(
-            (key for key in reversed(listing.keys[:before]) if listing.times[key] <= time),
-            listing.keys[0],
-        )
+        before = bisect_right(index.keys, stop)
+        start = next(key for key in reversed(index.keys[:before]) if index.times[key] <= time)
         if spans and start <= spans[-1][1] + 1:
             spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
         else:
@@ -223,9 +244,22 @@ def _spans(listing: Listing, wanted: list[int]) -> list[tuple[int, int]]:
     return spans
 
 
-def _to_rgb(frame: "VideoFrame", info: VideoInfo) -> Picture:
-    width, height = info.width, info.height
-    if quarter_turns(frame) % 2:
-        width, height = height, width
-    picture = frame.to_ndarray(format="rgb24", width=width, height=height)
-    return np.rot90(picture, quarter_turns(frame))
+class _Converter:
+    """Makes pictures of decoded frames: RGB, of the size and the way up that are shown."""
+
+    def __init__(self, info: VideoInfo) -> None:
+        self.info = info
+        self.reformatter: VideoReformatter | None = None
+
+    def __call__(self, frame: "VideoFrame") -> Picture:
+        from av.video.reformatter import VideoReformatter
+
+        # One for all frames: each would else set up tables of its own.
+        self.reformatter = self.reformatter or VideoReformatter()
+        transpose, rows, columns = orientation(frame)
+        width, height = self.info.width, self.info.height
+        if transpose:
+            width, height = height, width
+        picture = self.reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
+        picture = picture.transpose(1, 0, 2) if transpose else picture
+        return picture[:: -1 if rows else 1, :: -1 if columns else 1]

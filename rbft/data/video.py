@@ -7,22 +7,27 @@ when each frame was.
 """
 
 import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from rbft.data.listing import VideoError, VideoInfo, list_frames, probe
-from rbft.data.readers import find_reader
+from rbft.data.listing import MAX_ASPECT_RATIO, Listing, VideoError, VideoInfo, list_frames, probe
+from rbft.data.readers import Irregular, check_damage, find_reader
 
 __all__ = [
     "Video",
     "VideoError",
     "VideoInfo",
     "decode_video",
+    "determining",
     "frame_size",
     "patch_grid",
     "plan_frames",
@@ -34,7 +39,24 @@ TEMPORAL_PATCH = 2  # the model joins frames to pairs
 PATCH = 14  # pixels per side of a patch, in both families
 FACTOR = 2 * PATCH  # pixels per side of a token: patch size times merge size
 MAX_FRAME_TOKENS = 768
-MAX_ASPECT_RATIO = 200
+
+
+class NoFrames(ValueError):  # noqa: N818
+    """A part of a video that holds no frame."""
+
+
+def determining(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings of `decode_video` that decide which frames are seen.
+
+    What was added since with a default that changes nothing is left out where it has that default,
+    so that what was made before stays known.
+    """
+    same = {"sampling": "frame", "damaged": "error"}
+    return {
+        name: value
+        for name, value in settings.items()
+        if name != "reader" and not (name in same and value == same[name])
+    }
 
 
 @dataclass(frozen=True)
@@ -72,11 +94,15 @@ def decode_video(
     num_frames: int | None = None,
     min_frames: int = 4,
     max_frames: int = 768,
+    sampling: Literal["frame", "time"] = "frame",
     start: float | None = None,
     end: float | None = None,
     reader: str | None = None,
+    damaged: Literal["error", "use"] = "error",
 ) -> Video:
-    """Decodes and resizes the sampled frames of a clip, and no others.
+    """Decodes and resizes the sampled frames of a clip, and as few others as possible.
+
+    The frames are those that FFmpeg gives when it decodes the file from start to end.
 
     Args:
         path: The video file.
@@ -86,10 +112,13 @@ def decode_video(
         num_frames: See `sample_indices`.
         min_frames: See `sample_indices`.
         max_frames: See `sample_indices`.
+        sampling: Frames evenly spaced by their number, see `sample_indices`, or by the time at
+            which they are shown, see `sample_times`.
         start: See `frame_range`.
         end: See `frame_range`.
-        reader: decord, pyav or torchcodec; None for decord where it is installed. The frames do
-            not depend on it.
+        reader: pyav, decord or torchcodec; None for PyAV.
+        damaged: Whether a file that was cut off, or frames that are decoded with errors, are an
+            error or are used as they are.
 
     Raises:
         VideoError: If the file gives no clip: missing, empty, truncated, damaged, no video, too
@@ -98,36 +127,55 @@ def decode_video(
     """
     read = find_reader(reader)
     listing = list_frames(path)
-    info = listing.info
-    try:
-        first, last = frame_range(info.frames, info.fps, start, end)
-    except ValueError as error:
-        raise VideoError.of(path, f"has no such part: {error}") from error
-    if max(info.width, info.height) > MAX_ASPECT_RATIO * min(info.width, info.height):
-        raise VideoError.of(
-            path,
-            f"is {info.width} x {info.height} pixels; one side may be at most {MAX_ASPECT_RATIO} "
-            "times the other.",
+    if listing.info.truncated and damaged == "error":
+        raise VideoError.of(path, f"is truncated: {listing.info.truncated}.")
+
+    def sample(listing: Listing) -> Video:
+        info = listing.info
+        try:
+            if sampling == "time":
+                indices, used, rate = sample_times(
+                    listing.seconds,
+                    info.duration,
+                    fps=fps,
+                    num_frames=num_frames,
+                    min_frames=min_frames,
+                    max_frames=max_frames,
+                    start=start,
+                    end=end,
+                )
+            else:
+                first, last = frame_range(info.frames, info.fps, start, end)
+                used, rate, indices = last - first + 1, info.fps, None
+        except NoFrames as error:
+            raise VideoError.of(path, f"has no such part: {error}") from error
+        plan = plan_frames(
+            info,
+            fps=fps,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            num_frames=num_frames if indices is None else len(indices),
+            min_frames=min_frames,
+            max_frames=max_frames,
+            start=start if indices is None else None,
+            end=end if indices is None else None,
         )
-    indices, size = plan_frames(
-        info,
-        fps=fps,
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
-        num_frames=num_frames,
-        min_frames=min_frames,
-        max_frames=max_frames,
-        start=start,
-        end=end,
-    )
-    # Resized in small batches: a long clip in full resolution would fill the memory.
-    resized, batch = [], []
-    for picture in read(listing, indices):
-        batch.append(picture)
-        if len(batch) == 16 or len(batch) + 16 * len(resized) == len(indices):
-            resized.append(_resize(torch.from_numpy(np.stack(batch)), size))
-            batch = []
-    return Video(torch.cat(resized), indices, last - first + 1, info.fps)
+        indices = plan[0] if indices is None else indices
+        if damaged == "error":
+            check_damage(listing, indices)
+        # Resized in small batches: a long clip in full resolution would fill the memory.
+        resized, batch = [], []
+        for picture in read(listing, indices):
+            batch.append(picture)
+            if len(batch) == 16 or len(batch) + 16 * len(resized) == len(indices):
+                resized.append(_resize(torch.from_numpy(np.stack(batch)), plan[1]))
+                batch = []
+        return Video(torch.cat(resized), indices, used, rate)
+
+    try:
+        return sample(listing)
+    except Irregular:
+        return sample(list_frames(path, decode=True))
 
 
 def plan_frames(
@@ -209,7 +257,7 @@ def frame_range(
             end += duration
         last = min(math.floor(max(0.0, min(end, duration)) * native_fps), last)
     if first > last:
-        raise ValueError(
+        raise NoFrames(
             f"no frame lies between start {start} s and end {end} s; the file has {duration:.2f} s "
             f"({total_frames} frames at {native_fps:.2f} per second)."
         )
@@ -250,7 +298,75 @@ def sample_indices(
         ValueError: If a setting is out of range or the part holds no frame.
     """
     first, last = frame_range(total_frames, native_fps, start, end)
+    count = _frame_count(last - first + 1, native_fps, fps, num_frames, min_frames, max_frames)
+    return torch.linspace(first, last, count).round().long().tolist()
+
+
+def sample_times(
+    seconds: Sequence[float],
+    duration: float,
+    *,
+    fps: float,
+    num_frames: int | None = None,
+    min_frames: int = 4,
+    max_frames: int = 768,
+    start: float | None = None,
+    end: float | None = None,
+) -> tuple[list[int], int, float]:
+    """Numbers of the frames that are shown at evenly spaced times, the first and last included.
+
+    As many as `sample_indices` takes. Where the frame rate varies, this shows a clip as it is
+    seen: a picture that stands for long comes up several times, and many within a moment do not
+    crowd out the rest. Of a constant frame rate they are those of `sample_indices`, up to
+    rounding.
+
+    Args:
+        seconds: When each frame of the file is shown, from the first one on, ascending.
+        duration: Seconds that all of them are shown for.
+        fps: See `sample_indices`.
+        num_frames: See `sample_indices`.
+        min_frames: See `sample_indices`.
+        max_frames: See `sample_indices`.
+        start: Seconds from the file's start; a frame before it that is still shown does not count.
+        end: Seconds from the file's start, negative from its end.
+
+    Returns:
+        Frame numbers, the number of frames in the part, and their average rate, which puts as
+        many pictures into a second as the true times do.
+
+    Raises:
+        ValueError: If a setting is out of range or the part holds no frame.
+    """
+    begin = max(0.0, start or 0.0)
+    stop = duration if end is None else end + duration if end < 0 else end
+    inside = [number for number, time in enumerate(seconds) if begin <= time <= stop]
+    if not inside:
+        raise NoFrames(
+            f"no frame lies between start {start} s and end {end} s; the file has {duration:.2f} s "
+            f"({len(seconds)} frames)."
+        )
+    first, last = inside[0], inside[-1]
     used = last - first + 1
+    span = seconds[last] - seconds[first]
+    rate = (used - 1) / span if span else len(seconds) / duration
+    count = _frame_count(used, rate, fps, num_frames, min_frames, max_frames)
+    # What is shown at a time, or is about to be within half the usual distance of two frames.
+    gaps = sorted(b - a for a, b in pairwise(seconds[first : last + 1]))
+    ahead = gaps[(len(gaps) - 1) // 2] / 2 if gaps else 0.0
+    times = np.linspace(seconds[first], seconds[last], count)
+    indices = [bisect_right(seconds, float(time) + ahead, first, last + 1) - 1 for time in times]
+    return indices, used, rate
+
+
+def _frame_count(
+    used: int,
+    native_fps: float,
+    fps: float,
+    num_frames: int | None,
+    min_frames: int,
+    max_frames: int,
+) -> int:
+    """Frames to take of a part with `used` frames."""
     if num_frames is not None:
         count = round(num_frames / TEMPORAL_PATCH) * TEMPORAL_PATCH
         if count < TEMPORAL_PATCH:
@@ -265,7 +381,7 @@ def sample_indices(
         asked = min(max(used / native_fps * fps, fewest), most, used)
         # Only a clip of one frame comes below a pair.
         count = max(math.floor(asked / TEMPORAL_PATCH) * TEMPORAL_PATCH, TEMPORAL_PATCH)
-    return torch.linspace(first, last, count).round().long().tolist()
+    return count
 
 
 def frame_size(

@@ -16,6 +16,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rbft.data.video import Video, decode_video, frame_size, sample_indices
+from tests.variants import make_variant
 from tests.videos import make_video, numbers
 
 pytest.importorskip("decord")
@@ -89,6 +90,20 @@ def _check_same(path: Path, settings: dict[str, Any]) -> Video:
     assert off.mean() < 0.5
     assert off.max() <= 12
     return clip
+
+
+# Kinds of files of which decord gives the frames that FFmpeg does.
+READ_RIGHT = [
+    *(f"h264_{how}_{end}" for how in ("b_frames", "pyramid", "intra") for end in ("mp4", "mkv")),
+    *("hevc_closed_mp4", "hevc_closed_mkv", "h264_fragmented", "h264_sound", "h264_ntsc"),
+    *("h264_full_range", "vp8", "vp9", "vp9_mp4", "mjpeg_mp4"),
+    *("turned_90", "turned_180", "turned_270"),
+]
+
+
+@pytest.mark.parametrize("name", READ_RIGHT)
+def test_kinds_of_files(folder: Path, name: str) -> None:
+    _check_same(make_variant(name, folder), PAPER | {"fps": 2.0})
 
 
 def _real_clips() -> list[Path]:

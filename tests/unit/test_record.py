@@ -115,9 +115,14 @@ def test_what_decides_a_score() -> None:
         "precision": "32-true",
     }
     assert scoring_settings({**settings, "model.learning_rate": 1.0}) == found
+    # What older results do not say was so.
+    news = {"data.init_args.sampling": "frame", "data.init_args.damaged": "error"}
+    assert scoring_settings({**settings, **news}) == found
     for name, value in (
         ("data.init_args.fps", 2.0),
         ("data.init_args.max_frames", 4),
+        ("data.init_args.sampling", "time"),
+        ("data.init_args.damaged", "use"),
         ("model.answer", "generate"),
         ("model.quantize", "4bit"),
         ("trainer.precision", "bf16-true"),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import rbft.data.framecache as module
 from rbft.data.diskcache import read_entry
-from rbft.data.framecache import FrameCache
+from rbft.data.framecache import FrameCache, clip_key
 from rbft.data.video import Video, VideoError, decode_video
 from tests.videos import make_video
 
@@ -112,7 +112,7 @@ def test_what_makes_another_entry(
     os.utime(tmp_path / "new", ns=(0, 10**18))
     (tmp_path / "new").replace(path)
     expect_decodes(1)
-    monkeypatch.setattr(module, "VERSION", 2)
+    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
     expect_decodes(1)
     monkeypatch.chdir(tmp_path)
     path = Path("clip.mp4")
@@ -344,3 +344,22 @@ def test_no_torn_entry_is_read_after_a_kill(tmp_path: Path, paths: list[Path]) -
     expected = [_digest(_large(decode_video(path, **SETTINGS)).frames) for path in paths]
     assert len(read) > 12
     assert all(digest == expected[number] for number, digest in read)
+
+
+def test_the_key_knows_what_decides_the_frames(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"video")
+    given = {"fps": 1.0, "reader": None, "sampling": "frame", "damaged": "error"}
+    key = clip_key(path, given)
+    assert clip_key(path, {"fps": 1.0}) == key  # as it was before there were the others
+    assert clip_key(path, given | {"reader": "pyav"}) == key
+    others = [
+        clip_key(path, given | change)
+        for change in (
+            {"reader": "decord"},
+            {"reader": "torchcodec"},
+            {"sampling": "time"},
+            {"damaged": "use"},
+        )
+    ]
+    assert len({key, *others}) == 5

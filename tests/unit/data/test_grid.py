@@ -32,6 +32,7 @@ SETTINGS: list[dict[str, Any]] = [
     {},
     {"fps": 7.3, "max_frames": 32},
     {"num_frames": 7},
+    {"sampling": "time"},
     {"min_pixels": 128 * 28 * 28, "max_pixels": 360 * 420, "min_frames": 4},
 ]
 

@@ -48,7 +48,13 @@ class Probe:
         except ValueError as error:
             raise ValueError(f"{path.name} is no video\nsecond line") from error
         return SimpleNamespace(
-            duration=seconds, frames=int(seconds * 10), fps=10.0, width=84, height=56
+            duration=seconds,
+            frames=int(seconds * 10),
+            fps=10.0,
+            width=84,
+            height=56,
+            truncated="",
+            note="",
         )
 
 
@@ -123,7 +129,7 @@ def clips_file(make: Callable[..., Clip]) -> Path:
         (None, 2.0, ""),
         (None, -2.0, ""),
         (5.0, -0.5, ""),
-        (5.0, 99.0, ""),
+        (5.0, 6.9, ""),  # annotations are rounded
         (6.0, None, "lasts 6 s, so the clip from 6 s to the end holds nothing"),
         (None, -6.5, "lasts 6 s, so the clip from 0 s to -6.5 s holds nothing"),
         (3.0, 3.0, "lasts 6 s, so the clip from 3 s to 3 s holds nothing"),
@@ -663,3 +669,39 @@ def test_a_rescan_of_many_rows_opens_and_writes_nothing(tmp_path: Path) -> None:
     assert again.opened == []
     assert cache.read_bytes() == written
     assert len(first.rows) == 10_000
+
+
+def test_truncated_files(make: Callable[..., Clip]) -> None:
+    def look_into(path: Path) -> SimpleNamespace:
+        cut = "it holds 30 of the 60 frames that it states" if path.stem == "cut" else ""
+        facts = {"frames": 60, "fps": 10.0, "width": 84, "height": 56, "note": ""}
+        return SimpleNamespace(duration=6.0, truncated=cut, **facts)
+
+    clips = [
+        make("cut", label=0, split="train"),
+        make("whole", label=0, split="train", end=6.9),  # rounded
+        make("short", label=0, split="train", start=1.0, end=10.0),
+    ]
+    manifest = look(clips, look_into)
+    assert [(row.status, row.reason) for row in manifest.rows] == [
+        ("truncated", "it holds 30 of the 60 frames that it states"),
+        ("ok", ""),
+        ("truncated", "the clip goes to 10 s, and its file ends after 6.0 s"),
+    ]
+    with pytest.raises(
+        ValueError, match=r"\(2 truncated; first: cut\.mp4: it holds 30 of"
+    ) as error:
+        manifest.apply_policy("SmartHome", "error", 0.0)
+    assert "Set data.damaged to use to take truncated files for what they hold." in str(error.value)
+    accepted = manifest.accept_truncated()
+    assert accepted.apply_policy("SmartHome", "error", 1.0) == (["cut", "whole", "short"], [])
+    assert accepted.rows[0].note == "it holds 30 of the 60 frames that it states"
+
+
+def test_a_truncated_video_in_a_scan(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.ts")
+    path.write_bytes(path.read_bytes()[:-100])
+    clip = Clip("a", path, 0, "train")
+    (row,) = scan([clip], probe_video, None, workers=1, progress=False).rows
+    assert row.status == "truncated"
+    assert row.reason == f"it ends within a packet; {row.frames} frames (4.0 s) are there"

@@ -29,6 +29,7 @@ from rbft.data.video import (
     frame_size,
     probe,
     sample_indices,
+    sample_times,
 )
 from tests.rights import folder_for_all, without_rights
 from tests.videos import make_video, numbers, picture
@@ -214,8 +215,10 @@ def _bad_files(folder: Path) -> dict[str, Path]:
     (folder / "folder.mp4").mkdir()
     os.mkfifo(folder / "pipe.mp4")
     (folder / "half.mp4").write_bytes(whole.read_bytes()[:-2000])
-    half = make_video(folder / "half.mkv")
-    half.write_bytes(half.read_bytes()[: half.stat().st_size // 3])
+    third = make_video(folder / "third.mkv")
+    third.write_bytes(third.read_bytes()[: third.stat().st_size // 3])
+    half = make_video(folder / "half.mkv", options={"g": "8"})
+    half.write_bytes(half.read_bytes()[: half.stat().st_size * 2 // 3])
     streamed = make_video(folder / "streamed.mp4", container={"movflags": "faststart"})
     streamed.write_bytes(streamed.read_bytes()[:-600])
     damaged = make_video(folder / "damaged.mp4", frames=120, options={"g": "250"})
@@ -227,8 +230,9 @@ def _bad_files(folder: Path) -> dict[str, Path]:
         "is not a file": folder / "folder.mp4",
         "is not a file.": folder / "pipe.mp4",
         "cannot be opened": folder / "half.mp4",
-        "is truncated or damaged: it ends after": half,
-        "is truncated or damaged: it holds": streamed,
+        "has no frame that can be decoded: it holds 1,239 of the 3,717 bytes": third,
+        "is truncated: it holds": half,
+        "frames that it lists": streamed,
         "has no video stream": make_video(folder / "sound.mp4", frames=0, audio=True),
         "is damaged: frame": damaged,
         "cannot be read: [Errno 36]": folder / ("x" * 300),
@@ -283,6 +287,8 @@ def test_a_part_without_frames(video: Callable[[str], Path]) -> None:
 def test_a_ribbon(tmp_path: Path) -> None:
     path = make_video(tmp_path / "ribbon.mp4", frames=4, height=16, width=16 * 201)
     with pytest.raises(VideoError, match="is 3216 x 16 pixels; one side may be at most 200 times"):
+        probe(path)
+    with pytest.raises(VideoError, match="is 3216 x 16 pixels; one side may be at most 200 times"):
         decode_video(path, **SETTINGS)
 
 
@@ -296,7 +302,10 @@ def test_settings_out_of_range(video: Callable[[str], Path]) -> None:
     fails(r"data\.num_frames \(1\) must be at least 2", num_frames=1)
     fails(r"data\.max_frames \(1\) must be at least 2", max_frames=1)
     fails(r"data\.min_pixels \(200000\) must not exceed data\.max_pixels", min_pixels=200_000)
-    fails(r"data\.reader is 'opencv'; allowed are decord, pyav, torchcodec", reader="opencv")
+    fails(
+        r"data\.reader is 'opencv'; allowed are decord, pyav, torchcodec and null \(pyav\)",
+        reader="opencv",
+    )
 
 
 def test_a_reader_that_is_not_installed(
@@ -305,7 +314,6 @@ def test_a_reader_that_is_not_installed(
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     with pytest.raises(ValueError, match=r"Run: pip install torchcodec, or set data\.reader"):
         decode_video(video("plain"), **SETTINGS, reader="torchcodec")
-    monkeypatch.setattr("rbft.data.readers.find_spec", lambda name: None)
     assert decode_video(video("plain"), **SETTINGS).indices[-1] == 39
 
 
@@ -332,6 +340,56 @@ def test_sampling() -> None:
     assert sample_indices(300, 30.0, fps=1.0, start=9.9, end=99.0) == [297, 299]
     assert sample_indices(300, 30.0, fps=1.0, start=5.0, end=5.0) == [150, 150]
     assert sample_indices(300, 30.0, fps=1.0, start=-5.0, end=-9.0) == [0, 10, 20, 30]
+
+
+def test_sampling_by_time() -> None:
+    # Five pictures within a moment, one that stands for long, and one more.
+    seconds = [0.0, 0.04, 0.08, 0.12, 0.16, 9.0, 10.0]
+    indices, used, rate = sample_times(seconds, 10.2, fps=1.0, num_frames=6)
+    assert indices == [0, 4, 4, 4, 4, 6]
+    assert (used, rate) == (7, 0.6)
+    # Seconds for two pictures are those of the true times.
+    assert Video(
+        torch.zeros(6, 3, 28, 28, dtype=torch.uint8), indices, used, rate
+    ).seconds_per_pair() == pytest.approx(2 / (6 / (7 / 0.6)))
+    assert sample_times(seconds, 10.2, fps=1.0)[0] == [0, 4, 4, 4, 4, 6]  # no more than there are
+    assert sample_times(seconds, 10.2, fps=1.0, start=0.1, end=-1.0)[0] == [3, 5]
+    assert sample_times([0.0], 0.1, fps=1.0) == ([0, 0], 1, 10.0)
+    with pytest.raises(ValueError, match=r"no frame lies between start 1\.0 s and end 2\.0 s; the"):
+        sample_times(seconds, 10.2, fps=1.0, start=1.0, end=2.0)
+
+
+@given(
+    frames=st.integers(2, 400),
+    rate=st.sampled_from([5.0, 10.0, 23.976, 25.0, 30.0, 59.94]),
+    fps=st.floats(0.2, 8),
+)
+def test_sampling_by_time_of_a_constant_rate(frames: int, rate: float, fps: float) -> None:
+    by_number = sample_indices(frames, rate, fps=fps)
+    seconds = [number / rate for number in range(frames)]
+    by_time, used, found = sample_times(seconds, frames / rate, fps=fps)
+    assert used == frames
+    assert found == pytest.approx(rate)
+    # The count may differ by a pair where it is on the brink; a time may fall between two frames.
+    assert abs(len(by_time) - len(by_number)) <= 2
+    if len(by_time) == len(by_number):
+        assert max(abs(a - b) for a, b in zip(by_time, by_number, strict=True)) <= 1
+
+
+def test_a_phone_clip_by_time(tmp_path: Path) -> None:
+    times = [*range(0, 1000, 50), *range(1000, 9001, 1000)]
+    path = make_video(tmp_path / "phone.mp4", len(times), times=times)
+    by_number = decode_video(path, **SETTINGS, num_frames=10)
+    by_time = decode_video(path, **SETTINGS, num_frames=10, sampling="time")
+    assert sum(frame < 20 for frame in by_number.indices) == 7
+    assert sum(frame < 20 for frame in by_time.indices) == 1
+    assert by_time.indices == [0, *range(20, 29)]
+    assert numbers(by_time.frames) == by_time.indices
+    assert by_time.fps == pytest.approx(28 / 9)
+    part = decode_video(path, **SETTINGS, num_frames=4, sampling="time", start=2.0, end=5.0)
+    assert part.indices == [21, 22, 23, 24]
+    with pytest.raises(VideoError, match=r"has no such part: no frame lies between start 9\.5"):
+        decode_video(path, **SETTINGS, sampling="time", start=9.5)
 
 
 def test_sizes_of_the_paper() -> None:
