@@ -818,6 +818,24 @@ def test_one_command_at_a_time_owns_the_run(fitted):
     assert fitted.steps == []
 
 
+def test_one_command_at_a_time_owns_a_rationale_file(bench):
+    """Two runs may share it."""
+    other = bench.method(name="other")
+    other.check()
+    path = other._store(other.data).path
+    refused = pytest.raises(ValueError, match=r"^Rationale file .*\.jsonl is in use")
+    with Lock(path, "Rationale file"), refused:
+        bench.method(name="run").fit(None)
+    assert bench.steps == []
+
+
+def test_a_global_batch_that_does_not_divide_is_found_first(bench):
+    with pytest.raises(ValueError, match=r"^data\.global_batch_size \(4\) must be a multiple"):
+        bench.method(data__init_args__batch_size=3).fit(None)
+    assert bench.steps == []
+    assert not bench.folder.joinpath("logs").exists()
+
+
 # Scoring, predicting, exporting
 
 
