@@ -48,6 +48,7 @@ from rbft.record import (
     describe_clips,
     digest,
     flat,
+    indented,
     scoring_of,
     scoring_settings,
     trained_on,
@@ -611,7 +612,7 @@ class Method:
         """Prints what stands at these places of the run, as far as it was made alike."""
         rows, left_out = [], []
         for place in dict.fromkeys(places):
-            results = [read_json(file) for file in self._results(place, split)]
+            results = [read_json(file) for file in self.run.result_files(place, split)]
             found = [result for result in results if alike(result.get("made", {}), made)]
             # Of the same weights if there are such; others are of an earlier fit.
             found.sort(key=lambda result: result["made"]["weights"] != made["weights"])
@@ -625,9 +626,6 @@ class Method:
                 f"Not in the table: {title_of(place)}, which was scored on other clips, frames or "
                 f"words, or in another way; see {self.run.stage(place)}."
             )
-
-    def _results(self, place: str, split: str) -> list[Path]:
-        return sorted(self.run.stage(place).glob(f"{split}*.json"))
 
     def _scored(self) -> set[str]:
         """Places whose test results are there and were made as this run makes them."""
@@ -660,8 +658,8 @@ class Method:
         if _get_rank():
             return
         if changes := self.record.keep(self._folder, anew=not self._bound()):
-            say("Nothing was finished with the settings of before; these have changed:")
-            say("\n".join(f"  {line}" for line in changes))
+            before = "Nothing was finished with the settings of before; these have changed:"
+            say(f"{before}\n{indented(changes)}")
             for stage in [stage for stage in self.stages if stage != self.single]:
                 # Curves of the settings of before.
                 shutil.rmtree(self.run.stage(stage), ignore_errors=True)
@@ -700,8 +698,7 @@ class Method:
         if file.exists() and (
             changes := card_differences(asdict(Card.load(file)), asdict(self.card))
         ):
-            say(f"model.weights {weights} was trained with another card:")
-            say("\n".join(f"  {line}" for line in changes))
+            say(f"model.weights {weights} was trained with another card:\n{indented(changes)}")
         for split in [split for split in ("val", "test") if self.clips[split]]:
             self._check_unseen(weights, split)
 
@@ -719,10 +716,8 @@ class Method:
         if changes:
             raise ValueError(
                 f"weights folder {weights} was trained with other words than it would be asked "
-                "with:\n"
-                + "\n".join(f"  {line}" for line in changes)
-                + f"\nSet data.card to {file}"
-                ", or train on the new words (fit, with model.weights)."
+                f"with:\n{indented(changes)}\nSet data.card to {file}, or train on the new words "
+                "(fit, with model.weights)."
             )
 
     def _check_unseen(self, weights: Path, split: str) -> None:

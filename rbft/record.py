@@ -274,9 +274,7 @@ def check_settings(file: Path, settings: dict[str, Any]) -> None:
     names = setting_differences(yaml.safe_load(file.read_text(encoding="utf-8")), settings)
     if names:
         raise ValueError(
-            f"The run {file.parent} was started with other settings:\n"
-            + "\n".join(f"  {line}" for line in names)
-            + f"\n{ANEW}"
+            f"The run {file.parent} was started with other settings:\n{indented(names)}\n{ANEW}"
         )
 
 
@@ -306,9 +304,8 @@ def check_card(file: Path, card: Card) -> None:
     changes = card_differences(asdict(Card.load(file)), asdict(card))
     if changes:
         raise ValueError(
-            f"The run {file.parent} was started with another card:\n"
-            + "\n".join(f"  {line}" for line in changes)
-            + f"\nPut the card back as it was ({file}). {ANEW}"
+            f"The run {file.parent} was started with another card:\n{indented(changes)}\nPut the "
+            f"card back as it was ({file}). {ANEW}"
         )
 
 
@@ -378,6 +375,11 @@ def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     apart = {"weights", "stage"}
     names = (one.keys() | other.keys()) - apart
     return all(one.get(name) == other.get(name) for name in names)
+
+
+def indented(lines: Sequence[str]) -> str:
+    """Differences as they stand in a message, one a line."""
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def _count(names: Sequence[str], split: str) -> str:

@@ -52,10 +52,14 @@ class Run:
             split: The scored split.
             made: What determines the results, see `rbft.method.Method`.
         """
-        for file in sorted(self.stage(name).glob(f"{split}*.json")):
+        for file in self.result_files(name, split):
             if read_json(file).get("made") == made:
                 return file
         return None
+
+    def result_files(self, name: str, split: str) -> list[Path]:
+        """All results of a stage on a split, the run's own and those made otherwise."""
+        return sorted(self.stage(name).glob(f"{split}*.json"))
 
     def trained(self, name: str) -> bool:
         """Whether the stage is finished: its weights folder appears whole or not at all."""
