@@ -285,29 +285,47 @@ class RBFTCLI(LightningCLI):
     def export(
         self,
         output: Path,
-        weights: str = "run",
         format: Literal["weights", "llava", "llamafactory", "swift"] = "weights",
-        split: Literal["train", "val", "test"] = "train",
-        answers: Literal["label", "rationale"] = "label",
-        dtype: Literal["base", "float32", "bfloat16", "float16"] = "base",
+        weights: str | None = None,
+        dtype: Literal["base", "float32", "bfloat16", "float16"] | None = None,
+        split: Literal["train", "val", "test"] | None = None,
+        answers: Literal["label", "rationale"] | None = None,
     ) -> None:
         """Write a run's weights as a from_pretrained folder, or a split for another trainer.
 
         Args:
             output: The folder or file to write; it must not exist.
-            weights: run takes the run's last finished stage (or model.stage), backbone the bare
-                backbone (zero-shot); anything else is a weights folder.
             format: weights for a folder that transformers' from_pretrained and vLLM open, adapters
                 merged, with a model card; llava (also Qwen's own trainer), llamafactory and swift
                 for conversations that these trainers read: a .json, .json and .jsonl file.
-            split: Which clips become conversations.
-            answers: What the conversations answer with: the class word or the rationale.
-            dtype: Precision of the weights; base takes the backbone's own.
+            weights: For weights: run (null) takes the run's last finished stage (or model.stage);
+                anything else is a weights folder.
+            dtype: For weights: their precision; base (null) takes the backbone's own.
+            split: For conversations: which clips; null takes train.
+            answers: For conversations: what they answer with, the class word (label, null) or the
+                rationale.
+
+        Raises:
+            ValueError: If an option is given that the format does not use.
         """
+        of_weights = {"weights": weights, "dtype": dtype}
+        of_conversations = {"split": split, "answers": answers}
+        unused = of_conversations if format == "weights" else of_weights
+        for name, value in unused.items():
+            if value is not None:
+                meant = (
+                    "conversations (--format llava, llamafactory or swift)"
+                    if unused is of_conversations
+                    else "--format weights"
+                )
+                raise ValueError(
+                    f"--{name} {value} is an option of {meant}; --format {format} does not use it. "
+                    "Leave it out."
+                )
         if format == "weights":
-            self.method.export(output, weights, dtype)
+            self.method.export(output, weights or "run", dtype or "base")
         else:
-            self.method.export_split(format, answers, split, output)
+            self.method.export_split(format, answers or "label", split or "train", output)
 
     def scan(self) -> None:
         """Open every video once and say what is there, what is missing and what is broken.

@@ -98,7 +98,7 @@ def find_lengths(plan: Plan) -> dict[str, Lengths]:
         ValueError: If a clip is longer than the backbone's context.
     """
     data, model = plan.data, plan.model
-    processor = model.processor or load_processor(model.source)
+    processor = model.processor or load_processor(model.source, model.trust)
     context, found = model.config.text_config.max_position_embeddings, {}
     for name in dict.fromkeys([*plan.stages, "test"]):
         if name == "test":
@@ -178,6 +178,7 @@ def empty_backbone(model: RBFTModule, trainer: Trainer) -> Any:
             "eager",  # no forward pass is made
             model.gradient_checkpointing,
             empty=True,
+            trust=model.trust,
             dtype=weights_dtype(
                 model.lora,
                 model.quantize,

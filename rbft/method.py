@@ -406,7 +406,7 @@ class Method:
             raise ValueError("--weights backbone has nothing to export: it is the backbone itself.")
         backbone = self.settings.model.backbone
         base = find_base(backbone, folder) if is_adapter(folder) else backbone
-        publish(folder, base, output, dtype)
+        publish(folder, base, output, dtype, trust=self.settings.model.trust_remote_code)
         say(f"Exported {folder} to {output}.")
 
     def _find_weights(self, weights: str) -> tuple[str, str, Path | None]:
@@ -730,7 +730,9 @@ class Method:
         if not file.exists():
             say(f"weights folder {weights} does not say which clips it was trained on.")
             return
-        known = trained_on(read_json(file)["train"], self.clips[split])
+        rows = self.data.manifest.rows
+        durations = {row.digest: row.duration for row in rows if row.digest is not None}
+        known = trained_on(read_json(file)["train"], self.clips[split], durations)
         if not known:
             return
         message = (

@@ -43,7 +43,9 @@ ANSWERS = {
 BASE_FILES = ("config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
 
-def publish(weights: Path, base: str, output: Path, dtype: str = "base") -> None:
+def publish(
+    weights: Path, base: str, output: Path, dtype: str = "base", *, trust: bool = False
+) -> None:
     """Writes the folder atomically.
 
     Args:
@@ -52,20 +54,21 @@ def publish(weights: Path, base: str, output: Path, dtype: str = "base") -> None
             however it was stored in training.
         output: The folder to write.
         dtype: Precision of the weights: that of the base, or a name in `DTYPES`.
+        trust: Run code that comes with the base.
 
     Raises:
         ValueError: If the output exists or the disk is too full.
     """
     with Lock(output, "--output"):
-        _publish(weights, base, output, dtype)
+        _publish(weights, base, output, dtype, trust)
 
 
-def _publish(weights: Path, base: str, output: Path, dtype: str) -> None:
+def _publish(weights: Path, base: str, output: Path, dtype: str, trust: bool) -> None:
     if output.exists():
         raise ValueError(f"--output {output} exists. Name a folder that does not, or remove it.")
-    config, _ = load_config(base)
+    config, _ = load_config(base, trust)
     wanted: Any = DTYPES.get(dtype) or config.dtype or torch.float32
-    model = whole_model(weights, base, wanted)
+    model = whole_model(weights, base, wanted, trust)
     needed = sum(tensor.nbytes for tensor in model.state_dict().values())
     free = shutil.disk_usage(output.parent).free
     if free < 1.05 * needed:
@@ -75,7 +78,7 @@ def _publish(weights: Path, base: str, output: Path, dtype: str) -> None:
         )
     with atomically(output) as part:
         model.save_pretrained(part)
-        processor = load_processor(str(weights))
+        processor = load_processor(str(weights), trust)
         processor.save_pretrained(part)
         for name in BASE_FILES:
             _take_over(base, name, part, wanted)
@@ -86,20 +89,22 @@ def _publish(weights: Path, base: str, output: Path, dtype: str) -> None:
         (part / "README.md").write_text(text, encoding="utf-8")
 
 
-def whole_model(weights: Path, base: str, dtype: torch.dtype) -> Any:
+def whole_model(weights: Path, base: str, dtype: torch.dtype, trust: bool = False) -> Any:
     """The model with its adapter, if it is one, merged into the base's weights.
 
     Args:
         weights: A weights folder.
         base: What an adapter is merged into.
         dtype: Precision of the weights.
+        trust: Run code that comes with them.
     """
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
+    how: Any = {"dtype": dtype, "trust_remote_code": trust}
     if not is_adapter(weights):
-        return AutoModelForImageTextToText.from_pretrained(weights, dtype=dtype)
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
+        return AutoModelForImageTextToText.from_pretrained(weights, **how)
+    model = AutoModelForImageTextToText.from_pretrained(base, **how)
     with warnings.catch_warnings():
         # peft asks transformers in words that are deprecated there.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)

@@ -11,6 +11,7 @@ import yaml
 
 from rbft.data.base import VideoDataModule
 from rbft.data.card import Card
+from rbft.data.leaks import interval
 from rbft.data.video import determining
 from rbft.files import write_json, write_text
 from rbft.run import CARD, CLIPS, read_json
@@ -394,12 +395,17 @@ def _values(clip: ClipRecord, keys: Sequence[str]) -> str:
     return " to ".join(str(clip.get(key)) for key in keys)
 
 
-def trained_on(train: Sequence[ClipRecord], scored: Sequence[ClipRecord]) -> list[str]:
+def trained_on(
+    train: Sequence[ClipRecord],
+    scored: Sequence[ClipRecord],
+    durations: Mapping[str, float | None],
+) -> list[str]:
     """Ids of scored clips that show what a training clip shows.
 
     Args:
         train: Training clips, as from `describe_clips`.
         scored: Clips to score, likewise.
+        durations: Seconds of each scored video by digest; None where a file does not say.
     """
     known: dict[str, list[ClipRecord]] = {}
     for clip in train:
@@ -407,14 +413,14 @@ def trained_on(train: Sequence[ClipRecord], scored: Sequence[ClipRecord]) -> lis
     return [
         clip["id"]
         for clip in scored
-        if any(_overlap(clip, other) for other in known.get(clip["video"], ()))
+        if any(_overlap(clip, other, durations) for other in known.get(clip["video"], ()))
     ]
 
 
-def _overlap(one: ClipRecord, other: ClipRecord) -> bool:
+def _overlap(one: ClipRecord, other: ClipRecord, durations: Mapping[str, float | None]) -> bool:
     """Whether two clips of one file share a moment."""
-    bounds = [(clip["start"] or 0.0, clip["end"]) for clip in (one, other)]
-    if any(end is not None and end < 0 for _, end in bounds):
-        return True  # counted from the file's end, whose length is not known here
-    (start, end), (begin, until) = bounds
-    return (until is None or start < until) and (end is None or begin < end)
+    duration = durations.get(one["video"])
+    (start, end), (begin, until) = (
+        interval(clip["start"], clip["end"], duration) for clip in (one, other)
+    )
+    return start < until and begin < end

@@ -6,6 +6,7 @@ user named.
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,8 +160,7 @@ class FolderContent:
 
     def left_alone(self) -> str:
         """What is no video, by ending and count ("3 files that are no videos: 2 .txt, 1 .md")."""
-        counts = Counter(path.suffix.lower() or "without ending" for path in self.others)
-        kinds = [f"{count} {ending}" for ending, count in counts.most_common()]
+        kinds = [count_endings(self.others)] if self.others else []
         if self.hidden:
             kinds.append(f"{self.hidden} hidden")
         if not kinds:
@@ -169,6 +169,12 @@ class FolderContent:
         return (
             f"{len(self.others) + self.hidden} files that are no videos: {', '.join(kinds)}{first}"
         )
+
+
+def count_endings(paths: Iterable[Path]) -> str:
+    """How many files have which ending, the most frequent first ("2 .txt, 1 .md")."""
+    counts = Counter(path.suffix.lower() or "without ending" for path in paths)
+    return ", ".join(f"{count} {ending}" for ending, count in counts.most_common())
 
 
 def list_videos(root: Path) -> FolderContent:

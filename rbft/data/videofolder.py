@@ -3,8 +3,9 @@
 import glob
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,15 @@ from rbft.data.columns import LABEL, TABLE, Columns, fill
 from rbft.data.conversations import is_conversation, read_conversation, read_reference
 from rbft.data.entries import Entry, check_once, count_votes, segment_id
 from rbft.data.labels import match_label, name_class, read_class_list
-from rbft.data.lookup import VideoLookup, inside, leads_out, list_videos, without_suffix
+from rbft.data.lookup import (
+    FolderContent,
+    VideoLookup,
+    count_endings,
+    inside,
+    leads_out,
+    list_videos,
+    without_suffix,
+)
 from rbft.data.splits import (
     SPLIT_NAMES,
     check_classes,
@@ -142,6 +151,7 @@ class VideoFolder(VideoDataModule):
             ids = [segment_id(video, e) for video, e in zip(videos, entries, strict=True)]
             self.notes.append(f"VideoFolder: {len(ids)} segments of {len(set(videos))} videos.")
         check_once(ids, videos, entries)
+        self._note_unnamed(paths)
         clips = [
             Clip(
                 id=clip_id,
@@ -164,6 +174,26 @@ class VideoFolder(VideoDataModule):
         split = ", ".join(f"{count} {name}" for name, count in counts.items())
         self.notes.append(f"VideoFolder: {found}: {len(clips)} clips ({split}).")
         return clips
+
+    @cached_property
+    def _content(self) -> FolderContent:
+        """The files below the root, listed once."""
+        return list_videos(self.root)
+
+    def _note_unnamed(self, paths: Sequence[Path]) -> None:
+        """Says which videos below the root the annotation passes over."""
+        if not self.root.is_dir():
+            return  # every clip is missing then, which the scan says
+        try:
+            unnamed = sorted({*self._content.videos} - {*paths})
+        except ValueError as error:  # a folder that nobody asked for may be closed to us
+            self.notes.append(f"VideoFolder: videos without annotation are not counted: {error}")
+            return
+        if unnamed:
+            self.notes.append(
+                f"VideoFolder: {self.root}: left alone {len(unnamed)} videos that no labelled row "
+                f"names: {count_endings(unnamed)} (first: {unnamed[0]})."
+            )
 
     def _path(self, entry: Entry, lookup: VideoLookup) -> Path:
         if entry.path is None:
@@ -252,7 +282,7 @@ class VideoFolder(VideoDataModule):
                     rows = read_table(file, self.columns.needed)
                     entries += self._table(rows, file, split, metadata=True)
                 return f"metadata {', '.join(map(str, metadata))}", entries
-        content = list_videos(self.root)
+        content = self._content
         others = content.left_alone()
         if not content.videos:
             raise ValueError(

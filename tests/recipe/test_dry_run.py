@@ -14,6 +14,7 @@ from rbft.backbone import parameter_parts
 from rbft.families import FAMILIES
 from tests.recipe.runs import EXPERIMENTS, LOGS, ROOT, rbft, small
 from tests.tiny import tiny_config, tiny_model, tiny_processor
+from tests.trust import EMPTY, note_trust
 from tests.unit.test_memory import PARAMETERS, SEVEN, backbone
 
 pytestmark = pytest.mark.recipe
@@ -66,6 +67,14 @@ def test_it_says_what_would_run(tmp_path, qwen, capsys):
     assert row(out, "language")[2:] == ["0.001", "0.1"]
     assert "context of the backbone: 4,096 tokens" in out
     assert "No GPU here: compare the peak" in out or torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_the_backbone_s_own_code_is_trusted_as_asked(tmp_path, qwen, capsys, monkeypatch, trust):
+    told = note_trust(monkeypatch)
+    dry_run(tmp_path, capsys, *small(qwen), f"--model.trust_remote_code={str(trust).lower()}")
+    assert {name for name, _ in told} == {"AutoConfig", "AutoProcessor", EMPTY}
+    assert {given for _, given in told} == {trust}
 
 
 def test_it_says_what_is_done(tmp_path, qwen, capsys, monkeypatch):

@@ -87,6 +87,31 @@ def test_what_a_command_hands_over(command, name, more, calls):
     assert command(name, *more) == calls
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--split=val"],
+            "--split val is an option of conversations (--format llava, llamafactory or swift); "
+            "--format weights does not use it. Leave it out.",
+        ),
+        (["--answers=label"], "--answers label is an option of conversations"),
+        (
+            ["--format=swift", "--weights=w"],
+            "--weights w is an option of --format weights; --format swift does not use it. "
+            "Leave it out.",
+        ),
+        (["--format=llava", "--dtype=base"], "--dtype base is an option of --format weights"),
+    ],
+)
+def test_export_refuses_what_its_format_does_not_use(command, capsys, options, message):
+    with pytest.raises(SystemExit) as end:
+        command("export", "--output=o", *options)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+    assert Noted.calls == []
+
+
 def test_what_is_built(command, monkeypatch):
     heard: list[Any] = []
     monkeypatch.setattr(rbft.cli, "take_signals", heard.append)

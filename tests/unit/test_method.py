@@ -1001,11 +1001,13 @@ def test_exporting_a_split(fitted, capsys):
 
 def test_exporting_weights(fitted, monkeypatch, capsys):
     told: list[Any] = []
-    monkeypatch.setattr("rbft.method.publish", lambda *given: told.append(given))
+    monkeypatch.setattr("rbft.method.publish", lambda *given, trust: told.append((*given, trust)))
     output, folder = fitted.folder / "mine", Path(weights_of(fitted, "label"))
     fitted.method().export(output, "run", "bfloat16")
-    assert told == [(folder, fitted.settings.model.backbone, output, "bfloat16")]
+    assert told == [(folder, fitted.settings.model.backbone, output, "bfloat16", False)]
     assert capsys.readouterr().out == f"Exported {folder} to {output}.\n"
+    fitted.method(model__trust_remote_code=True).export(output, "run", "base")
+    assert told[-1][-1] is True
     with pytest.raises(ValueError, match=r"^--weights backbone has nothing to export: it is the "):
         fitted.method().export(output, "backbone", "base")
 

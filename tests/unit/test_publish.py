@@ -20,6 +20,7 @@ from rbft.run import POSITION_RULE, PROVENANCE, provenance
 from rbft.stages import STAGES
 from tests.examples import CARD, examples, prompt_of
 from tests.tiny import tiny_processor
+from tests.trust import OPENED, note_trust
 
 
 @pytest.fixture
@@ -72,6 +73,22 @@ def test_the_base_decides_precision_and_form(
     assert AutoProcessor.from_pretrained(output).chat_template
     assert not list(output.parent.glob(".*")), "parts are left"
     assert all(file.stat().st_mode & 0o777 == 0o644 for file in output.iterdir())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("trust", [True, False])
+def test_the_base_s_own_code_is_trusted_as_asked(
+    weights: Path, qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trust, whole
+) -> None:
+    told = note_trust(monkeypatch)
+    folder = weights
+    if whole:
+        folder = shutil.copytree(qwen, tmp_path / "whole")
+        for name in ("card.yaml", PROVENANCE):
+            shutil.copyfile(weights / name, folder / name)
+    publish(folder, str(qwen), tmp_path / "out", trust=trust)
+    assert {name for name, _ in told} == {"AutoConfig", "AutoProcessor", OPENED}
+    assert {given for _, given in told} == {trust}
 
 
 def test_nothing_is_overwritten(weights: Path, qwen: Path, tmp_path: Path) -> None:

@@ -149,11 +149,19 @@ def test_results_that_were_made_otherwise_are_not_alike(name: str) -> None:
         (clip("b", "v1", 0.0, 5.0), False),
         (clip("b", "v1", None, 5.5), True),
         (clip("b", "v1", None, -3.0), True),
+        (clip("b", "v1", None, -7.5), False),  # 12 s: it ends at 4.5 s
+        (clip("b", "v1", None, 5.0005), False),  # a rounding error
     ],
 )
 def test_a_clip_that_was_trained_on(other, same) -> None:
     train = [clip("a", "v1", 5.0, 10.0), clip("c", "v3")]
-    assert trained_on(train, [clip("x", "v9"), other]) == ([other["id"]] if same else [])
+    found = trained_on(train, [clip("x", "v9"), other], {"v1": 12.0, "v9": None})
+    assert found == ([other["id"]] if same else [])
+
+
+def test_a_segment_that_ends_before_an_unknown_end_counts_as_trained_on() -> None:
+    train = [clip("a", "v1", 5.0, 10.0)]
+    assert trained_on(train, [clip("b", "v1", None, -7.5)], {"v1": None}) == ["b"]
 
 
 SETTINGS = {

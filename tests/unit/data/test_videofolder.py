@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rbft.data.card import Card
 from rbft.data.videofolder import VideoFolder
+from tests.rights import folder_for_all, without_rights
 from tests.videos import make_video
 
 SETTINGS = {
@@ -482,6 +483,38 @@ def test_videos_without_annotation_are_left_out_and_counted(root, said):
     table(root, json.dumps({"database": {"b": database["b"]}}), "activity.json")
     with pytest.raises(ValueError, match=r"^table .*activity\.json: no row has a label\.$"):
         read(root, table=path)
+
+
+def test_videos_that_no_row_names_are_told(root, said):
+    touch(root, "a.mp4", "b.mp4", "deep/c.avi", "deep/d.mp4", "notes.txt")
+    path = table(root, "path,label,split\na.mp4,cat,train\nb.mp4,dog,train\n")
+    read(root, table=path)
+    assert said[0] == (
+        f"VideoFolder: {root}: left alone 2 videos that no labelled row names: 1 .avi, 1 .mp4 "
+        f"(first: {root}/deep/c.avi)."
+    )
+    path.write_text("path,label,split\na.mp4,cat,train\nb.mp4,dog,train\n")
+    for name in ("deep/c.avi", "deep/d.mp4"):
+        (root / name).unlink()
+    read(root, table=path)
+    assert len(said) == 1  # what was found, and nothing else
+
+
+def test_a_closed_folder_beside_the_named_videos():
+    with folder_for_all() as folder:
+        root = folder / "clips"
+        touch(root, "a.mp4", "b.mp4", "closed/c.mp4")
+        words = {"cat": "feline", "dog": "canine"}
+        Card("pets", "Vet", words, {"label": "?", "rationale": "?"}).save(folder / "card.yaml")
+        path = table(root, "path,label,split\na.mp4,cat,train\nb.mp4,dog,train\n")
+        (root / "closed").chmod(0)
+        data = video_folder(root, table=path)
+        with without_rights():
+            assert len(data.read()) == 2
+    assert data.notes[0] == (
+        "VideoFolder: videos without annotation are not counted: "
+        f"Folder {root}/closed cannot be listed: Permission denied."
+    )
 
 
 def test_table_with_a_column_map(root, said):
