@@ -2,8 +2,8 @@
 
 A Stage II step and the scoring of a clip with 8 to 128 frames, and a step of 1 to 8 clips, each
 in a process of its own, frames decoded before. Beside the time stands the arithmetic that the
-step needs (`rbft.flops`), in which attention grows with the square of the clip's tokens and all
-else in proportion: where operations per second do not fall, time grows no faster than that.
+step needs (`rbft.estimate.flops`), in which attention grows with the square of the clip's tokens
+and all else in proportion: where operations per second do not fall, time grows no faster than that.
 
 Run: python benchmarks/frames.py --rounds 3
 """
@@ -21,9 +21,9 @@ from launch import launch
 from table import machine, middle
 from world import TINY, Size, World, make_world
 
-from rbft.backbone import load_config, load_model, load_processor
-from rbft.flops import ClipTokens, StepCounter
-from rbft.screen import say, table
+from rbft.backbone.loading import load_config, load_model, load_processor
+from rbft.estimate.flops import ClipTokens, StepCounter
+from rbft.runtime.console import say, table
 
 EPOCHS = 3  # the first decodes
 FEWEST = 2  # clips of a run, one of each class

@@ -34,9 +34,9 @@ import torch
 from qwen_vl_utils.vision_process import fetch_video
 from table import machine, middle
 
-from rbft.data.listing import VideoInfo
-from rbft.data.video import decode_video, plan_frames
-from rbft.screen import say, table
+from rbft.runtime.console import say, table
+from rbft.video.packet_index import VideoInfo
+from rbft.video.sampling import decode_video, plan_frames
 from tests.variants import FROM_FFMPEG, MADE, UPRIGHT, decode_all, make_variant
 
 SETTINGS: dict[str, Any] = {"fps": 2.0, "min_pixels": 28 * 28, "max_pixels": 150_000}

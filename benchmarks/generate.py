@@ -21,9 +21,9 @@ from launch import launch
 from table import machine, middle
 from world import TINY, WORDS, Size, World, make_world, teach
 
-from rbft.backbone import load_processor
-from rbft.data.card import Card
-from rbft.screen import say, table
+from rbft.backbone.loading import load_processor
+from rbft.card import Card
+from rbft.runtime.console import say, table
 
 LENGTHS = (24, 60, 110, 180)  # words
 

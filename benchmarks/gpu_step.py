@@ -13,9 +13,10 @@ other one half as long as the rest, so that padding costs what it costs. The row
     ckpt        gradient checkpointing
     frames      of the longer clips, 280 x 504 pixels each (a 16:9 video in 151,200 pixels)
 
-MFU is `rbft.flops` (matrix products that the model needs, attention over the pairs that a causal
-mask leaves, no recomputation, no padding) over time and the GPU's peak in dense bf16. A row that
-does not fit says "out of memory"; the estimate of `rbft.memory` stands beside what was measured.
+MFU is `rbft.estimate.flops` (matrix products that the model needs, attention over the pairs that a
+causal mask leaves, no recomputation, no padding) over time and the GPU's peak in dense bf16. A row
+that does not fit says "out of memory"; the estimate of `rbft.estimate.memory` stands beside what
+was measured.
 
 Run: python benchmarks/gpu_step.py --output gpu_step.json
 """
@@ -55,12 +56,12 @@ except ImportError:
     stub.Float = stub.Int = stub.Bool = stub.UInt8 = _Shape
     sys.modules["jaxtyping"] = stub
 
-from rbft.attention import TEXT, attend_in_segments, packed_inputs
-from rbft.families import FAMILIES
-from rbft.flops import ClipTokens, Flops, StepCounter
-from rbft.likelihood import token_nll
-from rbft.memory import Setup, step_memory
-from rbft.optim import parameter_groups
+from rbft.backbone.attention import TEXT, attend_in_segments, packed_inputs
+from rbft.backbone.family import FAMILIES
+from rbft.estimate.flops import ClipTokens, Flops, StepCounter
+from rbft.estimate.memory import Setup, step_memory
+from rbft.training.loss import token_nll
+from rbft.training.optim import parameter_groups
 
 GIB = 2**30
 # Dense bf16 with 32-bit sums, in TFLOP/s, by a part of the name; from the makers' data sheets.

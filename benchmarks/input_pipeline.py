@@ -26,8 +26,8 @@ os.environ.setdefault("FORCE_QWENVL_VIDEO_READER", "decord")
 
 import torch
 
-from rbft.data.framecache import FrameCache
-from rbft.screen import say, table
+from rbft.runtime.console import say, table
+from rbft.video.frame_cache import FrameCache
 
 SAMPLING = {"fps": 1.0, "min_pixels": 128 * 28 * 28, "max_pixels": 360 * 420}
 FRAMES = {"min_frames": 4, "max_frames": 768}

@@ -19,7 +19,7 @@ from train_step import EPOCHS, TITLES, Setting, prepare, step_options, watched
 from world import TINY, Size, make_world
 
 from rbft.cli import main as rbft
-from rbft.screen import say, table
+from rbft.runtime.console import say, table
 from rbft.stages import STAGES
 
 

@@ -25,12 +25,12 @@ from typing import Any
 import av
 import numpy as np
 
+from rbft.commands.starter_card import write_starter
 from rbft.data.base import SCAN_THREADS
 from rbft.data.manifest import Manifest
-from rbft.data.starter_card import write_starter
 from rbft.data.videofolder import VideoFolder
-from rbft.digests import hash_file
-from rbft.screen import say, table
+from rbft.runtime.console import say, table
+from rbft.runtime.digests import hash_file
 
 # Frames, frames per second, height and width.
 KINDS = ((40, 10, 96, 128), (90, 30, 240, 320), (150, 30, 360, 640))

@@ -13,8 +13,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from rbft.data.card import Card
-from rbft.screen import say
+from rbft.card import Card
+from rbft.runtime.console import say
 
 
 def ask(url: str, model: str, prompt: str, video: str) -> dict[str, Any]:

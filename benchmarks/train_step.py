@@ -25,10 +25,10 @@ from launch import launch
 from table import machine, middle
 from world import TINY, Size, World, make_world
 
-from rbft.backbone import load_processor
+from rbft.backbone.loading import load_processor
+from rbft.commands.export_conversations import SUFFIXES, export_dataset
 from rbft.data.videofolder import VideoFolder
-from rbft.export import SUFFIXES, export_dataset
-from rbft.screen import say, table
+from rbft.runtime.console import say, table
 from rbft.stages import STAGES, Stage
 
 PACKAGES = {

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-# It waits for the device in every forward to count the video's tokens, which `rbft.positions` has
-# done before on the processor.
+# It waits for the device in every forward to count the video's tokens, which
+# `rbft.backbone.positions` has done before on the processor.
 os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
 
 import torch
@@ -21,22 +21,18 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from rbft.commands.scan import report_scan
+from rbft.commands.starter_card import write_starter
 from rbft.data.base import VideoDataModule, default_cache
-from rbft.data.cachefolder import WHAT, cache_sizes, clear_cache
 from rbft.data.multihateclip import MultiHateClip
 from rbft.data.smarthome import SmartHome
-from rbft.data.starter_card import write_starter
 from rbft.data.videofolder import VideoFolder
-from rbft.experiment_file import ExperimentFile, explain, own_message
-from rbft.lock import Lock
 from rbft.method import Method
 from rbft.miniature.data import Miniature
 from rbft.module import RBFTModule
-from rbft.ranges import check_ranges
-from rbft.scan import report_scan
-from rbft.screen import say, table
-from rbft.stages import STAGES
-from rbft.survival import (
+from rbft.runtime.console import say, table
+from rbft.runtime.experiment_file import ExperimentFile, explain, own_message
+from rbft.runtime.fault_tolerance import (
     Stopped,
     die_with_parent,
     explained,
@@ -46,6 +42,10 @@ from rbft.survival import (
     signals,
     take_signals,
 )
+from rbft.runtime.lock import Lock
+from rbft.runtime.ranges import check_ranges
+from rbft.stages import STAGES
+from rbft.video.cache_folder import WHAT, cache_sizes, clear_cache
 
 StageName = Literal["rationale", "label", "class_rationale", "rationale_class"]
 assert get_args(StageName) == tuple(STAGES)

@@ -8,13 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rbft.attention import packed_inputs
+from rbft.backbone.attention import packed_inputs
+from rbft.backbone.family import Family
+from rbft.card import Card
 from rbft.data.base import Clip, Example
-from rbft.data.card import Card
-from rbft.data.featurecache import SeenVideo
-from rbft.data.video import Video
-from rbft.families import Family
 from rbft.stages import CLASS, RATIONALE, SEPARATOR, Stage
+from rbft.video.feature_cache import SeenVideo
+from rbft.video.sampling import Video
 
 IGNORED = -100
 # Stays in the processor's memory, where it is read: a copy on the device would have to be awaited.
@@ -64,7 +64,7 @@ class Sequences(Transferable):
     Attributes:
         input_ids: Token ids.
         attention_mask: 1 for tokens, 0 for padding.
-        position_ids: Rotary positions (time, height, width), see `rbft.positions`.
+        position_ids: Rotary positions (time, height, width), see `rbft.backbone.positions`.
         labels: The answer's token ids where they stand, -100 elsewhere.
         lengths: Tokens of each clip of a packed row; empty where clips are padded.
         places: Where the video tokens stand, clip after clip: an index into all rows' tokens. None

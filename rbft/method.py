@@ -17,8 +17,9 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ParallelStrategy
 
-from rbft.adapters import base_note, find_base, is_adapter, weights_fingerprint
-from rbft.backbone import fingerprint, load_config, short_name
+from rbft.backbone.adapters import base_note, find_base, is_adapter, weights_fingerprint
+from rbft.backbone.loading import fingerprint, load_config, short_name
+from rbft.backbone.vision_features import check_frozen
 from rbft.callbacks.checks import TrainableParts
 from rbft.callbacks.cut import CutRationales, cut_note
 from rbft.callbacks.handoff import StageHandoff
@@ -27,19 +28,26 @@ from rbft.callbacks.predictions import PredictionWriter
 from rbft.callbacks.progress import StepProgressBar
 from rbft.callbacks.results import ResultsWriter
 from rbft.callbacks.throughput import Throughput
-from rbft.checkpoints import StepCheckpoint, WholeCheckpoints
+from rbft.card import Card
+from rbft.commands.export_conversations import export_dataset
+from rbft.commands.export_weights import publish
+from rbft.commands.rationalize import RationaleWriter, check_prompts, passes, rationalize
 from rbft.data.base import VideoDataModule
-from rbft.data.card import Card
 from rbft.data.rationales import NOT_DETERMINING, RationaleStore, about
-from rbft.data.video import determining
-from rbft.dryrun import Plan, find_lengths, report, stand_in
-from rbft.export import export_dataset
-from rbft.files import write_json
-from rbft.lock import Lock
+from rbft.estimate.dry_run import Plan, find_lengths, report, stand_in
 from rbft.module import RBFTModule, check_stage
-from rbft.publish import publish
-from rbft.rationalize import RationaleWriter, check_prompts, passes, rationalize
-from rbft.record import (
+from rbft.runs.folder import (
+    CARD,
+    CLIPS,
+    ZERO_SHOT,
+    Run,
+    check_weights,
+    provenance,
+    read_json,
+    read_provenance,
+    revision,
+)
+from rbft.runs.record import (
     ANEW,
     ClipRecord,
     Record,
@@ -53,23 +61,15 @@ from rbft.record import (
     scoring_settings,
     trained_on,
 )
-from rbft.run import (
-    CARD,
-    CLIPS,
-    ZERO_SHOT,
-    Run,
-    check_weights,
-    provenance,
-    read_json,
-    read_provenance,
-    revision,
-)
-from rbft.screen import say
-from rbft.sharding import META
+from rbft.runs.result_table import result_table, title_of
+from rbft.runtime.console import say
+from rbft.runtime.fault_tolerance import signals
+from rbft.runtime.files import write_json
+from rbft.runtime.lock import Lock
 from rbft.stages import Stage, find_stage
-from rbft.summary import result_table, title_of
-from rbft.survival import signals
-from rbft.vision import check_frozen
+from rbft.training.checkpoints import StepCheckpoint, WholeCheckpoints
+from rbft.training.fsdp2 import META
+from rbft.video.sampling import determining
 
 LOGS = "lightning_logs"
 RATIONALES = "rationales.json"  # in a stage's folder: digest of each that it learns from

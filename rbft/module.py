@@ -22,8 +22,29 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from rbft.adapters import LoRA, add_adapters, check_adapters, find_base, is_adapter, weights_dtype
-from rbft.answers import (
+from rbft.backbone.adapters import (
+    LoRA,
+    add_adapters,
+    check_adapters,
+    find_base,
+    is_adapter,
+    weights_dtype,
+)
+from rbft.backbone.embeddings import PLACES
+from rbft.backbone.kernels import choose_attention, speed_up
+from rbft.backbone.loading import (
+    generation_settings,
+    load_config,
+    load_model,
+    load_processor,
+    parameter_parts,
+    usable_attention,
+)
+from rbft.backbone.vision_features import show, tower_digest, tower_features
+from rbft.card import Card
+from rbft.collator import Batch, Collator, Transferable
+from rbft.data.base import VideoDataModule
+from rbft.inference.generation import (
     NotFiniteError,
     Read,
     find_class,
@@ -33,24 +54,11 @@ from rbft.answers import (
     score_own,
     write_after,
 )
-from rbft.backbone import (
-    generation_settings,
-    load_config,
-    load_model,
-    load_processor,
-    parameter_parts,
-    usable_attention,
-)
-from rbft.collator import Batch, Collator, Transferable
-from rbft.data.base import VideoDataModule
-from rbft.data.card import Card
-from rbft.embeddings import PLACES
-from rbft.kernels import choose_attention, speed_up
-from rbft.likelihood import token_nll
-from rbft.metrics import ClassificationMetrics
-from rbft.optim import cosine_schedule, freeze, parameter_groups
-from rbft.ranges import check_ranges
-from rbft.sharding import (
+from rbft.inference.metrics import ClassificationMetrics
+from rbft.runtime.fault_tolerance import signals
+from rbft.runtime.ranges import check_ranges
+from rbft.stages import CLASS, RATIONALE, STAGES, find_stage
+from rbft.training.fsdp2 import (
     FSDP2,
     clip_gradients,
     everyone,
@@ -60,10 +68,9 @@ from rbft.sharding import (
     release,
     shard,
 )
-from rbft.stages import CLASS, RATIONALE, STAGES, find_stage
-from rbft.stepwatch import Step, StepWatch, signal_of
-from rbft.survival import signals
-from rbft.vision import show, tower_digest, tower_features
+from rbft.training.loss import token_nll
+from rbft.training.optim import cosine_schedule, freeze, parameter_groups
+from rbft.training.step_monitor import Step, StepWatch, signal_of
 
 log = logging.getLogger(__name__)
 NAMED = 10  # clips that a message names
@@ -83,7 +90,7 @@ def answer_nll(
     Args:
         logits: Scores before softmax, computed at the positions that predict an answer token and
             nowhere else (the language-model head is never run on video or prompt tokens). The
-            backward pass writes their gradient over them, see `rbft.likelihood`.
+            backward pass writes their gradient over them, see `rbft.training.loss`.
         targets: The answer tokens' ids.
         weights: Weight of each token: its clip's.
         total: Weighted answer tokens in the global batch, over ranks and micro-batches; the
@@ -240,7 +247,9 @@ class RBFTModule(LightningModule):
         self.trained_steps = 0  # optimiser steps that made the weights which are scored
         self.explain = False  # whether predict asks for a rationale besides the class
         self.cards = [card]  # Stage 0 puts the rationale prompt of each
-        self.strict_loading = False  # checkpoints hold what trains, see rbft/checkpoints.py
+        self.strict_loading = (
+            False  # checkpoints hold what trains, see rbft/training/checkpoints.py
+        )
         self.stopping = 0  # the signal that has asked the run to end after this step
         self.watch = StepWatch()
 

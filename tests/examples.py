@@ -12,16 +12,16 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from rbft.answers import read_prompts, score_after, write_after
-from rbft.backbone import generation_settings, load_config, load_processor
+from rbft.backbone.loading import generation_settings, load_config, load_processor
+from rbft.card import Card
 from rbft.collator import Batch, Collator, Sequences
 from rbft.data.base import Clip, Example, VideoDataModule
-from rbft.data.card import Card
 from rbft.data.sampler import Draw
-from rbft.data.video import Video, VideoError, patch_grid
-from rbft.digests import LENGTH
+from rbft.inference.generation import read_prompts, score_after, write_after
 from rbft.module import RBFTModule
+from rbft.runtime.digests import LENGTH
 from rbft.stages import STAGES, Stage
+from rbft.video.sampling import Video, VideoError, patch_grid
 
 CARD = Card(
     name="yard",

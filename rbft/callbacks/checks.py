@@ -5,9 +5,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from rbft.backbone import parameter_parts
-from rbft.optim import parameter_table
-from rbft.screen import say, table
+from rbft.backbone.loading import parameter_parts
+from rbft.runtime.console import say, table
+from rbft.training.optim import parameter_table
 
 
 class TrainableParts(Callback):

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rbft.screen import say
+from rbft.runtime.console import say
 
 
 class CutRationales(Callback):

@@ -8,10 +8,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from rbft.files import atomically, write_json
-from rbft.run import PROVENANCE
-from rbft.sharding import full_state
-from rbft.survival import writing
+from rbft.runs.folder import PROVENANCE
+from rbft.runtime.fault_tolerance import writing
+from rbft.runtime.files import atomically, write_json
+from rbft.training.fsdp2 import full_state
 
 
 class StageHandoff(Callback):

@@ -9,8 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from rbft.data.base import Clip
-from rbft.data.video import VideoError
-from rbft.metrics import confusion_figure
+from rbft.inference.metrics import confusion_figure
+from rbft.video.sampling import VideoError
 
 FRAMES = 8  # frames shown of a clip
 

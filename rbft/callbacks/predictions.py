@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbft.data.base import Clip
-from rbft.files import write_json, write_text
+from rbft.runtime.files import write_json, write_text
 
 
 class PredictionWriter(Callback):

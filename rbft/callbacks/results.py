@@ -8,11 +8,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbft.data.base import Clip
-from rbft.files import write_json, write_text
-from rbft.metrics import for_json, macro_classes
-from rbft.run import digest, read_provenance
-from rbft.screen import say
-from rbft.sharding import everyone
+from rbft.inference.metrics import for_json, macro_classes
+from rbft.runs.folder import digest, read_provenance
+from rbft.runtime.console import say
+from rbft.runtime.files import write_json, write_text
+from rbft.training.fsdp2 import everyone
 
 log = logging.getLogger(__name__)
 

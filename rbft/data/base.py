@@ -16,18 +16,18 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from rbft.data.card import Card
-from rbft.data.featurecache import FeatureCache, SeenVideo
-from rbft.data.framecache import FrameCache, clip_key
+from rbft.annotations.video_list import find_videos
+from rbft.card import Card
 from rbft.data.leaks import SharedVideos, find_shared
 from rbft.data.manifest import Manifest, Row, agree, scan
 from rbft.data.rationales import RationaleStore, mix
 from rbft.data.sampler import Draw, EvalSampler, TrainSampler
 from rbft.data.splits import carve, check_classes, empty_classes
-from rbft.data.video import Video, VideoError, VideoInfo, patch_grid, plan_frames, probe
-from rbft.data.videolist import find_videos
-from rbft.digests import default_cache, file_digest
-from rbft.ranges import check_ranges
+from rbft.runtime.digests import default_cache, file_digest
+from rbft.runtime.ranges import check_ranges
+from rbft.video.feature_cache import FeatureCache, SeenVideo
+from rbft.video.frame_cache import FrameCache, clip_key
+from rbft.video.sampling import Video, VideoError, VideoInfo, patch_grid, plan_frames, probe
 
 SCAN_THREADS = 8  # opening a file waits for the disk more than for the processor
 REPLACEMENTS = 10  # clips that are tried in the place of one that cannot be decoded
@@ -409,7 +409,7 @@ class VideoDataModule(LightningDataModule):
         return self.card.name
 
     def video_digest(self, clip: Clip) -> str:
-        """Content digest of a clip's whole file, see `rbft.digests.hash_file`.
+        """Content digest of a clip's whole file, see `rbft.runtime.digests.hash_file`.
 
         Nothing is read of the benchmark's files, which the scan has read.
 
@@ -655,7 +655,7 @@ class VideoDataModule(LightningDataModule):
         Leaves in `notes` what else the folders hold.
 
         Raises:
-            ValueError: See `rbft.data.videolist.find_videos`.
+            ValueError: See `rbft.annotations.video_list.find_videos`.
         """
         found, notes = find_videos(videos)
         self.notes += notes

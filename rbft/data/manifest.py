@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
-from rbft.data.video import VideoError
-from rbft.digests import hash_file, identity, line_checksum, sample_digest
-from rbft.files import write_text
+from rbft.runtime.digests import hash_file, identity, line_checksum, sample_digest
+from rbft.runtime.files import write_text
+from rbft.video.sampling import VideoError
 
 OK = "ok"
 TRUNCATED = "truncated"
@@ -97,8 +97,8 @@ class Row:
         fps: Its frames per second.
         width: Its width in pixels.
         height: Its height in pixels.
-        digest: Its content digest, see `rbft.digests.hash_file`; None where it is not readable.
-        start: Seconds from the file's start at which the clip begins.
+        digest: Its content digest, see `rbft.runtime.digests.hash_file`; None where it is not
+        readable. start: Seconds from the file's start at which the clip begins.
         end: Seconds at which it ends; negative counts from the file's end.
         note: What is repaired when the file is read, such as time stamps that make no sense.
     """

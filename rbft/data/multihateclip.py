@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from rbft.annotations.lookup import VideoLookup, leads_out
+from rbft.annotations.tables import Row, check_unique, parse_json, read_table, read_text, shown
 from rbft.data.base import Clip, VideoDataModule
-from rbft.data.lookup import VideoLookup, leads_out
-from rbft.data.tables import Row, check_unique, parse_json, read_table, read_text, shown
 
 # Rows of the published files, by the form of their ids.
 PUBLISHED = {

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rbft.files import write_json, write_text
+from rbft.runtime.files import write_json, write_text
 
 KEYS = {"id": str, "rationale": str, "finish": str, "tokens": int, "source": str}
 # What a rationale was written about. An id is no proof: other videos may have the same ids.

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from rbft.annotations.lookup import VideoLookup, leads_out
+from rbft.annotations.tables import Row, read_table, shown
 from rbft.data.base import Clip, VideoDataModule
-from rbft.data.lookup import VideoLookup, leads_out
 from rbft.data.splits import check_known, read_splits, split_by_hash
-from rbft.data.tables import Row, read_table, shown
-from rbft.ranges import check_ranges
+from rbft.runtime.ranges import check_ranges
 
 TAGS = ("Normal", "Abnormal", "Vague Abnormal")
 DESCRIPTION, REASONING = "Video Description", "Reasoning behind Normality/Anomalies"

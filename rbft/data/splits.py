@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
-from rbft.data.tables import check_unique, read_table, read_text, shown
+from rbft.annotations.tables import check_unique, read_table, read_text, shown
 
 # What annotations call the splits. Clips that are none of train, val and test are kept, unused.
 SPLIT_NAMES = {

@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from rbft.data.base import Clip, VideoDataModule
-from rbft.data.columns import LABEL, TABLE, Columns, fill
-from rbft.data.conversations import is_conversation, read_conversation, read_reference
-from rbft.data.entries import Entry, check_once, count_votes, segment_id
-from rbft.data.labels import match_label, name_class, read_class_list
-from rbft.data.lookup import (
+from rbft.annotations.columns import LABEL, TABLE, Columns, fill
+from rbft.annotations.conversations import is_conversation, read_conversation, read_reference
+from rbft.annotations.entries import Entry, check_once, count_votes, segment_id
+from rbft.annotations.labels import match_label, name_class, read_class_list
+from rbft.annotations.lookup import (
     FolderContent,
     VideoLookup,
     count_endings,
@@ -23,6 +22,8 @@ from rbft.data.lookup import (
     list_videos,
     without_suffix,
 )
+from rbft.annotations.tables import Row, check_unique, read_table, shown
+from rbft.data.base import Clip, VideoDataModule
 from rbft.data.splits import (
     SPLIT_NAMES,
     check_classes,
@@ -31,8 +32,7 @@ from rbft.data.splits import (
     split_by_hash,
     split_name,
 )
-from rbft.data.tables import Row, check_unique, read_table, shown
-from rbft.ranges import check_ranges
+from rbft.runtime.ranges import check_ranges
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"  # Hugging Face's column, or the end of its name

@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from rbft.cli import main as rbft
-from rbft.run import ZERO_SHOT
-from rbft.screen import say, table
+from rbft.runs.folder import ZERO_SHOT
+from rbft.runtime.console import say, table
 
 # Title, experiment file and the step whose result counts.
 METHODS = (

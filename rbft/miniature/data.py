@@ -5,7 +5,7 @@ from typing import Any
 
 from rbft.data.base import Clip, VideoDataModule
 from rbft.miniature.world import make_clips, read_annotations
-from rbft.ranges import check_ranges
+from rbft.runtime.ranges import check_ranges
 
 
 class Miniature(VideoDataModule):

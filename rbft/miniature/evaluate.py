@@ -9,10 +9,10 @@ import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from rbft.data.video import decode_video
+from rbft.backbone.positions import position_ids
 from rbft.miniature.language import LABEL_PROMPT, PERSONAS, RATIONALE_PROMPT, factors
 from rbft.miniature.world import make_clips, read_annotations
-from rbft.positions import position_ids
+from rbft.video.sampling import decode_video
 
 BATCH = 32  # videos that are asked about at a time
 

@@ -10,11 +10,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForImageTextToText, Trainer
 
-from rbft.adapters import TARGETS, LoRA, add_adapters
-from rbft.backbone import load_model, parameter_parts
-from rbft.families import FAMILIES
-from rbft.optim import parameter_groups
-from rbft.publish import whole_model
+from rbft.backbone.adapters import TARGETS, LoRA, add_adapters
+from rbft.backbone.family import FAMILIES
+from rbft.backbone.loading import load_model, parameter_parts
+from rbft.commands.export_weights import whole_model
+from rbft.training.optim import parameter_groups
 from tests.examples import batch_of, collator, examples, module
 from tests.tiny import FAMILY_NAMES, FamilyName, tiny_model
 
@@ -29,7 +29,7 @@ EXPECTED = {f"model.language_model.layers.{block}.{name}" for block in (0, 1) fo
 def peft_model(model: Any, **settings: Any) -> PeftModel:
     """As peft itself makes it."""
     config = LoraConfig(r=4, lora_alpha=8, **{"target_modules": TARGETS, **settings})
-    with warnings.catch_warnings():  # see rbft/publish.py
+    with warnings.catch_warnings():  # see rbft/commands/export_weights.py
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
         return get_peft_model(model, config)  # type: ignore[return-value]
 

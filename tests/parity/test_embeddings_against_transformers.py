@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from rbft.answers import read_prompts
-from rbft.embeddings import PLACES
+from rbft.backbone.embeddings import PLACES
+from rbft.inference.generation import read_prompts
 from rbft.stages import STAGES
 from tests.examples import CARD, answer_of, batch_of, collator, examples, module, prompt_of
 

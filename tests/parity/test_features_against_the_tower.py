@@ -12,10 +12,10 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
 )
 
+from rbft.backbone.vision_features import check_frozen, show, tower_digest, tower_features
 from rbft.collator import Batch, Collator
-from rbft.data.featurecache import FeatureCache
 from rbft.module import RBFTModule
-from rbft.vision import check_frozen, show, tower_digest, tower_features
+from rbft.video.feature_cache import FeatureCache
 from tests.examples import (
     Yard,
     answer_of,

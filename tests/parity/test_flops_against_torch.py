@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rbft.flops import ClipTokens, Flops, StepCounter
+from rbft.estimate.flops import ClipTokens, Flops, StepCounter
 from rbft.module import RBFTModule
 from tests.examples import answer_of, batch_of, collator, examples, module
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rbft.answers import read_prompts, score_after
+from rbft.inference.generation import read_prompts, score_after
 from rbft.module import RBFTModule
 from rbft.stages import LABEL
 from tests.examples import batch_of, collator, examples, module, prompt_of, random_video

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
-from rbft.metrics import ClassificationMetrics, for_json, percent
+from rbft.inference.metrics import ClassificationMetrics, for_json, percent
 
 
 @st.composite

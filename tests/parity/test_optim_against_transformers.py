@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import Trainer, TrainingArguments, get_cosine_schedule_with_warmup
 
-from rbft.backbone import parameter_parts
-from rbft.families import FAMILIES
-from rbft.optim import cosine_schedule, parameter_groups
+from rbft.backbone.family import FAMILIES
+from rbft.backbone.loading import parameter_parts
+from rbft.training.optim import cosine_schedule, parameter_groups
 from tests.tiny import FAMILY_NAMES, FamilyName, tiny_model
 
 RATES = {"language": 1e-5, "merger": 3e-5, "vision": 2e-6}

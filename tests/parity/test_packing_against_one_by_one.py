@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rbft.attention import TEXT, VISION
-from rbft.backbone import load_model
+from rbft.backbone.attention import TEXT, VISION
+from rbft.backbone.loading import load_model
 from rbft.data.sampler import Draw
 from tests.examples import SHAPES, answer_of, batch_of, collator, examples, module, random_video
 

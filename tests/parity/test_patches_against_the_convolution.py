@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
-from rbft.backbone import load_config, load_model, load_processor
-from rbft.kernels import PatchProjection
-from rbft.vision import tower_digest
+from rbft.backbone.kernels import PatchProjection
+from rbft.backbone.loading import load_config, load_model, load_processor
+from rbft.backbone.vision_features import tower_digest
 from tests.examples import batch_of, collator, examples, module
 
 NAME = "model.visual.patch_embed.proj.weight"

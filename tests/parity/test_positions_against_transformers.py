@@ -1,7 +1,8 @@
 """Positions against `get_rope_index` of the installed transformers, and through its `generate`.
 
 transformers 5.3 to 5.23 agree up to the end of the video and then start the text too early; see
-`rbft.positions`. A release with another rule fails here: look at what it does, and say so there.
+`rbft.backbone.positions`. A release with another rule fails here: look at what it does, and say so
+there.
 """
 
 import math

@@ -7,8 +7,8 @@ import torch
 from transformers.video_utils import VideoMetadata
 
 from rbft.data.base import Example
-from rbft.data.video import Video
 from rbft.stages import STAGES
+from rbft.video.sampling import Video
 from tests.examples import CARD, collator, examples
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch.plugins.precision.fsdp import FSDPPrecision
 from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from rbft.sharding import keep_buffers
+from rbft.training.fsdp2 import keep_buffers
 from tests.examples import Yard, module, trainer
 
 FAR = 2000

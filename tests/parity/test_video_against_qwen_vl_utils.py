@@ -15,7 +15,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rbft.data.video import Video, decode_video, frame_size, sample_indices
+from rbft.video.sampling import Video, decode_video, frame_size, sample_indices
 from tests.variants import make_variant
 from tests.videos import make_video, numbers
 

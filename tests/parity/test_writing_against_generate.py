@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from rbft.answers import read_prompts, score_after, write_after
-from rbft.data.card import Card
+from rbft.card import Card
+from rbft.inference.generation import read_prompts, score_after, write_after
 from tests.examples import (
     CARD,
     Yard,

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from rbft.callbacks.checks import TrainableParts
-from rbft.data.card import Card
-from rbft.data.video import decode_video
-from rbft.run import revision
+from rbft.card import Card
+from rbft.runs.folder import revision
+from rbft.video.sampling import decode_video
 from tests.recipe.runs import (
     EXPERIMENTS,
     LOGS,

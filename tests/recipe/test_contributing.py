@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 
+from rbft.backbone.family import FAMILIES
+from rbft.card import Card
 from rbft.data.base import Clip
-from rbft.data.card import Card
-from rbft.families import FAMILIES
 from rbft.stages import STAGES
 
 GUIDE = Path(__file__).parents[2] / "CONTRIBUTING.md"

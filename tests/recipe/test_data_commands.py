@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rbft.card import Card
 from rbft.cli import main
-from rbft.data.card import Card
-from rbft.data.video import VideoError, decode_video
 from rbft.data.videofolder import VideoFolder
 from rbft.miniature import folders
+from rbft.video.sampling import VideoError, decode_video
 from tests.recipe.runs import (
     LOGS,
     PLACES,

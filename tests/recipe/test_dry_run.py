@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from rbft.backbone import parameter_parts
-from rbft.families import FAMILIES
+from rbft.backbone.family import FAMILIES
+from rbft.backbone.loading import parameter_parts
 from tests.recipe.runs import EXPERIMENTS, LOGS, ROOT, rbft, small
 from tests.tiny import tiny_config, tiny_model, tiny_processor
 from tests.trust import EMPTY, note_trust
-from tests.unit.test_memory import PARAMETERS, SEVEN, backbone
+from tests.unit.estimate.test_memory import PARAMETERS, SEVEN, backbone
 
 pytestmark = pytest.mark.recipe
 DRY = "--dry_run=true"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from rbft.families.qwen2_vl import Qwen2VL
+from rbft.backbone.qwen2_vl import Qwen2VL
 from tests.recipe.runs import (
     LOGS,
     PLACES,

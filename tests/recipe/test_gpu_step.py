@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rbft.memory import Setup, step_memory
+from rbft.estimate.memory import Setup, step_memory
 from tests.recipe.runs import ROOT
 
 pytestmark = pytest.mark.recipe
@@ -120,9 +120,9 @@ def test_what_does_not_fit_is_a_row(script, monkeypatch):
 
 
 def test_its_adapters_are_counted_as_peft_s(script):
-    from rbft.adapters import LoRA, add_adapters
-    from rbft.families import FAMILIES
-    from rbft.flops import ClipTokens, StepCounter
+    from rbft.backbone.adapters import LoRA, add_adapters
+    from rbft.backbone.family import FAMILIES
+    from rbft.estimate.flops import ClipTokens, StepCounter
 
     own = script.make_model("tiny", "lora", torch.device("cpu"))
     theirs = script.make_model("tiny", "bf16", torch.device("cpu"))

@@ -12,9 +12,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from rbft.data.base import VideoDataModule
-from rbft.files import write_json
 from rbft.miniature.data import Miniature
 from rbft.module import RBFTModule
+from rbft.runtime.files import write_json
 from tests.recipe.runs import LOGS, outcome, rationales, rbft, read_json, read_lines, small
 
 pytestmark = pytest.mark.recipe

@@ -12,7 +12,7 @@ import pytest
 from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rbft.data.card import Card
+from rbft.card import Card
 from rbft.miniature import BASE
 from rbft.miniature.data import Miniature
 from rbft.module import RBFTModule

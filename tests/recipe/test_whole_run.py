@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rbft.callbacks.checks import TrainableParts
 from rbft.data.rationales import ABOUT
-from rbft.files import write_json
 from rbft.miniature.data import Miniature
+from rbft.runtime.files import write_json
 from tests.recipe.runs import (
     LOGS,
     PLACES,

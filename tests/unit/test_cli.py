@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch.callbacks import ModelSummary
 
 import rbft.cli
-from rbft.checkpoints import WholeCheckpoints
 from rbft.cli import main, quiet
 from rbft.miniature.data import Miniature
-from rbft.survival import Stopped
+from rbft.runtime.fault_tolerance import Stopped
+from rbft.training.checkpoints import WholeCheckpoints
 from tests.recipe.runs import small
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from rbft.answers import find_class
 from rbft.collator import IGNORED, Transferable
 from rbft.data.base import Clip
 from rbft.data.sampler import Draw
+from rbft.inference.generation import find_class
 from rbft.stages import CLASS, RATIONALE, STAGES, Stage
 from tests.examples import (
     CARD,

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import load_file, save_file
 
-from rbft.backbone import fingerprint
+from rbft.backbone.loading import fingerprint
 from rbft.callbacks.checks import TrainableParts
 from rbft.callbacks.cut import CutRationales
 from rbft.callbacks.handoff import StageHandoff
@@ -26,19 +26,19 @@ from rbft.callbacks.predictions import PredictionWriter
 from rbft.callbacks.progress import StepProgressBar
 from rbft.callbacks.results import ResultsWriter
 from rbft.callbacks.throughput import Throughput
-from rbft.checkpoints import StepCheckpoint, WholeCheckpoints
+from rbft.card import Card
+from rbft.commands.rationalize import RationaleWriter
 from rbft.data.base import Clip
-from rbft.data.card import Card
 from rbft.data.rationales import RationaleStore
-from rbft.digests import LENGTH
-from rbft.files import write_json
-from rbft.lock import Lock
 from rbft.method import Method
 from rbft.module import RBFTModule
-from rbft.rationalize import RationaleWriter
-from rbft.record import describe_clips, digest
-from rbft.run import read_json
-from rbft.survival import signals
+from rbft.runs.folder import read_json
+from rbft.runs.record import describe_clips, digest
+from rbft.runtime.digests import LENGTH
+from rbft.runtime.fault_tolerance import signals
+from rbft.runtime.files import write_json
+from rbft.runtime.lock import Lock
+from rbft.training.checkpoints import StepCheckpoint, WholeCheckpoints
 from tests.examples import CARD, MODULE_SETTINGS, Yard
 
 COUNTS = {"train": 4, "val": 2, "test": 2}

@@ -14,9 +14,9 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 import rbft.module
-from rbft.adapters import LoRA
-from rbft.answers import read_prompts, score_after
+from rbft.backbone.adapters import LoRA
 from rbft.data.sampler import Draw
+from rbft.inference.generation import read_prompts, score_after
 from rbft.module import Classified, RBFTModule, answer_nll
 from rbft.stages import STAGES
 from tests.examples import (

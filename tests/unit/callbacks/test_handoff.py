@@ -13,9 +13,9 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from rbft.callbacks.handoff import StageHandoff
-from rbft.data.card import Card
+from rbft.card import Card
 from rbft.module import RBFTModule
-from rbft.run import PROVENANCE, Run, check_weights, provenance
+from rbft.runs.folder import PROVENANCE, Run, check_weights, provenance
 from tests.examples import CARD, MODULE_SETTINGS, Texts, Yard, module, rationale, trainer
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback
 
 from rbft.callbacks.predictions import PredictionWriter
 from rbft.data.base import Clip, VideoDataModule
-from rbft.data.video import Video, VideoError
+from rbft.video.sampling import Video, VideoError
 from tests.examples import CARD, Yard, clips, module, trainer
 
 

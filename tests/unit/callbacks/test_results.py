@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 
 import rbft.module
 from rbft.callbacks.results import ResultsWriter
-from rbft.run import PROVENANCE, digest
+from rbft.runs.folder import PROVENANCE, digest
 from tests.examples import Yard, module, trainer
 
 

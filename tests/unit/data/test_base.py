@@ -12,8 +12,8 @@ import torch
 
 from rbft.data.base import Clip, ClipCollator, Example, VideoDataModule
 from rbft.data.sampler import Draw
-from rbft.data.video import Video, VideoError
-from rbft.digests import hash_file
+from rbft.runtime.digests import hash_file
+from rbft.video.sampling import Video, VideoError
 from tests.examples import (
     CARD,
     DATA_SETTINGS,
@@ -495,7 +495,9 @@ def test_the_content_of_a_clip_is_known_from_the_scan(
     os.utime(path, (1, 1))
     clip, expected = Clip("a", path, 0, "train"), hash_file(path)
     assert Films(tmp_path, [clip]).video_digest(clip) == expected
-    monkeypatch.setattr("rbft.digests.hash_file", lambda path: pytest.fail("was read again"))
+    monkeypatch.setattr(
+        "rbft.runtime.digests.hash_file", lambda path: pytest.fail("was read again")
+    )
     assert Films(tmp_path, [clip]).video_digest(clip) == expected
 
 
@@ -509,7 +511,9 @@ def test_the_content_of_a_video_that_is_not_scanned(
     monkeypatch.setattr(films, "read", lambda: pytest.fail("predict needs no annotations"))
     (clip,) = films.clips_of([path])
     assert films.video_digest(clip) == expected
-    monkeypatch.setattr("rbft.digests.hash_file", lambda path: pytest.fail("was read again"))
+    monkeypatch.setattr(
+        "rbft.runtime.digests.hash_file", lambda path: pytest.fail("was read again")
+    )
     assert Films(tmp_path, []).video_digest(clip) == expected
 
 

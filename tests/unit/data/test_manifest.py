@@ -18,7 +18,7 @@ from torch import distributed
 
 from rbft.data import manifest as manifest_module
 from rbft.data.manifest import Manifest, Row, agree, scan
-from rbft.data.video import probe as probe_video
+from rbft.video.sampling import probe as probe_video
 from tests.rights import folder_for_all, without_rights
 from tests.videos import make_video
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rbft.data.card import Card
+from rbft.card import Card
 from rbft.data.multihateclip import MultiHateClip
 
 SETTINGS = {

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rbft.card import Card
 from rbft.data import smarthome
-from rbft.data.card import Card
 from rbft.data.smarthome import SmartHome
 
 SETTINGS = {

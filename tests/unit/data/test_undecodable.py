@@ -13,12 +13,12 @@ from lightning.pytorch import Callback
 from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.results import ResultsWriter
 from rbft.collator import IGNORED
+from rbft.commands.rationalize import RationaleWriter, rationalize
 from rbft.data.base import REPLACEMENTS, Clip, ClipDataset, Example
 from rbft.data.rationales import UNDECODABLE, RationaleStore, about
 from rbft.data.sampler import Draw
-from rbft.data.video import Video, VideoError
 from rbft.module import RBFTModule
-from rbft.rationalize import RationaleWriter, rationalize
+from rbft.video.sampling import Video, VideoError
 from tests.examples import (
     CARD,
     MODULE_SETTINGS,

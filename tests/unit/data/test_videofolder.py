@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rbft.data.card import Card
+from rbft.card import Card
 from rbft.data.videofolder import VideoFolder
 from tests.rights import folder_for_all, without_rights
 from tests.videos import make_video

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from rbft.data.card import Card
+from rbft.card import Card
 from rbft.miniature import BASE, language
 from rbft.miniature.base_model import CHAT_TEMPLATE, TOKENS
 from rbft.miniature.data import Miniature

@@ -1,6 +1,6 @@
 import pytest
 
-from rbft.data.card import Card
+from rbft.card import Card
 from rbft.miniature.data import Miniature
 from rbft.miniature.language import (
     ATMOSPHERE_PROMPT,

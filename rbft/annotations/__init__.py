@@ -1,0 +1,1 @@
+"""Rows and files as other people write them, before they are clips."""

@@ -1,0 +1,115 @@
+"""What annotations say of a clip, before its video is looked up; several rows of one video."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rbft.annotations.tables import check_unique, shown
+
+NAMED = 3  # videos that a message names
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One clip as an annotation describes it, before look-up and split.
+
+    Attributes:
+        where: Its place, for messages.
+        id: Its id; None where its path is all that names it.
+        path: Its file below the root; None where its id is all that names it.
+        label: Index into the card's classes.
+        split: Its split, None where nothing says it.
+        start: Seconds from the file's start at which it begins.
+        end: Seconds at which it ends.
+        text: Its own text, for prompts.
+        reference: A human rationale.
+        url: Where the file can be had.
+    """
+
+    where: str
+    id: str | None
+    path: str | None
+    label: int
+    split: str | None
+    start: float | None = None
+    end: float | None = None
+    text: str = ""
+    reference: str | None = None
+    url: str | None = None
+
+
+def segment_id(video: str, entry: Entry) -> str:
+    """The id of a segment: the video's, and the seconds (`x_12.5_20`); whole videos keep theirs."""
+    if entry.start is None and entry.end is None:
+        return video
+    return f"{video}_{_seconds(entry.start or 0.0)}_{_seconds(entry.end)}"
+
+
+def count_votes(
+    videos: Sequence[str], entries: Sequence[Entry], classes: Sequence[str]
+) -> tuple[list[str], list[Entry], str]:
+    """One entry for each video, with the label that most of its rows have.
+
+    Text and reference are those of the first row with that label.
+
+    Args:
+        videos: Id of the video of each entry.
+        entries: The rows, each a vote.
+        classes: Names of the labels.
+
+    Returns:
+        Ids of the videos, an entry for each, and what is to be said of the votes.
+
+    Raises:
+        ValueError: If votes are tied, or the rows of a video differ in file, split or seconds.
+    """
+    rows: dict[str, list[Entry]] = {}
+    for video, entry in zip(videos, entries, strict=True):
+        rows.setdefault(video, []).append(entry)
+    made, ties, divided = [], [], 0
+    for video, votes in rows.items():
+        first = votes[0]
+        for vote in votes[1:]:
+            for what in ("path", "split", "start", "end"):
+                one, other = getattr(first, what), getattr(vote, what)
+                if one != other:
+                    raise ValueError(
+                        f"{vote.where}: {what} of {shown(video)} is {shown(other)}, but "
+                        f"{shown(one)} in {first.where}; votes on one video must agree in that."
+                    )
+        counts = Counter(vote.label for vote in votes).most_common()
+        if len(counts) > 1 and counts[0][1] == counts[1][1]:
+            said = ", ".join(f"{count} {classes[label]}" for label, count in counts)
+            ties.append(f"{shown(video)}: {said} ({first.where})")
+        divided += len(counts) > 1
+        chosen = next(vote for vote in votes if vote.label == counts[0][0])
+        made.append(replace(chosen, where=first.where, id=first.id))
+    if ties:
+        raise ValueError(
+            f"{len(ties)} of {len(rows)} videos have no majority among their votes: "
+            f"{'; '.join(ties[:NAMED])}{'; ...' if len(ties) > NAMED else ''}. Decide them in the "
+            "table, or take their rows out."
+        )
+    note = f"{len(entries)} votes on {len(rows)} videos, {divided} of which are not unanimous"
+    return list(rows), made, note
+
+
+def check_once(ids: Sequence[str], videos: Sequence[str], entries: Sequence[Entry]) -> None:
+    """Refuses an id that stands twice.
+
+    Raises:
+        ValueError: If one does; says how several rows of one video can be meant.
+    """
+    try:
+        check_unique([(name, entry.where) for name, entry in zip(ids, entries, strict=True)], "id")
+    except ValueError as error:
+        if len(set(videos)) == len(videos):
+            raise
+        raise ValueError(
+            f"{error} Or say what several rows of one video are: data.repeats segments (clips of "
+            "their own, by start and end) or votes (of several annotators)."
+        ) from error
+
+
+def _seconds(value: float | None) -> str:
+    return "end" if value is None else f"{value:.10g}"

@@ -1,0 +1,1 @@
+"""The vision-language model: loading, adapters, attention, and what tells families apart."""

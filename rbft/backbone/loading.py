@@ -1,0 +1,284 @@
+"""The backbone: a Qwen-VL folder or hub id, read through transformers."""
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rbft.backbone.attention import attend_in_segments
+from rbft.backbone.embeddings import copy_video_tokens
+from rbft.backbone.family import FAMILIES, PARTS, Family
+from rbft.backbone.kernels import multiply_patches
+from rbft.runs.folder import read_provenance
+from rbft.runtime.console import say
+from rbft.runtime.digests import folder_digest
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+
+# Beside the weights, all that transformers and peft read: configuration, tokenizer, chat templates,
+# processors, and the code that model.trust_remote_code runs.
+MODEL_FILES = (
+    "*config.json",
+    "*.safetensors.index.json",
+    "*.bin.index.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "*.model",
+    "*.py",
+)
+
+
+def load_config(source: str, trust: bool = False) -> tuple["PretrainedConfig", Family]:
+    """The backbone's configuration and its family; reads one small file.
+
+    Args:
+        source: A `from_pretrained` folder or a hub id.
+        trust: Run code that comes with it.
+
+    Raises:
+        ValueError: If nothing can be read there, or the architecture is not supported.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model.backbone '{source}' cannot be read: {reason} Give a folder that holds "
+            "config.json, model weights and processor, or the hub id of a Qwen2-VL or Qwen2.5-VL."
+        ) from error
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise ValueError(
+            f"model.backbone '{source}' is of kind '{config.model_type}'; supported are "
+            f"{', '.join(FAMILIES)}. See CONTRIBUTING.md for how to add a family."
+        )
+    return config, family
+
+
+def load_processor(source: str, trust: bool = False) -> "ProcessorMixin":
+    """Tokenizer, chat template and video processor of a backbone; see `load_config`."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(source, trust_remote_code=trust)
+
+
+@cache
+def usable_attention(name: str) -> str:
+    """The attention implementation, or sdpa where it is not to be had, which is said once.
+
+    Args:
+        name: As in `model.attention`.
+    """
+    from transformers.utils import import_utils
+
+    if name == "flash_attention_2" and not import_utils.is_flash_attn_2_available():
+        say(
+            "model.attention: flash_attention_2 needs a GPU and the package flash-attn, and one of "
+            "them is missing; going on with sdpa."
+        )
+        return "sdpa"
+    return name
+
+
+def load_model(
+    source: str,
+    attention: str,
+    checkpointing: bool,
+    *,
+    empty: bool = False,
+    dtype: torch.dtype | None = None,
+    four_bit: torch.device | None = None,
+    trust: bool = False,
+) -> "PreTrainedModel":
+    """The backbone's weights.
+
+    Args:
+        source: A `from_pretrained` folder or a hub id.
+        attention: Attention implementation of transformers: sdpa, eager or flash_attention_2.
+        checkpointing: Recompute activations in the backward pass instead of keeping them.
+        empty: Read no weights and leave the model on the meta device, for a process that is
+            handed its share of them.
+        dtype: Precision of the weights; None takes torch's default.
+        four_bit: Store the weights of the language model's blocks in 4 bits, on this device,
+            which reads them; None stores them as they are.
+        trust: Run code that comes with the weights.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    # Lightning sets the default dtype by trainer.precision; the file's own (bf16) would lose
+    # small updates in 32-bit training.
+    dtype = dtype or torch.get_default_dtype()
+    how: Any = {"trust_remote_code": trust}
+    how |= {"dtype": dtype, "attn_implementation": attention}
+    if empty:
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust)
+            model = AutoModelForImageTextToText.from_config(config, **how)
+    else:
+        if four_bit is not None:
+            how |= {"quantization_config": _four_bits(dtype), "device_map": {"": four_bit}}
+        model = AutoModelForImageTextToText.from_pretrained(source, **how)
+    if torch.cuda.is_available():  # a processor has no such trouble; its results keep their bits
+        multiply_patches(model)
+    copy_video_tokens(model)
+    if attention == "sdpa":
+        attend_in_segments(model)
+    if checkpointing:
+        model.activation_checkpointing_enable()
+        # transformers makes the embeddings' outputs ask for gradients, the patches' too, which
+        # costs a backward pass through a frozen vision tower. Its checkpointing needs none.
+        model.disable_input_require_grads()
+    # from_pretrained leaves it in eval mode, in which checkpointing is silently off.
+    return model.train()
+
+
+def _four_bits(dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        # By its whole name: "visual" alone matches nothing, without a word.
+        llm_int8_skip_modules=["model.visual", "lm_head"],
+    )
+
+
+def frozen_dtype(precision: str) -> torch.dtype:
+    """Precision of weights that do not train: the one they are computed in.
+
+    Args:
+        precision: The Trainer's. In the mixed ones, weights that train stay in 32 bits.
+    """
+    halves = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    return halves.get(precision, torch.get_default_dtype())
+
+
+def parameter_parts(model: nn.Module, family: Family) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Named parameters by part: language, merger, vision."""
+    parts: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in PARTS}
+    for name, parameter in model.named_parameters():
+        parts[family.part(name)].append((name, parameter))
+    return parts
+
+
+def fingerprint(source: str, base: str | None = None, *, bare: bool = False) -> str:
+    """Content digest of a model: all that decides what `from_pretrained` makes of a folder.
+
+    Covers every byte of the weights, of tokenizer, chat template and processor, and all
+    configuration and code; neither README, card nor notes, nor the folder's name. A file is read
+    once, see `rbft.runtime.digests`. An adapter's covers what it stands on as well. A hub id stands
+    for itself, with the revision that the local cache holds.
+
+    Args:
+        source: A `from_pretrained` folder, whole or an adapter, or a hub id.
+        base: Fingerprint of what an adapter stands on; None takes the one that rbft noted in the
+            folder. See `rbft.backbone.adapters.weights_fingerprint`, which finds the base.
+        bare: Let a folder pass that holds no weights, only what they would be read with.
+
+    Returns:
+        32 hexadecimal characters, or `<hub id>@<commit>`.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If a hub id's revision or an adapter's base is not known, or the folder holds no
+            weights.
+    """
+    from transformers import PretrainedConfig
+
+    folder = Path(source)
+    if not folder.is_dir():
+        commit = PretrainedConfig.get_config_dict(source)[0].get("_commit_hash")
+        if not commit:
+            raise ValueError(
+                f"Which revision of '{source}' the local cache holds is not known, so that its "
+                "weights cannot be told from others. Download it (hf download "
+                f"{source} --local-dir FOLDER) and give the folder instead."
+            )
+        return f"{source}@{commit}"
+    names = [file.relative_to(folder).as_posix() for file in _model_files(folder)]
+    if not bare and not any(name.endswith((".safetensors", ".bin")) for name in names):
+        raise ValueError(
+            f"{folder} holds no weights: no file *.safetensors or *.bin. Give a folder that "
+            "save_pretrained wrote whole."
+        )
+    if "adapter_config.json" not in names:
+        return folder_digest(folder, names)
+    base = base or ((read_provenance(folder) or {}).get("base") or {}).get("fingerprint")
+    if base is None:
+        raise ValueError(
+            f"{folder} is an adapter that does not say which weights it was trained on: a name in "
+            "adapter_config.json is no proof. Merge it into whole weights, or start from an "
+            "adapter that rbft wrote."
+        )
+    return folder_digest(folder, names, [f"base {base}"])
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """The files of a folder that decide what the model does."""
+    found = {file for pattern in MODEL_FILES for file in folder.glob(pattern)}
+    # transformers and peft take safetensors where there are both.
+    found |= set(folder.glob("*.safetensors")) or set(folder.glob("*.bin"))
+    return [file for file in found if file.is_file() and not file.name.startswith(".")]
+
+
+def short_name(source: str) -> str:
+    """The last part of a folder or hub id, for file names."""
+    return Path(source).name.lower()
+
+
+def generation_settings(
+    source: str, processor: "ProcessorMixin", max_new_tokens: int, trust: bool = False
+) -> dict[str, Any]:
+    """How the backbone writes, as arguments of transformers' `generate`.
+
+    Of the backbone's `generation_config.json`, what ends an answer and the repetition penalty
+    count. Its sampling settings do not: writing is greedy, so that a text depends on clip, prompt
+    and weights alone.
+
+    Args:
+        source: A `from_pretrained` folder or a hub id.
+        processor: Its processor.
+        max_new_tokens: Longest text, in tokens.
+        trust: Run code that comes with the backbone.
+
+    Returns:
+        `max_new_tokens`, `eos_token_id` (in order, the tokenizer's and every one of the
+        generation config, each of which ends an answer) and `repetition_penalty`.
+
+    Raises:
+        ValueError: If the repetition penalty is not above 0.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(source)
+    except OSError:  # a backbone may come without one; transformers then does the same
+        config = GenerationConfig.from_model_config(
+            AutoConfig.from_pretrained(source, trust_remote_code=trust)
+        )
+    ends = config.eos_token_id
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    penalty = 1.0 if config.repetition_penalty is None else float(config.repetition_penalty)
+    if not penalty > 0:
+        raise ValueError(
+            f"The generation_config.json of model.backbone '{source}' has repetition_penalty "
+            f"{penalty:g}; it must be above 0. Correct it there: 1.0 penalises nothing."
+        )
+    tokenizer: Any = getattr(processor, "tokenizer")  # noqa: B009 (untyped in transformers)
+    return {
+        "max_new_tokens": max_new_tokens,
+        "eos_token_id": sorted({tokenizer.eos_token_id, *ends}),
+        "repetition_penalty": penalty,
+    }

@@ -1,0 +1,118 @@
+"""A frozen vision tower sees each clip once: its outputs are kept on disk, see `FeatureCache`."""
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor
+
+from rbft.backbone.family import Family
+from rbft.backbone.loading import parameter_parts
+from rbft.collator import Batch
+from rbft.data.base import VideoDataModule
+from rbft.video.feature_cache import FeatureCache, SeenVideo
+
+# Facts of the video processor that decide what the tower is given.
+PROCESSING = ("rescale_factor", "image_mean", "image_std", "patch_size", "temporal_patch_size")
+# Part of every digest: raise it when the same tower begins to give other features.
+VERSION = 1
+
+
+def check_frozen(data: VideoDataModule, learning_rate: float, strategy: Strategy) -> None:
+    """Refuses to keep the outputs of a vision tower that trains, or that is in shards.
+
+    Args:
+        data: The benchmark.
+        learning_rate: The vision tower's.
+        strategy: How the Trainer spreads the model.
+
+    Raises:
+        ValueError: Naming the settings.
+    """
+    if not data.feature_cache.max_bytes:
+        return
+    size = f"data.feature_cache_gb ({data.feature_cache.max_bytes / 1e9:g})"
+    if learning_rate > 0:
+        raise ValueError(
+            f"{size} keeps the outputs of a frozen vision tower, but this one trains: "
+            f"model.vision_learning_rate is {learning_rate:g}. Set it to 0 to freeze the tower, or "
+            "data.feature_cache_gb to 0."
+        )
+    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+        raise ValueError(
+            f"{size} needs the vision tower in one piece, but trainer.strategy is "
+            f"{type(strategy).__name__}. Set data.feature_cache_gb to 0, or another strategy."
+        )
+
+
+def tower_digest(backbone: Any, family: Family, processor: Any, precision: str) -> str:
+    """What tells one vision tower's outputs from another's: its weights and what it is fed.
+
+    Reads all of the tower's weights, a second or two for the 0.7 billion of Qwen2.5-VL.
+
+    Args:
+        backbone: The model.
+        family: Its family.
+        processor: Its processor.
+        precision: The Trainer's precision, in which the tower runs.
+    """
+    facts = {name: getattr(processor.video_processor, name) for name in PROCESSING}
+    facts |= {"version": VERSION, "precision": precision}
+    facts["vision"] = backbone.config.vision_config.to_diff_dict()
+    made = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name, parameter in parameter_parts(backbone, family)["vision"]:
+        values = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+        made.update(f"{name}:{parameter.dtype}:{tuple(parameter.shape)}".encode())
+        made.update(values.numpy().data)
+    return made.hexdigest()
+
+
+def tower_features(
+    backbone: Any, family: Family, batch: Batch, cache: FeatureCache
+) -> list[Tensor]:
+    """The vision tower's output for each clip of a batch; runs on those it has not seen.
+
+    Args:
+        backbone: The model; its vision tower must be frozen.
+        family: Its family.
+        batch: A batch with `kept`.
+        cache: Keeps what was not there yet.
+    """
+    kept = batch.kept
+    assert kept is not None
+    grids = batch.video["video_grid_thw"]
+    todo = [index for index, found in enumerate(kept.features) if found is None]
+    patches = (
+        batch.video["pixel_values_videos"].split(grids[todo].prod(-1).tolist()) if todo else ()
+    )
+    for index, pixels in zip(todo, patches, strict=True):
+        # One by one: rounding then depends on nothing but the clip, and a run that is killed and
+        # started again ends with the same bits.
+        with torch.no_grad():
+            grid = grids[index : index + 1].to(pixels.device)
+            own = family.features(backbone.model.visual, pixels, grid)
+        # In the batch too: it may be shown to the model more than once.
+        kept.features[index] = own
+        if kept.keys[index]:
+            seen = SeenVideo(own, grids[index].tolist(), kept.sampled_fps[index])
+            cache.put(kept.keys[index], seen)
+    return [found for found in kept.features if found is not None]
+
+
+def show(backbone: Any, features: list[Tensor], merge_size: int) -> dict[str, Any]:
+    """Arguments of the backbone's forward that show it clips by their tower outputs.
+
+    The merger runs here, so that it can be trained.
+
+    Args:
+        backbone: The model.
+        features: The tower's output for each clip.
+        merge_size: Patches that the merger joins per side.
+    """
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    tokens = backbone.model.visual.merger(torch.cat(features))
+    clips = tokens.split([len(own) // merge_size**2 for own in features])
+    return {"mm_encoder_outputs": {"video": BaseModelOutputWithPooling(pooler_output=clips)}}

@@ -1,0 +1,170 @@
+"""The card: all words of a task, kept as data beside the benchmark.
+
+A card is a YAML file with the classes, the word that the model answers with for each class, and
+the prompts. It is saved with the weights and with the rationales that were made from it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from string import Formatter
+
+import yaml
+
+from rbft.runtime.files import write_text
+
+
+@dataclass(frozen=True)
+class Card:
+    """Words of one classification task.
+
+    Attributes:
+        name: Short name of the task, part of file names.
+        persona: The expert that the rationale prompt speaks to ("Smart Home Security Expert").
+        words: Class name to the word that the model answers with, in class order.
+        prompts: Prompt name to text. `label` asks for the class; `rationale` asks for the
+            rationale (P_rationale); more rationale prompts may follow (`less`, `least`). A text
+            may use `{persona}`, `{words}` (the class words, "normal or abnormal") and `{text}`
+            (the clip's own text, where the data module gives one).
+    """
+
+    name: str
+    persona: str
+    words: dict[str, str]
+    prompts: dict[str, str]
+
+    def __post_init__(self) -> None:
+        where = f"Card '{self.name}'"
+        if len(self.words) < 2:
+            raise ValueError(
+                f"{where}: words has {len(self.words)} classes ({', '.join(self.words) or 'none'})"
+                "; classification needs at least 2. Add one line per class: `name: word`."
+            )
+        answers = [_normal_form(word) for word in self.words.values()]
+        for word, answer in zip(self.words.values(), answers, strict=True):
+            if not answer or answers.count(answer) > 1:
+                raise ValueError(
+                    f"{where}: the class word '{word}' is empty or used twice. Give each class a "
+                    "word of its own, different by more than case and punctuation."
+                )
+        for name in ("label", "rationale"):
+            if not self.prompts.get(name, "").strip():
+                raise ValueError(
+                    f"{where}: prompts.{name} is missing. A card needs the prompts label "
+                    "(the classification query) and rationale (P_rationale)."
+                )
+        for name, prompt in self.prompts.items():
+            for _, field, _, _ in Formatter().parse(prompt):
+                if field is not None and field not in ("persona", "words", "text"):
+                    raise ValueError(
+                        f"{where}: prompts.{name} uses {{{field}}}; allowed are {{persona}}, "
+                        "{words} and {text}. Write {{ and }} for plain braces."
+                    )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in order; a clip's label is an index into them."""
+        return tuple(self.words)
+
+    @property
+    def digest(self) -> str:
+        """Short hash of everything on the card."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
+
+    def prompt(self, name: str, text: str = "") -> str:
+        """The prompt of that name with its fields filled in.
+
+        Args:
+            name: A key of `prompts`.
+            text: The clip's own text for `{text}`.
+
+        Raises:
+            ValueError: If the card has no prompt of that name.
+        """
+        if name not in self.prompts:
+            raise ValueError(
+                f"Card '{self.name}' has no prompt '{name}'; it has {', '.join(self.prompts)}."
+            )
+        *first, last = self.words.values()
+        return (
+            self.prompts[name]
+            .format(persona=self.persona, words=f"{', '.join(first)} or {last}", text=text)
+            .strip()
+        )
+
+    def using(self, rationale_prompt: str) -> "Card":
+        """The same card with another of its prompts as the one that asks for rationales."""
+        chosen = self.prompts.get(rationale_prompt)
+        if chosen is None:
+            raise ValueError(
+                f"Card '{self.name}' has no prompt '{rationale_prompt}' (data.rationale_prompt); "
+                f"it has {', '.join(self.prompts)}."
+            )
+        return replace(self, prompts={**self.prompts, "rationale": chosen})
+
+    def shown(self, prompts: Sequence[str]) -> dict[str, dict[str, str]]:
+        """What the model is shown of the card: the words, and prompts with their fields filled in.
+
+        Args:
+            prompts: Names of the prompts; `{text}` stays as it is.
+        """
+        asked = {name: self.prompt(name, "{text}") for name in prompts}
+        return {"words": dict(self.words), "prompts": asked}
+
+    def parse(self, answer: str) -> int | None:
+        """The class whose word is the whole answer, up to case, white space and end punctuation.
+
+        Nothing is guessed: an answer that only contains a class word is no answer
+        ("not abnormal" contains two).
+        """
+        form = _normal_form(answer)
+        for index, word in enumerate(self.words.values()):
+            if form == _normal_form(word):
+                return index
+        return None
+
+    @classmethod
+    def load(cls, path: Path) -> "Card":
+        """Reads a card file.
+
+        Raises:
+            ValueError: If the file is missing, is no YAML mapping or has a wrong key.
+        """
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"Card file {path} cannot be read: {error.strerror}.") from error
+        except yaml.YAMLError as error:
+            raise ValueError(f"Card file {path} is no valid YAML: {error}") from error
+        keys = [field.name for field in fields(cls)]
+        if not isinstance(content, dict) or sorted(content) != sorted(keys):
+            got = (
+                ", ".join(map(str, content))
+                if isinstance(content, dict)
+                else type(content).__name__
+            )
+            raise ValueError(f"Card file {path} must have the keys {', '.join(keys)}; got {got}.")
+        for key in ("words", "prompts"):
+            value = content[key]
+            if not isinstance(value, dict) or not all(
+                isinstance(text, str) for item in value.items() for text in item
+            ):
+                raise ValueError(
+                    f"Card file {path}: {key} must map names to texts; got {value!r}. "
+                    'Put words that YAML reads as true or false in quotes ("yes").'
+                )
+        return cls(**content)
+
+    def text(self) -> str:
+        """The card as YAML."""
+        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True, width=96)
+
+    def save(self, path: Path) -> None:
+        """Writes the card as YAML."""
+        write_text(path, self.text())
+
+
+def _normal_form(answer: str) -> str:
+    return " ".join(answer.split()).strip(" .,!?:;\"'`*<>[]()").casefold()

@@ -1,0 +1,251 @@
+"""A run's weights as a folder for others: whole weights, processor, card and a model card."""
+
+import json
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from rbft.backbone.adapters import is_adapter
+from rbft.backbone.loading import load_config, load_processor
+from rbft.card import Card
+from rbft.data.base import Clip
+from rbft.runs.folder import PROVENANCE, read_provenance
+from rbft.runtime.files import atomically, write_json
+from rbft.runtime.lock import Lock
+from rbft.stages import CLASS, RATIONALE, Stage, find_stage
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Settings that the model card shows, where a run's file has them.
+SHOWN = (
+    "stages",
+    "data.class_path",
+    *(f"data.init_args.{name}" for name in ("fps", "max_pixels", "min_pixels", "min_frames")),
+    *(f"data.init_args.{name}" for name in ("max_frames", "global_batch_size", "rationale_ratio")),
+    "trainer.max_epochs",
+    "trainer.precision",
+    *(f"model.{name}" for name in ("learning_rate", "merger_learning_rate")),
+    *(f"model.{name}" for name in ("vision_learning_rate", "weight_decay", "warmup_ratio")),
+    *(f"model.{name}" for name in ("lora", "quantize", "answer")),
+    "seed_everything",
+)
+ANSWERS = {
+    (CLASS,): "one of the class words",
+    (RATIONALE,): "a rationale, not a class",
+    (CLASS, RATIONALE): "one of the class words, and below it a rationale",
+    (RATIONALE, CLASS): "a rationale, and below it one of the class words",
+}
+# As the base's maker wrote them; other versions of transformers, and vLLM, read these as well.
+BASE_FILES = ("config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+
+
+def publish(
+    weights: Path, base: str, output: Path, dtype: str = "base", *, trust: bool = False
+) -> None:
+    """Writes the folder atomically.
+
+    Args:
+        weights: A weights folder of rbft: whole weights or an adapter.
+        base: What they were trained from. An adapter is merged into it, in its full precision,
+            however it was stored in training.
+        output: The folder to write.
+        dtype: Precision of the weights: that of the base, or a name in `DTYPES`.
+        trust: Run code that comes with the base.
+
+    Raises:
+        ValueError: If the output exists or the disk is too full.
+    """
+    with Lock(output, "--output"):
+        _publish(weights, base, output, dtype, trust)
+
+
+def _publish(weights: Path, base: str, output: Path, dtype: str, trust: bool) -> None:
+    if output.exists():
+        raise ValueError(f"--output {output} exists. Name a folder that does not, or remove it.")
+    config, _ = load_config(base, trust)
+    wanted: Any = DTYPES.get(dtype) or config.dtype or torch.float32
+    model = whole_model(weights, base, wanted, trust)
+    needed = sum(tensor.nbytes for tensor in model.state_dict().values())
+    free = shutil.disk_usage(output.parent).free
+    if free < 1.05 * needed:
+        raise ValueError(
+            f"--output {output} needs {needed / 1e9:.1f} GB, but the disk has {free / 1e9:.1f} GB "
+            "left. Make room, name a folder elsewhere, or set --dtype bfloat16."
+        )
+    with atomically(output) as part:
+        model.save_pretrained(part)
+        processor = load_processor(str(weights), trust)
+        processor.save_pretrained(part)
+        for name in BASE_FILES:
+            _take_over(base, name, part, wanted)
+        shutil.copyfile(weights / "card.yaml", part / "card.yaml")
+        note = read_provenance(weights) or {}
+        write_json(part / PROVENANCE, {key: value for key, value in note.items() if key != "base"})
+        text = model_card(weights, base, str(wanted).removeprefix("torch."))
+        (part / "README.md").write_text(text, encoding="utf-8")
+
+
+def whole_model(weights: Path, base: str, dtype: torch.dtype, trust: bool = False) -> Any:
+    """The model with its adapter, if it is one, merged into the base's weights.
+
+    Args:
+        weights: A weights folder.
+        base: What an adapter is merged into.
+        dtype: Precision of the weights.
+        trust: Run code that comes with them.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    how: Any = {"dtype": dtype, "trust_remote_code": trust}
+    if not is_adapter(weights):
+        return AutoModelForImageTextToText.from_pretrained(weights, **how)
+    model = AutoModelForImageTextToText.from_pretrained(base, **how)
+    with warnings.catch_warnings():
+        # peft asks transformers in words that are deprecated there.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        # The adapter stays in 32 bits: only the merged weights are rounded.
+        adapted: Any = PeftModel.from_pretrained(model, str(weights))
+    return adapted.merge_and_unload().to(dtype)
+
+
+def model_card(weights: Path, base: str, dtype: str) -> str:
+    """README.md of the folder: what the weights are, how they were made, what they are worth.
+
+    Args:
+        weights: The weights folder; its run's settings and results stand around it.
+        base: The backbone.
+        dtype: Precision of the exported weights.
+    """
+    card = Card.load(weights / "card.yaml")
+    note = read_provenance(weights) or {}
+    licence, said = base_licence(base)
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "video-text-to-text"}
+    head |= {"tags": ["rbft", "video-classification"]}
+    if not Path(base).is_dir():
+        head["base_model"] = base
+    if licence:
+        head["license"] = licence
+    model = _short(note.get("backbone_name", base))
+    words = ", ".join(f"{name} (`{word}`)" for name, word in card.words.items())
+    versions = ", ".join(f"{name} {version}" for name, version in note["versions"].items())
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {note.get('run') or card.name}",
+        f"`{model}`, fine-tuned with rbft (rationale-bootstrapped fine-tuning, stages "
+        f"{' -> '.join(note['stages'])}) to classify videos into {words}.",
+        "## How to load it",
+        "```python\n"
+        "from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
+        'model = AutoModelForImageTextToText.from_pretrained("FOLDER", dtype="auto")\n'
+        'processor = AutoProcessor.from_pretrained("FOLDER")\n'
+        "```",
+        _prompt(card, find_stage(note["stages"][-1])),
+        f"Positions: {note['positions']}. Serve it with an engine that follows this rule (vLLM "
+        "does; transformers 5.3 to 5.23 do not for clips longer than a few seconds).",
+        _settings(weights),
+        _results(weights),
+        "## What it was made with",
+        f"Weights in {dtype}. Libraries: {versions}. Revision of rbft: "
+        f"{note.get('revision') or 'not known'}.",
+        "## Licence of the base",
+        said,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _prompt(card: Card, stage: Stage) -> str:
+    """What the weights were asked in training, word for word, and what they answer."""
+    own_text = "[the clip's own text]"
+    prompt = stage.prompt(card, Clip("", Path(), None, "", text=own_text))
+    fence = max(re.findall("`{3,}", prompt), key=len, default="``") + "`"
+    parts = [
+        f"Put the video first and then this prompt, in one user turn; the answer is "
+        f"{ANSWERS[stage.parts]} (`card.yaml` holds all words):",
+        f"{fence}text\n{prompt}\n{fence}",
+    ]
+    if own_text in prompt:
+        parts.append(
+            f"For `{own_text}` stood what the benchmark knows of each clip, such as its title or "
+            "transcript; for a clip without any, nothing, and no blanks at the prompt's end."
+        )
+    return "\n\n".join(parts)
+
+
+def base_licence(base: str) -> tuple[str | None, str]:
+    """The licence of the base by its own README, and a sentence about it."""
+    readme = _file(base, "README.md")
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme else ""
+    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    try:
+        facts = (yaml.safe_load(head[1]) if head else None) or {}
+    except yaml.YAMLError:
+        facts = {}
+    licence = facts.get("license") if isinstance(facts, dict) else None
+    if not isinstance(licence, str):
+        return None, "See the base model: its folder names none."
+    name = facts.get("license_name") or licence
+    link = f" ({facts['license_link']})" if facts.get("license_link") else ""
+    return licence, f"{name}{link}, which these weights are under as well."
+
+
+def _settings(weights: Path) -> str:
+    for folder in weights.resolve().parents[:2]:  # a stage trained alone, or the whole run
+        if (file := folder / "settings.yaml").is_file():
+            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+            break
+    else:
+        return ""
+    rows = []
+    for name in SHOWN:
+        value: Any = settings
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            rows.append(f"| {name} | {json.dumps(value)} |")
+    return "\n".join(["## Settings\n", "| setting | value |", "|---|---|", *rows])
+
+
+def _results(weights: Path) -> str:
+    file = weights.parent / "test.json"
+    if not file.is_file():
+        return "## Results\n\nNo results of a test split stand beside these weights."
+    found = json.loads(file.read_text(encoding="utf-8"))
+    rows = [
+        f"| {name} | {'-' if value is None else f'{value:.4g}'} |"  # no F1 of a class without clips
+        for name, value in found["metrics"].items()
+    ]
+    clips = ", ".join(f"{count} {name}" for name, count in found["classes"].items())
+    about = f"On {found['n_scored']} of {found['n_expected']} test clips ({clips}):"
+    return "\n".join([f"## Results\n\n{about}\n", "| metric | value |", "|---|---|", *rows])
+
+
+def _take_over(base: str, name: str, folder: Path, dtype: torch.dtype) -> None:
+    """The base's own file, if it has one, with the precision of the weights."""
+    source = _file(base, name)
+    if source is None:
+        return
+    content = json.loads(source.read_text(encoding="utf-8"))
+    for key in ("dtype", "torch_dtype"):
+        if key in content:
+            content[key] = str(dtype).removeprefix("torch.")
+    write_json(folder / name, content)
+
+
+def _file(source: str, name: str) -> Path | None:
+    """A file of a folder or hub id; None if it has none or cannot be reached."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    except OSError:
+        return None
+    return None if found is None else Path(found)
+
+
+def _short(source: str) -> str:
+    return Path(source).name if Path(source).is_dir() else source

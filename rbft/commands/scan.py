@@ -1,0 +1,63 @@
+"""What `scan` leaves: a table on the screen, the manifest, and a list of what is missing."""
+
+from pathlib import Path
+
+from rbft.data.base import VideoDataModule
+from rbft.data.manifest import OK, TRUNCATED
+from rbft.data.splits import empty_classes
+from rbft.runtime.console import say, table
+from rbft.runtime.files import write_text
+
+BROKEN = ("unreadable", TRUNCATED, "too_short")
+SHOWN = 10  # unusable files that are named on the screen
+
+
+def report_scan(data: VideoDataModule, folder: Path) -> None:
+    """Opens the files that no earlier scan has seen, and says what is there and what is not.
+
+    Args:
+        data: The benchmark.
+        folder: Where `manifest.jsonl` goes, and if there are any, `missing.txt` with what is
+            missing and `shared_videos.csv` with the clips that show the same.
+    """
+    manifest = data.manifest
+    for note in data.notes:
+        say(note)
+    headers, rows = manifest.table(data.card.classes)
+    say(table(rows, headers, align="ll" + "r" * (len(headers) - 2)))
+    broken = [row for row in manifest.rows if row.status in BROKEN]
+    for row in broken[:SHOWN]:
+        say(f"{row.status}: {row.path}: {row.reason}")
+    if len(broken) > SHOWN:
+        say(f"... and {len(broken) - SHOWN} more")
+    repaired = {row.path: row.note for row in manifest.rows if row.note}
+    for path, note in [*repaired.items()][:SHOWN]:
+        say(f"repaired: {path}: {note}")
+    if len(repaired) > SHOWN:
+        say(f"... and {len(repaired) - SHOWN} more")
+    manifest.save(folder / "manifest.jsonl")
+    say(f"All clips with the state of their files: {folder / 'manifest.jsonl'}")
+    _report_shared(data, folder / "shared_videos.csv")
+    usable = [row for row in data.accepted.rows if row.status == OK]
+    for note in empty_classes(usable, data.card.classes, type(data).__name__):
+        say(note)
+    missing, file = manifest.missing_list(), folder / "missing.txt"
+    file.unlink(missing_ok=True)
+    if missing:
+        write_text(file, "".join(f"{line}\n" for line in missing))
+        say(f"{len(missing)} missing files, by URL or id, for a downloader of your own: {file}")
+
+
+def _report_shared(data: VideoDataModule, file: Path) -> None:
+    """Says which clips show the same video."""
+    benchmark, shared = type(data).__name__, data.shared
+    tests = sum(row.split == "test" and row.status == OK for row in data.accepted.rows)
+    leaks = shared.leak_message(benchmark, tests)
+    if leaks and data.on_leak == "error":
+        leaks += " fit will refuse that unless data.on_leak is warn."
+    for note in filter(None, [leaks, *shared.notes(benchmark)]):
+        say(note)
+    file.unlink(missing_ok=True)
+    if shared.pairs:
+        shared.save(file)
+        say(f"All clips that show the same as another: {file}")

@@ -1,0 +1,86 @@
+"""How many tokens each clip takes: exact, from the scan, without decoding a video."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+from rbft.collator import Collator
+from rbft.data.base import Clip, VideoDataModule
+from rbft.estimate.flops import ClipTokens
+
+
+def count_tokens(
+    data: VideoDataModule,
+    collator: Collator,
+    clips: Sequence[Clip],
+    rationales: Mapping[str, str],
+    longest_rationale: int,
+) -> dict[str, ClipTokens]:
+    """Tokens of clips, by id, with the answers that `collator.learn` teaches.
+
+    Args:
+        data: The benchmark.
+        collator: Puts the questions and knows the answers.
+        clips: The clips.
+        rationales: Rationale of each clip, as far as they are known.
+        longest_rationale: Tokens that an unknown one is taken to have, if any is needed.
+
+    Returns:
+        Tokens of all clips but those that will turn out not to be decodable (elongated beyond
+        measure), which training replaces and tests count as unanswered.
+
+    Raises:
+        ValueError: If that is every clip: then a setting is out of range.
+    """
+    stage, vision = collator.learn, collator.config.vision_config
+    assert stage is not None
+
+    @lru_cache
+    def words(prompt: str) -> int:
+        return len(collator.prompt_ids(prompt, 0))
+
+    counts, failure = {}, None
+    for clip in clips:
+        try:
+            grid = data.grid(clip)
+        except ValueError as error:
+            failure = error
+            continue
+        known = rationales.get(clip.id)
+        answer = collator.answer_tokens(clip, known or "")
+        if stage.needs_rationales and not known:
+            answer += longest_rationale
+        video = grid[0] * grid[1] * grid[2] // vision.spatial_merge_size**2
+        prompt = words(stage.prompt(collator.card, clip))
+        counts[clip.id] = ClipTokens(grid, video, prompt, answer)
+    if failure is not None and not counts:
+        raise failure
+    return counts
+
+
+def check_context(
+    clips: Sequence[Clip], counts: Mapping[str, ClipTokens], context: int, backbone: str
+) -> None:
+    """Refuses clips that are longer than what the backbone was made for.
+
+    Args:
+        clips: The clips.
+        counts: Their tokens, by id.
+        context: The backbone's `max_position_embeddings`.
+        backbone: Its name, for the message.
+
+    Raises:
+        ValueError: Naming the longest clip.
+    """
+    longer = [clip for clip in clips if clip.id in counts and counts[clip.id].total > context]
+    if not longer:
+        return
+    clip = max(longer, key=lambda clip: counts[clip.id].total)
+    most = counts[clip.id]
+    room = (context - most.prompt - most.answer) * most.grid[0] // most.video
+    cure = f" (at most {2 * room} frames of this size fit)" if room > 0 else ""
+    raise ValueError(
+        f"Clip {clip.id} ({clip.path}) takes {most.total:,} tokens ({most.video:,} of video, "
+        f"{most.prompt:,} of prompt, {most.answer:,} of answer), but {backbone} takes at most "
+        f"{context:,} (max_position_embeddings). {len(longer)} of {len(counts)} clips are too "
+        f"long. Lower data.max_frames{cure}, data.fps or data.max_pixels."
+    )

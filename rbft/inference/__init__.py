@@ -1,0 +1,1 @@
+"""What the model writes and which class it finds likeliest, and how that is scored."""

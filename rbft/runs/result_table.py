@@ -1,0 +1,62 @@
+"""The table at the end: what each step of the method is worth on the scored split."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rbft.inference.metrics import macro_f1, percent
+from rbft.runs.folder import ZERO_SHOT
+from rbft.runtime.console import table
+from rbft.stages import STAGES
+
+TITLES = {ZERO_SHOT: "backbone, zero-shot"}
+
+
+def title_of(place: str) -> str:
+    """How the table calls what was scored at a place in a run's folder."""
+    if place in STAGES:
+        return f"after {STAGES[place].paper}"
+    return TITLES.get(place, place)
+
+
+def result_table(scored: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """Accuracy and F1 per class after each scored step, beside the majority class.
+
+    Args:
+        scored: Title and results of each step, all of one split and made alike.
+    """
+    if not scored:
+        return "No results yet."
+    first = scored[0][1]
+    classes = list(first["classes"])
+    headers = ["", "accuracy", *(f"F1 {name}" for name in classes), "F1 macro", "unparsed", "clips"]
+    total = sum(first["classes"].values())
+    most = max(first["classes"].values())
+    counts = list(first["classes"].values())
+    leader = counts.index(most)
+    f1 = [
+        2 * most / (total + most) if place == leader else 0.0 if count else None
+        for place, count in enumerate(counts)
+    ]
+    rows = [
+        [
+            "majority class",
+            percent(most / total),
+            *map(percent, f1),
+            percent(macro_f1(f1)),
+            "0",
+            str(total),
+        ]
+    ]
+    for title, result in scored:
+        metrics = result["metrics"]
+        rows.append(
+            [
+                title,
+                percent(metrics["accuracy"]),
+                *(percent(metrics[f"f1/{name}"]) for name in classes),
+                percent(metrics["f1/macro"]),
+                str(result["n_unparsed"]),
+                str(result["n_scored"]),
+            ]
+        )
+    return table(rows, headers)

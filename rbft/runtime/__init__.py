@@ -1,0 +1,1 @@
+"""What any program needs: screen, files, locks, signals."""

@@ -1,0 +1,1 @@
+"""How weights change: loss, optimiser, checkpoints, several processes."""

@@ -1,0 +1,154 @@
+"""Checkpoints from which a stage resumes exactly: whole files, between two optimiser steps."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy
+
+from rbft.runtime.fault_tolerance import Stopped, signals, writing
+from rbft.runtime.files import atomically
+from rbft.training.fsdp2 import FSDP2, check_trained
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and then renames it.
+
+    Lightning's own writes into the system's folder for temporary files and moves it from there; on
+    another file system that is a copy, and what a kill leaves of it would be the newest checkpoint.
+    It also holds the whole file in memory.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Saves to `path`."""
+        target = Path(path)
+        with writing(target), atomically(target) as part, part.open("wb") as stream:
+            torch.save(checkpoint, stream)
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """Saves every so many optimiser steps, and never in the middle of a global batch.
+
+    Saves besides before validation, and where a signal asks the run to end, which it then does.
+
+    A run that has just resumed does not know that its step is saved already: Lightning's callback
+    would save it again after the next micro-batch, whose gradient such a checkpoint loses.
+
+    Args:
+        folder: Where the checkpoints go; only the newest is kept.
+        every: Optimiser steps between two checkpoints.
+        made_from: Digests of what training takes (backbone, clips, card, ...), by name. A
+            checkpoint is resumed from only with the same.
+    """
+
+    def __init__(
+        self, folder: Path, every: int, made_from: Mapping[str, str | None] | None = None
+    ) -> None:
+        super().__init__(
+            folder, filename="{step}", every_n_train_steps=every, save_on_train_epoch_end=False
+        )
+        self.made_from = dict(made_from or {})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on, a signal waits for the step to end."""
+        signals.hold()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Saves if the optimiser has just stepped and it is time.
+
+        Raises:
+            Stopped: If a signal has asked for it, on all processes after the same step.
+        """
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return
+        module: Any = pl_module
+        newest = self.best_model_path
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        validates = trainer.is_last_batch and sum(trainer.num_val_batches) > 0
+        if (validates or module.stopping) and self.best_model_path == newest:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        if self.best_model_path != newest and trainer.is_global_zero:
+            kept = Path(self.best_model_path)
+            for path in kept.parent.glob("*.ckpt"):  # of runs that were killed
+                if path != kept:
+                    trainer.strategy.remove_checkpoint(path)
+        if module.stopping:
+            raise Stopped(module.stopping, Path(self.best_model_path))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What training has done is saved: a signal may end the run."""
+        signals.let_go()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Training goes on."""
+        super().on_validation_end(trainer, pl_module)
+        signals.hold()
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Leaves out what does not train, and notes how batches are cut and that the epoch began.
+
+        Lightning forgets the last in a run that has resumed between two epochs, and such a run's
+        checkpoints would then skip to the wrong batch.
+        """
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts["ready"] = counts["started"] = counts["processed"] + 1
+        checkpoint["rbft_batches"] = _batches(trainer, pl_module)
+        checkpoint["rbft_made_from"] = self.made_from
+        if not isinstance(trainer.strategy, FSDP2 | FSDPStrategy):  # FSDP2 does it itself
+            state, trained = checkpoint["state_dict"], _trained(pl_module)
+            checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuses a checkpoint that this run cannot go on from.
+
+        Raises:
+            ValueError: If it was made from something else, its place is counted in other batches,
+                or other parameters train.
+        """
+        before = checkpoint.get("rbft_made_from", {})
+        names = dict.fromkeys([*before, *self.made_from])
+        if changes := [
+            f"{name} {before.get(name)} -> {self.made_from.get(name)}"
+            for name in names
+            if before.get(name) != self.made_from.get(name)
+        ]:
+            raise ValueError(
+                "The checkpoint is of a run that was trained on something else "
+                f"({', '.join(changes)}). Resume it with what it began with, or add --restart true."
+            )
+        found, now = checkpoint["rbft_batches"], _batches(trainer, pl_module)
+        if found != now:
+            raise ValueError(
+                "The checkpoint counts its place in micro-batches of "
+                f"{found['batch_size']} clips on {found['processes']} processes; this run makes "
+                f"them of {now['batch_size']} on {now['processes']}. Resume with data.batch_size "
+                f"{found['batch_size']} and as many devices, or add --restart true."
+            )
+        if not isinstance(trainer.strategy, FSDP2 | FSDPStrategy):
+            check_trained(set(checkpoint["state_dict"]), _trained(pl_module))
+
+
+def _batches(trainer: Any, module: Any) -> dict[str, int]:
+    return {"batch_size": module.data.batch_size, "processes": trainer.world_size}
+
+
+def _trained(module: LightningModule) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}

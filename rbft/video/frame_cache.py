@@ -1,0 +1,59 @@
+"""Decoded clips on disk, so that each is decoded once and then read."""
+
+from pathlib import Path
+from typing import Any
+
+from rbft.video.readers import DEFAULT
+from rbft.video.sampling import Video, decode_video, determining
+from rbft.video.tensor_cache import DiskCache, file_key
+
+# Part of every key: raise it when the same settings begin to give other frames.
+VERSION = 2
+
+
+def clip_key(path: Path, settings: dict[str, Any], *facts: Any) -> str:
+    """A key for what is made from a clip's frames.
+
+    Args:
+        path: The video file. A file changed since has another key, see `file_key`.
+        settings: Those of `decode_video`.
+        *facts: What else it is made from.
+
+    Raises:
+        OSError: If the file is not there.
+        ValueError: If the path cannot be one.
+    """
+    # Other readers may convert colours in another way, or not notice that a frame is damaged.
+    reader = settings.get("reader") or DEFAULT
+    own = {} if reader == DEFAULT else {"reader": reader}
+    return file_key(path, VERSION, determining(settings) | own, *facts)
+
+
+class FrameCache(DiskCache):
+    """Decoded clips."""
+
+    suffix = ".clip"
+    name = "frame cache"
+    otherwise = "clips are decoded every time"
+
+    def get_or_decode(self, path: Path, **settings: Any) -> Video:
+        """The clip, from the folder if it is there, else decoded and put there.
+
+        Args:
+            path: The video file.
+            **settings: Those of `decode_video`.
+
+        Raises:
+            VideoError: See `decode_video`.
+        """
+        try:
+            key = clip_key(path, settings)
+        except (OSError, ValueError):
+            return decode_video(path, **settings)  # says what is wrong
+        if found := self.read(key):
+            frames, facts = found
+            return Video(frames, **facts)
+        video = decode_video(path, **settings)
+        facts = {"indices": video.indices, "total_frames": video.total_frames, "fps": video.fps}
+        self.write(key, video.frames, facts)
+        return video

@@ -1,0 +1,639 @@
+"""Which frames a video file holds, and when each is shown.
+
+The truth is FFmpeg's own decoding from a file's first packet to its last: the frames it gives, in
+its order, are the file's frames. Where a file's packets prove by themselves which frames will
+come out, they are listed and nothing but the first picture is decoded; of all other files every
+frame is decoded once to list them.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from stat import S_ISREG
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rbft.video.completeness import what_is_cut
+
+if TYPE_CHECKING:
+    from av import Packet
+    from av.container import InputContainer
+    from av.video import VideoFrame, VideoStream
+
+MAX_ASPECT_RATIO = 200
+MOST_FPS = 1000  # a higher rate is no rate
+LEAP = 60.0  # seconds without a frame after which time stamps are doubted
+LEAP_OF_STREAMS = 10.0  # the same in formats whose clock may start again, as FFmpeg has it
+# Codecs whose packets tell which frames come out, in containers that give each its time.
+INDEXED = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg", "prores", "dnxhd", "ffv1")
+
+
+class VideoError(ValueError):
+    """A file that gives no clip.
+
+    Attributes:
+        reason: What is wrong with it, without the file's name.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        # One argument suffices, or it could not be sent back from a worker process.
+        super().__init__(message)
+        self.reason = reason or message
+
+    @classmethod
+    def of(cls, path: Path, reason: str) -> "VideoError":
+        """The error for a file: "Video <path> <reason>"."""
+        return cls(f"Video {path} {reason}", reason)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known about a video.
+
+    Attributes:
+        frames: Frames that can be decoded.
+        fps: Average frames per second, as the file states it.
+        width: Pixels, as shown (a phone's rotation is applied).
+        height: Pixels, as shown.
+        duration: Seconds that the frames are shown for, by their time stamps; `frames / fps` of
+            a constant frame rate.
+        truncated: What the file lacks of what it promises; empty where it is complete.
+        note: What was repaired, such as time stamps that make no sense; empty where nothing was.
+    """
+
+    frames: int
+    fps: float
+    width: int
+    height: int
+    duration: float
+    truncated: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PacketIndex:
+    """The packets of a video stream, in the order of decoding.
+
+    Attributes:
+        times: When each packet's picture is shown, in units of the stream.
+        keys: Packets that decoding can start from.
+        shown: The packet of each frame, in the order of showing: frame numbers index this.
+        skips: Whether the decoder may leave out frames that no other refers to.
+    """
+
+    times: list[int]
+    keys: list[int]
+    shown: list[int]
+    skips: bool
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The frames of a file.
+
+    Attributes:
+        path: The file.
+        info: Its frame count, rate and size.
+        seconds: When each frame is shown, from the first one on; ascending.
+        packets: How to decode single frames; None where all frames before are decoded as well.
+        damaged: Frames that FFmpeg decodes with errors. Where there are packets, that is seen
+            only when frames are decoded.
+        plain: Whether readers that number frames on their own arrive at the same numbers and
+            the same pictures.
+    """
+
+    path: Path
+    info: VideoInfo
+    seconds: list[float]
+    packets: PacketIndex | None
+    damaged: frozenset[int]
+    plain: bool
+
+
+def probe(path: Path) -> VideoInfo:
+    """Frame count, rate and size of a video; decodes as little as will tell.
+
+    Raises:
+        VideoError: If the file is missing, empty, no video, too elongated or cannot be decoded.
+    """
+    return list_frames(path).info
+
+
+def list_frames(path: Path, *, decode: bool = False) -> Listing:
+    """Lists a video's frames.
+
+    Args:
+        path: The file.
+        decode: List what decoding all of it gives, whatever its packets tell.
+
+    Raises:
+        VideoError: See `probe`.
+    """
+    cut = _cut(path)
+    with open_file(path) as container:
+        stream = video_stream(path, container)
+        decode = decode or not (
+            container.format.name.startswith(("mov", "matroska")) and _codec(stream) in INDEXED
+        )
+        walk = _walk(container, stream, decode=decode)
+        first = walk.first
+        if not walk.packets or first is None:
+            raise VideoError.of(
+                path, f"has no frame that can be decoded: {cut or 'it is damaged'}."
+            )
+        index = None if decode else _index(stream, walk)
+        if decode or index is not None:
+            width, height = first.width, first.height
+            if orientation(first)[0]:
+                width, height = height, width
+            if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+                raise VideoError.of(
+                    path,
+                    f"is {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} "
+                    "times the other.",
+                )
+            if index is None:
+                times, damaged = _decoded(walk, container.format.name)
+            else:
+                times, damaged = [index.times[number] for number in index.shown], frozenset()
+            fps, seconds, note = _clock(path, container, stream, walk, times)
+            duration = len(seconds) / fps
+            if len(seconds) > 1:
+                timed = seconds[-1] * len(seconds) / (len(seconds) - 1)
+                if abs(timed - duration) > 0.5 / fps:
+                    duration = timed
+            truncated = _truncated(container, stream, walk, cut)
+            if truncated:
+                truncated += f"; {len(seconds)} frames ({duration:.1f} s) are there"
+            return Listing(
+                path=path,
+                info=VideoInfo(len(seconds), fps, width, height, duration, truncated, note),
+                seconds=seconds,
+                packets=index,
+                damaged=damaged,
+                plain=index is not None and not truncated and _is_plain(stream, walk, index),
+            )
+    return list_frames(path, decode=True)  # by a decoder that has seen nothing yet
+
+
+def full_name(path: Path) -> str:
+    """The file's name for FFmpeg: absolute, or "a:b.mp4" would be taken for a protocol."""
+    return str(path.absolute())
+
+
+def open_file(path: Path) -> "InputContainer":
+    """Opens a file with PyAV.
+
+    Raises:
+        VideoError: If it is missing, may not be read, is empty or no media file.
+    """
+    import av
+    from av.error import FFmpegError
+
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise VideoError.of(path, "does not exist.") from None
+    except (OSError, ValueError) as error:
+        raise VideoError.of(path, f"cannot be read: {error}.") from error
+    if not S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise VideoError.of(path, "is not a file.")
+    if not status.st_size:
+        raise VideoError.of(path, "is empty (0 bytes).")
+    try:
+        # A playlist that calls itself a video must not make us open other places.
+        return av.open(
+            full_name(path), metadata_errors="ignore", options={"protocol_whitelist": "file"}
+        )
+    except PermissionError as error:
+        raise VideoError.of(path, f"cannot be read: {error.strerror}.") from error
+    except FFmpegError as error:
+        raise VideoError.of(
+            path, f"cannot be opened ({error.strerror}): no video file, or truncated."
+        ) from error
+
+
+def video_stream(path: Path, container: "InputContainer") -> "VideoStream":
+    """The stream that a player would show, decoding in one thread.
+
+    Raises:
+        VideoError: If there is none.
+    """
+    from av.codec.context import Flags
+    from av.stream import Disposition
+
+    stream: Any = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:  # a cover picture
+        raise VideoError.of(path, "has no video stream (only sound or other data).")
+    if stream.codec_context is None:
+        raise VideoError.of(path, "has a video stream of an unknown codec.")
+    # Data loading runs one process per core already, and two threads need more time in all.
+    stream.codec_context.thread_count = 1
+    stream.codec_context.flags |= Flags.copy_opaque  # a frame then knows its packet
+    return stream
+
+
+def stream_packets(container: "InputContainer", *streams: "VideoStream") -> "Iterator[Packet]":
+    """Packets in the order of the file, of some streams or (without any named) of all."""
+    from av.error import FFmpegError
+
+    # Where a file breaks off, its packets end; whether that is too early is judged by their number.
+    # PyAV 18 raises IndexError at the end of a file that announces a stream on its way.
+    with suppress(FFmpegError, IndexError):
+        for packet in container.demux(*streams):
+            if packet.size or packet.dts is not None:  # PyAV marks the end by an empty packet
+                yield packet
+
+
+def decode_packet(
+    stream: "VideoStream", packet: "Packet | None", number: int = 0
+) -> "tuple[list[VideoFrame], bool]":
+    """Pictures that the decoder gives for a packet, and whether the packet is damaged.
+
+    Args:
+        stream: The packet's.
+        packet: None for what the decoder still holds.
+        number: The packet's place among the stream's, see `packet_number`.
+    """
+    from av.error import FFmpegError
+
+    try:
+        if packet is not None:
+            # A list of its own: PyAV keeps it by its address, and equal numbers share theirs.
+            packet.opaque = [number]
+        return stream.codec_context.decode(packet), False
+    except FFmpegError:
+        return [], True
+
+
+def packet_number(frame: "VideoFrame") -> int | None:
+    """The place of the frame's packet among the stream's; None if its decoder does not tell."""
+    number: Any = frame.opaque
+    return number[0] if number else None
+
+
+def orientation(frame: "VideoFrame") -> tuple[bool, bool, bool]:
+    """What a player does to a picture before it shows it (a phone held upright, a mirror).
+
+    Returns:
+        Whether rows and columns change places, and whether the rows, and the columns, of what
+        comes of that are shown in reverse order.
+    """
+    from av.sidedata.sidedata import Type
+
+    found: Any = frame.side_data
+    data = found.get(Type.DISPLAYMATRIX)
+    if data is None:
+        return False, False, False
+    # The point (x, y) goes to (a x + c y, b x + d y).
+    a, b, _, c, d = memoryview(bytes(data)).cast("i")[:5]
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, b < 0, c < 0
+    return False, d < 0, a < 0
+
+
+class _Packet(NamedTuple):
+    time: int | None
+    decode_time: int | None
+    is_key: bool
+    is_hidden: bool
+
+
+class _Frame(NamedTuple):
+    packet: int | None
+    time: int | None
+    is_key: bool
+    is_corrupt: bool
+
+
+@dataclass
+class _Walk:
+    """One way through a file.
+
+    Attributes:
+        packets: The video stream's packets.
+        frames: What they decode to; empty where only the first picture was decoded.
+        errors: Packets that the decoder refused.
+        first: The first picture.
+        end: Seconds that all streams span.
+        clean: Whether the packets say by themselves which frames come out.
+        layers: Whether pictures of one temporal layer may refer to any of a lower one.
+        refreshes: Whether packets are marked as keyframes that are none.
+        is_cut: Whether the last packet is incomplete.
+    """
+
+    packets: list[_Packet]
+    frames: list[_Frame]
+    errors: list[int]
+    first: "VideoFrame | None" = None
+    end: float = 0.0
+    clean: bool = True
+    layers: bool = False
+    refreshes: bool = False
+    is_cut: bool = False
+
+
+def _walk(container: "InputContainer", stream: "VideoStream", *, decode: bool) -> _Walk:
+    """Reads all packets; decodes them all, or until there is a picture."""
+    walk = _Walk([], [], [])
+    spans: dict[int, tuple[int, int, Fraction]] = {}  # by stream, in units of its time base
+    parameters: set[bytes] | None = None
+    codec, sized = _codec(stream), _has_sizes(stream)
+
+    def take(pictures: "list[VideoFrame]") -> None:
+        walk.first = walk.first or next(iter(pictures), None)
+        if decode:
+            for picture in pictures:
+                number, is_key = packet_number(picture), picture.key_frame
+                walk.frames.append(_Frame(number, picture.pts, is_key, picture.is_corrupt))
+
+    for packet in stream_packets(container):
+        time = packet.pts if packet.pts is not None else packet.dts
+        if time is not None:
+            begin, end, unit = spans.get(packet.stream_index, (time, time, packet.time_base))
+            stop = time + (packet.duration or 0)
+            spans[packet.stream_index] = min(begin, time), max(end, stop), unit
+        walk.is_cut = packet.is_corrupt
+        if packet.stream_index != stream.index:
+            continue
+        number, is_key = len(walk.packets), packet.is_keyframe
+        if not decode:
+            if packet.is_corrupt or (number and packet.has_sidedata("new_extradata")):
+                walk.clean = False
+            if codec in ("h264", "hevc"):
+                units = _Units.of(bytes(packet), codec) if sized else None
+                if units is None:
+                    walk.clean = False
+                else:
+                    if parameters is None:
+                        parameters = units.parameters
+                    walk.clean &= units.parameters <= parameters
+                    walk.layers |= units.is_layer
+                    # Streams that refresh the picture bit by bit mark packets as keyframes
+                    # after which frames go missing.
+                    walk.refreshes |= is_key and not units.is_key
+                    is_key = is_key and units.is_key
+            elif codec == "vp8" and packet.size:
+                walk.clean &= bool(bytes(packet)[0] & 16)  # a picture that is only referred to
+            elif codec == "mpeg4":
+                # DivX and XviD pack two pictures into one packet, and an empty one after it.
+                walk.clean &= b"DivX" not in bytes(packet) and b"XviD" not in bytes(packet)
+        walk.packets.append(_Packet(packet.pts, packet.dts, is_key, packet.is_discard))
+        if decode or walk.first is None:
+            pictures, failed = decode_packet(stream, packet, number)
+            walk.errors += [number] if failed else []
+            take(pictures)
+    if decode or walk.first is None:
+        pictures, failed = decode_packet(stream, None)
+        walk.errors += [len(walk.packets)] if failed else []
+        take(pictures)
+    begin = min((float(begin * unit) for begin, _, unit in spans.values()), default=math.inf)
+    end = max((float(end * unit) for _, end, unit in spans.values()), default=-math.inf)
+    walk.end = end - begin
+    return walk
+
+
+class _Units(NamedTuple):
+    """What the packet of H.264 or HEVC begins with, up to the first slice of its picture.
+
+    Attributes:
+        parameters: Its parameter sets.
+        is_key: Whether nothing shown after its picture refers to anything before it.
+        is_layer: Whether it belongs to a temporal layer above the lowest.
+    """
+
+    parameters: set[bytes]
+    is_key: bool
+    is_layer: bool
+
+    @classmethod
+    def of(cls, data: bytes, codec: str) -> "_Units | None":
+        """None where the packet does not consist of units with their sizes before them."""
+        parameters: set[bytes] = set()
+        at = 0
+        while at + 5 < len(data):
+            size = int.from_bytes(data[at : at + 4], "big")
+            unit = data[at + 4]
+            kind = unit & 31 if codec == "h264" else unit >> 1 & 63
+            if at + 4 + size > len(data):
+                return None
+            if kind in ((7, 8) if codec == "h264" else (32, 33, 34)):
+                parameters.add(data[at + 4 : at + 4 + size])
+            if codec == "h264" and 1 <= kind <= 5:
+                return cls(parameters, kind == 5, False)
+            if codec == "hevc" and kind < 32:
+                return cls(parameters, 16 <= kind <= 23, data[at + 5] & 7 > 1)
+            at += 4 + size
+        return None
+
+
+def _codec(stream: "VideoStream") -> str:
+    return stream.codec_context.codec.canonical_name
+
+
+def _has_sizes(stream: "VideoStream") -> bool:
+    """Whether the units in packets of H.264 and HEVC have their size before them, in four bytes."""
+    data = stream.codec_context.extradata or b""
+    where = 4 if _codec(stream) == "h264" else 21
+    return len(data) > where and data[0] == 1 and data[where] & 3 == 3
+
+
+def _index(stream: "VideoStream", walk: _Walk) -> PacketIndex | None:
+    """The frames by packets, None where the packets do not prove them."""
+    times = [packet.time for packet in walk.packets if packet.time is not None]
+    stored = [packet.decode_time for packet in walk.packets]  # Matroska does not tell the first
+    known = [time for time in stored if time is not None]
+    keys = [number for number, packet in enumerate(walk.packets) if packet.is_key]
+    if (
+        not walk.clean
+        or walk.errors
+        or walk.first is None
+        or walk.first.is_corrupt
+        or not keys
+        or keys[0] != 0
+        or not len(walk.packets) == len(times) == len(set(times))
+        or any(b < a for a, b in pairwise(known))
+        # Times of decoding in the place of those of showing.
+        or (stream.codec_context.has_b_frames and len(times) > 1 and times == stored)
+    ):
+        return None
+    shown = [
+        number
+        for number, packet in enumerate(walk.packets)
+        if times[number] >= times[0] and not packet.is_hidden
+    ]
+    shown.sort(key=times.__getitem__)
+    skips = (
+        _codec(stream) in ("h264", "hevc", "mpeg4")
+        and not walk.layers
+        and not walk.first.interlaced_frame
+    )
+    return PacketIndex(times, keys, shown, skips) if shown else None
+
+
+def _decoded(walk: _Walk, container: str) -> "tuple[list[int | None], frozenset[int]]":
+    """Times of all frames, and those that come after an error with no keyframe in between."""
+    stored = [walk.packets[f.packet].decode_time for f in walk.frames if f.packet is not None]
+    slots = [time for time in stored if time is not None]
+    times: list[int | None]
+    if container == "avi" and len(slots) == len(walk.frames):
+        times = [*sorted(slots)]  # AVI knows no times of showing, and FFmpeg guesses them badly
+    else:
+        # PyAV counts where FFmpeg has no time.
+        timed = all(packet.time is not None for packet in walk.packets)
+        times = [frame.time if timed else None for frame in walk.frames]
+    # What cannot be decoded before the first picture is the end of something not in the file.
+    start = next((frame.packet for frame in walk.frames), None) or 0
+    errors = [number for number in walk.errors if start < number < len(walk.packets)]
+    errors += [f.packet or 0 for f in walk.frames if f.is_corrupt]
+    errors.sort()
+    damaged = set()
+    keys = [f for f in walk.frames if f.is_key and not f.is_corrupt and f.packet is not None]
+    for number, frame in enumerate(walk.frames):
+        if frame.packet is None:  # the decoder does not tell: everything after an error
+            if errors:
+                damaged.add(number)
+            continue
+        before = bisect_left(errors, frame.packet + 1)
+        if not before:
+            continue
+        error = errors[before - 1]
+        if error == frame.packet or not any(
+            error < (key.packet or 0) <= frame.packet
+            and (key.time is None or frame.time is None or key.time <= frame.time)
+            for key in keys
+        ):
+            damaged.add(number)
+    return times, frozenset(damaged)
+
+
+def _clock(
+    path: Path,
+    container: "InputContainer",
+    stream: "VideoStream",
+    walk: _Walk,
+    times: Sequence[int | None],
+) -> tuple[float, list[float], str]:
+    """Frames per second, when each frame is shown, and what had to be repaired.
+
+    The rate is the one that the file states, which other readers use as well, unless it is off
+    by more than half (recordings of browsers state 1000). Time stamps that make no sense give way
+    to the frame's number, at the usual distance of two frames.
+
+    Raises:
+        VideoError: If nothing tells when frames are shown.
+    """
+    unit = stream.time_base or Fraction(1)
+    stated = float(stream.average_rate or 0)
+    known = [float(time * unit) for time in times if time is not None]
+    if len(known) < len(times) or container.format.name == "mpeg" or not known:
+        # Raw streams number their frames; MPEG program streams time some of them.
+        fault, gaps = "", []
+    else:
+        gaps = [b - a for a, b in pairwise(known)]
+        fault = _fault(known, gaps, container.format.name)
+        if not fault:
+            if len(known) > 1 and known[-1] > known[0]:
+                real = (len(known) - 1) / (known[-1] - known[0])
+                stated = stated if real / 2 <= stated <= real * 2 else real
+            if stated <= MOST_FPS:
+                return stated or 1.0, [time - known[0] for time in known], ""
+            fault = f"its time stamps give {stated:.0f} frames per second"
+    usual = [gap for gap in gaps if gap > 0]
+    own = [float(stream.codec_context.framerate or 0), float(stream.base_rate or 0)]
+    if not fault:
+        rates = [stated, *own]
+    elif not usual or 1 / median(usual) > MOST_FPS:
+        rates = [*own, stated]  # what is stated was computed from the time stamps
+    else:
+        rates = [1 / median(usual)]
+        if rates[0] / 3 <= stated <= rates[0] * 3:
+            rates = [stated]
+    sane = [rate for rate in rates if 0.01 <= rate <= MOST_FPS]
+    if not sane:
+        raise VideoError.of(
+            path, f"does not tell when its frames are shown: {fault or 'it has no time stamps'}."
+        )
+    fps = sane[0]
+    note = f"{fault}; its frames are counted, {fps:.6g} per second" if fault else ""
+    return fps, [number / fps for number in range(len(times))], note
+
+
+def _fault(times: list[float], gaps: list[float], container: str) -> str:
+    """What is wrong with the time stamps of frames in the order of decoding; empty for nothing."""
+    for number, gap in enumerate(gaps):
+        if gap < 0:
+            return (
+                f"its time stamps go back at frame {number + 1} (from {times[number]:.3f} to "
+                f"{times[number + 1]:.3f} s)"
+            )
+    if sum(gap == 0 for gap in gaps) * 10 > len(gaps):
+        return f"{sum(gap == 0 for gap in gaps) + 1} of its {len(times)} frames have the same time"
+    longest = max(gaps, default=0.0)
+    rest = times[-1] - times[0] - longest
+    at = gaps.index(longest) if gaps else 0
+    streams = container in ("mpegts", "mpeg", "mpegtsraw")
+    if (streams and longest > LEAP_OF_STREAMS) or longest > max(LEAP, 10 * rest):
+        return (
+            f"its time stamps leap at frame {at + 1} (from {times[at]:.3f} to "
+            f"{times[at + 1]:.3f} s)"
+        )
+    return ""
+
+
+def _truncated(container: "InputContainer", stream: "VideoStream", walk: _Walk, cut: str) -> str:
+    """What the file lacks of what it promises."""
+    if container.format.name.startswith(("mov", "avi")):  # others index other things
+        held, stated = len(walk.packets), len(stream.index_entries)
+        if held < stated:
+            return f"it holds {held} of the {stated} frames that it lists"
+    if cut:
+        return cut
+    if walk.is_cut:
+        return "it ends within a frame"
+    unit = stream.time_base
+    if container.format.name == "avi" and stream.duration and unit:
+        stored = [packet.decode_time for packet in walk.packets if packet.decode_time is not None]
+        held, stated = max(stored, default=0) + 1, stream.duration
+        if held < stated - 1:
+            return f"it holds {held} of the {stated} frames that it states"
+    # Not closer than half: the last picture of a stream without sound may stay for long.
+    length = (container.duration or 0) / 1_000_000
+    if length and walk.end < length / 2:
+        return f"it ends after {max(walk.end, 0):.1f} of the {length:.1f} s that it states"
+    return ""
+
+
+def _is_plain(stream: "VideoStream", walk: _Walk, index: PacketIndex) -> bool:
+    first = walk.first
+    assert first is not None
+    chroma = first.format.components[-1]
+    whole = first.width % chroma.width == 0 and first.height % chroma.height == 0
+    transpose, rows, columns = orientation(first)
+    return (
+        _codec(stream) in ("h264", "hevc", "vp8", "vp9", "mpeg4", "mjpeg")
+        and first.format.components[0].bits == 8
+        and len(index.shown) == len(index.times)
+        # decord reserves memory for what the header states and aborts if that is nonsense.
+        and stream.frames in (0, len(index.times))
+        # decord takes a keyframe's place among the packets for its place among the frames.
+        and all(index.shown[key] == key for key in index.keys)
+        and not walk.refreshes
+        # It converts the colours of interlaced and of odd-sized pictures in another way.
+        and not first.interlaced_frame
+        and whole
+        # It turns, and does not mirror.
+        and (rows == columns if not transpose else rows != columns)
+    )
+
+
+def _cut(path: Path) -> str:
+    with suppress(OSError, ValueError):  # `open_file` says what is wrong
+        if S_ISREG(path.stat().st_mode):
+            return what_is_cut(path)
+    return ""

@@ -1,0 +1,265 @@
+"""Readers: from frame numbers to pictures.
+
+PyAV is the one that is always right. decord and torchcodec read a file only where their own
+numbering of frames and their pictures are known to agree with it.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from rbft.video.packet_index import (
+    Listing,
+    PacketIndex,
+    VideoError,
+    VideoInfo,
+    decode_packet,
+    full_name,
+    open_file,
+    orientation,
+    packet_number,
+    stream_packets,
+    video_stream,
+)
+
+if TYPE_CHECKING:
+    from av.video import VideoFrame
+    from av.video.reformatter import VideoReformatter
+
+Picture = UInt8[ndarray, "height width 3"]
+Fetch = Callable[[list[int]], UInt8[ndarray, "frames height width 3"]]
+DEFAULT = "pyav"  # needs 0.6 to 0.7 of the processor time that decord does
+
+
+class Irregular(Exception):  # noqa: N818
+    """The packets of a file promise other frames than come out: list what decoding it gives."""
+
+
+def read_pyav(listing: Listing, wanted: list[int]) -> Iterator[Picture]:
+    """Pictures of frames (in ascending order) by PyAV.
+
+    Where the listing has an index of packets, those that no wanted frame depends on are not
+    decoded.
+
+    Raises:
+        Irregular: If a frame does not come out that way, or with an error.
+    """
+    if listing.packets is None:
+        return _read_counted(listing, wanted)
+    return _read_indexed(listing, listing.packets, wanted)
+
+
+def check_damage(listing: Listing, wanted: list[int]) -> None:
+    """Refuses frames that are known to be damaged.
+
+    Raises:
+        VideoError: If one is.
+    """
+    for frame in wanted:
+        if frame in listing.damaged:
+            raise VideoError.of(
+                listing.path,
+                f"is damaged: frame {frame} (at {listing.seconds[frame]:.1f} s) cannot be decoded "
+                "without errors.",
+            )
+
+
+def _read_counted(listing: Listing, wanted: list[int]) -> Iterator[Picture]:
+    """Pictures by their place among all that the decoder gives."""
+    to_rgb = _Converter(listing.info)
+    waiting = wanted[::-1]
+    count = 0
+    with open_file(listing.path) as container:
+        stream = video_stream(listing.path, container)
+        for packet in _and_none(stream_packets(container, stream)):
+            for picture in decode_packet(stream, packet)[0]:
+                if waiting and waiting[-1] == count:
+                    converted = to_rgb(picture)
+                    while waiting and waiting[-1] == count:
+                        waiting.pop()
+                        yield converted
+                count += 1
+            if not waiting:
+                return
+    raise VideoError.of(listing.path, "changed while it was read: it has fewer frames now.")
+
+
+def _read_indexed(listing: Listing, index: PacketIndex, wanted: list[int]) -> Iterator[Picture]:
+    """Pictures from those runs of packets that they depend on."""
+    to_rgb = _Converter(listing.info)
+    spans = _spans(index, wanted)[::-1]
+    waiting = [index.shown[frame] for frame in reversed(wanted)]
+    needed = set(waiting)
+    skip = ""
+    with open_file(listing.path) as container:
+        stream = video_stream(listing.path, container)
+        codec = stream.codec_context
+        for number, packet in enumerate(stream_packets(container, stream)):
+            if not spans:
+                break
+            start, stop = spans[-1]
+            if number < start:
+                continue
+            if packet.pts != index.times[number]:
+                raise Irregular
+            if index.skips:
+                # Frames that no other frame refers to need no decoding.
+                now = "DEFAULT" if number in needed else "NONREF"
+                if now != skip:
+                    codec.skip_frame = skip = now
+            pictures, failed = decode_packet(stream, packet, number)
+            # A frame that is shown before its keyframe is not ours: the next span has it.
+            if failed and index.times[number] >= index.times[start]:
+                raise Irregular
+            if number == stop:
+                pictures += decode_packet(stream, None)[0]
+                codec.flush_buffers()
+                spans.pop()
+            for picture in pictures:
+                time = picture.pts
+                if time is None or time < index.times[start]:
+                    continue
+                if picture.is_corrupt or (index.skips and picture.interlaced_frame):
+                    raise Irregular
+                own = packet_number(picture)
+                if own in needed:
+                    if not waiting or own != waiting[-1]:
+                        raise Irregular
+                    converted = to_rgb(picture)
+                    while waiting and waiting[-1] == own:
+                        waiting.pop()
+                        yield converted
+    if waiting:
+        raise Irregular
+
+
+def _and_none(packets: Iterator[Any]) -> Iterator[Any]:
+    """The packets, and the None that makes a decoder give what it holds."""
+    yield from packets
+    yield None
+
+
+def read_decord(listing: Listing, wanted: list[int]) -> Iterator[Picture]:
+    """Pictures of frames (in ascending order) by decord, see `read_pyav`.
+
+    decord 0.6 returns other frames than asked for from transport streams, AVI files and open
+    groups of pictures, converts the colours of interlaced and odd-sized ones in another way, and
+    aborts the process on some broken headers. Such files never reach it. What it cannot tell is
+    whether a frame was decoded with errors that the decoder concealed.
+    """
+
+    def open_with(path: str) -> tuple[int, Fetch]:
+        import decord
+
+        decord.logging.set_level(decord.logging.FATAL)
+        # A share of frames: not one may be silently replaced by its neighbour.
+        tolerance: Any = 0.0001
+        video = decord.VideoReader(path, num_threads=1, fault_tol=tolerance)
+        return len(video), lambda numbers: video.get_batch(numbers).asnumpy()
+
+    return _read(listing, wanted, open_with)
+
+
+def read_torchcodec(listing: Listing, wanted: list[int]) -> Iterator[Picture]:
+    """Pictures of frames (in ascending order) by torchcodec, see `read_pyav`."""
+
+    def open_with(path: str) -> tuple[int, Fetch]:
+        from torchcodec.decoders import (  # pyright: ignore[reportMissingImports]
+            VideoDecoder,
+        )
+
+        video = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1)
+        return len(video), lambda numbers: video.get_frames_at(numbers).data.numpy()
+
+    return _read(listing, wanted, open_with)
+
+
+def _read(
+    listing: Listing, wanted: list[int], open_with: Callable[[str], tuple[int, Fetch]]
+) -> Iterator[Picture]:
+    """Pictures by a reader with frame numbers of its own, as far as they agree; then by PyAV."""
+    done = 0
+    size = (listing.info.height, listing.info.width)
+    # Neither library says what is wrong with a file; PyAV then does, or reads it.
+    with suppress(Exception):
+        if listing.plain:
+            frames, fetch = open_with(full_name(listing.path))
+            while frames == listing.info.frames and done < len(wanted):
+                pictures = fetch(wanted[done : done + 16])
+                if pictures.shape[1:3] != size:
+                    break
+                yield from pictures
+                done += len(pictures)
+    if done < len(wanted):
+        yield from read_pyav(listing, wanted[done:])
+
+
+READERS: dict[str, Callable[[Listing, list[int]], Iterator[Picture]]] = {
+    "decord": read_decord,
+    "pyav": read_pyav,
+    "torchcodec": read_torchcodec,
+}
+
+
+def find_reader(name: str | None) -> Callable[[Listing, list[int]], Iterator[Picture]]:
+    """The reader of that name; None is PyAV.
+
+    Raises:
+        ValueError: If there is no such reader or it is not installed.
+    """
+    name = name or DEFAULT
+    if name not in READERS:
+        raise ValueError(
+            f"data.reader is '{name}'; allowed are {', '.join(READERS)} and null ({DEFAULT})."
+        )
+    if name != "pyav":
+        try:
+            __import__(name)
+        except (ImportError, OSError, RuntimeError) as error:
+            raise ValueError(
+                f"data.reader is '{name}', which cannot be imported here "
+                f"({str(error).strip().partition(chr(10))[0]}). Run: pip install {name}, or set "
+                "data.reader to pyav."
+            ) from error
+    return READERS[name]
+
+
+def _spans(index: PacketIndex, wanted: list[int]) -> list[tuple[int, int]]:
+    """Runs of packets to decode, from a keyframe to the last packet that is needed."""
+    spans: list[tuple[int, int]] = []
+    for frame in wanted:
+        stop = index.shown[frame]
+        time = index.times[stop]
+        # Frames shown before a keyframe but stored after it need the keyframe before that.
+        before = bisect_right(index.keys, stop)
+        start = next(key for key in reversed(index.keys[:before]) if index.times[key] <= time)
+        if spans and start <= spans[-1][1] + 1:
+            spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
+        else:
+            spans.append((start, stop))
+    return spans
+
+
+class _Converter:
+    """Makes pictures of decoded frames: RGB, of the size and the way up that are shown."""
+
+    def __init__(self, info: VideoInfo) -> None:
+        self.info = info
+        self.reformatter: VideoReformatter | None = None
+
+    def __call__(self, frame: "VideoFrame") -> Picture:
+        from av.video.reformatter import VideoReformatter
+
+        # One for all frames: each would else set up tables of its own.
+        self.reformatter = self.reformatter or VideoReformatter()
+        transpose, rows, columns = orientation(frame)
+        width, height = self.info.width, self.info.height
+        if transpose:
+            width, height = height, width
+        picture = self.reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
+        picture = picture.transpose(1, 0, 2) if transpose else picture
+        return picture[:: -1 if rows else 1, :: -1 if columns else 1]

@@ -1,0 +1,456 @@
+"""From a video file to the frames that the model sees.
+
+Frames are chosen and sized as qwen-vl-utils 0.0.14 does (`fetch_video`), with which Qwen2-VL and
+Qwen2.5-VL were tuned. `listing.py` tells which frames a file holds, `readers.py` fetches them.
+Frames, their numbers and the frame rate travel together, so that whoever takes a clip can tell
+when each frame was.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from rbft.video.packet_index import (
+    MAX_ASPECT_RATIO,
+    Listing,
+    VideoError,
+    VideoInfo,
+    list_frames,
+    probe,
+)
+from rbft.video.readers import Irregular, check_damage, find_reader
+
+__all__ = [
+    "Video",
+    "VideoError",
+    "VideoInfo",
+    "decode_video",
+    "determining",
+    "frame_size",
+    "patch_grid",
+    "plan_frames",
+    "probe",
+    "sample_indices",
+]
+
+TEMPORAL_PATCH = 2  # the model joins frames to pairs
+PATCH = 14  # pixels per side of a patch, in both families
+FACTOR = 2 * PATCH  # pixels per side of a token: patch size times merge size
+MAX_FRAME_TOKENS = 768
+
+
+class NoFrames(ValueError):  # noqa: N818
+    """A part of a video that holds no frame."""
+
+
+def determining(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings of `decode_video` that decide which frames are seen.
+
+    What was added since with a default that changes nothing is left out where it has that default,
+    so that what was made before stays known.
+    """
+    same = {"sampling": "frame", "damaged": "error"}
+    return {
+        name: value
+        for name, value in settings.items()
+        if name != "reader" and not (name in same and value == same[name])
+    }
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames of a clip and when they were.
+
+    Attributes:
+        frames: The pictures, resized.
+        indices: Frame number in the file of each picture.
+        total_frames: Frames of the file, or of the part of it that is used.
+        fps: Frames per second of the file.
+    """
+
+    frames: UInt8[Tensor, "frames 3 height width"]
+    indices: list[int]
+    total_frames: int
+    fps: float
+
+    @property
+    def sampled_fps(self) -> float:
+        """Pictures per second of video time, as qwen-vl-utils computes it."""
+        return len(self.indices) / self.total_frames * self.fps
+
+    def seconds_per_pair(self, temporal_patch_size: int = TEMPORAL_PATCH) -> float:
+        """Seconds of video time that the model sees as one step in time."""
+        return temporal_patch_size / self.sampled_fps
+
+
+def decode_video(
+    path: Path,
+    *,
+    fps: float,
+    min_pixels: int,
+    max_pixels: int,
+    num_frames: int | None = None,
+    min_frames: int = 4,
+    max_frames: int = 768,
+    sampling: Literal["frame", "time"] = "frame",
+    start: float | None = None,
+    end: float | None = None,
+    reader: str | None = None,
+    damaged: Literal["error", "use"] = "error",
+) -> Video:
+    """Decodes and resizes the sampled frames of a clip, and as few others as possible.
+
+    The frames are those that FFmpeg gives when it decodes the file from start to end.
+
+    Args:
+        path: The video file.
+        fps: See `sample_indices`.
+        min_pixels: See `frame_size`.
+        max_pixels: See `frame_size`.
+        num_frames: See `sample_indices`.
+        min_frames: See `sample_indices`.
+        max_frames: See `sample_indices`.
+        sampling: Frames evenly spaced by their number, see `sample_indices`, or by the time at
+            which they are shown, see `sample_times`.
+        start: See `frame_range`.
+        end: See `frame_range`.
+        reader: pyav, decord or torchcodec; None for PyAV.
+        damaged: Whether a file that was cut off, or frames that are decoded with errors, are an
+            error or are used as they are.
+
+    Raises:
+        VideoError: If the file gives no clip: missing, empty, truncated, damaged, no video, too
+            elongated, or without frames between start and end.
+        ValueError: If a setting is out of range.
+    """
+    read = find_reader(reader)
+    listing = list_frames(path)
+    if listing.info.truncated and damaged == "error":
+        raise VideoError.of(path, f"is truncated: {listing.info.truncated}.")
+
+    def sample(listing: Listing) -> Video:
+        info = listing.info
+        try:
+            if sampling == "time":
+                indices, used, rate = sample_times(
+                    listing.seconds,
+                    info.duration,
+                    fps=fps,
+                    num_frames=num_frames,
+                    min_frames=min_frames,
+                    max_frames=max_frames,
+                    start=start,
+                    end=end,
+                )
+            else:
+                first, last = frame_range(info.frames, info.fps, start, end)
+                used, rate, indices = last - first + 1, info.fps, None
+        except NoFrames as error:
+            raise VideoError.of(path, f"has no such part: {error}") from error
+        plan = plan_frames(
+            info,
+            fps=fps,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            num_frames=num_frames if indices is None else len(indices),
+            min_frames=min_frames,
+            max_frames=max_frames,
+            start=start if indices is None else None,
+            end=end if indices is None else None,
+        )
+        indices = plan[0] if indices is None else indices
+        if damaged == "error":
+            check_damage(listing, indices)
+        # Resized in small batches: a long clip in full resolution would fill the memory.
+        resized, batch = [], []
+        for picture in read(listing, indices):
+            batch.append(picture)
+            if len(batch) == 16 or len(batch) + 16 * len(resized) == len(indices):
+                resized.append(_resize(torch.from_numpy(np.stack(batch)), plan[1]))
+                batch = []
+        return Video(torch.cat(resized), indices, used, rate)
+
+    try:
+        return sample(listing)
+    except Irregular:
+        return sample(list_frames(path, decode=True))
+
+
+def plan_frames(
+    info: VideoInfo,
+    *,
+    fps: float,
+    min_pixels: int,
+    max_pixels: int,
+    num_frames: int | None = None,
+    min_frames: int = 4,
+    max_frames: int = 768,
+    start: float | None = None,
+    end: float | None = None,
+) -> tuple[list[int], tuple[int, int]]:
+    """The frames that stand for a clip and the size they get, without decoding any.
+
+    Args:
+        info: What is known about the file.
+        fps: See `sample_indices`.
+        min_pixels: See `frame_size`.
+        max_pixels: See `frame_size`.
+        num_frames: See `sample_indices`.
+        min_frames: See `sample_indices`.
+        max_frames: See `sample_indices`.
+        start: See `frame_range`.
+        end: See `frame_range`.
+
+    Returns:
+        Frame numbers, and height and width in pixels.
+
+    Raises:
+        ValueError: See `sample_indices` and `frame_size`.
+    """
+    indices = sample_indices(
+        info.frames,
+        info.fps,
+        fps=fps,
+        num_frames=num_frames,
+        min_frames=min_frames,
+        max_frames=max_frames,
+        start=start,
+        end=end,
+    )
+    size = frame_size(
+        info.height,
+        info.width,
+        len(indices),
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+    )
+    return indices, size
+
+
+def patch_grid(frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
+    """Frame pairs, patch rows and patch columns of so many frames of that height and width."""
+    return frames // TEMPORAL_PATCH, size[0] // PATCH, size[1] // PATCH
+
+
+def frame_range(
+    total_frames: int, native_fps: float, start: float | None, end: float | None
+) -> tuple[int, int]:
+    """First and last frame of a part of a video, both included.
+
+    Args:
+        total_frames: Frames in the file.
+        native_fps: Frames per second of the file.
+        start: Seconds from the file's start, None for the first frame.
+        end: Seconds from the file's start, negative from its end; None for the last frame.
+
+    Raises:
+        ValueError: If no frame lies between start and end.
+    """
+    duration = total_frames / native_fps
+    first, last = 0, total_frames - 1
+    if start is not None:
+        first = math.ceil(max(0.0, min(start, duration)) * native_fps)
+    if end is not None:
+        if end < 0:
+            end += duration
+        last = min(math.floor(max(0.0, min(end, duration)) * native_fps), last)
+    if first > last:
+        raise NoFrames(
+            f"no frame lies between start {start} s and end {end} s; the file has {duration:.2f} s "
+            f"({total_frames} frames at {native_fps:.2f} per second)."
+        )
+    return first, last
+
+
+def sample_indices(
+    total_frames: int,
+    native_fps: float,
+    *,
+    fps: float,
+    num_frames: int | None = None,
+    min_frames: int = 4,
+    max_frames: int = 768,
+    start: float | None = None,
+    end: float | None = None,
+) -> list[int]:
+    """Numbers of the frames that stand for a clip: evenly spaced, the first and last included.
+
+    Equals qwen-vl-utils (`calculate_video_frame_range`, `smart_nframes`, `linspace(...).round()`)
+    wherever it has an answer. Where it has none: a clip of one frame shows that frame twice, and
+    a `num_frames` above what the clip has repeats frames.
+
+    Args:
+        total_frames: Frames in the file.
+        native_fps: Frames per second of the file.
+        fps: Frames to take per second of video time.
+        num_frames: Frames to take, rounded to an even number, instead of `fps`.
+        min_frames: Fewest frames to take, as far as the clip has them.
+        max_frames: Most frames to take; longer clips are sampled more thinly.
+        start: See `frame_range`.
+        end: See `frame_range`.
+
+    Returns:
+        An even number of frame numbers, ascending.
+
+    Raises:
+        ValueError: If a setting is out of range or the part holds no frame.
+    """
+    first, last = frame_range(total_frames, native_fps, start, end)
+    count = _frame_count(last - first + 1, native_fps, fps, num_frames, min_frames, max_frames)
+    return torch.linspace(first, last, count).round().long().tolist()
+
+
+def sample_times(
+    seconds: Sequence[float],
+    duration: float,
+    *,
+    fps: float,
+    num_frames: int | None = None,
+    min_frames: int = 4,
+    max_frames: int = 768,
+    start: float | None = None,
+    end: float | None = None,
+) -> tuple[list[int], int, float]:
+    """Numbers of the frames that are shown at evenly spaced times, the first and last included.
+
+    As many as `sample_indices` takes. Where the frame rate varies, this shows a clip as it is
+    seen: a picture that stands for long comes up several times, and many within a moment do not
+    crowd out the rest. Of a constant frame rate they are those of `sample_indices`, up to
+    rounding.
+
+    Args:
+        seconds: When each frame of the file is shown, from the first one on, ascending.
+        duration: Seconds that all of them are shown for.
+        fps: See `sample_indices`.
+        num_frames: See `sample_indices`.
+        min_frames: See `sample_indices`.
+        max_frames: See `sample_indices`.
+        start: Seconds from the file's start; a frame before it that is still shown does not count.
+        end: Seconds from the file's start, negative from its end.
+
+    Returns:
+        Frame numbers, the number of frames in the part, and their average rate, which puts as
+        many pictures into a second as the true times do.
+
+    Raises:
+        ValueError: If a setting is out of range or the part holds no frame.
+    """
+    begin = max(0.0, start or 0.0)
+    stop = duration if end is None else end + duration if end < 0 else end
+    inside = [number for number, time in enumerate(seconds) if begin <= time <= stop]
+    if not inside:
+        raise NoFrames(
+            f"no frame lies between start {start} s and end {end} s; the file has {duration:.2f} s "
+            f"({len(seconds)} frames)."
+        )
+    first, last = inside[0], inside[-1]
+    used = last - first + 1
+    span = seconds[last] - seconds[first]
+    rate = (used - 1) / span if span else len(seconds) / duration
+    count = _frame_count(used, rate, fps, num_frames, min_frames, max_frames)
+    # What is shown at a time, or is about to be within half the usual distance of two frames.
+    gaps = sorted(b - a for a, b in pairwise(seconds[first : last + 1]))
+    ahead = gaps[(len(gaps) - 1) // 2] / 2 if gaps else 0.0
+    times = np.linspace(seconds[first], seconds[last], count)
+    indices = [bisect_right(seconds, float(time) + ahead, first, last + 1) - 1 for time in times]
+    return indices, used, rate
+
+
+def _frame_count(
+    used: int,
+    native_fps: float,
+    fps: float,
+    num_frames: int | None,
+    min_frames: int,
+    max_frames: int,
+) -> int:
+    """Frames to take of a part with `used` frames."""
+    if num_frames is not None:
+        count = round(num_frames / TEMPORAL_PATCH) * TEMPORAL_PATCH
+        if count < TEMPORAL_PATCH:
+            raise ValueError(f"data.num_frames ({num_frames}) must be at least 2, or null.")
+    else:
+        if fps <= 0:
+            raise ValueError(f"data.fps ({fps}) must be above 0.")
+        if max_frames < TEMPORAL_PATCH:
+            raise ValueError(f"data.max_frames ({max_frames}) must be at least 2.")
+        fewest = math.ceil(min_frames / TEMPORAL_PATCH) * TEMPORAL_PATCH
+        most = max_frames // TEMPORAL_PATCH * TEMPORAL_PATCH
+        asked = min(max(used / native_fps * fps, fewest), most, used)
+        # Only a clip of one frame comes below a pair.
+        count = max(math.floor(asked / TEMPORAL_PATCH) * TEMPORAL_PATCH, TEMPORAL_PATCH)
+    return count
+
+
+def frame_size(
+    height: int,
+    width: int,
+    num_frames: int,
+    *,
+    min_pixels: int,
+    max_pixels: int,
+    max_video_tokens: int = 115_200,
+) -> tuple[int, int]:
+    """Size that frames are resized to: the aspect ratio is kept up to rounding.
+
+    Equals qwen-vl-utils (`fetch_video`, `smart_resize`). The paper's "360 x 420" is such a budget
+    of 151,200 pixels per frame, not a box.
+
+    Args:
+        height: Height in pixels.
+        width: Width in pixels.
+        num_frames: Frames of the clip; many of them make each smaller.
+        min_pixels: Smaller frames are enlarged to this area.
+        max_pixels: Larger frames are reduced to this area. At most 768 tokens per frame pair.
+        max_video_tokens: Tokens of the whole clip (the default is 90 % of 128,000). It gives way
+            where it would leave less than 1.05 x `min_pixels` per frame.
+
+    Returns:
+        Height and width, multiples of 28.
+
+    Raises:
+        ValueError: If `min_pixels` exceeds `max_pixels`, or one side is more than 200 times the
+            other.
+    """
+    if min_pixels > max_pixels:
+        raise ValueError(
+            f"data.min_pixels ({min_pixels}) must not exceed data.max_pixels ({max_pixels})."
+        )
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(
+            f"Frames of {width} x {height} pixels cannot be used: one side may be at most "
+            f"{MAX_ASPECT_RATIO} times the other."
+        )
+    share = max_video_tokens * FACTOR**2 / num_frames * TEMPORAL_PATCH
+    limit = max(min(MAX_FRAME_TOKENS * FACTOR**2, share), int(min_pixels * 1.05))
+    budget = min(max_pixels, limit)
+    rows = max(FACTOR, round(height / FACTOR) * FACTOR)
+    columns = max(FACTOR, round(width / FACTOR) * FACTOR)
+    if rows * columns > budget:
+        shrink = math.sqrt(height * width / budget)
+        # qwen-vl-utils returns 0 for the short side of very elongated frames.
+        rows = max(FACTOR, math.floor(height / shrink / FACTOR) * FACTOR)
+        columns = max(FACTOR, math.floor(width / shrink / FACTOR) * FACTOR)
+    elif rows * columns < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * grow / FACTOR) * FACTOR
+        columns = math.ceil(width * grow / FACTOR) * FACTOR
+    return rows, columns
+
+
+def _resize(
+    pictures: UInt8[Tensor, "frames height width 3"], size: tuple[int, int]
+) -> UInt8[Tensor, "frames 3 new_height new_width"]:
+    pictures = pictures.permute(0, 3, 1, 2)
+    if pictures.shape[2:] != size:
+        pictures = torch.nn.functional.interpolate(pictures, size, mode="bicubic", antialias=True)
+    return pictures.contiguous()

@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+
+from rbft.annotations.video_list import find_videos
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.mp4", "a.MOV", "deep/c.webm", "notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_files_folders_and_lists_in_order(folder: Path) -> None:
+    (folder / "list.txt").write_text("deep/c.webm\n\n  gone, but listed.mp4\n/x/-y.mp4\n")
+    (folder / "list.csv").write_text("id,video_path\nfirst,b.mp4\n,a.MOV\n")
+    given = [folder / "b.mp4", folder, folder / "list.txt", folder / "list.csv"]
+    found, notes = find_videos(given)
+    paths = [path for _, path in found]
+    assert paths == [
+        folder / "b.mp4",
+        *(folder / name for name in ("a.MOV", "b.mp4", "deep/c.webm")),
+        *(folder / "deep/c.webm", folder / "gone, but listed.mp4", Path("/x/-y.mp4")),
+        *(folder / "b.mp4", folder / "a.MOV"),
+    ]
+    assert notes == [
+        f"--videos {folder}: left alone 3 files that are no videos: 1 .csv, 1 .txt, 1 .md (first: "
+        f"{folder}/list.csv)."
+    ]
+    found, notes = find_videos([folder / "list.csv"])
+    assert notes == []
+    names = [name for name, _ in found]
+    assert names == ["first", str(folder / "a.MOV")]
+
+
+def test_what_cannot_be_found(folder: Path) -> None:
+    (folder / "list.csv").write_text("id,file\n1,b.mp4\n")
+    (folder / "list.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"list\.csv, line 2: no column path or file_name or"):
+        find_videos([folder / "list.csv"])
+    with pytest.raises(ValueError, match=r"^--videos holds no video files; looked for those that"):
+        find_videos([folder / "list.txt"])
+    with pytest.raises(ValueError, match=r"^--videos .*/gone does not exist\. Give video files"):
+        find_videos([folder / "gone"])
+    (folder / "empty").mkdir()
+    (folder / "empty/a.jpg").touch()
+    with pytest.raises(ValueError, match=r"empty: left alone 1 files that are no videos: 1 \.jpg"):
+        find_videos([folder / "empty"])
+
+
+def test_every_container_in_a_folder(tmp_path: Path) -> None:
+    names = [f"a{ending}" for ending in (".3gp", ".gif", ".m2ts", ".mpg", ".ogv", ".ts", ".wmv")]
+    for name in names:
+        (tmp_path / name).touch()
+    assert find_videos([tmp_path]) == ([(str(tmp_path / n), tmp_path / n) for n in names], [])

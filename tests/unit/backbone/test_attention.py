@@ -1,0 +1,252 @@
+import inspect
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rbft.backbone import attention
+from rbft.backbone.attention import (
+    TEXT,
+    VISION,
+    attend,
+    attend_in_segments,
+    packed_inputs,
+    text_attention,
+    text_mask,
+    vision_attention,
+)
+from tests.tiny import tiny_model
+
+# The last has as many tokens as heads.
+SEGMENTS = [(7,), (4, 4, 4), (3, 5, 9), (2, 6, 2, 1, 6), (1, 1), (1, 3)]
+
+
+def heads(tokens: int, queries: int = 4, keys: int = 4) -> Any:
+    """Queries, keys and values as the models hand them over: views of "tokens heads width"."""
+    generator = torch.Generator().manual_seed(tokens)
+    q, k, v = (
+        torch.randn(tokens, count, 8, generator=generator, dtype=torch.float64)
+        for count in (queries, keys, keys)
+    )
+    return [x.transpose(0, 1)[None] for x in (q, k, v)]
+
+
+def by_mask(
+    query: Tensor, key: Tensor, value: Tensor, segments: tuple[int, ...], causal: bool
+) -> Tensor:
+    """The textbook's attention with a mask over the whole row."""
+    shared = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    of = torch.arange(len(segments)).repeat_interleave(torch.tensor(segments))
+    seen = of[:, None] == of
+    if causal:
+        seen &= torch.ones_like(seen).tril()
+    scores = (query @ key.mT * 0.3).masked_fill(~seen, float("-inf"))
+    return (scores.softmax(-1) @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("segments", SEGMENTS)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("keys", [4, 2])
+def test_segments_against_a_mask(segments: tuple[int, ...], causal: bool, keys: int) -> None:
+    ours: Any = [x.requires_grad_() for x in heads(sum(segments), keys=keys)]
+    theirs: Any = [x.detach().clone().requires_grad_() for x in ours]
+    made = attend(*ours, segments=segments, scaling=0.3, dropout=0.0, causal=causal)
+    expected = by_mask(*theirs, segments=segments, causal=causal)
+    torch.testing.assert_close(made, expected)
+    weights = torch.arange(made.numel(), dtype=torch.float64).view_as(made).sin()
+    (made * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_nothing_is_computed_across_segments_and_equal_ones_go_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[Any] = []
+    sdpa = nn.functional.scaled_dot_product_attention
+
+    def watched(query: Tensor, *args: Any, **settings: Any) -> Tensor:
+        calls.append((tuple(query.shape), settings.get("attn_mask")))
+        return sdpa(query, *args, **settings)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watched)
+    attend(*heads(17), segments=(2, 6, 2, 1, 6), scaling=0.3, dropout=0.0, causal=True)
+    assert calls == [((2, 4, 2, 8), None), ((2, 4, 6, 8), None), ((1, 4, 1, 8), None)]
+
+
+def test_what_is_dropped_is_dropped() -> None:
+    everything = attend(*heads(8), segments=(3, 5), scaling=0.3, dropout=1.0, causal=True)
+    assert not everything.any()
+
+
+def test_the_way_of_transformers_to_tell_packed_clips_apart() -> None:
+    from transformers.masking_utils import find_packed_sequence_indices
+    from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
+
+    # Rotary positions repeat and jump within a clip: they could not tell.
+    positions = torch.tensor([0, 1, 1, 1, 5, 0, 1, 1, 3, 0, 1]).expand(3, 1, -1)
+    given = packed_inputs("flash_attention_2", (5, 4, 2), positions)
+    text, rotary = given["position_ids"][0], given["position_ids"][1:]
+    assert torch.equal(rotary, positions)
+    assert given["attention_mask"] is None
+    found = find_packed_sequence_indices(text)
+    assert found is not None
+    assert found.tolist() == [[0] * 5 + [1] * 4 + [2] * 2]
+    (bounds, _), (longest, _) = prepare_fa_kwargs_from_position_ids(text)
+    assert bounds.tolist() == [0, 5, 9, 11]
+    assert longest == 5
+
+
+class Kernel:
+    """Stands for torch's kernel, which needs a GPU: the same arguments, one segment at a time."""
+
+    def __init__(self) -> None:
+        from torch.nn.attention.varlen import varlen_attn
+
+        self.arguments = inspect.signature(varlen_attn)
+        self.calls = 0
+
+    def __call__(self, *args: Any, **settings: Any) -> Tensor:
+        given = self.arguments.bind(*args, **settings).arguments
+        self.calls += 1
+        query, key, value = given["query"], given["key"], given["value"]
+        assert query.is_contiguous()
+        assert given["cu_seq_q"].dtype == torch.int32
+        assert torch.equal(given["cu_seq_q"], given["cu_seq_k"])
+        assert int(given["cu_seq_q"][0]) == 0
+        assert int(given["cu_seq_q"][-1]) == len(query)
+        lengths = given["cu_seq_q"].diff()
+        assert given["max_q"] == given["max_k"] == int(lengths.max())
+        causal = given["window_size"] == (-1, 0)
+        assert causal or given["window_size"] == (-1, -1)
+        assert given["enable_gqa"] == (query.shape[1] != key.shape[1])
+        rows: Any = [x.transpose(0, 1)[None] for x in (query, key, value)]
+        assert given["scale"] == 0.3
+        return by_mask(*rows, segments=tuple(lengths.tolist()), causal=causal)[0]
+
+
+@pytest.mark.parametrize("segments", SEGMENTS)
+def test_one_kernel_for_all_segments(
+    segments: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel()
+    widths: list[int] = []
+    monkeypatch.setattr(
+        attention, "_kernel_dtype", lambda device, dtype, width: widths.append(width) or dtype
+    )
+    monkeypatch.setattr(attention, "_varlen_attn", lambda: kernel)
+    given = heads(sum(segments), keys=2)
+    made = attend(*given, segments=segments, scaling=0.3, dropout=0.0, causal=True)
+    torch.testing.assert_close(made, by_mask(*given, segments=segments, causal=True))
+
+    given, bounds = heads(sum(segments)), torch.tensor([0, *segments]).cumsum(0).int()
+    made, _ = vision_attention(
+        nn.Module(),
+        *given,
+        attention_mask=None,
+        cu_seq_lens_q=bounds,
+        cu_seq_lens_k=bounds,
+        max_length_q=max(segments),
+        max_length_k=max(segments),
+        scaling=0.3,
+        is_causal=False,
+    )
+    torch.testing.assert_close(made, by_mask(*given, segments=segments, causal=False))
+    assert kernel.calls == 2
+    assert widths == [8, 8]
+
+    # It cannot drop anything.
+    made = attend(*heads(sum(segments)), segments=segments, scaling=0.3, dropout=1.0, causal=True)
+    assert not made.any()
+    settings = {"attention_mask": None, "cu_seq_lens_q": bounds, "max_length_q": 9}
+    made, _ = vision_attention(nn.Module(), *given, scaling=0.3, dropout=1.0, **settings)
+    assert not made.any()
+    assert kernel.calls == 2
+
+
+@pytest.mark.parametrize("segments", [(), (9,), (4, 5), (2, 3, 4)])
+def test_a_row_of_one_clip_goes_the_way_of_transformers(segments: tuple[int, ...]) -> None:
+    module, (query, key, value) = nn.Module(), heads(9)
+    module.is_causal = True  # type: ignore[assignment]
+    settings = {"attend": attend, "segments": segments, "scaling": 0.3, "dropout": 0.0}
+    made, _ = text_attention(module, query, key, value, None, **settings)
+    torch.testing.assert_close(made, by_mask(query, key, value, segments or (9,), causal=True))
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_on_a_processor_windows_stay_apart(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, chosen = tiny_model("qwen2_5_vl"), []
+    monkeypatch.setattr(model, "set_attn_implementation", chosen.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    attend_in_segments(model)
+    assert chosen == [{"text_config": TEXT, **({"vision_config": VISION} if gpu else {})}]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "fits"),
+    [
+        (torch.bfloat16, 80, True),
+        (torch.float16, 128, True),
+        (torch.float32, 128, False),
+        (torch.bfloat16, 256, True),
+        (torch.bfloat16, 84, False),
+        (torch.bfloat16, 264, False),
+    ],
+)
+def test_where_the_kernel_runs(
+    dtype: torch.dtype, width: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert attention._kernel_dtype(cuda, dtype, width) == (dtype if fits else None)
+    assert attention._kernel_dtype(cpu, dtype, width) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert attention._kernel_dtype(cuda, dtype, width) is None
+
+
+def test_a_build_of_torch_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = attention._varlen_attn.__wrapped__
+    assert look() is not None
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    assert look() is None
+
+
+def test_autocast_decides_the_kernel_s_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
+    found = attention._kernel_dtype(torch.device("cuda"), torch.float32, 128)
+    assert found == torch.bfloat16
+
+
+def test_padding_sees_something_and_all_else_sees_what_it_did() -> None:
+    from transformers.masking_utils import sdpa_mask
+
+    padding = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    settings: Any = {
+        "batch_size": 2,
+        "q_length": 4,
+        "kv_length": 4,
+        "attention_mask": padding.bool(),
+    }
+    ours, theirs = text_mask(**settings), sdpa_mask(**settings)
+    assert ours is not None
+    assert theirs is not None
+    lost = ~theirs.any(-1)
+    assert lost.tolist() == [[[True, True, False, False]], [[False] * 4]]
+    assert ours[lost].all()
+    assert torch.equal(ours[~lost], theirs[~lost])
+
+
+def test_where_there_is_no_padding_no_mask_is_made() -> None:
+    settings: Any = {"batch_size": 2, "q_length": 4, "kv_length": 4}
+    assert text_mask(**settings, attention_mask=torch.ones(2, 4, dtype=torch.bool)) is None
+    # A token that is written after padded prompts.
+    settings |= {"q_length": 1, "q_offset": 3}
+    mask = text_mask(**settings, attention_mask=torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]).bool())
+    assert mask is not None
+    assert mask.tolist() == [[[[False, False, True, True]]], [[[True] * 4]]]

@@ -1,0 +1,124 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rbft.commands.rationalize import RationaleWriter, check_prompts, passes
+from rbft.data.rationales import RationaleStore, about
+from rbft.data.sampler import Draw
+from rbft.inference.generation import read_prompts
+from tests.examples import (
+    CARD,
+    Damaged,
+    Yard,
+    clips,
+    collator,
+    examples,
+    module,
+    prompt_of,
+    trainer,
+)
+from tests.tiny import tiny_backbone
+
+END, OTHER_END = 376, 70
+
+ABOUT = {f"train_{n}": about(f"video {n}", None, None, "Describe it.") for n in range(5)}
+
+
+@pytest.fixture
+def two_ends(tmp_path: Path) -> Path:
+    """A backbone of whose answers a second id is the end, which is no special token."""
+    folder = tiny_backbone(tmp_path / "qwen2_5_vl", "qwen2_5_vl")
+    config = {"eos_token_id": [END, OTHER_END], "repetition_penalty": 1.05}
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_what_a_rationale_s_line_says(two_ends: Path, tmp_path: Path):
+    """How it ended, its tokens with the end and its text without; clips repeated have no line."""
+    model: Any = module(two_ends, "rationale")
+    yard = Yard(tmp_path / "card.yaml", {"train": 5})
+    yard.predict_clips = yard.clips("train")
+    model._trainer = SimpleNamespace(datamodule=yard)
+    draws = [Draw(0), Draw(1), Draw(2), Draw(3), Draw(0, 0.0)]
+    made = examples(4, draws[:4])
+    made = [*made, replace(made[0], draw=draws[4])]
+    made[3] = replace(made[3], error="Video train_3.mp4 is damaged.")
+    batch = collator(two_ends, ask="rationale")(made)
+    text = model.processor.tokenizer("It climbs.")["input_ids"]
+    assert OTHER_END not in text
+    written = [[*text, END], [*text, OTHER_END], [198, *text], [*text, END], [*text, END]]
+    store = RationaleStore(tmp_path / "texts.jsonl", {}, ABOUT)
+    RationaleWriter([store]).on_predict_batch_end(trainer(tmp_path), model, [written], batch, 0)
+    size = len(text)
+    lines = (tmp_path / "texts.jsonl.part0").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [(r["id"], r["rationale"], r["finish"], r["tokens"]) for r in found] == [
+        ("train_0", "It climbs.", "stop", size + 1),
+        ("train_1", "It climbs.", "stop", size + 1),
+        ("train_2", "It climbs.", "length", size + 1),
+        ("train_3", "", "undecodable", 0),
+    ]
+    assert {record["source"] for record in found} == {"self"}
+    assert store.cut() == {"train_2"}
+    assert store.undecodable() == {"train_3"}
+
+
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_how_the_model_s_own_texts_end(two_ends: Path, tmp_path: Path, finish: str):
+    model = module(two_ends, "rationale", max_new_tokens=3)
+    if finish == "stop":
+        batch = collator(two_ends, ask="rationale")(examples(5))
+        (read,) = read_prompts(model.backbone, [prompt_of(batch)], batch.video)
+        with torch.no_grad():  # the second end becomes the likeliest token
+            model.backbone.lm_head.weight[OTHER_END] = read.hidden.mean(0).sign()
+    yard = Damaged(tmp_path / "card.yaml", {"train": 5}, damaged=["train_1"], eval_batch_size=2)
+    yard.predict_clips = yard.clips("train")
+    store = RationaleStore(tmp_path / "texts.jsonl", {}, ABOUT)
+    worker = trainer(tmp_path, callbacks=[RationaleWriter([store])])
+    worker.predict(model, yard, return_predictions=False)
+    ends = {name: (r["finish"], r["tokens"]) for name, r in store.records.items()}
+    assert ends.pop("train_1") == ("undecodable", 0)
+    assert set(ends) == {"train_0", "train_2", "train_3", "train_4"}
+    assert set(ends.values()) == {("stop", 1) if finish == "stop" else ("length", 3)}
+
+
+def test_clips_that_lack_the_same_are_described_together():
+    one, two, three, four = clips(4)
+    missing = {
+        "rationale": [one.id, four.id],
+        "less": [one.id, two.id, four.id],
+        "least": [],
+    }
+    assert passes(missing, [one, two, three, four]) == {
+        ("rationale", "less"): [one, four],
+        ("less",): [two],
+    }
+    assert passes({"rationale": []}, [one]) == {}
+
+
+def test_prompts_of_the_card_in_any_order():
+    check_prompts(["less"], CARD)
+    check_prompts(["less", "rationale"], CARD)
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["rationale", "lest"], "rationale, lest"),
+        (["less", "less"], "less, less"),
+        (["label"], "label"),  # asks for the class
+        ([], ""),
+    ],
+)
+def test_other_prompts_are_refused(names, shown):
+    with pytest.raises(ValueError, match="--prompts") as error:
+        check_prompts(names, CARD)
+    assert str(error.value) == (
+        f"--prompts [{shown}] must name rationale prompts of the card 'yard', each once; it has "
+        "rationale, less."
+    )

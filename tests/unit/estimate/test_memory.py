@@ -1,0 +1,270 @@
+"""Estimated memory against counts, against what autograd keeps and against torch's own tracker.
+
+The tracker follows a whole step on tensors without data (FakeTensorMode); no GPU is involved.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from rbft.backbone.adapters import LoRA, add_adapters
+from rbft.backbone.family import FAMILIES
+from rbft.backbone.loading import parameter_parts
+from rbft.estimate.flops import ClipTokens
+from rbft.estimate.memory import (
+    FOUR_BIT,
+    Setup,
+    decoder_bytes,
+    step_memory,
+    tower_bytes,
+    weight_bytes,
+)
+from rbft.training.loss import token_nll
+from tests.tiny import FAMILY_NAMES, FamilyName
+
+PRECISIONS = ("32-true", "bf16-true", "bf16-mixed")
+# Qwen2.5-VL-7B and Qwen2-VL-7B, as the hub counts their files' tensors.
+PARAMETERS = {"qwen2_5_vl": 8_292_166_656, "qwen2_vl": 8_291_375_616}
+SEVEN = {"hidden": 3584, "inner": 18944, "heads": 28, "few": 4, "layers": 28, "depth": 32}
+SEVEN |= {"width": 1280, "tower_inner": 3420, "tower_heads": 16, "vocabulary": 152064}
+# The proportions of the 7B model at an eighth of its width.
+SMALL = {"hidden": 448, "inner": 2368, "heads": 7, "few": 1, "layers": 2, "depth": 2}
+SMALL |= {"width": 160, "tower_inner": 428, "tower_heads": 2, "vocabulary": 2000}
+
+
+def backbone(family: FamilyName, size: dict[str, int]) -> Any:
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+    )
+
+    head = size["hidden"] // size["heads"]
+    text = {
+        "vocab_size": size["vocabulary"],
+        "hidden_size": size["hidden"],
+        "intermediate_size": size["inner"],
+        "num_hidden_layers": size["layers"],
+        "num_attention_heads": size["heads"],
+        "num_key_value_heads": size["few"],
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [head // 8, 3 * head // 16, 3 * head // 16],
+        },
+    }
+    if family == "qwen2_vl":
+        vision = {"embed_dim": size["width"], "hidden_size": size["hidden"]}
+        vision |= {"depth": size["depth"], "num_heads": size["tower_heads"]}
+        return Qwen2VLForConditionalGeneration(
+            Qwen2VLConfig(text_config=text, vision_config=vision)
+        )
+    vision = {"hidden_size": size["width"], "out_hidden_size": size["hidden"]}
+    vision |= {"depth": size["depth"], "num_heads": size["tower_heads"]}
+    vision |= {"intermediate_size": size["tower_inner"]}
+    vision |= {"fullatt_block_indexes": list(range(7, size["depth"], 8)) or [1]}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+@contextmanager
+def default_dtype(precision: str) -> Iterator[Any]:
+    """Torch's default dtype and autocast as Lightning sets them."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if precision == "bf16-true" else torch.float32)
+    mixed = precision == "bf16-mixed"
+    try:
+        yield torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_the_real_models_are_counted_exactly(family):
+    with torch.device("meta"):
+        model = backbone(family, SEVEN)
+    parts = parameter_parts(model, FAMILIES[family])
+    sizes = {part: sum(p.numel() for _, p in named) for part, named in parts.items()}
+    assert sum(sizes.values()) == PARAMETERS[family]
+    clip = ClipTokens((8, 20, 20), 800, 100, 100)
+    memory = step_memory(model, FAMILIES[family], model.config, [clip], Setup(2, True))
+    assert memory.weights == memory.gradients == 4 * PARAMETERS[family]
+    assert memory.optimiser == 2 * memory.weights
+    assert memory.peak > 16 * PARAMETERS[family]
+    shared = step_memory(model, FAMILIES[family], model.config, [clip], Setup(2, True, shards=8))
+    assert shared.always == 16 * PARAMETERS[family] // 8
+    replicas = Setup(2, True, replicas=True)
+    copied = step_memory(model, FAMILIES[family], model.config, [clip], replicas)
+    assert copied.gradients == 2 * memory.gradients
+
+
+def kept_bytes(model: nn.Module, run: Any) -> int:
+    """What autograd keeps of a forward pass, weights and autocast's copies of them left out."""
+    kept: dict[int, Tensor] = {}
+    shapes = {p.shape for p in model.parameters()}
+    shapes |= {shape[::-1] for shape in shapes if len(shape) == 2}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.shape not in shapes:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_a_block_keeps_what_the_formula_says(family, precision):
+    tokens = 608  # no other size of the model
+    with default_dtype(precision) as autocast:
+        model = backbone(family, SMALL).train()
+        setup = Setup(Setup.product_bytes(precision), False)
+        decoder, vision = model.model.language_model, model.model.visual
+        hidden = torch.randn(1, tokens, SMALL["hidden"], requires_grad=True)
+        positions = torch.arange(tokens).expand(3, 1, -1)
+        angles = decoder.rotary_emb(hidden, positions)
+        shared = {"position_embeddings": angles, "attention_mask": None}
+        with autocast:
+            layer = decoder.layers[0]
+            found = kept_bytes(layer, lambda: layer(hidden, position_ids=positions[0], **shared))
+            patches = vision.patch_embed(torch.randn(tokens, 1176))
+            angles = torch.randn(tokens, SMALL["width"] // SMALL["tower_heads"])
+            bounds = torch.tensor([0, tokens // 2, tokens])
+            seen = {"cu_seqlens": bounds, "max_seqlen": tokens // 2}
+            seen["position_embeddings"] = (angles, angles)
+            block = vision.blocks[0]
+            tower = kept_bytes(block, lambda: block(patches, **seen))
+    assert found / tokens == pytest.approx(decoder_bytes(model, model.config, setup), rel=0.1)
+    assert tower / tokens == pytest.approx(tower_bytes(model, model.config, setup), rel=0.1)
+
+
+@pytest.mark.parametrize("rank", [4, 32])
+def test_a_block_with_adapters_keeps_what_the_formula_says(rank):
+    """Frozen weights in bf16, adapters in 32 bits, as in bf16-mixed."""
+    tokens = 608
+    with default_dtype("bf16-true"):
+        model = backbone("qwen2_5_vl", SMALL).train()
+        hidden = torch.randn(1, tokens, SMALL["hidden"], requires_grad=True)
+    with default_dtype("bf16-mixed") as autocast:
+        add_adapters(model, LoRA(rank=rank), None, merger=False)
+        layer = model.model.language_model.layers[0]
+        positions = torch.arange(tokens).expand(3, 1, -1)
+        angles = model.model.language_model.rotary_emb(hidden, positions)
+        shared = {"position_embeddings": angles, "attention_mask": None}
+        with autocast:
+            found = kept_bytes(layer, lambda: layer(hidden, position_ids=positions[0], **shared))
+    expected = decoder_bytes(model, model.config, Setup(2, False))
+    assert found / tokens == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_peak_of_a_step_is_what_torch_tracks(precision, checkpointing):
+    """The second step, when gradients and optimiser state are there."""
+    grid, prompt, answer = (12, 32, 32), 40, 60
+    clip = ClipTokens(grid, 12 * 32 * 32 // 4, prompt, answer)
+    family = FAMILIES["qwen2_vl"]  # no windows: a tenth of the operations
+    size = {**SMALL, "hidden": 896, "inner": 4864, "heads": 14, "few": 2}
+    with default_dtype(precision) as autocast, FakeTensorMode(allow_non_fake_inputs=True):
+        model = backbone("qwen2_vl", size).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        optimiser = torch.optim.AdamW(model.parameters(), fused=True)
+        tracker = MemTracker()
+        tracker.track_external(model)
+        for _ in range(2):
+            tracker.reset_mod_stats()
+            with tracker:
+                with autocast:
+                    loss = forward(model, clip)
+                loss.backward()
+                optimiser.step()
+        setup = Setup(Setup.product_bytes(precision), checkpointing)
+        memory = step_memory(model, family, model.config, [clip], setup)
+    tracked = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+    assert memory.peak == pytest.approx(tracked["Total"], rel=0.1)
+    # Weights and the rest do not hide it: activations are a good part of the peak.
+    assert checkpointing or memory.kept + memory.kept_vision > 0.3 * memory.peak
+
+
+def forward(model: Any, clip: ClipTokens) -> Tensor:
+    """A forward pass as the module makes it, but of frames whose places no data decides."""
+    vision, decoder = model.model.visual, model.model.language_model
+    hidden = vision.patch_embed(torch.randn(clip.patches, 1176))
+    angles = torch.randn(clip.patches, SMALL["width"] // SMALL["tower_heads"])
+    frames = Bounds(list(range(0, clip.patches + 1, clip.grid[1] * clip.grid[2])))
+    for block in vision.blocks:
+        hidden = block(hidden, cu_seqlens=frames, position_embeddings=(angles, angles))
+    words = decoder.embed_tokens(torch.zeros(1, clip.prompt + clip.answer, dtype=torch.long))
+    inputs = torch.cat([vision.merger(hidden)[None].to(words.dtype), words], 1)
+    hidden = decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[0, -clip.answer :])
+    targets = torch.zeros(clip.answer, dtype=torch.long)
+    return token_nll(logits, targets).mean()
+
+
+class Bounds:
+    """Stands for a tensor of places, whose values FakeTensorMode does not know."""
+
+    def __init__(self, places: list[int]) -> None:
+        self.places = places
+
+    def __getitem__(self, part: slice) -> "Bounds":
+        return Bounds(self.places[part])
+
+    def __sub__(self, other: "Bounds") -> "Bounds":
+        return Bounds([a - b for a, b in zip(self.places, other.places, strict=True)])
+
+    def tolist(self) -> list[int]:
+        return self.places
+
+
+def test_four_bits_pack_the_decoder_s_frozen_layers_only():
+    with torch.device("meta"):
+        model = backbone("qwen2_5_vl", SMALL)
+    add_adapters(model, LoRA(rank=4), None, merger=False)
+    family = FAMILIES["qwen2_5_vl"]
+    plain = weight_bytes(model, family, Setup(2, True))
+    packed = weight_bytes(model, family, Setup(2, True, four_bit=True))
+    layers = model.model.language_model.layers
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    inside = sum(
+        module.base_layer.weight.numel()
+        for name, module in layers.named_modules()
+        if name.endswith(names)
+    )
+    assert plain == sum(4 * p.numel() for p in model.parameters())
+    assert packed == pytest.approx(plain - inside * (4 - FOUR_BIT), abs=100)
+
+
+def test_more_clips_take_more_and_frozen_towers_less():
+    with torch.device("meta"):
+        model = backbone("qwen2_5_vl", SMALL)
+    family, clip = FAMILIES["qwen2_5_vl"], ClipTokens((8, 20, 20), 800, 100, 100)
+
+    def memory(count: int) -> Any:
+        return step_memory(model, family, model.config, [clip] * count, Setup(4, True))
+
+    one, two = memory(1), memory(2)
+    assert (two.kept, two.kept_vision, two.logits) == (
+        2 * one.kept,
+        2 * one.kept_vision,
+        2 * one.logits,
+    )
+    assert two.always == one.always
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(family.part(name) != "vision")
+    assert memory(1).kept_vision == 0
+    assert memory(1).weights == one.weights
+    assert memory(1).gradients < one.gradients

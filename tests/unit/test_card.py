@@ -1,0 +1,203 @@
+import re
+import string
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from rbft.card import Card
+from tests.examples import CARD
+
+WORDS = ("normal", "abnormal", "hate speech")
+THREE = Card("three", "Guard", {"a": WORDS[0], "b": WORDS[1], "c": WORDS[2]}, CARD.prompts)
+MARKS = st.text(" .,!?:;\"'`*<>[]()\n\t", max_size=5)
+
+
+def test_what_is_on_a_card():
+    assert CARD.classes == ("quiet", "alarm")
+    assert CARD.prompt("label", "A cat.") == "Is it normal or abnormal? A cat."
+    assert CARD.prompt("rationale") == "You are a Guard. Describe it."
+    assert replace(CARD, prompts={**CARD.prompts, "x": " {words}\n"}).prompt("x") == (
+        "normal or abnormal"
+    )
+    assert THREE.prompt("label") == "Is it normal, abnormal or hate speech?"
+
+
+def test_braces_in_prompts_and_in_the_clip_s_own_text():
+    card = replace(CARD, prompts={**CARD.prompts, "label": "{{json}} {text}"})
+    assert card.prompt("label", "{words} {x}") == "{json} {words} {x}"
+
+
+@given(st.sampled_from(range(3)), MARKS, MARKS, st.booleans())
+def test_a_word_is_parsed_up_to_case_and_marks_around_it(index, before, after, upper):
+    word = WORDS[index].upper() if upper else WORDS[index]
+    assert THREE.parse(before + word + after) == index
+
+
+@given(st.text())
+def test_no_other_text_is_a_class(text):
+    bare = " ".join(text.split()).strip(string.punctuation + " ").casefold()
+    assume(bare not in WORDS)
+    assert THREE.parse(text) is None
+
+
+@given(
+    st.sampled_from(WORDS),
+    st.text(string.ascii_lowercase, min_size=1, max_size=6),
+    st.sampled_from(["{0} {1}", "{1} {0}", "{1}{0}", "{0}{1}", "{0}-{1}", "{1}, {0}", "{0}/{0}"]),
+)
+def test_a_class_is_never_guessed_from_a_word_inside(word, other, shape):
+    answer = shape.format(word, other)
+    assume(answer not in WORDS)
+    assert THREE.parse(answer) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "index"),
+    [
+        ("<abnormal>", 1),
+        ("**Abnormal**.", 1),
+        ("hate\n speech", 2),
+        ("not abnormal", None),
+        ("normal or abnormal", None),
+        ("ab normal", None),
+        ("abnormal abnormal", None),
+        ("It is normal.", None),
+        ("norm", None),
+        ("", None),
+        (".", None),
+    ],
+)
+def test_literal_answers(answer, index):
+    assert THREE.parse(answer) == index
+
+
+def test_a_card_comes_back_as_it_was_saved(tmp_path):
+    card = Card(
+        "größe",
+        "Wache: 'Tor'",
+        {"yes": "yes", "no: 1": "ない"},
+        {"label": "Is it {words}?\n\n  Or #not?", "rationale": "x" * 300, "less": "{persona}"},
+    )
+    card.save(tmp_path / "card.yaml")
+    loaded = Card.load(tmp_path / "card.yaml")
+    assert loaded == card
+    assert list(loaded.words) == list(card.words)
+    assert loaded.digest == card.digest
+    assert "größe" in (tmp_path / "card.yaml").read_text(encoding="utf-8")
+
+
+def test_the_digest_covers_everything():
+    others = [
+        replace(CARD, name="other"),
+        replace(CARD, persona="Other"),
+        replace(CARD, words={"alarm": "abnormal", "quiet": "normal"}),  # the order of classes
+        replace(CARD, prompts={**CARD.prompts, "label": "Other?"}),
+    ]
+    assert len({card.digest for card in (CARD, *others)}) == 5
+    assert re.fullmatch("[0-9a-f]{12}", CARD.digest)
+
+
+def test_another_rationale_prompt():
+    assert CARD.using("less").prompt("rationale") == "Describe the walls."
+    assert CARD.using("rationale") == CARD
+    assert CARD.using("less").prompts["label"] == CARD.prompts["label"]
+    with pytest.raises(ValueError, match=r"data\.rationale_prompt") as error:
+        CARD.using("least")
+    assert str(error.value) == (
+        "Card 'yard' has no prompt 'least' (data.rationale_prompt); it has label, rationale, less."
+    )
+
+
+def test_a_prompt_that_is_not_there():
+    with pytest.raises(
+        ValueError,
+        match=r"^Card 'yard' has no prompt 'least'; it has label, rationale, less\.$",
+    ):
+        CARD.prompt("least")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"words": {"a": "x"}},
+            "Card 'yard': words has 1 classes (a); classification needs at least 2. Add one line "
+            "per class: `name: word`.",
+        ),
+        (
+            {"words": {}},
+            "Card 'yard': words has 0 classes (none); classification needs at least 2. Add one "
+            "line per class: `name: word`.",
+        ),
+        (
+            {"words": {"a": "Yes.", "b": "yes"}},
+            "Card 'yard': the class word 'Yes.' is empty or used twice. Give each class a word of "
+            "its own, different by more than case and punctuation.",
+        ),
+        (
+            {"words": {"a": "yes", "b": " ?"}},
+            "Card 'yard': the class word ' ?' is empty or used twice. Give each class a word of "
+            "its own, different by more than case and punctuation.",
+        ),
+        (
+            {"prompts": {"label": "x"}},
+            "Card 'yard': prompts.rationale is missing. A card needs the prompts label (the "
+            "classification query) and rationale (P_rationale).",
+        ),
+        (
+            {"prompts": {"label": " ", "rationale": "x"}},
+            "Card 'yard': prompts.label is missing. A card needs the prompts label (the "
+            "classification query) and rationale (P_rationale).",
+        ),
+        (
+            {"prompts": {"label": "Is it {label}?", "rationale": "x"}},
+            "Card 'yard': prompts.label uses {label}; allowed are {persona}, {words} and {text}. "
+            "Write {{ and }} for plain braces.",
+        ),
+    ],
+)
+def test_cards_that_do_not_work(change, message):
+    with pytest.raises(ValueError, match="Card 'yard'") as error:
+        replace(CARD, **change)
+    assert str(error.value) == message
+
+
+def load(folder: Path, text: str) -> str:
+    """The message that loading the text ends with, without the file's folder."""
+    file = folder / "card.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="Card file") as error:
+        Card.load(file)
+    return str(error.value).replace(str(file), "card.yaml")
+
+
+KEYS = "Card file card.yaml must have the keys name, persona, words, prompts; got "
+REST = "name: a\npersona: b\nprompts: {label: x, rationale: y}\n"
+
+
+def test_files_that_are_no_cards(tmp_path):
+    assert load(tmp_path, "name: a\npersona: b\nwords: {}\n") == KEYS + "name, persona, words."
+    assert load(tmp_path, "- a\n") == KEYS + "list."
+    assert load(tmp_path, "") == KEYS + "NoneType."
+    assert load(tmp_path, REST + "words: {}\nclasses: []\n") == (
+        KEYS + "name, persona, prompts, words, classes."
+    )
+    assert load(tmp_path, "name: [").startswith("Card file card.yaml is no valid YAML: while")
+    assert load(tmp_path, REST + "words: [a, b]\n") == (
+        "Card file card.yaml: words must map names to texts; got ['a', 'b']. "
+        'Put words that YAML reads as true or false in quotes ("yes").'
+    )
+    assert load(tmp_path, REST + "words: {a: yes, b: no}\n").startswith(
+        "Card file card.yaml: words must map names to texts; got {'a': True, 'b': False}."
+    )
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read") as error:
+        Card.load(tmp_path / "gone.yaml")
+    assert str(error.value) == (
+        f"Card file {tmp_path / 'gone.yaml'} cannot be read: No such file or directory."
+    )
