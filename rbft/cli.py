@@ -23,7 +23,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rbft.commands.scan import report_scan
 from rbft.commands.starter_card import write_starter
-from rbft.data.base import VideoDataModule, default_cache
+from rbft.data.base import VideoDataModule
 from rbft.data.multihateclip import MultiHateClip
 from rbft.data.smarthome import SmartHome
 from rbft.data.videofolder import VideoFolder
@@ -31,6 +31,7 @@ from rbft.method import Method
 from rbft.miniature.data import Miniature
 from rbft.module import RBFTModule
 from rbft.runtime.console import say, table
+from rbft.runtime.digests import default_cache
 from rbft.runtime.experiment_file import ExperimentFile, explain, own_message
 from rbft.runtime.fault_tolerance import (
     Stopped,

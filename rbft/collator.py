@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from rbft.backbone.attention import packed_inputs
 from rbft.backbone.family import Family
 from rbft.card import Card
-from rbft.data.base import Clip, Example
+from rbft.clip import Clip
+from rbft.data.dataset import Example
 from rbft.stages import CLASS, RATIONALE, SEPARATOR, Stage
 from rbft.video.feature_cache import SeenVideo
 from rbft.video.sampling import Video

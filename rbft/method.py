@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 
 from rbft.backbone.adapters import base_note, find_base, is_adapter, weights_fingerprint
 from rbft.backbone.loading import fingerprint, load_config, short_name
+from rbft.backbone.positions import POSITION_RULE
 from rbft.backbone.vision_features import check_frozen
 from rbft.callbacks.checks import TrainableParts
 from rbft.callbacks.cut import CutRationales, cut_note
@@ -33,8 +34,10 @@ from rbft.commands.export_conversations import export_dataset
 from rbft.commands.export_weights import publish
 from rbft.commands.rationalize import RationaleWriter, check_prompts, passes, rationalize
 from rbft.data.base import VideoDataModule
+from rbft.data.content import describe_clips
 from rbft.data.rationales import NOT_DETERMINING, RationaleStore, about
 from rbft.estimate.dry_run import Plan, find_lengths, report, stand_in
+from rbft.inference.result_table import result_table, title_of
 from rbft.module import RBFTModule, check_stage
 from rbft.runs.folder import (
     CARD,
@@ -53,7 +56,6 @@ from rbft.runs.record import (
     Record,
     alike,
     card_differences,
-    describe_clips,
     digest,
     flat,
     indented,
@@ -61,7 +63,6 @@ from rbft.runs.record import (
     scoring_settings,
     trained_on,
 )
-from rbft.runs.result_table import result_table, title_of
 from rbft.runtime.console import say
 from rbft.runtime.fault_tolerance import signals
 from rbft.runtime.files import write_json
@@ -205,7 +206,11 @@ class Method:
         self.data = data = self.cli.datamodule
         self.card, model = data.card, self.cli.model
         if self.stages:
-            check_frozen(data, model.learning_rates["vision"], self.cli.trainer.strategy)
+            check_frozen(
+                data.feature_cache.max_bytes,
+                model.learning_rates["vision"],
+                self.cli.trainer.strategy,
+            )
         if benchmark:
             data.check(self.stages)
             for note in data.notes:
@@ -275,7 +280,7 @@ class Method:
         if find_stage(stage).needs_rationales:
             facts["rationale_texts"] = self._note_rationales(stage, resumes=resume is not None)
             made_from["rationales"] = facts["rationale_texts"]
-        origin = provenance(stages=history, backbone=backbone, **facts)
+        origin = provenance(POSITION_RULE, stages=history, backbone=backbone, **facts)
         taught = {split: self.clips[split] for split in TRAINING_SPLITS}
         callbacks = [
             TrainableParts(),
@@ -494,7 +499,7 @@ class Method:
             "generation": model.generation,
             **stored,
         }
-        made_from = provenance(**determining)
+        made_from = provenance(POSITION_RULE, **determining)
         known = digest({name: made_from[name] for name in made_from if name != NOT_DETERMINING})
         name = f"{data.benchmark}-{writer}-{data.rationale_prompt}-{known[:8]}"
         path = data.rationale_file or self.logs / "rationales" / f"{name}.jsonl"

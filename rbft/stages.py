@@ -6,7 +6,7 @@ Both losses of the paper are the negative log-likelihood of the answer; only the
 from dataclasses import dataclass
 
 from rbft.card import Card
-from rbft.data.base import Clip
+from rbft.clip import Clip
 
 RATIONALE, CLASS = "rationale", "class"
 SEPARATOR = "\n"

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from rbft.backbone.loading import generation_settings, load_config, load_processor
 from rbft.card import Card
+from rbft.clip import Clip
 from rbft.collator import Batch, Collator, Sequences
-from rbft.data.base import Clip, Example, VideoDataModule
+from rbft.data.base import VideoDataModule
+from rbft.data.dataset import Example
 from rbft.data.sampler import Draw
 from rbft.inference.generation import read_prompts, score_after, write_after
 from rbft.module import RBFTModule

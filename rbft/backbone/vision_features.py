@@ -11,7 +11,6 @@ from torch import Tensor
 from rbft.backbone.family import Family
 from rbft.backbone.loading import parameter_parts
 from rbft.collator import Batch
-from rbft.data.base import VideoDataModule
 from rbft.video.feature_cache import FeatureCache, SeenVideo
 
 # Facts of the video processor that decide what the tower is given.
@@ -20,20 +19,20 @@ PROCESSING = ("rescale_factor", "image_mean", "image_std", "patch_size", "tempor
 VERSION = 1
 
 
-def check_frozen(data: VideoDataModule, learning_rate: float, strategy: Strategy) -> None:
+def check_frozen(max_bytes: int, learning_rate: float, strategy: Strategy) -> None:
     """Refuses to keep the outputs of a vision tower that trains, or that is in shards.
 
     Args:
-        data: The benchmark.
+        max_bytes: Size that the outputs are kept within; 0 keeps none.
         learning_rate: The vision tower's.
         strategy: How the Trainer spreads the model.
 
     Raises:
         ValueError: Naming the settings.
     """
-    if not data.feature_cache.max_bytes:
+    if not max_bytes:
         return
-    size = f"data.feature_cache_gb ({data.feature_cache.max_bytes / 1e9:g})"
+    size = f"data.feature_cache_gb ({max_bytes / 1e9:g})"
     if learning_rate > 0:
         raise ValueError(
             f"{size} keeps the outputs of a frozen vision tower, but this one trains: "

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from rbft.data.base import Clip
+from rbft.clip import Clip
 from rbft.inference.metrics import confusion_figure
 from rbft.video.sampling import VideoError
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rbft.data.base import Clip
+from rbft.clip import Clip
 from rbft.runtime.files import write_json, write_text
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rbft.data.base import Clip
+from rbft.clip import Clip
 from rbft.inference.metrics import for_json, macro_classes
 from rbft.runs.folder import digest, read_provenance
 from rbft.runtime.console import say

@@ -13,7 +13,7 @@ import yaml
 from rbft.backbone.adapters import is_adapter
 from rbft.backbone.loading import load_config, load_processor
 from rbft.card import Card
-from rbft.data.base import Clip
+from rbft.clip import Clip
 from rbft.runs.folder import PROVENANCE, read_provenance
 from rbft.runtime.files import atomically, write_json
 from rbft.runtime.lock import Lock

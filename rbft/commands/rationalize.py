@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbft.card import Card
-from rbft.data.base import Clip
+from rbft.clip import Clip
 from rbft.data.rationales import CUT, STOPPED, UNDECODABLE, RationaleStore
 
 log = logging.getLogger(__name__)

@@ -6,13 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import inf
 from pathlib import Path
 
+from rbft.clip import interval
 from rbft.data.manifest import OK, Row
 
 NAMED = 3  # pairs that a message names
-ROUNDING = 1e-3  # seconds; less than a frame
 
 
 @dataclass(frozen=True)
@@ -129,21 +128,6 @@ def overlaps(ones: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]
 def seconds(row: Row) -> tuple[float, float]:
     """Start and end of a clip in its file, see `interval`."""
     return interval(row.start, row.end, row.duration)
-
-
-def interval(start: float | None, end: float | None, duration: float | None) -> tuple[float, float]:
-    """Start and end of a segment in its file in seconds, but for a rounding error at its end.
-
-    Two segments of one file show the same where each begins before the other ends.
-
-    Args:
-        start: Where it begins; None is the file's beginning.
-        end: Where it ends, counted from the file's end where negative; None is the file's end.
-        duration: Of the file; where None, the file's end lies at infinity.
-    """
-    whole = inf if duration is None else duration
-    stop = whole if end is None else end
-    return start or 0.0, min(whole, stop + whole if stop < 0 else stop) - ROUNDING
 
 
 def named(pairs: Sequence[tuple[Row, Row]]) -> str:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from rbft.annotations.lookup import VideoLookup, leads_out
 from rbft.annotations.tables import Row, check_unique, parse_json, read_table, read_text, shown
-from rbft.data.base import Clip, VideoDataModule
+from rbft.clip import Clip
+from rbft.data.base import VideoDataModule
 
 # Rows of the published files, by the form of their ids.
 PUBLISHED = {

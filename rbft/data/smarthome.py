@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from rbft.annotations.lookup import VideoLookup, leads_out
 from rbft.annotations.tables import Row, read_table, shown
-from rbft.data.base import Clip, VideoDataModule
+from rbft.clip import Clip
+from rbft.data.base import VideoDataModule
 from rbft.data.splits import check_known, read_splits, split_by_hash
 from rbft.runtime.ranges import check_ranges
 

@@ -23,7 +23,8 @@ from rbft.annotations.lookup import (
     without_suffix,
 )
 from rbft.annotations.tables import Row, check_unique, read_table, shown
-from rbft.data.base import Clip, VideoDataModule
+from rbft.clip import Clip
+from rbft.data.base import VideoDataModule
 from rbft.data.splits import (
     SPLIT_NAMES,
     check_classes,

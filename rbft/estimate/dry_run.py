@@ -13,8 +13,9 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
 from rbft.backbone.adapters import add_adapters, weights_dtype
 from rbft.backbone.loading import load_model, load_processor, parameter_parts
+from rbft.clip import Clip
 from rbft.collator import Collator
-from rbft.data.base import Clip, VideoDataModule
+from rbft.data.base import VideoDataModule
 from rbft.data.rationales import RationaleStore, mix
 from rbft.estimate.flops import ClipTokens, Flops, StepCounter, tower_width
 from rbft.estimate.memory import Memory, Setup, step_memory

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
+from rbft.clip import Clip
 from rbft.collator import Collator
-from rbft.data.base import Clip, VideoDataModule
+from rbft.data.base import VideoDataModule
 from rbft.estimate.flops import ClipTokens
 
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from rbft.data.base import Clip, VideoDataModule
+from rbft.clip import Clip
+from rbft.data.base import VideoDataModule
 from rbft.miniature.world import make_clips, read_annotations
 from rbft.runtime.ranges import check_ranges
 

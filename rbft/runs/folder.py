@@ -8,8 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rbft.backbone.positions import POSITION_RULE
-
 LIBRARIES = ("rbft", "torch", "transformers", "lightning", "peft", "torchmetrics")
 PROVENANCE = "rbft.json"  # in a weights folder: what made it
 CARD, CLIPS = "card.yaml", "clips.json"  # in a run's and in a weights folder: words and clips
@@ -94,9 +92,14 @@ def revision() -> str | None:
     return said.stdout.strip()
 
 
-def provenance(**facts: Any) -> dict[str, Any]:
-    """What a folder or file was made from: the given facts, the position rule, versions."""
-    return {**facts, "positions": POSITION_RULE, "versions": versions()}
+def provenance(positions: str, **facts: Any) -> dict[str, Any]:
+    """What a folder or file was made from: the given facts, the position rule, versions.
+
+    Args:
+        positions: The rule of the rotary positions, see `rbft.backbone.positions`.
+        **facts: The rest.
+    """
+    return {**facts, "positions": positions, "versions": versions()}
 
 
 def read_provenance(weights: Path) -> dict[str, Any] | None:

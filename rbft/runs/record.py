@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 
 from rbft.card import Card
-from rbft.data.base import VideoDataModule
-from rbft.data.leaks import interval
+from rbft.clip import interval
 from rbft.runs.folder import CARD, CLIPS, read_json
 from rbft.runtime.files import write_json, write_text
 from rbft.video.sampling import determining
@@ -111,7 +110,7 @@ class Record:
     Attributes:
         settings: All settings, as YAML.
         card: Its words.
-        clips: The usable clips of each split, see `describe_clips`.
+        clips: The usable clips of each split, see `rbft.data.content.describe_clips`.
         backbone: Fingerprint of the backbone.
         weights: Fingerprint of the weights that the first stage starts from; None for the backbone.
     """
@@ -189,29 +188,6 @@ def scoring_of(folder: Path, split: str) -> dict[str, Any] | None:
     return {**scoring_settings(flat(settings)), **own}
 
 
-def describe_clips(data: VideoDataModule) -> dict[str, list[ClipRecord]]:
-    """The usable clips of each split, in order: id, class, digest of the video, segment, texts.
-
-    Args:
-        data: The benchmark; its files are read once, see `VideoDataModule.video_digest`.
-    """
-    return {
-        split: [
-            {
-                "id": clip.id,
-                "label": None if clip.label is None else data.card.classes[clip.label],
-                "video": data.video_digest(clip),
-                "start": clip.start,
-                "end": clip.end,
-                "reference": None if clip.reference is None else digest(clip.reference),
-                "text": digest(clip.text) if clip.text else None,
-            }
-            for clip in data.clips(split)
-        ]
-        for split in SPLITS
-    }
-
-
 def digest(content: Any) -> str:
     """Short hash of whatever JSON can hold; the order of keys does not matter."""
     # Ids of files whose names are no UTF-8 hold surrogates, which JSON escapes.
@@ -224,7 +200,7 @@ def clip_differences(
     """In what the clips of two times differ, in words; empty where they are the same.
 
     Args:
-        before: As from `describe_clips`.
+        before: As from `rbft.data.content.describe_clips`.
         now: The same at another time.
     """
     changes = []
@@ -315,7 +291,7 @@ def check_clips(file: Path, clips: dict[str, list[ClipRecord]]) -> None:
 
     Args:
         file: The run's clips from when it was first started; need not exist.
-        clips: The usable clips of now by split, see `rbft.runs.record.describe_clips`.
+        clips: The usable clips of now by split, see `rbft.data.content.describe_clips`.
 
     Raises:
         ValueError: Naming some of the clips that came, went or changed.
@@ -403,7 +379,7 @@ def trained_on(
     """Ids of scored clips that show what a training clip shows.
 
     Args:
-        train: Training clips, as from `describe_clips`.
+        train: Training clips, as from `rbft.data.content.describe_clips`.
         scored: Clips to score, likewise.
         durations: Seconds of each scored video by digest; None where a file does not say.
     """

@@ -13,7 +13,7 @@ from transformers.masking_utils import sdpa_mask
 import rbft.module
 from rbft.backbone.attention import TEXT
 from rbft.collator import Sequences
-from rbft.data.base import Example
+from rbft.data.dataset import Example
 from rbft.inference.generation import NotFiniteError, read_on, read_prompts, score_after
 from rbft.stages import LABEL, STAGES
 from tests.examples import (

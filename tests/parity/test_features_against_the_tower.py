@@ -122,9 +122,9 @@ def test_a_tower_in_shards_is_refused(strategy, tmp_path):
         f"{strategy.__name__}. Set data.feature_cache_gb to 0, or another strategy."
     )
     with pytest.raises(ValueError, match=re.escape(text)):
-        check_frozen(data, 0.0, strategy())
-    check_frozen(data, 0.0, SingleDeviceStrategy())
-    check_frozen(Yard(tmp_path / "card.yaml", {}), 1.0, strategy())
+        check_frozen(data.feature_cache.max_bytes, 0.0, strategy())
+    check_frozen(data.feature_cache.max_bytes, 0.0, SingleDeviceStrategy())
+    check_frozen(0, 1.0, strategy())
 
 
 def test_what_makes_another_tower(backbones):

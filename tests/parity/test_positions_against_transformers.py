@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rbft.clip import Clip
 from rbft.collator import Sequences
-from rbft.data.base import Clip, Example
+from rbft.data.dataset import Example
 from rbft.data.sampler import Draw
 from tests.examples import batch_of, collator, examples, module, random_video
 from tests.tiny import FAMILY_NAMES, FamilyName

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers.video_utils import VideoMetadata
 
-from rbft.data.base import Example
+from rbft.data.dataset import Example
 from rbft.stages import STAGES
 from rbft.video.sampling import Video
 from tests.examples import CARD, collator, examples

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rbft.data.base import Example
+from rbft.data.dataset import Example
 from rbft.data.sampler import Draw
 from rbft.module import RBFTModule
 from rbft.stages import STAGES

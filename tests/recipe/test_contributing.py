@@ -10,7 +10,7 @@ import yaml
 
 from rbft.backbone.family import FAMILIES
 from rbft.card import Card
-from rbft.data.base import Clip
+from rbft.clip import Clip
 from rbft.stages import STAGES
 
 GUIDE = Path(__file__).parents[2] / "CONTRIBUTING.md"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
+from rbft.clip import Clip
 from rbft.collator import IGNORED, Transferable
-from rbft.data.base import Clip
 from rbft.data.sampler import Draw
 from rbft.inference.generation import find_class
 from rbft.stages import CLASS, RATIONALE, STAGES, Stage

@@ -27,13 +27,14 @@ from rbft.callbacks.progress import StepProgressBar
 from rbft.callbacks.results import ResultsWriter
 from rbft.callbacks.throughput import Throughput
 from rbft.card import Card
+from rbft.clip import Clip
 from rbft.commands.rationalize import RationaleWriter
-from rbft.data.base import Clip
+from rbft.data.content import describe_clips
 from rbft.data.rationales import RationaleStore
 from rbft.method import Method
 from rbft.module import RBFTModule
 from rbft.runs.folder import read_json
-from rbft.runs.record import describe_clips, digest
+from rbft.runs.record import digest
 from rbft.runtime.digests import LENGTH
 from rbft.runtime.fault_tolerance import signals
 from rbft.runtime.files import write_json

@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from rbft.card import Card
-from rbft.data.base import Clip
+from rbft.clip import Clip
 from rbft.data.videofolder import VideoFolder
 
 ROOT = Path(__file__).parents[3]

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerStatus
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from rbft.backbone.positions import POSITION_RULE
 from rbft.callbacks.handoff import StageHandoff
 from rbft.card import Card
 from rbft.module import RBFTModule
@@ -28,7 +29,9 @@ def train(
 ) -> RBFTModule:
     """One stage, with its checkpoints, into the run's folder."""
     made = RBFTModule(str(folder), CARD, stage=stage, **MODULE_SETTINGS)
-    origin = provenance(stages=[stage], backbone="abc", card=CARD.digest, clips={"train": "c"})
+    origin = provenance(
+        POSITION_RULE, stages=[stage], backbone="abc", card=CARD.digest, clips={"train": "c"}
+    )
     saver = ModelCheckpoint(run.stage(stage) / "checkpoints", "{step}", every_n_train_steps=1)
     handoff = StageHandoff(run.weights(stage), origin, {"clips.json": {"train": ["a"]}})
     run.folder.mkdir(exist_ok=True)
@@ -83,7 +86,7 @@ def test_processor_card_and_provenance_come_along(qwen: Path, tmp_path: Path) ->
     steps = content.pop("steps")
     del content["rationales"]
     assert content == provenance(
-        stages=["rationale"], backbone="abc", card=CARD.digest, clips={"train": "c"}
+        POSITION_RULE, stages=["rationale"], backbone="abc", card=CARD.digest, clips={"train": "c"}
     )
     assert json.loads((weights / "clips.json").read_text()) == {"train": ["a"]}
     assert steps == trained.trainer.global_step > 0

@@ -8,7 +8,8 @@ import pytest
 from lightning.pytorch import Callback
 
 from rbft.callbacks.predictions import PredictionWriter
-from rbft.data.base import Clip, VideoDataModule
+from rbft.clip import Clip
+from rbft.data.base import VideoDataModule
 from rbft.video.sampling import Video, VideoError
 from tests.examples import CARD, Yard, clips, module, trainer
 

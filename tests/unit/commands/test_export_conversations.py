@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 import pytest
 
+from rbft.clip import Clip
 from rbft.commands.export_conversations import export_dataset
-from rbft.data.base import Clip
 from rbft.data.videofolder import VideoFolder
 from rbft.stages import STAGES
 from tests.examples import CARD, DATA_SETTINGS, Yard, clips, rationale

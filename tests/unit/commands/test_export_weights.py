@@ -12,10 +12,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from rbft.backbone.adapters import LoRA, add_adapters, base_note
 from rbft.backbone.loading import load_config, load_model, load_processor
+from rbft.backbone.positions import POSITION_RULE
 from rbft.card import Card
 from rbft.collator import Collator
 from rbft.commands.export_weights import base_licence, model_card, publish
-from rbft.runs.folder import POSITION_RULE, PROVENANCE, provenance
+from rbft.runs.folder import PROVENANCE, provenance
 from rbft.runtime.files import write_json
 from rbft.stages import STAGES
 from tests.examples import CARD, examples, prompt_of
@@ -37,7 +38,7 @@ def weights(qwen: Path, tmp_path: Path) -> Path:
     CARD.save(folder / "card.yaml")
     facts = {"stages": ["rationale", "label"], "backbone": "abc", "run": "yard_run"}
     facts |= {"backbone_name": str(qwen), "revision": "1234", "base": base_note(str(qwen))}
-    write_json(folder / PROVENANCE, provenance(**facts))
+    write_json(folder / PROVENANCE, provenance(POSITION_RULE, **facts))
     return folder
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from rbft.clip import Clip
 from rbft.commands.scan import SHOWN, report_scan
-from rbft.data.base import Clip
 from rbft.data.manifest import Manifest, Row
 from tests.examples import Yard
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from rbft.data.base import Clip, ClipCollator, Example, VideoDataModule
+from rbft.clip import Clip
+from rbft.data.base import ClipCollator, VideoDataModule
+from rbft.data.dataset import Example
 from rbft.data.sampler import Draw
 from rbft.runtime.digests import hash_file
 from rbft.video.sampling import Video, VideoError

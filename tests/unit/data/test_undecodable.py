@@ -12,9 +12,10 @@ from lightning.pytorch import Callback
 
 from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.results import ResultsWriter
+from rbft.clip import Clip
 from rbft.collator import IGNORED
 from rbft.commands.rationalize import RationaleWriter, rationalize
-from rbft.data.base import REPLACEMENTS, Clip, ClipDataset, Example
+from rbft.data.dataset import REPLACEMENTS, ClipDataset, Example
 from rbft.data.rationales import UNDECODABLE, RationaleStore, about
 from rbft.data.sampler import Draw
 from rbft.module import RBFTModule

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from rbft.data.base import Clip, Example, VideoDataModule
+from rbft.clip import Clip
+from rbft.data.base import VideoDataModule
+from rbft.data.dataset import Example
 from tests.examples import CARD, DATA_SETTINGS, collator, trainer
 from tests.videos import make_video
 

@@ -23,7 +23,10 @@ CLIPS = {"train": "c1", "val": "c2"}
 
 def weights(folder, stages=("rationale",), backbone="abc", **facts):
     facts = {"card": "k1", "clips": CLIPS, **facts}
-    write_json(folder / PROVENANCE, provenance(stages=list(stages), backbone=backbone, **facts))
+    write_json(
+        folder / PROVENANCE,
+        provenance(POSITION_RULE, stages=list(stages), backbone=backbone, **facts),
+    )
     return folder
 
 
@@ -74,7 +77,7 @@ def test_the_newest_checkpoint_is_resumed_from(tmp_path):
 
 
 def test_provenance_names_the_position_rule_and_the_versions(tmp_path):
-    made = provenance(stages=["label"])
+    made = provenance(POSITION_RULE, stages=["label"])
     assert made["stages"] == ["label"]
     assert made["positions"] == POSITION_RULE
     assert set(made["versions"]) == set(LIBRARIES)

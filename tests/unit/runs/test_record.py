@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rbft.data.content import describe_clips
 from rbft.runs.record import (
     FREE_SETTINGS,
     Record,
@@ -15,7 +16,6 @@ from rbft.runs.record import (
     check_clips,
     check_settings,
     clip_differences,
-    describe_clips,
     digest,
     flat,
     scoring_of,

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from rbft.data.base import Clip, Example, VideoDataModule
+from rbft.clip import Clip
+from rbft.data.base import VideoDataModule
+from rbft.data.dataset import Example
 from rbft.data.sampler import Draw
 from tests.examples import CARD, DATA_SETTINGS, collator
 from tests.videos import make_video

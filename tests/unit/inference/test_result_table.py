@@ -1,7 +1,7 @@
 import pytest
 
+from rbft.inference.result_table import result_table, title_of
 from rbft.runs.folder import ZERO_SHOT
-from rbft.runs.result_table import result_table, title_of
 
 
 def score(place, accuracy, f1, *, unparsed=0, classes=None, macro=None):

@@ -1,0 +1,133 @@
+"""Clips of a split as examples: decoded, with rationale, or with another in their place."""
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from torch.utils.data import Dataset
+
+from rbft.clip import Clip
+from rbft.data.sampler import Draw
+from rbft.video.feature_cache import SeenVideo
+from rbft.video.sampling import Video, VideoError
+
+REPLACEMENTS = 10  # clips that are tried in the place of one that cannot be decoded
+NO_PICTURE = Video(torch.zeros(2, 3, 28, 28, dtype=torch.uint8), [0, 1], 2, 1.0)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A clip as the collator takes it: decoded, with its rationale and its place in the batch.
+
+    Attributes:
+        clip: The clip.
+        video: Its frames, or what the vision tower made of them; nothing but black where they
+            cannot be decoded and are not replaced.
+        rationale: Its rationale, None where none is asked for.
+        draw: Its place in the batch.
+        error: What could not be decoded, empty where all is well.
+        key: Under which the vision tower's output is kept; empty where it is not.
+        cut: Whether the rationale was cut off at the limit of tokens when it was written.
+    """
+
+    clip: Clip
+    video: Video | SeenVideo
+    rationale: str | None
+    draw: Draw
+    error: str = ""
+    key: str = ""
+    cut: bool = False
+
+
+def replacements(
+    clips: Sequence[Clip], index: int, rationales: Mapping[str, str] | None
+) -> list[int]:
+    """Indices of the clips that are tried, in order, in the place of one that cannot be decoded.
+
+    They are the next ones of its class that have a rationale, where one is asked for.
+
+    Args:
+        clips: The clips of the split.
+        index: The clip that needs another in its place.
+        rationales: Rationale by id; None where none is asked for.
+    """
+    following = [(index + step) % len(clips) for step in range(1, len(clips))]
+    same = (
+        place
+        for place in following
+        if clips[place].label == clips[index].label
+        and (rationales is None or clips[place].id in rationales)
+    )
+    return list(islice(same, REPLACEMENTS))
+
+
+class ClipDataset(Dataset[Example]):
+    """Clips of one split; an item is asked for by its `Draw`.
+
+    A clip that cannot be decoded, although the scan could open its file, is named in the example's
+    `error`. In training the next clip of its class takes its place; elsewhere the example counts
+    as unanswered.
+
+    Args:
+        clips: The clips of the split.
+        see: Gives a clip's frames or features, and the key of its features.
+        rationales: Rationale by id; None where none is asked for.
+        answer_tokens: Answer tokens of each clip in training, None elsewhere. Those of a clip
+            without a rationale are those of the clip that takes its place, see `replacements`.
+        cut: Ids of the clips whose rationale was cut off when it was written.
+    """
+
+    def __init__(
+        self,
+        clips: list[Clip],
+        see: Callable[[Clip], tuple[Video | SeenVideo, str]],
+        rationales: Mapping[str, str] | None,
+        answer_tokens: Sequence[int] | None = None,
+        cut: Set[str] = frozenset(),
+    ) -> None:
+        self.clips, self.see, self.rationales = clips, see, rationales
+        self.answer_tokens, self.cut = answer_tokens, cut
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, draw: Draw) -> Example:
+        try:
+            return self._example(draw)
+        except VideoError as error:
+            if self.answer_tokens is not None:
+                return self._replacement(draw, self.answer_tokens, error)
+            clip = self.clips[draw.index]
+            rationale = None if self.rationales is None else self.rationales.get(clip.id, "")
+            cut = clip.id in self.cut
+            return Example(clip, NO_PICTURE, rationale, draw, str(error), cut=cut)
+
+    def _example(self, draw: Draw) -> Example:
+        clip = self.clips[draw.index]
+        if self.rationales is not None and clip.id not in self.rationales:
+            raise VideoError.of(clip.path, "could not be decoded when rationales were written.")
+        rationale = None if self.rationales is None else self.rationales[clip.id]
+        video, key = self.see(clip)
+        return Example(clip, video, rationale, draw, key=key, cut=clip.id in self.cut)
+
+    def _replacement(self, draw: Draw, tokens: Sequence[int], error: VideoError) -> Example:
+        """The next clip of the same class that can be decoded, in the place of another.
+
+        Its weight is such that its answer counts as many tokens as the other's: what the sampler
+        counted in the global batch, the loss's denominator, stays exact.
+        """
+        lost = self.clips[draw.index]
+        same = replacements(self.clips, draw.index, self.rationales)
+        for index in same:
+            weight = draw.weight * tokens[draw.index] / tokens[index]
+            with suppress(VideoError):
+                example = self._example(Draw(index, weight, draw.total))
+                note = f"{error} In training, clip {example.clip.id} takes the place of {lost.id}."
+                return replace(example, error=note)
+        tried = ", ".join(self.clips[index].id for index in same) or "none"
+        raise ValueError(
+            f"{error} No other clip can take the place of {lost.id}: the next ones of its class "
+            f"cannot be decoded either ({tried}). Mend or remove these files."
+        )
