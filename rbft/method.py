@@ -69,7 +69,7 @@ from rbft.runtime.files import write_json
 from rbft.runtime.lock import Lock
 from rbft.stages import Stage, find_stage
 from rbft.training.checkpoints import StepCheckpoint, WholeCheckpoints
-from rbft.training.fsdp2 import META
+from rbft.training.fsdp2 import META, check_strategy
 from rbft.video.sampling import determining
 
 LOGS = "lightning_logs"
@@ -200,6 +200,8 @@ class Method:
                 "the backbone."
             )
         self.backbone = fingerprint(source, bare=not weights)
+        strategy = self.settings.trainer.strategy  # a name, or a class with its arguments
+        check_strategy(str(getattr(strategy, "class_path", strategy)).rpartition(".")[2])
         quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
         self.cli.build(**quiet, **trainer)
         self.cli.datamodule.accumulation(self.cli.trainer.world_size)

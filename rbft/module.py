@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -64,7 +63,6 @@ from rbft.training.fsdp2 import (
     everyone,
     gather,
     is_sharded,
-    keep_buffers,
     release,
     shard,
 )
@@ -310,7 +308,7 @@ class RBFTModule(LightningModule):
             )
         if stage == "fit":
             self.check_trainable()
-        if self.quantize and isinstance(self.trainer.strategy, FSDP2 | FSDPStrategy):
+        if self.quantize and isinstance(self.trainer.strategy, FSDP2):
             raise ValueError(
                 f"model.quantize is {self.quantize}, but trainer.strategy "
                 f"{type(self.trainer.strategy).__name__} shares out whole weights only. Set "
@@ -319,7 +317,6 @@ class RBFTModule(LightningModule):
         # Lightning would halve the precision of all that is in a batch, weights and counts too; the
         # vision tower casts its patches itself.
         self.trainer.precision_plugin.convert_input = _as_it_is
-        keep_buffers(self.trainer.strategy)
         if self.processor is None:
             self.processor = load_processor(self.source, self.trust)
         classifier = self.stage.classifier

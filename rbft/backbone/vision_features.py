@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
 
 from rbft.backbone.family import Family
@@ -39,7 +39,7 @@ def check_frozen(max_bytes: int, learning_rate: float, strategy: Strategy) -> No
             f"model.vision_learning_rate is {learning_rate:g}. Set it to 0 to freeze the tower, or "
             "data.feature_cache_gb to 0."
         )
-    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+    if isinstance(strategy, ModelParallelStrategy):
         raise ValueError(
             f"{size} needs the vision tower in one piece, but trainer.strategy is "
             f"{type(strategy).__name__}. Set data.feature_cache_gb to 0, or another strategy."

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy
 
 from rbft.backbone.adapters import add_adapters, weights_dtype
 from rbft.backbone.loading import load_model, load_processor, parameter_parts
@@ -331,7 +331,7 @@ def _known_rationales(plan: Plan) -> dict[str, str]:
 
 def _setup(plan: Plan) -> Setup:
     trainer, model = plan.trainer, plan.model
-    sharded = is_sharded(trainer.strategy) or isinstance(trainer.strategy, FSDPStrategy)
+    sharded = is_sharded(trainer.strategy)
     return Setup(
         products=Setup.product_bytes(str(trainer.precision)),
         checkpointing=model.gradient_checkpointing,

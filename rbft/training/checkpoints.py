@@ -8,7 +8,6 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import FSDPStrategy
 
 from rbft.runtime.fault_tolerance import Stopped, signals, writing
 from rbft.runtime.files import atomically
@@ -110,7 +109,7 @@ class StepCheckpoint(ModelCheckpoint):
             counts["ready"] = counts["started"] = counts["processed"] + 1
         checkpoint["rbft_batches"] = _batches(trainer, pl_module)
         checkpoint["rbft_made_from"] = self.made_from
-        if not isinstance(trainer.strategy, FSDP2 | FSDPStrategy):  # FSDP2 does it itself
+        if not isinstance(trainer.strategy, FSDP2):  # FSDP2 does it itself
             state, trained = checkpoint["state_dict"], _trained(pl_module)
             checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
 
@@ -142,7 +141,7 @@ class StepCheckpoint(ModelCheckpoint):
                 f"them of {now['batch_size']} on {now['processes']}. Resume with data.batch_size "
                 f"{found['batch_size']} and as many devices, or add --restart true."
             )
-        if not isinstance(trainer.strategy, FSDP2 | FSDPStrategy):
+        if not isinstance(trainer.strategy, FSDP2):
             check_trained(set(checkpoint["state_dict"]), _trained(pl_module))
 
 

@@ -2,7 +2,6 @@
 
 import pickle
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,8 @@ from torch.distributed.tensor import DTensor
 from rbft.runtime.fault_tolerance import writing
 from rbft.runtime.files import part_of, remove, replace_folder
 
+# Lightning's names for torch's older FSDP, and its class.
+FSDP1 = ("fsdp", "fsdp_cpu_offload", "FSDPStrategy")
 META = "meta.pt"  # Lightning's name for what is no tensor of the model or the optimiser
 TRAINED = StateDictOptions(ignore_frozen_params=True, cpu_offload=True)
 
@@ -170,30 +171,37 @@ def check_trained(found: set[str], expected: set[str]) -> None:
         )
 
 
-def is_sharded(strategy: Strategy) -> bool:
-    """Whether the strategy wants the weights shared out.
+def check_strategy(name: str) -> None:
+    """Refuses Lightning's strategy for torch's older FSDP.
+
+    Args:
+        name: Of the strategy, as Lightning registers it or as its class is called.
 
     Raises:
-        ValueError: If it is Lightning's strategy that FSDP2 is made from.
+        ValueError: If it is that one.
     """
+    if name in FSDP1:
+        raise ValueError(
+            f"trainer.strategy is {name}, torch's older FSDP: resumed from Lightning's checkpoints "
+            "of it, a run does not end with the same weights, and it refuses clipping by norm. Set "
+            "trainer.strategy to fsdp2, which does both."
+        )
+
+
+def is_sharded(strategy: Strategy) -> bool:
+    """Whether the strategy wants the weights sharded.
+
+    Raises:
+        ValueError: If it is Lightning's strategy that FSDP2 is made from, or that of older FSDP.
+    """
+    if isinstance(strategy, FSDPStrategy):
+        check_strategy("FSDPStrategy")
     if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FSDP2):
         raise ValueError(
             "trainer.strategy is ModelParallelStrategy; rbft's form of it is fsdp2, which also "
             "writes checkpoints whole. Set trainer.strategy to fsdp2."
         )
     return isinstance(strategy, FSDP2)
-
-
-def keep_buffers(strategy: Strategy) -> None:
-    """Has FSDP1 leave buffers, the rotary frequencies, in 32 bits.
-
-    Lightning asks it to convert them in half precision, in the mixed ones too.
-
-    Args:
-        strategy: How the Trainer spreads the model; changed in place if it is FSDP1.
-    """
-    if isinstance(strategy, FSDPStrategy) and (config := strategy.mixed_precision_config):
-        strategy.mixed_precision = replace(config, buffer_dtype=torch.float32)
 
 
 def shard(model: nn.Module, blocks: list[nn.Module], strategy: FSDP2, *, half: bool) -> None:
@@ -267,7 +275,7 @@ def full_state(strategy: Strategy) -> dict[str, Tensor] | None:
         Tensors by name for `save_pretrained(state_dict=...)`: nothing on the other processes, and
         None where every process has the weights anyway.
     """
-    if not isinstance(strategy, FSDP2 | FSDPStrategy):
+    if not isinstance(strategy, FSDP2):
         return None
     assert strategy.model is not None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -282,10 +290,6 @@ def clip_gradients(module: Any, limit: float | None) -> Tensor:
         The norm before, the same on every process and in the memory of its device.
     """
     limit = limit or float("inf")
-    if isinstance(module.trainer.strategy, FSDPStrategy):
-        # FSDP1 knows alone what it has flattened; Lightning's own clipping refuses.
-        whole: Any = module.trainer.strategy.model
-        return whole.clip_grad_norm_(limit)
     parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
     if isinstance(norm, DTensor):

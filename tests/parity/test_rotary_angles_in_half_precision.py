@@ -5,11 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.plugins.precision.fsdp import FSDPPrecision
-from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from rbft.training.fsdp2 import keep_buffers
 from tests.examples import Yard, module, trainer
 
 FAR = 2000
@@ -70,24 +67,3 @@ def test_a_module_can_be_moved(qwen: Path) -> None:
         assert buffer.is_meta
         assert buffer.dtype == before[name].dtype or not name.endswith("inv_freq")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-
-
-@pytest.mark.filterwarnings("ignore:FSDP with")
-@pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler")
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "16-true"])
-def test_fsdp1_is_asked_to_leave_buffers_alone(precision: Any) -> None:
-    strategy = FSDPStrategy()
-    strategy.precision_plugin = FSDPPrecision(precision)
-    asked: Any = strategy.mixed_precision_config
-    assert asked.buffer_dtype in (torch.bfloat16, torch.float16)
-    keep_buffers(strategy)
-    found: Any = strategy.mixed_precision_config
-    assert found.buffer_dtype == torch.float32
-    assert (found.param_dtype, found.reduce_dtype) == (asked.param_dtype, asked.reduce_dtype)
-
-
-def test_other_strategies_are_left_as_they_are() -> None:
-    strategy = SingleDeviceStrategy()
-    before = dict(vars(strategy))
-    keep_buffers(strategy)
-    assert vars(strategy) == before

@@ -44,7 +44,6 @@ KINDS = {
         [f"--config={EXPERIMENTS / 'hardware/eight_80gb_gpus.yaml'}"],
         ["--model.gradient_checkpointing=true"],
     ),
-    "fsdp": ([], [f"--config={Path(__file__).with_name('fsdp.yaml')}"]),
 }
 
 

@@ -136,6 +136,7 @@ class Bench:
             "trainer.accelerator": "cpu",
             "trainer.devices": 1,
             "trainer.precision": "32-true",
+            "trainer.strategy": "auto",
             "trainer.max_epochs": 3,
             "trainer.enable_progress_bar": None,
         }
@@ -986,6 +987,21 @@ def test_predictions_are_not_continued_in_other_words(fitted):
     ):
         predict(fitted)
     assert fitted.steps == []
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name"),
+    [
+        ("fsdp", "fsdp"),
+        ("fsdp_cpu_offload", "fsdp_cpu_offload"),
+        (Namespace(class_path="lightning.pytorch.strategies.FSDPStrategy"), "FSDPStrategy"),
+    ],
+)
+def test_older_fsdp_is_refused_before_anything_is_built(bench, monkeypatch, strategy, name):
+    method = bench.method(trainer__strategy=strategy)
+    monkeypatch.setattr(bench, "build", lambda **_: pytest.fail("built"))
+    with pytest.raises(ValueError, match=rf"^trainer\.strategy is {name}, torch's older FSDP: "):
+        method.fit(None)
 
 
 def test_exporting_a_split(fitted, capsys):

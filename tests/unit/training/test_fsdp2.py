@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import MetadataIndex
@@ -142,6 +142,16 @@ def test_which_strategies_share_out(tmp_path: Path) -> None:
     assert str(found.value) == (
         "trainer.strategy is ModelParallelStrategy; rbft's form of it is fsdp2, which also writes "
         "checkpoints whole. Set trainer.strategy to fsdp2."
+    )
+
+
+def test_older_fsdp_is_refused() -> None:
+    with pytest.raises(ValueError, match="FSDPStrategy") as found:
+        is_sharded(FSDPStrategy())
+    assert str(found.value) == (
+        "trainer.strategy is FSDPStrategy, torch's older FSDP: resumed from Lightning's "
+        "checkpoints of it, a run does not end with the same weights, and it refuses clipping by "
+        "norm. Set trainer.strategy to fsdp2, which does both."
     )
 
 
