@@ -57,13 +57,13 @@ from rbft.runs.record import (
     alike,
     card_differences,
     digest,
-    flat,
     indented,
     scoring_of,
     scoring_settings,
     trained_on,
 )
 from rbft.runtime.console import say
+from rbft.runtime.differences import flat
 from rbft.runtime.fault_tolerance import signals
 from rbft.runtime.files import write_json
 from rbft.runtime.lock import Lock

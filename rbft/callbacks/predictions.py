@@ -1,7 +1,6 @@
 """Predictions of any videos, as JSON lines that appear one by one, and as a table."""
 
 import csv
-import glob
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -11,7 +10,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbft.clip import Clip
+from rbft.runtime.differences import differences
 from rbft.runtime.files import write_json, write_text
+from rbft.runtime.jsonl import JsonLines, append_lines, complete_lines
 
 
 class PredictionWriter(Callback):
@@ -51,6 +52,7 @@ class PredictionWriter(Callback):
                 f"{output.with_suffix('.csv').name} beside it."
             )
         self.output, self.classes = output, list(classes)
+        self.lines = JsonLines(output)
         first: dict[Path, Clip] = {}
         for clip in clips:
             first.setdefault(clip.path, clip)
@@ -66,14 +68,9 @@ class PredictionWriter(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes what the predictions are made from, and takes off a line that was cut off."""
         if trainer.is_global_zero:
-            write_json(self._sidecar, self.made_from)
-        self.file = self.output
-        if trainer.world_size > 1:
-            self.file = self.output.with_name(f"{self.output.name}.part{trainer.global_rank}")
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        if self.file.exists():
-            with self.file.open("rb+") as stream:
-                stream.truncate(stream.read().rfind(b"\n") + 1)
+            write_json(self.lines.sidecar, self.made_from)
+        alone = trainer.world_size == 1
+        self.file = self.output if alone else self.lines.part(trainer.global_rank)
 
     def on_predict_batch_end(
         self,
@@ -90,8 +87,7 @@ class PredictionWriter(Callback):
             for place, weight in enumerate(batch.weight.tolist())
             if weight
         ]
-        with self.file.open("ab") as stream:
-            stream.write("".join(map(_line, rows)).encode())
+        append_lines(self.file, rows)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the lines in order on the first process, when all have written."""
@@ -108,7 +104,6 @@ class PredictionWriter(Callback):
         """
         found = self._read()
         rows = [found[str(clip.path)] for clip in self.clips]
-        write_text(self.output, "".join(map(_line, rows)))
         columns = [
             "id",
             "path",
@@ -125,8 +120,7 @@ class PredictionWriter(Callback):
             writer.writerow({**row, **{f"probability_{name}": share for name, share in shares}})
         text = table.getvalue().encode(errors="backslashreplace").decode()
         write_text(self.output.with_suffix(".csv"), text)
-        for part in self._parts():
-            part.unlink()
+        self.lines.join(rows)
         return sum("error" in row for row in rows)
 
     def _row(self, outputs: Any, batch: Any, place: int) -> dict[str, Any]:
@@ -150,13 +144,6 @@ class PredictionWriter(Callback):
             row["rationale"] = outputs.rationales[place]
         return row
 
-    @property
-    def _sidecar(self) -> Path:
-        return self.output.with_suffix(".provenance.json")
-
-    def _parts(self) -> list[Path]:
-        return sorted(self.output.parent.glob(f"{glob.escape(self.output.name)}.part[0-9]*"))
-
     def _read(self, *, stale: bool = False) -> dict[str, dict[str, Any]]:
         """Line by path; a prediction wins over an error, a later line over an earlier one.
 
@@ -164,9 +151,8 @@ class PredictionWriter(Callback):
             stale: Also lines about files whose content has changed since.
         """
         rows: dict[str, dict[str, Any]] = {}
-        for file in [self.output, *self._parts()] if self.output.exists() else self._parts():
-            # What stands after the last line break was cut off by a crash.
-            for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
+        for file in self.lines.files():
+            for number, line in complete_lines(file.read_bytes()):
                 try:
                     row = json.loads(line)
                     path = row["path"]
@@ -185,12 +171,11 @@ class PredictionWriter(Callback):
         if not rows:
             return
         before = {}
-        if self._sidecar.exists():
-            before = json.loads(self._sidecar.read_text(encoding="utf-8"))
+        if self.lines.sidecar.exists():
+            before = json.loads(self.lines.sidecar.read_text(encoding="utf-8"))
         different = [
-            f"{key}: {before.get(key)} -> {self.made_from.get(key)}"
-            for key in sorted({*before, *self.made_from})
-            if before.get(key) != self.made_from.get(key)
+            f"{key}: {old} -> {new}"
+            for key, (old, new) in sorted(differences(before, self.made_from).items())
         ]
         advice = f"Name another --output, or remove {self.output}."
         if different:
@@ -205,9 +190,3 @@ class PredictionWriter(Callback):
                 f"--output {self.output} holds predictions of {len(foreign)} videos that are not "
                 f"among --videos (first: {foreign[0]}). {advice}"
             )
-
-
-def _line(row: dict[str, Any]) -> str:
-    line = json.dumps(row, ensure_ascii=False)
-    # File names that are no UTF-8 hold surrogates, which only escapes can express.
-    return (line if line.isprintable() else json.dumps(row)) + "\n"

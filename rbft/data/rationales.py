@@ -1,15 +1,15 @@
 """The rationale file: one JSON line per clip, written as they come, never twice."""
 
-import glob
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rbft.runtime.files import write_json, write_text
+from rbft.runtime.differences import differences
+from rbft.runtime.files import write_json
+from rbft.runtime.jsonl import JsonLines, append_lines, complete_lines
 
 KEYS = {"id": str, "rationale": str, "finish": str, "tokens": int, "source": str}
 # What a rationale was written about. An id is no proof: other videos may have the same ids.
@@ -57,6 +57,7 @@ class RationaleStore:
         by_id: bool = False,
     ) -> None:
         self.path, self.provenance = path, json.loads(json.dumps(provenance))
+        self.lines = JsonLines(path)
         self.clips, self.by_id = clips, by_id
         self.read()
         self._check_provenance()
@@ -93,7 +94,7 @@ class RationaleStore:
         """
         if not records:
             return
-        part = self.path.with_name(f"{self.path.name}.part{rank}")
+        part = self.lines.part(rank)
         size = part.stat().st_size if part.exists() else 0
         if size and size != self._sizes.get(part, 0):
             raise ValueError(
@@ -106,17 +107,9 @@ class RationaleStore:
         assert len(new) == len(records), "a clip stands twice in the batch"
         assert not new.keys() & self.records.keys(), "a clip is written again"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._sidecar.exists():
-            write_json(self._sidecar, self.provenance)
-        with part.open("ab+") as stream:
-            if size:
-                stream.seek(-1, os.SEEK_END)
-                if stream.read(1) != b"\n":
-                    stream.truncate(part.read_bytes().rfind(b"\n") + 1)
-            stream.write("".join(map(_line, new.values())).encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-            self._sizes[part] = stream.tell()
+        if not self.lines.sidecar.exists():
+            write_json(self.lines.sidecar, self.provenance)
+        self._sizes[part] = append_lines(part, new.values())
         self.records |= new
 
     def merge(self, order: Sequence[str]) -> None:
@@ -128,29 +121,18 @@ class RationaleStore:
         self.read()
         place = {name: number for number, name in enumerate(order)}
         ids = sorted(self.records, key=lambda name: (place.get(name, len(place)), name))
-        lines = [self.records[name] for name in ids] + self.others
-        write_text(self.path, "".join(map(_line, lines)))
-        # Killed here, the parts hold once more what the file has; reading allows for that.
-        for part in self._parts():
-            part.unlink()
+        self.lines.join([*(self.records[name] for name in ids), *self.others])
 
     def recover(self, order: Sequence[str]) -> None:
         """Joins parts that a run which was killed has left; otherwise does nothing."""
-        if self._parts():
+        if self.lines.parts():
             self.merge(order)
-
-    @property
-    def _sidecar(self) -> Path:
-        return self.path.with_suffix(".provenance.json")
-
-    def _parts(self) -> list[Path]:
-        return sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.part[0-9]*"))
 
     def read(self) -> None:
         """Reads what is on disk now."""
         self._sizes: dict[Path, int] = {}
         found: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for file in [self.path, *self._parts()] if self.path.exists() else self._parts():
+        for file in self.lines.files():
             content = file.read_bytes()
             self._sizes[file] = len(content)
             if file == self.path and content and not content.endswith(b"\n"):
@@ -177,37 +159,38 @@ class RationaleStore:
                 self.others.append(record)
 
     def _check_provenance(self) -> None:
-        if not self._sidecar.exists():
+        if not self.lines.sidecar.exists():
             if self.records:
                 log.warning(
                     "Rationale file %s has no %s beside it, so rbft cannot tell what it was made "
                     "from; it is used as it is.",
                     self.path,
-                    self._sidecar.name,
+                    self.lines.sidecar.name,
                 )
             return
         try:
-            found = json.loads(self._sidecar.read_text(encoding="utf-8"))
+            found = json.loads(self.lines.sidecar.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(
-                f"{self._sidecar} is no JSON. Remove it if you know what {self.path.name} was "
+                f"{self.lines.sidecar} is no JSON. Remove it if you know what {self.path.name} was "
                 "made from, or remove both to have the rationales written anew."
             ) from error
-        differences = {key: text for key, *text in _differences(found, self.provenance)}
-        versions = {key for key in differences if key.split(".")[0] == NOT_DETERMINING}
-        for key in sorted(versions):
-            file, now = differences.pop(key)
+        changes = {
+            key: [json.dumps(value, ensure_ascii=False) for value in pair]
+            for key, pair in sorted(differences(found, self.provenance).items())
+        }
+        for key in [key for key in changes if key.split(".")[0] == NOT_DETERMINING]:
+            file, now = changes.pop(key)
             log.info("Rationale file %s was written with %s %s, now %s.", self.path, key, file, now)
-        if differences:
+        if changes:
             lines = [
-                f"  {key}: {file} in the file, {now} now"
-                for key, (file, now) in differences.items()
+                f"  {key}: {file} in the file, {now} now" for key, (file, now) in changes.items()
             ]
             raise ValueError(
                 f"Rationale file {self.path} was made from something else than this run asks for:\n"
                 + "\n".join(lines)
                 + "\nSet data.rationale_file to another file, or remove this one and "
-                f"{self._sidecar.name} to have it written anew."
+                f"{self.lines.sidecar.name} to have it written anew."
             )
 
 
@@ -259,12 +242,6 @@ def mix(
     return {name: own[name] if name in chosen else human[name] for name in ids}
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    line = json.dumps(record, ensure_ascii=False) + "\n"
-    # Ids from file names that are no UTF-8 hold surrogates; as backslash escapes they are JSON.
-    return line.encode(errors="backslashreplace").decode()
-
-
 def about(
     video: str, start: float | None, end: float | None, prompt: str
 ) -> dict[str, str | float | None]:
@@ -287,8 +264,7 @@ def _about(record: Mapping[str, Any]) -> tuple[Any, ...]:
 def _parse(content: bytes, path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
     """Record by id and what it is about."""
     records: dict[tuple[Any, ...], dict[str, Any]] = {}
-    # What stands after the last line break was cut off by a crash.
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+    for number, line in complete_lines(content):
         where = f"Rationale file {path}, line {number}"
         try:
             record = json.loads(line.decode("utf-8"))
@@ -313,12 +289,3 @@ def _check(record: Any, where: str) -> None:
     for key, kind in KEYS.items():
         if type(record.get(key)) is not kind:
             raise ValueError(f"{where} must have {wanted}; {key} is {record.get(key)!r}.")
-
-
-def _differences(found: Any, wanted: Any, key: str = "") -> Iterable[tuple[str, str, str]]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in sorted({*found, *wanted}):
-            inner = f"{key}.{name}" if key else name
-            yield from _differences(found.get(name), wanted.get(name), inner)
-    elif found != wanted:
-        yield key, json.dumps(found, ensure_ascii=False), json.dumps(wanted, ensure_ascii=False)

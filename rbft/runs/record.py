@@ -12,6 +12,7 @@ import yaml
 from rbft.card import Card
 from rbft.clip import interval
 from rbft.runs.folder import CARD, CLIPS, read_json
+from rbft.runtime.differences import differences, flat
 from rbft.runtime.files import write_json, write_text
 from rbft.video.sampling import determining
 
@@ -227,15 +228,6 @@ def clip_differences(
     return changes
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    items: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        items |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return items
-
-
 def check_settings(file: Path, settings: dict[str, Any]) -> None:
     """Refuses to go on with a run under other settings than it was started with.
 
@@ -257,12 +249,10 @@ def check_settings(file: Path, settings: dict[str, Any]) -> None:
 
 def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """In what settings differ that decide what comes out, by dotted name."""
-    old, new = flat(before), flat(now)
     return [
-        f"{name}: {old.get(name)} -> {new.get(name)}"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-        and not any(name == free or name.startswith(f"{free}.") for free in FREE_SETTINGS)
+        f"{name}: {old} -> {new}"
+        for name, (old, new) in sorted(differences(before, now).items())
+        if not any(name == free or name.startswith(f"{free}.") for free in FREE_SETTINGS)
     ]
 
 
@@ -316,12 +306,9 @@ def card_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
         before: A card's fields, or what `Card.shown` returns.
         now: The same of another card.
     """
-    old, new = flat(before), flat(now)
     changes = [
-        f"{name}: {json.dumps(old.get(name), ensure_ascii=False)} -> "
-        f"{json.dumps(new.get(name), ensure_ascii=False)}"
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name)
+        f"{name}: {json.dumps(old, ensure_ascii=False)} -> {json.dumps(new, ensure_ascii=False)}"
+        for name, (old, new) in differences(before, now).items()
     ]
     order = [list(card["words"]) for card in (before, now)]
     if not changes and order[0] != order[1]:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rbft.method import Method
-from rbft.runs.record import flat
+from rbft.runtime.differences import flat
 from tests.recipe.runs import EXPERIMENTS, LOGS, rbft, read_json, read_lines
 from tests.tiny import FamilyName
 from tests.videos import make_video

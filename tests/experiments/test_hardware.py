@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rbft.runs.record import flat
+from rbft.runtime.differences import flat
 from tests.experiments.test_experiments import NAMES, OVERLAYS, printed_config
 from tests.recipe.runs import EXPERIMENTS
 

@@ -961,7 +961,7 @@ def test_weights_of_stage_one_are_asked_for_the_class(fitted):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"data__init_args__fps": 2.0}, r"frames: \{'fps': 1\.0.* -> \{'fps': 2\.0"),
+        ({"data__init_args__fps": 2.0}, r"frames\.fps: 1\.0 -> 2\.0"),
         ({"model__answer": "generate"}, "answer: score -> generate"),
         ({"trainer__precision": "bf16-mixed"}, "precision: 32-true -> bf16-mixed"),
         ({"weights": "backbone"}, "weights: "),

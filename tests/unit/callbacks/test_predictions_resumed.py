@@ -48,7 +48,7 @@ def test_the_margin_is_to_the_second_of_three_classes(tmp_path: Path) -> None:
     [
         (
             {"frames": {"fps": 2.0, "max_frames": 8}},
-            "frames: {'fps': 1.0, 'max_frames': 8} -> {'fps': 2.0, 'max_frames': 8}",
+            "frames.fps: 1.0 -> 2.0",
         ),
         ({"answer": "generate"}, "answer: score -> generate"),
         ({"card": "other"}, "card: def -> other"),

@@ -17,11 +17,11 @@ from rbft.runs.record import (
     check_settings,
     clip_differences,
     digest,
-    flat,
     scoring_of,
     scoring_settings,
     trained_on,
 )
+from rbft.runtime.differences import flat
 from rbft.runtime.files import write_json
 from tests.examples import CARD, Yard
 
