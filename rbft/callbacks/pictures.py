@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from rbft.callbacks.answer_rows import answer_row
 from rbft.clip import Clip
 from rbft.inference.metrics import confusion_figure
 from rbft.video.sampling import VideoError
@@ -83,13 +84,13 @@ class Pictures(Callback):
         """Remembers the answers of the first clips."""
         outputs = outputs["classified"]
         module: Any = pl_module
-        classes = [*module.card.classes, "no class"]
         for place, index in enumerate(batch.index.tolist()):
             if index < self.samples:
-                said = classes[int(outputs.prediction[place])]
-                if outputs.probabilities is not None and not batch.errors[place]:
-                    said += f" ({float(outputs.probabilities[place].max()):.0%})"
-                self.answers[index] = (said, outputs.texts[place])
+                answer = answer_row(outputs, batch, place, module.card.classes)
+                said = answer["prediction"] or "no class"
+                if "probabilities" in answer:
+                    said += f" ({max(answer['probabilities'].values()):.0%})"
+                self.answers[index] = (said, answer.get("text", ""))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the confusion matrix, a few clips with the model's answers, and the hparams."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from rbft.callbacks.answer_rows import answer_row, seven_digits
 from rbft.clip import Clip
 from rbft.runtime.differences import differences
 from rbft.runtime.files import write_json, write_text
@@ -127,22 +128,14 @@ class PredictionWriter(Callback):
         clip = self.todo[int(batch.index[place])]
         path = str(clip.path)
         row: dict[str, Any] = {"id": clip.id, "path": path, "video": self.videos[path]}
-        row["label"] = None
-        if batch.errors[place]:
-            return {**row, "error": batch.errors[place]}
-        row["label"] = [*self.classes, None][int(outputs.prediction[place])]
-        if outputs.probabilities is not None:
-            shares = outputs.probabilities[place].tolist()
-            first, second = sorted(shares, reverse=True)[:2]
-            named = zip(self.classes, shares, strict=True)
-            # Digits, not decimals: close to certain, decimals would make clips alike.
-            row["probabilities"] = {name: float(f"{share:.7g}") for name, share in named}
-            row["margin"] = float(f"{first - second:.7g}")
-        if outputs.texts[place]:
-            row["text"] = outputs.texts[place]
-        if outputs.rationales is not None:
-            row["rationale"] = outputs.rationales[place]
-        return row
+        answer = answer_row(outputs, batch, place, self.classes)
+        row["label"] = answer.pop("prediction")
+        if "probabilities" in answer:
+            row["probabilities"] = answer.pop("probabilities")
+            first, second = sorted(outputs.probabilities[place].tolist(), reverse=True)[:2]
+            row["margin"] = seven_digits(first - second)
+        answer.pop("tied", None)
+        return {**row, **answer}
 
     def _read(self, *, stale: bool = False) -> dict[str, dict[str, Any]]:
         """Line by path; a prediction wins over an error, a later line over an earlier one.

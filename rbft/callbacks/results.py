@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from rbft.callbacks.answer_rows import answer_row
 from rbft.clip import Clip
 from rbft.inference.metrics import for_json, macro_classes
 from rbft.runs.folder import digest, read_provenance
@@ -38,32 +39,15 @@ class ResultsWriter(Callback):
 
     def _collect(self, module: Any, outputs: Any, batch: Any) -> None:
         clips: list[Clip] = module.data.clips(self.split)
-        classes = [*module.card.classes, None]
-        probabilities = outputs.probabilities
+        classes = module.card.classes
         for place, (index, weight) in enumerate(
             zip(batch.index.tolist(), batch.weight.tolist(), strict=True)
         ):
-            if weight == 0:
-                continue
-            clip = clips[index]
-            row: dict[str, Any] = {
-                "index": index,
-                "id": clip.id,
-                "label": None if clip.label is None else classes[clip.label],
-                "prediction": classes[int(outputs.prediction[place])],
-            }
-            if batch.errors[place]:
-                self.rows.append({**row, "error": batch.errors[place]})
-                continue
-            if probabilities is not None:
-                # Digits, not decimals: close to certain, decimals would make clips alike.
-                values = [float(f"{value:.7g}") for value in probabilities[place].tolist()]
-                row["probabilities"] = dict(zip(module.card.classes, values, strict=True))
-            if outputs.tied is not None and bool(outputs.tied[place]):
-                row["tied"] = True
-            if outputs.texts[place]:
-                row["text"] = outputs.texts[place]
-            self.rows.append(row)
+            if weight:
+                clip = clips[index]
+                label = None if clip.label is None else classes[clip.label]
+                row = {"index": index, "id": clip.id, "label": label}
+                self.rows.append({**row, **answer_row(outputs, batch, place, classes)})
 
     def _write(self, trainer: Trainer, module: Any, metrics: Any) -> None:
         # Computing is collective: every process takes part.

@@ -1,0 +1,39 @@
+"""What the model said about one clip of a batch, as it stands in files."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def answer_row(outputs: Any, batch: Any, place: int, classes: Sequence[str]) -> dict[str, Any]:
+    """The answer to one clip.
+
+    Args:
+        outputs: What the module said about the batch, a `Classified`.
+        batch: The batch.
+        place: The clip's place in it.
+        classes: Names of the classes.
+
+    Returns:
+        `prediction`, the name of the class or None where the answer is none of them; and, as far as
+        there is: the `error` of a clip that could not be decoded and nothing else, `probabilities`
+        by class, `tied` where several classes are the likeliest, the `text` that the model wrote,
+        and its `rationale`.
+    """
+    if batch.errors[place]:
+        return {"prediction": None, "error": batch.errors[place]}
+    row: dict[str, Any] = {"prediction": [*classes, None][int(outputs.prediction[place])]}
+    if outputs.probabilities is not None:
+        values = outputs.probabilities[place].tolist()
+        row["probabilities"] = dict(zip(classes, map(seven_digits, values), strict=True))
+    if outputs.tied is not None and bool(outputs.tied[place]):
+        row["tied"] = True
+    if outputs.texts[place]:
+        row["text"] = outputs.texts[place]
+    if outputs.rationales is not None:
+        row["rationale"] = outputs.rationales[place]
+    return row
+
+
+def seven_digits(value: float) -> float:
+    """Rounded to digits, not decimals: close to certain, decimals would make clips alike."""
+    return float(f"{value:.7g}")
