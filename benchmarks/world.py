@@ -12,6 +12,7 @@ import csv
 import json
 import math
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Any
 import yaml
 from launch import rbft
 
-from rbft.miniature.base_model import CHAT_TEMPLATE
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tools/ is not installed
+from tools.miniature_base.base_model import CHAT_TEMPLATE
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 VOCABULARY = 151_936

@@ -6,12 +6,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from rbft.card import Card
 from rbft.miniature import BASE, language
-from rbft.miniature.base_model import CHAT_TEMPLATE, TOKENS
 from rbft.miniature.data import Miniature
-from rbft.miniature.evaluate import encode, figures
-from rbft.miniature.lessons import TIMES, filmed
-from rbft.miniature.pretrain import PHASES
 from tests.unit.miniature.test_scene import SCENE
+from tools.miniature_base.base_model import CHAT_TEMPLATE, TOKENS
+from tools.miniature_base.evaluate import encode, figures
+from tools.miniature_base.lessons import TIMES, filmed
+from tools.miniature_base.pretrain import PHASES
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import sys
 import pytest
 import torch
 
-from rbft.miniature import pretrain
-from rbft.miniature.student import Student
+from tools.miniature_base import pretrain
+from tools.miniature_base.student import Student
 
 SHORT = tuple(
     dataclasses.replace(phase, steps=2, batch_size=4 if phase.shares else 8)

@@ -1,5 +1,5 @@
-from rbft.miniature.evaluate import accuracies
 from tests.unit.miniature.test_language import RATIONALE
+from tools.miniature_base.evaluate import accuracies
 
 
 def test_accuracy_counts_each_factor_and_unreadable_text_as_wrong():

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from rbft.backbone.positions import position_ids
 from rbft.miniature import language
-from rbft.miniature.base_model import TOKENS, token_id
 from rbft.miniature.camera import film
 from rbft.miniature.scene import GENERAL, Scene
+from tools.miniature_base.base_model import TOKENS, token_id
 
 # Six seconds at one frame a second, out of 24 frames filmed.
 TIMES = tuple(index / 23 for index in (0, 5, 9, 14, 18, 23))

@@ -1,6 +1,6 @@
 import torch
 
-from rbft.miniature.base_model import new_model
+from tools.miniature_base.base_model import new_model
 
 
 def test_new_model_is_small_and_seeded():

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rbft.miniature.base_model import new_model, token_id
-from rbft.miniature.eye import CELL_CLASSES, FRAME_HEADS, PAIR_HEADS, Eye
-from rbft.miniature.lessons import GRID, IGNORED, Turns
+from tools.miniature_base.base_model import new_model, token_id
+from tools.miniature_base.eye import CELL_CLASSES, FRAME_HEADS, PAIR_HEADS, Eye
+from tools.miniature_base.lessons import GRID, IGNORED, Turns
 
 
 class Student(nn.Module):

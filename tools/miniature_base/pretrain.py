@@ -1,8 +1,8 @@
 """Makes the base model: trains it from scratch on the general domain, on one core, in minutes.
 
-Run `python -m rbft.miniature.pretrain --output FOLDER`. The same seed gives the same weights, bit
-for bit, on the same machine and versions. First the vision tower alone learns what occupies each
-cell of the picture; then the whole model learns to talk about clips. Matrices are trained with
+Run `python -m tools.miniature_base.pretrain --output FOLDER`. The same seed gives the same weights,
+bit for bit, on the same machine and versions. First the vision tower alone learns what occupies
+each cell of the picture; then the whole model learns to talk about clips. Matrices are trained with
 Muon, everything else with AdamW.
 """
 
@@ -21,12 +21,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from rbft.miniature import lessons
-from rbft.miniature.base_model import new_processor
-from rbft.miniature.evaluate import figures
-from rbft.miniature.eye import eye_labels
 from rbft.miniature.scene import GENERAL, Scene, draw_scene
-from rbft.miniature.student import Student
+from tools.miniature_base import lessons
+from tools.miniature_base.base_model import new_processor
+from tools.miniature_base.evaluate import figures
+from tools.miniature_base.eye import eye_labels
+from tools.miniature_base.student import Student
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def provenance(seed: int, seconds: float) -> dict[str, object]:
     import transformers
 
     return {
-        "script": "python -m rbft.miniature.pretrain",
+        "script": "python -m tools.miniature_base.pretrain",
         "seed": seed,
         "phases": [asdict(phase) for phase in PHASES],
         "cpu_seconds": round(seconds),

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from rbft.miniature import language, lessons
-from rbft.miniature.base_model import new_processor
-from rbft.miniature.evaluate import encode
+from rbft.miniature import language
 from rbft.miniature.scene import GENERAL, draw_scene
-from rbft.miniature.student import Student
+from tools.miniature_base import lessons
+from tools.miniature_base.base_model import new_processor
+from tools.miniature_base.evaluate import encode
+from tools.miniature_base.student import Student
 
 
 def test_loss_against_the_library_with_each_turn_on_its_own():

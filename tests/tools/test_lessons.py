@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from rbft.miniature import lessons
-from rbft.miniature.base_model import new_processor
 from rbft.miniature.scene import GENERAL, draw_scene
+from tools.miniature_base import lessons
+from tools.miniature_base.base_model import new_processor
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rbft.miniature.camera import mirror
-from rbft.miniature.lessons import IGNORED
 from rbft.miniature.scene import (
     OBJECT_SIZE,
     OBJECTS,
@@ -24,6 +23,7 @@ from rbft.miniature.scene import (
     pose,
 )
 from rbft.miniature.sprites import COLOURS
+from tools.miniature_base.lessons import IGNORED
 
 CELL = 28  # pixels that one video token covers
 

@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import torch
 
-from rbft.miniature import eye
 from rbft.miniature.scene import GENERAL, draw_scene
 from tests.unit.miniature.test_scene import SCENE
+from tools.miniature_base import eye
 
 
 def test_cell_labels_as_literals():

@@ -1,0 +1,1 @@
+"""Programs of the checkout that are not installed with the package."""

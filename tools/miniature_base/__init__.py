@@ -1,0 +1,1 @@
+"""Makes the miniature's base model, `rbft/miniature/base`, anew."""
