@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from string import Formatter
+from typing import Any
 
 import yaml
 
 from rbft.runtime.files import write_text
+
+EXTENDS = "extends"  # the key of a card file that names the card it differs from
 
 
 @dataclass(frozen=True)
@@ -129,15 +132,27 @@ class Card:
     def load(cls, path: Path) -> "Card":
         """Reads a card file.
 
+        A card that differs from another in a few lines names it as `extends`, a file beside its
+        own, and says only what differs: name, persona, words (all of them) and single prompts.
+
         Raises:
-            ValueError: If the file is missing, is no YAML mapping or has a wrong key.
+            ValueError: If the file is missing, is no YAML mapping or has a wrong key, or extends a
+                card that extends another.
         """
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"Card file {path} cannot be read: {error.strerror}.") from error
-        except yaml.YAMLError as error:
-            raise ValueError(f"Card file {path} is no valid YAML: {error}") from error
+        content = _read(path)
+        if isinstance(content, dict) and EXTENDS in content:
+            base_path = path.with_name(str(content[EXTENDS]))
+            base = _read(base_path)
+            if not isinstance(base, dict) or EXTENDS in base:
+                raise ValueError(
+                    f"Card file {path} extends {base_path}, which must be a whole card: it must "
+                    f"not have the key {EXTENDS} itself. Name the card that it extends."
+                )
+            prompts = [card.get("prompts") for card in (base, content)]
+            own = {key: value for key, value in content.items() if key != EXTENDS}
+            content = {**base, **own}
+            if all(isinstance(given, dict) for given in prompts):
+                content["prompts"] = {**prompts[0], **prompts[1]}
         keys = [field.name for field in fields(cls)]
         if not isinstance(content, dict) or sorted(content) != sorted(keys):
             got = (
@@ -164,6 +179,16 @@ class Card:
     def save(self, path: Path) -> None:
         """Writes the card as YAML."""
         write_text(path, self.text())
+
+
+def _read(path: Path) -> Any:
+    """What stands in a card file."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"Card file {path} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"Card file {path} is no valid YAML: {error}") from error
 
 
 def _normal_form(answer: str) -> str:

@@ -201,3 +201,50 @@ def test_a_file_that_is_not_there(tmp_path):
     assert str(error.value) == (
         f"Card file {tmp_path / 'gone.yaml'} cannot be read: No such file or directory."
     )
+
+
+WHOLE = (
+    "name: a\npersona: p\nwords: {x: one, y: two}\nprompts: {label: L?, rationale: R, least: M}\n"
+)
+
+
+def test_a_card_says_only_what_differs_from_another(tmp_path):
+    (tmp_path / "whole.yaml").write_text(WHOLE, encoding="utf-8")
+    file = tmp_path / "other.yaml"
+    file.write_text(
+        "extends: whole.yaml\nname: b\nwords: {z: three, x: one}\nprompts: {label: 'Which?'}\n",
+        encoding="utf-8",
+    )
+    prompts = {"label": "Which?", "rationale": "R", "least": "M"}
+    assert Card.load(file) == Card("b", "p", {"z": "three", "x": "one"}, prompts)
+    file.write_text("extends: whole.yaml\n", encoding="utf-8")
+    assert Card.load(file) == Card.load(tmp_path / "whole.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "extends: gone.yaml\nname: b\n",
+            "Card file FOLDER/gone.yaml cannot be read: No such file or directory.",
+        ),
+        (
+            "extends: card.yaml\nname: b\n",
+            "Card file card.yaml extends card.yaml, which must be a whole card: it must not have "
+            "the key extends itself. Name the card that it extends.",
+        ),
+        (
+            "extends: whole.yaml\nprompt: x\n",
+            "Card file card.yaml must have the keys name, persona, words, prompts; got name, "
+            "persona, words, prompts, prompt.",
+        ),
+        (
+            "extends: whole.yaml\nprompts: x\n",
+            "Card file card.yaml: prompts must map names to texts; got 'x'. Put words that YAML "
+            'reads as true or false in quotes ("yes").',
+        ),
+    ],
+)
+def test_cards_that_extend_what_they_cannot(tmp_path, text, message):
+    (tmp_path / "whole.yaml").write_text(WHOLE, encoding="utf-8")
+    assert load(tmp_path, text) == message.replace("FOLDER", str(tmp_path))
