@@ -148,11 +148,11 @@ class Card:
                     f"Card file {path} extends {base_path}, which must be a whole card: it must "
                     f"not have the key {EXTENDS} itself. Name the card that it extends."
                 )
-            prompts = [card.get("prompts") for card in (base, content)]
             own = {key: value for key, value in content.items() if key != EXTENDS}
+            before, after = base.get("prompts"), own.get("prompts")
             content = {**base, **own}
-            if all(isinstance(given, dict) for given in prompts):
-                content["prompts"] = {**prompts[0], **prompts[1]}
+            if isinstance(before, dict) and isinstance(after, dict):
+                content["prompts"] = {**before, **after}
         keys = [field.name for field in fields(cls)]
         if not isinstance(content, dict) or sorted(content) != sorted(keys):
             got = (

@@ -204,7 +204,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 WHOLE = (
-    "name: a\npersona: p\nwords: {x: one, y: two}\nprompts: {label: L?, rationale: R, least: M}\n"
+    "name: a\npersona: p\nwords: {x: one, y: two}\nprompts: {label: L, rationale: R, least: M}\n"
 )
 
 
