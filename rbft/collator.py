@@ -1,5 +1,6 @@
 """From clips to tensors: the only place that tokenizes and masks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -18,8 +19,8 @@ from rbft.video.feature_cache import SeenVideo
 from rbft.video.sampling import Video
 
 IGNORED = -100
-# Stays in the processor's memory, where it is read: a copy on the device would have to be awaited.
-HOST = ("video_grid_thw",)
+# Stay in the processor's memory, where they are read: copies on the device would be waited for.
+HOST = ("video_grid_thw", "video_cu_seqlens", "video_cu_window_seqlens")
 
 
 class Transferable:
@@ -67,17 +68,25 @@ class Sequences(Transferable):
         attention_mask: 1 for tokens, 0 for padding.
         position_ids: Rotary positions (time, height, width), see `rbft.backbone.positions`.
         labels: The answer's token ids where they stand, -100 elsewhere.
-        lengths: Tokens of each clip of a packed row; empty where clips are padded.
+        lengths: Tokens of each clip, in the processor's memory.
         places: Where the video tokens stand, clip after clip: an index into all rows' tokens. None
             where they are not known.
+        padded_left: Whether padding stands before the tokens, which then see it unless it is
+            masked. Tokens see nothing of what follows them.
     """
 
     input_ids: Int[Tensor, "rows tokens"]
     attention_mask: Int[Tensor, "rows tokens"]
     position_ids: Int[Tensor, "3 rows tokens"]
     labels: Int[Tensor, "rows tokens"]
-    lengths: tuple[int, ...] = ()
+    lengths: tuple[int, ...]
     places: Int[Tensor, " video"] | None = None
+    padded_left: bool = False
+
+    @property
+    def packed(self) -> bool:
+        """Whether all clips stand in one row; a single clip always does."""
+        return len(self.input_ids) == 1
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -86,12 +95,13 @@ class Sequences(Transferable):
 
     def inputs_for(self, attention: str) -> dict[str, Any]:
         """Arguments of the forward of a backbone whose text model has this attention."""
-        if self.lengths:
+        if self.packed:
             apart = packed_inputs(attention, self.lengths, self.position_ids)
             return {"input_ids": self.input_ids, **apart}
+        masked = self.padded_left and len(set(self.lengths)) > 1
         return {
             "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
+            "attention_mask": self.attention_mask if masked else None,
             "position_ids": self.position_ids,
         }
 
@@ -107,17 +117,13 @@ class Targets(Transferable):
         places: Where each is predicted, at the token before it: an index into all rows' tokens.
         ids: What each is.
         clips: The clip that each belongs to, its place in the batch.
+        answers: Token ids of each clip's answer, in the processor's memory.
     """
 
     places: Int[Tensor, " answer"]
     ids: Int[Tensor, " answer"]
     clips: Int[Tensor, " answer"]
-
-    @property
-    def answers(self) -> list[list[int]]:
-        """Token ids of each clip's answer."""
-        lengths = self.clips.bincount().tolist()
-        return [own.tolist() for own in self.ids.split(lengths)]
+    answers: list[list[int]]
 
 
 @dataclass(frozen=True)
@@ -144,13 +150,16 @@ class Batch(Transferable):
             the patches of those clips alone that the vision tower has not seen.
         answer: Prompt and answer, packed or padded on the right (for the loss); None where not
             asked for.
-        prompt: The classifying or rationale prompt, padded on the left (for scoring and writing).
+        prompt: The classifying or rationale prompt, packed or padded on the left (for scoring and
+            writing).
         label: Class index, -1 where unknown.
         index: Index of the clip in its split.
         weight: Weight of the clip, 0 for one repeated to even out processes.
         total: Weighted answer tokens of the global batch.
         errors: For each clip what could not be decoded, empty where all is well.
-        besides: What is asked besides, each padded on the left like `prompt`.
+        besides: What is asked besides, each packed or padded like `prompt`.
+        shared: For each clip, with how many tokens `prompt` and all of `besides` begin alike; the
+            last token of none is among them. Empty where nothing is asked besides.
         kept: What the feature cache holds; None without one.
         targets: The answers' tokens; None where there are no answers.
         tower: What the vision tower would compute from the grids, see `Family.tower_inputs`.
@@ -165,6 +174,7 @@ class Batch(Transferable):
     total: Float[Tensor, ""]
     errors: list[str]
     besides: tuple[Sequences, ...] = ()
+    shared: tuple[int, ...] = ()
     kept: Kept | None = None
     targets: Targets | None = None
     tower: dict[str, Any] = field(default_factory=dict)
@@ -185,7 +195,8 @@ class Collator:
         learn: The stage whose answer is learnt or measured; None builds no answer.
         ask: The stage whose prompt is put for scoring or writing; None builds no prompt.
         besides: Stages and cards whose prompts are put besides.
-        packing: Put prompts and answers of all clips in one row instead of padding them.
+        packing: Put all clips in one row instead of padding them: prompts with their answers, and
+            prompts that are only asked.
     """
 
     processor: Any
@@ -265,18 +276,22 @@ class Collator:
         """One batch of the examples in order."""
         video, grids = self._video(examples)
         answer = None if self.learn is None else self._answer(examples, grids, self.learn)
+        asked = [] if self.ask is None else [(self.ask, self.card), *self.besides]
+        rows = [self._prompts(examples, grids, *one) for one in asked]
+        prompts = [self._prompt(own, examples, grids) for own in rows]
         kept = self._kept(examples)
         return Batch(
             video=video,
             answer=answer,
             targets=None if answer is None else _targets(answer),
-            prompt=None if self.ask is None else self._prompt(examples, grids, self.ask, self.card),
+            prompt=prompts[0] if prompts else None,
             label=torch.tensor([-1 if e.clip.label is None else e.clip.label for e in examples]),
             index=torch.tensor([e.draw.index for e in examples]),
             weight=torch.tensor([e.draw.weight for e in examples]),
             total=torch.tensor(float(examples[0].draw.total)),
             errors=[e.error for e in examples],
-            besides=tuple(self._prompt(examples, grids, *asked) for asked in self.besides),
+            besides=tuple(prompts[1:]),
+            shared=tuple(map(_shared, zip(*rows, strict=True))) if len(rows) > 1 else (),
             kept=kept,
             tower={} if kept else self.family.tower_inputs(video["video_grid_thw"], self.config),
         )
@@ -321,10 +336,11 @@ class Collator:
         return self._pad(rows, labels, examples, grids, side="right")
 
     def _prompt(
-        self, examples: list[Example], grids: list[list[int]], stage: Stage, card: Card
+        self, rows: list[list[int]], examples: list[Example], grids: list[list[int]]
     ) -> Sequences:
-        rows = self._prompts(examples, grids, stage, card)
         labels = [[IGNORED] * len(row) for row in rows]
+        if self.packing:
+            return self._pack(rows, labels, examples, grids)
         return self._pad(rows, labels, examples, grids, side="left")
 
     def _prompts(
@@ -383,7 +399,9 @@ class Collator:
             attention_mask=pad([torch.ones_like(row) for row in ids], 0),
             position_ids=pad(positions, 0).movedim(2, 0),
             labels=pad([torch.tensor(row) for row in labels], IGNORED),
+            lengths=tuple(map(len, rows)),
             places=self._places(padded),
+            padded_left=side == "left",
         )
 
     def _places(self, ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, " video"]:
@@ -395,8 +413,17 @@ def _targets(answer: Sequences) -> Targets:
     # Sequences begin with a prompt: what comes before an answer's token is of the same clip.
     rows, columns = (answer.labels != IGNORED).nonzero(as_tuple=True)
     ends = torch.tensor(answer.lengths).cumsum(0)
-    return Targets(
-        places=rows * answer.labels.shape[1] + columns - 1,
-        ids=answer.labels[rows, columns],
-        clips=torch.searchsorted(ends, columns, right=True) if answer.lengths else rows,
-    )
+    ids = answer.labels[rows, columns]
+    clips = torch.searchsorted(ends, columns, right=True) if answer.packed else rows
+    answers = [own.tolist() for own in ids.split(clips.bincount().tolist())]
+    return Targets(rows * answer.labels.shape[1] + columns - 1, ids, clips, answers)
+
+
+def _shared(prompts: Sequence[Sequence[int]]) -> int:
+    """With how many tokens prompts begin alike, without the last of each: something must be asked.
+
+    Found here, where the tokens are in the processor's memory.
+    """
+    most = min(map(len, prompts)) - 1
+    alike = (len(set(tokens)) == 1 for tokens in zip(*prompts, strict=False))
+    return next((place for place, same in zip(range(most), alike, strict=False) if not same), most)

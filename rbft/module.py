@@ -9,7 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,8 @@ from rbft.backbone.adapters import (
     is_adapter,
     weights_dtype,
 )
-from rbft.backbone.embeddings import PLACES
+from rbft.backbone.attention import tower_inputs
+from rbft.backbone.embeddings import PLACES, states_in_one_row
 from rbft.backbone.kernels import choose_attention, speed_up
 from rbft.backbone.loading import (
     generation_settings,
@@ -56,6 +57,7 @@ from rbft.inference.generation import (
 from rbft.inference.metrics import ClassificationMetrics
 from rbft.runtime.fault_tolerance import signals
 from rbft.runtime.ranges import check_ranges
+from rbft.runtime.transfer import send
 from rbft.stages import CLASS, RATIONALE, STAGES, find_stage
 from rbft.training.fsdp2 import (
     FSDP2,
@@ -173,8 +175,9 @@ class RBFTModule(LightningModule):
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         attention: Attention implementation: sdpa, eager or flash_attention_2 (where installed;
             elsewhere sdpa, with a message).
-        packing: Put the clips of a training micro-batch behind each other in one row, without
-            padding; not with eager attention.
+        packing: Put the clips of a training micro-batch, and the prompts that are read to score and
+            to write, behind each other in one row, without padding and without a mask; not with
+            eager attention, which pads.
         compile: Have torch.compile make kernels of the decoder blocks' norms and MLPs in training,
             where it works.
         trust_remote_code: Run Python code that comes with the backbone. Qwen2-VL and Qwen2.5-VL
@@ -321,8 +324,10 @@ class RBFTModule(LightningModule):
             self.processor = load_processor(self.source, self.trust)
         classifier = self.stage.classifier
         asked = self.stage if stage == "predict" else classifier
-        ask = Collator(self.processor, self.config, self.family, self.card, ask=asked)
-        learn = replace(ask, learn=self.stage, ask=None, packing=self.packing)
+        ask = Collator(
+            self.processor, self.config, self.family, self.card, ask=asked, packing=self.packing
+        )
+        learn = replace(ask, learn=self.stage, ask=None)
         besides = () if classifier is self.stage else ((self.stage, self.card),)
         both = replace(learn, ask=classifier, besides=besides)
         rationale, predict = STAGES["rationale"], ask
@@ -388,7 +393,9 @@ class RBFTModule(LightningModule):
     def vision(self, batch: Batch) -> dict[str, Any]:
         """Arguments of the backbone's forward that show it the batch's clips."""
         if batch.kept is None:
-            return {**batch.video, **batch.tower}
+            vision = self.backbone.config.vision_config
+            tower = tower_inputs(vision._attn_implementation, batch.tower, batch.weight.device)
+            return {**batch.video, **tower}
         features = tower_features(self.backbone, self.family, batch, self.data.feature_cache)
         return show(self.backbone, features, self.config.vision_config.spatial_merge_size)
 
@@ -414,19 +421,15 @@ class RBFTModule(LightningModule):
         answer, targets = batch.answer, batch.targets
         assert answer is not None
         assert targets is not None
-        if answer.lengths:
-            keep = targets.places
-        else:
-            keep = torch.zeros_like(answer.labels, dtype=torch.bool)
-            keep.view(-1)[targets.places] = True
-        logits = self.backbone(
-            **answer.inputs_for(self.backbone.config.text_config._attn_implementation),
-            **self.vision(batch),
-            **{PLACES: answer.places},
-            use_cache=False,
-            logits_to_keep=keep,
-        ).logits
-        return logits.flatten(0, -2)
+        with nullcontext() if answer.packed else states_in_one_row(self.backbone):
+            logits = self.backbone(
+                **answer.inputs_for(self.backbone.config.text_config._attn_implementation),
+                **self.vision(batch),
+                **{PLACES: answer.places},
+                use_cache=False,
+                logits_to_keep=targets.places,
+            ).logits
+        return logits[0]
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """The batch's share of its global batch's negative log-likelihood per answer token."""
@@ -550,7 +553,7 @@ class RBFTModule(LightningModule):
             assert batch.prompt is not None
             (read,) = read_prompts(self.backbone, [batch.prompt], self.vision(batch))
         classified = self._classify(batch, read)
-        lost = torch.tensor([bool(error) for error in batch.errors], device=self.device)
+        lost = send([bool(error) for error in batch.errors], self.device)
         prediction = classified.prediction.masked_fill(lost, len(self.card.classes))
         return replace(classified, prediction=prediction)
 
@@ -572,7 +575,7 @@ class RBFTModule(LightningModule):
                 if stage.parts == (CLASS,):
                     classes = [self.card.parse(text) for text in texts]
                 classes = [len(words) if index is None else index for index in classes]
-                return Classified(torch.tensor(classes, device=self.device), None, texts)
+                return Classified(send(classes, self.device), None, texts)
             # The class is scored after the model's own rationale; where no class followed it,
             # after the rationale as it stands before a class in training.
             rationales = [
@@ -605,13 +608,14 @@ class RBFTModule(LightningModule):
     def _validate(self, batch: Batch) -> dict[str, Classified]:
         assert batch.prompt is not None
         assert batch.targets is not None
-        reads = read_prompts(self.backbone, [batch.prompt, *batch.besides], self.vision(batch))
+        prompts = [batch.prompt, *batch.besides]
+        reads = read_prompts(self.backbone, prompts, self.vision(batch), batch.shared)
         read = next(reads)
         classified = self.classify(batch, read.copy())
         self.val_metrics.update(classified.prediction, batch.label, batch.weight > 0)
         # A clip that cannot be decoded counts as a wrong answer, but has no likelihood.
         seen = [float(not error) for error in batch.errors]
-        weight = batch.weight * torch.tensor(seen, device=batch.weight.device)
+        weight = batch.weight * send(seen, batch.weight.device)
         if self.collator.learns_class and classified.scores is not None:
             scores = classified.scores.gather(1, batch.label[:, None])
         else:
@@ -697,7 +701,8 @@ class RBFTModule(LightningModule):
 
     def _predict(self, batch: Batch) -> Classified | list[list[list[int]]]:
         assert batch.prompt is not None
-        reads = read_prompts(self.backbone, [batch.prompt, *batch.besides], self.vision(batch))
+        prompts = [batch.prompt, *batch.besides]
+        reads = read_prompts(self.backbone, prompts, self.vision(batch), batch.shared)
         if self.stage.classifier is not self.stage:
             return [write_after(self.backbone, read, self.generation) for read in reads]
         classified = self.classify(batch, next(reads))

@@ -134,6 +134,11 @@ def module(folder: Path, stage: str = "label", **settings: Any) -> RBFTModule:
     return made.eval()
 
 
+def is_padded(prompt: Sequences) -> bool:
+    """Whether prompts stand in rows of their own, some of them behind padding."""
+    return len(prompt.input_ids) > 1 and bool((prompt.attention_mask[:, 0] == 0).any())
+
+
 def score_answers(
     backbone: Any, prompt: Sequences, video: dict[str, Any], answers: Sequence[Sequence[int]]
 ) -> Tensor:

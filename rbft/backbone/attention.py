@@ -6,17 +6,21 @@ equal length are one call: nothing is computed across segments, no mask is built
 takes its flash kernels. On a GPU in half precision one kernel takes all segments at once; that has
 not been run on a GPU yet, tests put a stand-in in the kernel's place.
 
-transformers calls this under the two names below. Rows that are padded instead (cached prompts in
-evaluation) go the way of transformers' own sdpa, with a mask that gives every token one to see.
+transformers calls this under the two names below. Training and the reading of prompts are packed.
+What goes on from cached prompts is padded, with a mask as wide as the prompts are long but only as
+high as the few new tokens; it goes the way of transformers' own sdpa.
 """
 
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from rbft.runtime.transfer import send
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 TEXT = "rbft_packed"
 # "flash" in the name has the vision tower hand over all windows at once (transformers asks for it).
 VISION = "rbft_flash_windows"
+FLASH = "flash_attention_2"
+MASKED = 1 << 26  # places of a mask at a time, of new tokens and what they see: 0.2 GB with copies
 
 
 def attend_in_segments(model: "PreTrainedModel") -> None:
@@ -59,9 +65,39 @@ def packed_inputs(
     """
     if attention == TEXT:
         return {"position_ids": positions, "attention_mask": None, "segments": tuple(lengths)}
+    if len(lengths) == 1:
+        return {"position_ids": positions, "attention_mask": None}
+    if attention == FLASH:
+        # Else it would look in the positions, in every block, and wait for the device each time.
+        bounds, longest = _bounds(tuple(lengths), positions.device), max(lengths)
+        return {
+            "position_ids": positions,
+            "attention_mask": None,
+            "cu_seq_lens_q": bounds,
+            "cu_seq_lens_k": bounds,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
     # transformers tells packed clips apart by positions that start anew, in a row of their own.
     text = torch.cat([torch.arange(length, device=positions.device) for length in lengths])
     return {"position_ids": torch.cat([text.expand(1, 1, -1), positions]), "attention_mask": None}
+
+
+def tower_inputs(attention: str, given: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """What the vision tower is told ahead of time, each where this attention reads it.
+
+    Args:
+        attention: Attention implementation of the vision tower, as its config names it.
+        given: See `rbft.backbone.family.Family.tower_inputs`; bounds of windows and frames in the
+            processor's memory, where all but flash-attention read them.
+        device: Where the tower runs.
+    """
+    if attention != FLASH:
+        return given
+    return {
+        name: _bounds(tuple(held.diff().tolist()), device) if "_cu_" in name else held
+        for name, held in given.items()
+    }
 
 
 def text_mask(*args: Any, **settings: Any) -> Bool[Tensor, "rows 1 tokens seen"] | None:
@@ -70,9 +106,14 @@ def text_mask(*args: Any, **settings: Any) -> Bool[Tensor, "rows 1 tokens seen"]
     transformers has it see nothing. What attention makes of such a token differs by kernel and may
     be NaN, and NaN in its keys and values reaches the tokens that do not see it: 0 x NaN. Nothing
     that counts sees the padding, so what it sees itself changes no result.
+
+    A mask that is given is taken to hide something: to look would be to wait for the device.
+    Whoever knows that there is no padding gives none.
     """
     from transformers.masking_utils import sdpa_mask
 
+    if settings.get("attention_mask") is not None:
+        settings["allow_is_causal_skip"] = False
     mask = sdpa_mask(*args, **settings)
     # A single token that goes on from what is cached is no padding.
     if mask is None or mask.shape[2] == 1:
@@ -95,11 +136,43 @@ def text_attention(
     """The decoder's attention: causal, and within each of the row's segments if it has several."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    scaling, dropout = settings["scaling"], settings["dropout"]
+    if attention_mask is not None and 1 < query.shape[2] < key.shape[2]:
+        made = _attend_to_cache(query, key, value, attention_mask, scaling, dropout)
+        return made, None
     if len(segments) < 2:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    scaling, dropout = settings["scaling"], settings["dropout"]
     made = attend(query, key, value, segments, scaling=scaling, dropout=dropout, causal=True)
     return made, None
+
+
+def _attend_to_cache(
+    query: Float[Tensor, "rows heads tokens width"],
+    key: Float[Tensor, "rows few_heads seen width"],
+    value: Float[Tensor, "rows few_heads seen width"],
+    mask: Bool[Tensor, "rows 1 tokens seen"],
+    scaling: float,
+    dropout: float,
+) -> Float[Tensor, "rows tokens heads width"]:
+    """A few new tokens after many: heads that share keys stand behind each other as more tokens.
+
+    transformers repeats keys and values for each of the heads that share them, seven times the
+    cache of a block.
+    """
+    few, groups = key.shape[1], query.shape[1] // key.shape[1]
+    size = max(1, MASKED // (groups * mask.shape[2] * mask.shape[3]))  # rows at a time
+    whole = (query.unflatten(1, (few, groups)).flatten(2, 3), key, value, mask)
+    made = [
+        nn.functional.scaled_dot_product_attention(
+            *heads,
+            attn_mask=own.repeat(1, 1, groups, 1),
+            dropout_p=dropout,
+            scale=scaling,
+        )
+        for *heads, own in zip(*(tensor.split(size) for tensor in whole), strict=True)
+    ]
+    rows = torch.cat(made).unflatten(2, (groups, -1))
+    return rows.flatten(1, 2).transpose(1, 2).contiguous()
 
 
 def vision_attention(
@@ -118,7 +191,7 @@ def vision_attention(
     """The vision tower's attention: within each window or frame."""
     del module, attention_mask, settings
     dtype = _kernel_dtype(query.device, query.dtype, query.shape[-1])
-    if dtype is not None and not dropout:
+    if dtype is not None and not dropout and cu_seq_lens_q.device == query.device:
         return _varlen(
             query,
             key,
@@ -129,7 +202,7 @@ def vision_attention(
             causal=False,
             dtype=dtype,
         ), None
-    # Waits for the device where there is one, but not on the way of half precision above.
+    # From a batch they come in the processor's memory: nothing waits for the device here.
     segments = tuple(cu_seq_lens_q.diff().tolist())
     return attend(query, key, value, segments, scaling=scaling, dropout=dropout, causal=False), None
 
@@ -162,12 +235,12 @@ def attend(
         return _varlen(
             query, key, value, bounds, longest, scaling=scaling, causal=causal, dtype=dtype
         )
-    groups, order, back = _groups(segments)
+    groups, order, back = _groups(segments, query.device)
 
     def by_length(heads: Tensor) -> tuple[Tensor, ...]:
         rows = heads[0].transpose(0, 1)  # contiguous, as the projections left them
         if order is not None:
-            rows = rows.index_select(0, order.to(rows.device))
+            rows = rows.index_select(0, order)
         parts = rows.split([length * count for length, count in groups])
         return tuple(
             part.unflatten(0, (count, length)).transpose(1, 2)
@@ -185,40 +258,40 @@ def attend(
         for heads in zip(by_length(query), by_length(key), by_length(value), strict=True)
     ]
     rows = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in made])
-    return (rows if back is None else rows.index_select(0, back.to(rows.device)))[None]
+    return (rows if back is None else rows.index_select(0, back))[None]
 
 
 @lru_cache(maxsize=8)
 def _bounds(segments: tuple[int, ...], device: torch.device) -> Int[Tensor, " bounds"]:
     """Where each segment begins, and the end of the last; the same for all blocks of a forward."""
-    bounds = torch.tensor([0, *segments], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    if device.type == "cuda":
-        return bounds.pin_memory().to(device, non_blocking=True)
-    return bounds.to(device)
+    with torch.inference_mode(False):
+        return send(torch.tensor([0, *segments]).cumsum(0, dtype=torch.int32), device)
 
 
 @lru_cache(maxsize=64)
 def _groups(
-    segments: tuple[int, ...],
+    segments: tuple[int, ...], device: torch.device
 ) -> tuple[list[tuple[int, int]], Tensor | None, Tensor | None]:
     """Segments by length.
 
     Returns:
-        Length and number of each group, the tokens in the order of the groups, and the way back;
-        None where the groups stand together already.
+        Length and number of each group, the tokens in the order of the groups, and the way back, on
+        the device; None where the groups stand together already.
     """
-    lengths = torch.tensor(segments)
     groups = [(length, segments.count(length)) for length in dict.fromkeys(segments)]
     if [length for length, count in groups for _ in range(count)] == list(segments):
         return groups, None, None
-    starts = lengths.cumsum(0) - lengths
-    order = torch.cat(
-        [
-            (starts[lengths == length][:, None] + torch.arange(length)).flatten()
-            for length, _ in groups
-        ]
-    )
-    return groups, order, order.argsort()
+    starts = list(zip(accumulate(segments, initial=0), segments, strict=False))
+    with torch.inference_mode(False):  # training may ask for the same ones after scoring
+        order = torch.cat(
+            [
+                torch.arange(start, start + length)
+                for length, _ in groups
+                for start, own in starts
+                if own == length
+            ]
+        )
+        return groups, send(order, device), send(order.argsort(), device)
 
 
 def _kernel_dtype(device: torch.device, dtype: torch.dtype, width: int) -> torch.dtype | None:

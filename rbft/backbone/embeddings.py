@@ -5,6 +5,8 @@ vision tower to finish, in every forward pass and, where the merger trains, in t
 once more.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,27 @@ def copy_video_tokens(model: Any) -> None:
         model: The backbone; changed in place.
     """
     model.model.register_forward_pre_hook(_embed, with_kwargs=True)
+
+
+@contextmanager
+def states_in_one_row(model: Any) -> Iterator[None]:
+    """Has a backbone hand its head the hidden states of all rows as one row, in this context.
+
+    `logits_to_keep` then takes places among all rows' tokens, in padded batches too. By a mask, its
+    other way to say places in several rows, they would be counted on the device, with a wait.
+
+    Args:
+        model: The backbone.
+    """
+
+    def flatten(module: Any, given: Any, out: Any) -> None:
+        out.last_hidden_state = out.last_hidden_state.flatten(0, 1)[None]
+
+    hook = model.model.register_forward_hook(flatten)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _embed(

@@ -19,11 +19,12 @@ from rbft.data.base import VideoDataModule
 from rbft.data.rationales import RationaleStore, mix
 from rbft.estimate.flops import ClipTokens, Flops, StepCounter, tower_width
 from rbft.estimate.memory import Memory, Setup, step_memory
+from rbft.estimate.scoring_memory import Asked, ScoringMemory, scoring_memory
 from rbft.estimate.token_counts import check_context, count_tokens
 from rbft.module import RBFTModule
 from rbft.runs.folder import ZERO_SHOT, Run
 from rbft.runtime.console import table
-from rbft.stages import STAGES, find_stage
+from rbft.stages import CLASS, RATIONALE, STAGES, Stage, find_stage
 from rbft.training.fsdp2 import is_sharded
 from rbft.training.optim import freeze, parameter_groups, parameter_table
 from rbft.video.sampling import PATCH, TEMPORAL_PATCH
@@ -68,11 +69,15 @@ class Lengths:
         clips: The clips.
         counts: Their tokens.
         guessed: How many rationales are taken to be as long as they may get.
+        val: Tokens of the clips that are validated after each epoch of the stage.
+        word: Tokens of the longest class word, with what ends it.
     """
 
     clips: list[Clip]
     counts: list[ClipTokens]
     guessed: int = 0
+    val: tuple[ClipTokens, ...] = ()
+    word: int = 1
 
 
 def stand_in(accelerator: str, devices: Any) -> dict[str, Any]:
@@ -112,11 +117,14 @@ def find_lengths(plan: Plan) -> dict[str, Lengths]:
         collator = Collator(processor, model.config, model.family, model.card, learn=stage)
         counts = count_tokens(data, collator, clips, texts, model.max_new_tokens)
         check_context(clips, counts, context, f"model.backbone {model.base}")
+        val = ()
         if name != "test":
             clips = data.clips("train")
+            val = tuple(counts[clip.id] for clip in data.clips("val") if clip.id in counts)
         clips = [clip for clip in clips if clip.id in counts]
         guessed = sum(not texts.get(clip.id) for clip in clips) if stage.needs_rationales else 0
-        found[name] = Lengths(clips, [counts[clip.id] for clip in clips], guessed)
+        word = max(map(len, collator.class_answers(stage.classifier)))
+        found[name] = Lengths(clips, [counts[clip.id] for clip in clips], guessed, val, word)
     return found
 
 
@@ -146,9 +154,11 @@ def report(plan: Plan, name: str, gpu_gb: float | None) -> str:
         f"precision     {plan.trainer.precision}; {strategy}, {devices}",
     ]
     if not plan.stages:
-        return "\n".join(
-            [*lines, "", steps_table(plan, found, None), "", lengths_table(plan, found)]
-        )
+        lines += ["", steps_table(plan, found, None), "", lengths_table(plan, found), ""]
+        scoring = scoring_peaks(plan, found, None, 0)
+        worst = max((own.peak for own in scoring.values()), default=0)
+        lines += [scoring_table(scoring, data.eval_batch_size), verdict(worst, gpu_gb)]
+        return "\n".join(lines)
     groups = parameter_groups(parts, model.learning_rates, model.weight_decay)
     accumulation = data.accumulation(world)
     batch = f"{devices} x {clips} x {accumulation} micro-batches"
@@ -164,13 +174,22 @@ def report(plan: Plan, name: str, gpu_gb: float | None) -> str:
     micro = sorted(longest.counts, key=lambda count: count.total)[-data.batch_size :]
     shown = _seen(plan, micro if model.packing else _padded(micro))
     memory = step_memory(backbone, model.family, model.config, shown, _setup(plan))
-    lines += [memory_table(memory, len(micro)), verdict(memory.peak, gpu_gb), ""]
+    scoring = scoring_peaks(plan, found, backbone, memory.optimiser)
+    worst = max([memory.peak, *(own.peak for own in scoring.values())])
+    lines += [memory_table(memory, len(micro)), "", scoring_table(scoring, data.eval_batch_size)]
+    lines += [verdict(worst, gpu_gb), ""]
     lines += [disk_table(plan, found, backbone)]
     return "\n".join(lines)
 
 
-def empty_backbone(model: RBFTModule, trainer: Trainer) -> Any:
-    """The backbone as it trains, precisions and adapters included, without weights."""
+def empty_backbone(model: RBFTModule, trainer: Trainer, *, training: bool = True) -> Any:
+    """The backbone without weights, with the precisions and adapters that it trains with.
+
+    Args:
+        model: The module.
+        trainer: The Trainer.
+        training: Whether it trains; otherwise the precisions are those that it is scored with.
+    """
     sharded = is_sharded(trainer.strategy)
     precision = str(trainer.precision)
     with trainer.precision_plugin.tensor_init_context():
@@ -186,7 +205,7 @@ def empty_backbone(model: RBFTModule, trainer: Trainer) -> Any:
                 model.weights,
                 precision,
                 sharded=sharded,
-                training=True,
+                training=training,
             ),
         )
         if model.lora is not None:
@@ -275,6 +294,69 @@ def memory_table(memory: Memory, clips: int) -> str:
     return table(lines, ["memory of one device (estimate)", "GiB", ""], align="lrl")
 
 
+def scoring_peaks(
+    plan: Plan, found: Mapping[str, Lengths], backbone: Any, optimiser: int
+) -> dict[str, ScoringMemory]:
+    """Memory of what is written and scored, by its title, each with its longest clips.
+
+    Args:
+        plan: What to look at.
+        found: Tokens of the clips, from `find_lengths`.
+        backbone: The backbone as it trains; None where nothing does.
+        optimiser: Bytes of the optimiser's state, which are there while a stage is validated.
+    """
+    data, model = plan.data, plan.model
+    frozen = empty_backbone(model, plan.trainer, training=False)
+    texts = model.max_new_tokens
+
+    def peak(counts: Sequence[ClipTokens], asked: Asked, learning: bool = False) -> ScoringMemory:
+        prompted = sorted(counts, key=lambda count: count.video + count.prompt)
+        micro = _seen(plan, prompted[-data.eval_batch_size :])
+        used, beside = (backbone, optimiser) if learning else (frozen, 0)
+        asked = replace(asked, packed=model.packing, eager=model.attention == "eager")
+        setup = _setup(plan)
+        return scoring_memory(used, model.family, model.config, micro, setup, asked, beside)
+
+    def classes(stage: Stage, word: int, held: int = 0) -> Asked:
+        rationale = stage.parts[0] == RATIONALE
+        written = texts if rationale or model.answer == "generate" else 0
+        scored = len(model.card.words) if model.answer == "score" else 0
+        return Asked(scored, word, written, max(held, int(bool(written))))
+
+    peaks = {}
+    described = [found[name] for name in plan.stages if find_stage(name).needs_rationales]
+    if described and data.rationale_ratio:
+        peaks["Stage 0, writing"] = peak(described[0].counts, Asked(written=texts))
+    for name in plan.stages:
+        own, stage = found[name], find_stage(name)
+        if own.val:
+            # The classes are scored from a copy of the prompt, and the loss goes on from another;
+            # of two prompts about a clip, what they begin with is held besides.
+            held = 1 if stage.classifier is stage else 2
+            asked = [classes(stage.classifier, own.word, held)]
+            if stage.parts != (CLASS,):
+                asked.append(Asked(1, max(count.answer for count in own.val), 0, held))
+            peaks[f"validation, {stage.paper}"] = max(
+                (peak(own.val, one, learning=True) for one in asked), key=lambda made: made.peak
+            )
+    last = find_stage(plan.stages[-1] if plan.stages else "label").classifier
+    if found["test"].counts:
+        peaks["scoring"] = peak(found["test"].counts, classes(last, found["test"].word))
+    return peaks
+
+
+def scoring_table(peaks: Mapping[str, ScoringMemory], clips: int) -> str:
+    """Bytes on one device as texts are written and classes scored."""
+    rows = []
+    for title, memory in peaks.items():
+        sizes = (memory.weights, memory.pixels, memory.cache, memory.peak)
+        where = max(memory.moments, key=memory.moments.__getitem__)
+        rows.append([title, *(f"{size / GIB:.2f}" for size in sizes), where])
+    batch = "the longest clip" if clips == 1 else f"the {clips} longest clips"
+    headers = [f"{batch} (estimate, GiB)", "weights", "pixels", "keys, values", "peak", ""]
+    return table(rows, headers, align="lrrrrl")
+
+
 def verdict(peak: int, gpu_gb: float | None) -> str:
     """Whether the peak fits the GPU."""
     if gpu_gb is None and not torch.cuda.is_available():
@@ -289,7 +371,7 @@ def verdict(peak: int, gpu_gb: float | None) -> str:
     if needed <= room:
         return f"Fits {card}: {what}."
     cures = "more devices with trainer.strategy fsdp2, model.lora, model.gradient_checkpointing, a "
-    cures += "smaller data.batch_size, data.max_pixels or data.max_frames"
+    cures += "smaller data.batch_size, data.eval_batch_size, data.max_pixels or data.max_frames"
     if peak + CONTEXT_BYTES <= room:
         return f"Tight on {card}: {what}. What helps: {cures}."
     return f"Does NOT fit {card}: {what}. What helps: {cures}."

@@ -3,14 +3,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rbft.backbone.attention import FLASH, TEXT
 from rbft.backbone.embeddings import PLACES
 from rbft.collator import IGNORED, Sequences
+from rbft.runtime.transfer import send
 from rbft.training.loss import head_log_probabilities
 
 
@@ -33,9 +36,10 @@ class Read:
     Attributes:
         hidden: The last hidden state, of which the head makes scores of the token that comes next.
         ids: The tokens of the cache.
-        cache: Keys and values of the prompts.
+        cache: Keys and values of the prompts, a clip in a row, padded where `mask` says.
         mask: 1 for the tokens of the cache, 0 for padding.
         position: Rotary positions of the prompts' last tokens.
+        lengths: Tokens of each clip in the cache, in the processor's memory.
     """
 
     hidden: Float[Tensor, "clips width"]
@@ -43,6 +47,7 @@ class Read:
     cache: Any
     mask: Int[Tensor, "clips tokens"]
     position: Int[Tensor, "3 clips 1"]
+    lengths: tuple[int, ...]
 
     def copy(self) -> "Read":
         """The same prompts, which share keys and values."""
@@ -53,7 +58,10 @@ class Read:
 
 
 def read_prompts(
-    backbone: Any, prompts: Sequence[Sequences], video: dict[str, Any]
+    backbone: Any,
+    prompts: Sequence[Sequences],
+    video: dict[str, Any],
+    shared: Sequence[int] = (),
 ) -> Iterator[Read]:
     """Reads several prompts about the same clips; what they begin with, the video, once.
 
@@ -61,44 +69,86 @@ def read_prompts(
 
     Args:
         backbone: The model.
-        prompts: Prompts padded on the left, the clips of each in the same order.
+        prompts: Prompts, packed or padded on the left, the clips of each in the same order.
         video: What shows the clips to the backbone: patches and grids, or tower outputs.
+        shared: With how many tokens the prompts of each clip begin alike, see `Batch.shared`; for
+            several prompts.
     """
+    first = prompts[0]
     if len(prompts) == 1:
-        yield _go_on(backbone, prompts[0], None, video)
+        yield _begin(backbone, first, video)
         return
-    rows = [prompt.input_ids.tolist() for prompt in prompts]
-    used = [prompt.attention_mask.sum(1).tolist() for prompt in prompts]
-    shared = []
-    for clip in range(len(rows[0])):
-        own = [ids[clip][-size[clip] :] for ids, size in zip(rows, used, strict=True)]
-        most = min(map(len, own)) - 1  # something must be left to ask
-        same = (len({ids[place] for ids in own}) == 1 for place in range(most))
-        shared.append(next((place for place, equal in enumerate(same) if not equal), most))
-    begin = _go_on(backbone, _part(prompts[0], [0] * len(shared), shared), None, video)
-    for prompt, size in zip(prompts, used, strict=True):
-        yield _go_on(backbone, _part(prompt, shared, size), begin, {})
+    assert len(shared) == len(first.lengths)
+    begin = _begin(backbone, _part(first, [0] * len(shared), shared, packed=first.packed), video)
+    for prompt in prompts:
+        yield _go_on(backbone, _part(prompt, shared, prompt.lengths, packed=False), begin)
 
 
 @torch.no_grad()
-def _go_on(backbone: Any, text: Sequences, before: Read | None, video: dict[str, Any]) -> Read:
-    given: dict[str, Any] = {**text.inputs, **video}
-    if video:
-        given[PLACES] = text.places
-    ids = text.input_ids
-    if before is not None:
-        ids = torch.cat([before.ids, ids], dim=1)
-        mask = torch.cat([before.mask, text.attention_mask], dim=1)
-        given |= {"past_key_values": before.copy().cache, "attention_mask": mask}
+def _begin(backbone: Any, text: Sequences, video: dict[str, Any]) -> Read:
+    """Reads text that begins with the video.
+
+    A packed row needs no mask, see `rbft.backbone.attention`; its keys and values are then laid out
+    with a clip in a row. Padded ones, for attention that cannot tell the clips of a row apart, take
+    a mask of their length squared.
+    """
+    attention = backbone.config.text_config._attn_implementation
+    clips = len(text.lengths)
+    assert clips == 1 or not text.packed or attention in (TEXT, FLASH)
+    given = {**text.inputs_for(attention), **video, PLACES: text.places}
     # Not the head yet: who writes takes the model's own, who scores has it run in 32 bits.
     out = backbone.model(**given, use_cache=True)
+    hidden, cache = out.last_hidden_state, out.past_key_values
+    if clips == 1 or not text.packed:
+        last = text.position_ids[:, :, -1:]
+        return Read(hidden[:, -1], text.input_ids, cache, text.attention_mask, last, text.lengths)
+    device = hidden.device
+    ends = [*accumulate(text.lengths)]
+    index, mask = _left(_firsts(text), text.lengths)
+    index, mask = send(index, device), send(mask, device)
+    for layer in cache.layers:  # one by one: the packed ones are given up as the others are made
+        layer.keys, layer.values = (
+            held[0].index_select(1, index.flatten()).unflatten(1, index.shape).transpose(0, 1)
+            for held in (layer.keys, layer.values)
+        )
+    lasts = send([end - 1 for end in ends], device)
+    return Read(
+        hidden[0].index_select(0, lasts),
+        text.input_ids[0][index],
+        cache,
+        mask,
+        text.position_ids[:, 0].index_select(1, lasts)[:, :, None],
+        text.lengths,
+    )
+
+
+@torch.no_grad()
+def _go_on(backbone: Any, text: Sequences, before: Read) -> Read:
+    """Reads text, padded on the left, behind what was read before."""
+    mask = torch.cat([before.mask, text.attention_mask], dim=1)
+    lengths = tuple(map(sum, zip(before.lengths, text.lengths, strict=True)))
+    out = backbone.model(
+        input_ids=text.input_ids,
+        position_ids=text.position_ids,
+        attention_mask=_needed(mask, lengths),
+        past_key_values=before.copy().cache,
+        use_cache=True,
+    )
     return Read(
         out.last_hidden_state[:, -1],
-        ids,
+        torch.cat([before.ids, text.input_ids], dim=1),
         out.past_key_values,
-        given["attention_mask"],
+        mask,
         text.position_ids[:, :, -1:],
+        lengths,
     )
+
+
+def _needed(
+    mask: Int[Tensor, "rows tokens"], lengths: Sequence[int]
+) -> Int[Tensor, "rows tokens"] | None:
+    """The mask, None where nothing is padded: to look on the device would be to wait for it."""
+    return None if min(lengths) == mask.shape[1] else mask
 
 
 def read_on(backbone: Any, prompt: Read, written: Sequence[Sequence[int]]) -> Read:
@@ -109,53 +159,75 @@ def read_on(backbone: Any, prompt: Read, written: Sequence[Sequence[int]]) -> Re
         prompt: What it has read.
         written: Token ids after each prompt; there may be none.
     """
-    width = max(map(len, written))
+    lengths = tuple(map(len, written))
+    width = max(lengths)
     if width == 0:
         return prompt
-    device = prompt.mask.device
     ids, mask = (
-        torch.tensor(rows, device=device)
+        send(rows, prompt.mask.device)
         for rows in (
             [[0] * (width - len(own)) + list(own) for own in written],
             [[0] * (width - len(own)) + [1] * len(own) for own in written],
         )
     )
-    text = Sequences(ids, mask, prompt.position + mask.cumsum(1), torch.full_like(ids, IGNORED))
-    read = _go_on(backbone, text, prompt, {})
+    positions = prompt.position + mask.cumsum(1)
+    labels = torch.full_like(ids, IGNORED)
+    text = Sequences(ids, mask, positions, labels, lengths, padded_left=True)
+    read = _go_on(backbone, text, prompt)
     # After no text, the prompt itself says what comes next.
     hidden = read.hidden.where(mask[:, -1:] == 1, prompt.hidden)
     return replace(read, hidden=hidden)
 
 
-def _part(prompt: Sequences, starts: list[int], ends: list[int]) -> Sequences:
-    """From one place of each prompt to another, padded on the left."""
-    widths = [end - start for start, end in zip(starts, ends, strict=True)]
-    width = max(widths)
-    lengths = prompt.attention_mask.sum(1).tolist()
-    padding = prompt.input_ids.shape[1]
-    # Columns of the prompt; those before a part show its first token, which the mask hides.
-    columns = torch.tensor(
-        [
-            [padding - length + max(start, end - width + place) for place in range(width)]
-            for length, start, end in zip(lengths, starts, ends, strict=True)
-        ],
-        device=prompt.input_ids.device,
-    )
-    mask = torch.tensor([[0] * (width - own) + [1] * own for own in widths], device=columns.device)
+def _firsts(prompt: Sequences) -> list[int]:
+    """Where each clip begins among all rows' tokens."""
+    if prompt.packed:
+        return [0, *accumulate(prompt.lengths)][:-1]
+    width = prompt.input_ids.shape[1]
+    return [row * width + width - own for row, own in enumerate(prompt.lengths)]
+
+
+def _left(
+    firsts: Sequence[int], lengths: Sequence[int]
+) -> tuple[Int[Tensor, "clips tokens"], Int[Tensor, "clips tokens"]]:
+    """Places among all rows' tokens, a clip in a row, padded on the left; and the mask.
+
+    Padding shows the clip's first token, which the mask hides.
+    """
+    start, own = torch.tensor(firsts)[:, None], torch.tensor(lengths)[:, None]
+    steps = torch.arange(max(lengths)) - (max(lengths) - own)
+    return start + steps.clamp(min=0), (steps >= 0).long()
+
+
+def _part(
+    prompt: Sequences, starts: Sequence[int], ends: Sequence[int], *, packed: bool
+) -> Sequences:
+    """From one place of each prompt to another, packed or padded on the left."""
+    device, firsts = prompt.input_ids.device, _firsts(prompt)
+    lengths = [end - start for start, end in zip(starts, ends, strict=True)]
+    begin = [first + start for first, start in zip(firsts, starts, strict=True)]
+    if packed:
+        parts = zip(begin, lengths, strict=True)
+        index = torch.cat([torch.arange(at, at + own) for at, own in parts])[None]
+        mask, now = torch.ones_like(index), [0, *accumulate(lengths)][:-1]
+    else:
+        index, mask = _left(begin, lengths)
+        width = index.shape[1]
+        now = [row * width + width - own for row, own in enumerate(lengths)]
+    index, mask = send(index, device), send(mask, device)
     places = None  # parts behind the beginning show no video
     if prompt.places is not None and not any(starts):
-        moved = [
-            width - end - (padding - length) for end, length in zip(ends, lengths, strict=True)
-        ]
-        rows = prompt.places // padding
-        shift = rows * (width - padding) + torch.tensor(moved, device=columns.device)[rows]
-        places = prompt.places + shift
+        moved = send([new - old for new, old in zip(now, firsts, strict=True)], device)
+        clips = torch.searchsorted(send(firsts, device), prompt.places, right=True) - 1
+        places = prompt.places + moved[clips]
     return Sequences(
-        input_ids=prompt.input_ids.gather(1, columns),
+        input_ids=prompt.input_ids.flatten()[index],
         attention_mask=mask,
-        position_ids=prompt.position_ids.gather(2, columns.expand(3, -1, -1)),
-        labels=prompt.labels.gather(1, columns),
+        position_ids=prompt.position_ids.flatten(1)[:, index],
+        labels=prompt.labels.flatten()[index],
+        lengths=tuple(lengths),
         places=places,
+        padded_left=not packed,
     )
 
 
@@ -186,7 +258,7 @@ def score_own(
     """
     clips, count, device = len(answers), len(answers[0]), prompt.hidden.device
     rows = [answer for own in answers for answer in own]
-    first = torch.tensor([row[0] for row in rows], device=device).view(clips, count)
+    first = send([row[0] for row in rows], device).view(clips, count)
     scores = head_log_probabilities(backbone.lm_head, prompt.hidden, first)
     longest = max(map(len, rows)) - 1
     if longest == 0:
@@ -194,7 +266,7 @@ def score_own(
     # Answers are fed without their last token, which nothing comes after.
     padding = [[0] * (longest + 1 - len(row)) for row in rows]
     fed, mask, targets = (
-        torch.tensor([row + pad for row, pad in zip(part, padding, strict=True)], device=device)
+        send([row + pad for row, pad in zip(part, padding, strict=True)], device)
         for part in (
             [list(row[:-1]) for row in rows],
             [[1] * (len(row) - 1) for row in rows],
@@ -202,13 +274,17 @@ def score_own(
         )
     )
     cache = prompt.cache
-    cache.batch_repeat_interleave(count)
+    if count > 1:
+        cache.batch_repeat_interleave(count)
     steps = torch.arange(1, longest + 1, device=device)
     last = prompt.position.repeat_interleave(count, dim=1)
-    seen = prompt.mask.repeat_interleave(count, dim=0)
+    # Padding behind an answer is seen by nothing that counts.
+    seen = _needed(prompt.mask, prompt.lengths)
+    if seen is not None:
+        seen = torch.cat([seen.repeat_interleave(count, dim=0), mask], dim=1)
     hidden = backbone.model(
         input_ids=fed,
-        attention_mask=torch.cat([seen, mask], dim=1),
+        attention_mask=seen,
         position_ids=last + steps,
         past_key_values=cache,
         use_cache=True,
@@ -243,6 +319,7 @@ def write_after(backbone: Any, prompt: Read, settings: Mapping[str, Any]) -> lis
     writing = list(range(len(answers)))
     # A given position is continued by one a step, so cached steps follow the same rule.
     cache, mask, position = prompt.cache, prompt.mask, prompt.position
+    lengths = list(prompt.lengths)
     hidden, seen = prompt.hidden, _tokens_seen(prompt, backbone.lm_head)
     while True:
         # The model's own head in its own precision, and from there on 32 bits, as in `generate`.
@@ -266,18 +343,20 @@ def write_after(backbone: Any, prompt: Read, settings: Mapping[str, Any]) -> lis
         if not going:
             return answers
         if len(going) < len(writing):
-            rows = torch.tensor(going, device=token.device)
+            rows = send(going, token.device)
             cache.batch_select_indices(rows)
             token, mask, position = token[rows], mask[rows], position[:, rows]
             seen, writing = seen[rows], [writing[row] for row in going]
+            lengths = [lengths[row] for row in going]
         seen = seen.scatter(1, token[:, None], True)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        lengths = [own + 1 for own in lengths]
         position = position + 1
         # A sharded model has all its weights at hand here (`rbft.training.fsdp2.gather`): that the
         # processes write texts of different lengths stops none of them.
         hidden = backbone.model(
             input_ids=token[:, None],
-            attention_mask=mask,
+            attention_mask=_needed(mask, lengths),
             position_ids=position,
             past_key_values=cache,
             use_cache=True,

@@ -12,7 +12,6 @@ from transformers.masking_utils import sdpa_mask
 
 import rbft.module
 from rbft.backbone.attention import TEXT
-from rbft.collator import Sequences
 from rbft.data.dataset import Example
 from rbft.inference.generation import NotFiniteError, read_on, read_prompts, score_after
 from rbft.stages import LABEL, STAGES
@@ -22,6 +21,7 @@ from tests.examples import (
     batch_of,
     collator,
     examples,
+    is_padded,
     module,
     prompt_of,
     score_answers,
@@ -30,6 +30,7 @@ from tests.examples import (
 )
 
 END = 376
+PACKING = pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
 # The first two begin alike, lengths differ, one is but the end of the turn.
 ANSWERS = [[64, 292, END], [64, 292, 71, 68, END], [269, END], [64, END], [END]]
 
@@ -94,19 +95,25 @@ def expected_scores(
     return torch.tensor(scores)
 
 
+@PACKING
 @pytest.mark.parametrize("answers", [ANSWERS, ANSWERS[1:2], [[5], [7]]])
-def test_scores_of_left_padded_prompts(backbone: Path, answers: list[list[int]]) -> None:
+def test_scores_of_prompts_of_several_lengths(
+    backbone: Path, answers: list[list[int]], packing: bool
+) -> None:
     model, made = module(backbone).backbone, examples(4)
-    batch = collator(backbone, ask="label")(made)
-    assert batch.prompt is not None
-    assert (batch.prompt.attention_mask[:, 0] == 0).any(), "nothing is padded"
-    scores = score_answers(model, batch.prompt, batch.video, answers)
+    batch = collator(backbone, ask="label", packing=packing)(made)
+    prompt = prompt_of(batch)
+    assert len(set(prompt.lengths)) == 4
+    assert is_padded(prompt) is not packing
+    scores = score_answers(model, prompt, batch.video, answers)
     expected = expected_scores(backbone, model, made, [[]] * 4, answers)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
 
 
-def test_one_clip_scores_as_in_a_batch(backbone: Path) -> None:
-    model, make, made = module(backbone).backbone, collator(backbone, ask="label"), examples(3)
+@PACKING
+def test_one_clip_scores_as_in_a_batch(backbone: Path, packing: bool) -> None:
+    model, made = module(backbone).backbone, examples(3)
+    make = collator(backbone, ask="label", packing=packing)
     batch = make(made)
     assert batch.prompt is not None
     together = score_answers(model, batch.prompt, batch.video, ANSWERS)
@@ -134,10 +141,12 @@ def strict_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", strict)
 
 
+@PACKING
 def test_padding_cannot_spoil_scores_and_texts(
-    backbone: Path, request: pytest.FixtureRequest
+    backbone: Path, request: pytest.FixtureRequest, packing: bool
 ) -> None:
-    model, batch = module(backbone).backbone, collator(backbone, ask="label")(examples(4))
+    model = module(backbone).backbone
+    batch = collator(backbone, ask="label", packing=packing)(examples(4))
     assert batch.prompt is not None
     given = model, batch.prompt, batch.video
     scores, texts = score_answers(*given, ANSWERS), write_answers(*given, writing(backbone, 6))
@@ -185,11 +194,12 @@ def test_the_answer_s_length_is_not_normalised_away(qwen: Path) -> None:
     ],
     ids=["ragged", "empty", "even"],
 )
+@PACKING
 def test_scores_after_a_rationale_of_the_model_s_own(
-    backbone: Path, written: list[list[int]]
+    backbone: Path, written: list[list[int]], packing: bool
 ) -> None:
     model, made = module(backbone).backbone, examples(4)
-    batch = collator(backbone, ask="label")(made)
+    batch = collator(backbone, ask="label", packing=packing)(made)
     (read,) = read_prompts(model, [prompt_of(batch)], batch.video)
     scores = score_after(model, read_on(model, read.copy(), written), ANSWERS)
     expected = expected_scores(backbone, model, made, written, ANSWERS)
@@ -199,15 +209,16 @@ def test_scores_after_a_rationale_of_the_model_s_own(
     torch.testing.assert_close(score_after(model, read, ANSWERS), expected, atol=1e-5, rtol=0)
 
 
+@PACKING
 def test_the_class_is_scored_after_the_model_s_own_rationale(
-    backbone: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
 ) -> None:
     model, made = module(backbone, "rationale_class"), examples(4)
     said = [[75, 64, 198], [68, 198], [75, 198], []]
     # With class and end; without a class; cut off before the line break; the class alone.
     written = [[*said[0], *ANSWERS[0]], [*said[1][:-1], END], said[2][:-1], ANSWERS[2]]
     monkeypatch.setattr(rbft.module, "write_after", lambda *_: written)
-    batch, towers = collator(backbone, ask="rationale_class")(made), []
+    batch, towers = collator(backbone, ask="rationale_class", packing=packing)(made), []
     hook = model.backbone.model.visual.register_forward_hook(lambda *_: towers.append(1))
     got = model.classify(batch)
     hook.remove()
@@ -280,23 +291,59 @@ def test_a_class_scores_as_it_was_trained_whatever_the_tokenizer_merges(
     torch.testing.assert_close(got.scores, torch.tensor(expected), atol=1e-5, rtol=0)
 
 
-def test_written_answers_are_the_likeliest_tokens_one_by_one(backbone: Path) -> None:
+@PACKING
+def test_written_answers_are_the_likeliest_tokens_one_by_one(backbone: Path, packing: bool) -> None:
     model, made = module(backbone).backbone, examples(3)
-    make = collator(backbone, ask="label")
+    make = collator(backbone, ask="label", packing=packing)
     batch = make(made)
-    assert batch.prompt is not None
-    written = write_answers(model, batch.prompt, batch.video, writing(backbone, 4))
-    for row, ids in enumerate(written):
+    written = write_answers(model, prompt_of(batch), batch.video, writing(backbone, 4))
+    for one, ids in zip(made, written, strict=True):
         assert len(ids) == 4 or ids[-1] == END
-        every = [[*ids[:2], token] for token in range(380)]
-        scores = score_answers(model, _row(batch.prompt, row), make([made[row]]).video, every)
+        every, alone = [[*ids[:2], token] for token in range(380)], make([one])
+        scores = score_answers(model, prompt_of(alone), alone.video, every)
         assert every[int(scores.argmax())] == ids[:3]
 
 
-def _row(prompt: Sequences, row: int) -> Sequences:
-    return Sequences(
-        prompt.input_ids[row : row + 1],
-        prompt.attention_mask[row : row + 1],
-        prompt.position_ids[:, row : row + 1],
-        prompt.labels[row : row + 1],
-    )
+@pytest.mark.parametrize("alike", [False, True])
+def test_what_a_packed_reading_leaves_is_what_a_padded_one_does(
+    backbone: Path, alike: bool
+) -> None:
+    """Tokens, positions, keys and values of each clip, and which of them count."""
+    model, made = module(backbone).backbone, examples(1) * 3 if alike else examples(4)
+    reads = []
+    for packing in (False, True):
+        batch = collator(backbone, ask="label", packing=packing)(made)
+        reads += read_prompts(model, [prompt_of(batch)], batch.video)
+    theirs, ours = reads
+    real = theirs.mask == 1
+    assert real.all() == alike
+    assert torch.equal(ours.mask, theirs.mask)
+    assert ours.lengths == theirs.lengths == tuple(real.sum(1).tolist())
+    assert torch.equal(ours.ids[real], theirs.ids[real])
+    assert torch.equal(ours.position, theirs.position)
+    torch.testing.assert_close(ours.hidden, theirs.hidden, atol=1e-5, rtol=0)
+    for mine, other in zip(ours.cache.layers, theirs.cache.layers, strict=True):
+        for name in ("keys", "values"):
+            a, b = (getattr(layer, name).transpose(1, 2)[real] for layer in (mine, other))
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_attention_that_cannot_tell_packed_clips_apart_is_not_given_them(qwen: Path) -> None:
+    model = module(qwen, attention="eager").backbone
+    batch = collator(qwen, ask="label", packing=True)(examples(2))
+    with pytest.raises(AssertionError):
+        next(read_prompts(model, [prompt_of(batch)], batch.video))
+    alone = collator(qwen, ask="label", packing=True)(examples(1))
+    next(read_prompts(model, [prompt_of(alone)], alone.video))
+
+
+@PACKING
+def test_eager_attention(backbone: Path, packing: bool) -> None:
+    """It pads whatever is asked: the module sees to it."""
+    made = module(backbone, attention="eager", packing=packing)
+    assert not made.packing
+    batch = collator(backbone, ask="label", packing=made.packing)(examples(4))
+    assert is_padded(prompt_of(batch))
+    scores = score_answers(made.backbone, prompt_of(batch), batch.video, ANSWERS)
+    expected = expected_scores(backbone, module(backbone).backbone, examples(4), [[]] * 4, ANSWERS)
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)

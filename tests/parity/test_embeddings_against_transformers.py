@@ -53,15 +53,17 @@ def test_places_that_are_not_known_are_looked_for(qwen: Path) -> None:
     assert torch.equal(found, expected)
 
 
-def test_prompts_that_begin_alike(backbone: Path) -> None:
-    """The beginning, cut from padded prompts, shows the video at places of its own."""
-    make = replace(collator(backbone, ask="label"), besides=((STAGES["rationale"], CARD),))
+@pytest.mark.parametrize("packing", [False, True])
+def test_prompts_that_begin_alike(backbone: Path, packing: bool) -> None:
+    """The beginning, cut from prompts, shows the video at places of its own."""
+    make = collator(backbone, ask="label", packing=packing)
+    make = replace(make, besides=((STAGES["rationale"], CARD),))
     model, batch = module(backbone).backbone, make(examples(4))
     prompts = [prompt_of(batch), *batch.besides]
     unknown = [replace(prompt, places=None) for prompt in prompts]
     for ours, theirs in zip(
-        read_prompts(model, prompts, batch.video),
-        read_prompts(model, unknown, batch.video),
+        read_prompts(model, prompts, batch.video, batch.shared),
+        read_prompts(model, unknown, batch.video, batch.shared),
         strict=True,
     ):
         assert torch.equal(ours.hidden, theirs.hidden)

@@ -50,12 +50,14 @@ def reference(head: Tensor, states: list[Tensor], words: list[list[int]], clips:
     return torch.stack(rows)
 
 
+@pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
 @torch.no_grad()
-def test_probabilities_of_many_clips(backbone: Path, precision: str) -> None:
+def test_probabilities_of_many_clips(backbone: Path, precision: str, packing: bool) -> None:
     made, half = in_half(backbone, precision)
     made.backbone.lm_head.weight *= 10  # else one class is all but certain for every clip
-    words, make = made.collator.class_answers(LABEL), collator(backbone, ask="label")
+    words = made.collator.class_answers(LABEL)
+    make = collator(backbone, ask="label", packing=packing)
     every = [
         replace(example, video=random_video(example.clip.id, (2, 56, 56)))
         for example in examples(CLIPS)
@@ -67,6 +69,9 @@ def test_probabilities_of_many_clips(backbone: Path, precision: str) -> None:
             states = States(made.backbone)
             got = made.classify(batch).probabilities
             states.hook.remove()
+            if packing:  # a clip in a row, its last token last
+                ends = torch.tensor(prompt_of(batch).lengths).cumsum(0) - 1
+                states.kept[0] = states.kept[0][0, ends][:, None]
             rough = made.backbone.lm_head(states.kept[0][:, -1]).float().log_softmax(-1)
         assert got is not None
         head = made.backbone.lm_head.weight

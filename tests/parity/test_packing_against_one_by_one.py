@@ -7,11 +7,24 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rbft.backbone.attention import TEXT, VISION
+from rbft.backbone.attention import TEXT, VISION, _groups, attend
 from rbft.backbone.loading import load_model
 from rbft.data.sampler import Draw
-from tests.examples import SHAPES, answer_of, batch_of, collator, examples, module, random_video
+from rbft.inference.generation import read_prompts, score_after
+from rbft.stages import STAGES
+from tests.examples import (
+    CARD,
+    SHAPES,
+    answer_of,
+    batch_of,
+    collator,
+    examples,
+    module,
+    prompt_of,
+    random_video,
+)
 
 # The last stands for a clip repeated to even out processes; clips of equal length are among them.
 DRAWS = [Draw(0, 0.5), Draw(1, 2.0), Draw(5, 1.0), Draw(3, 1.0), Draw(0, 0.0)]
@@ -106,12 +119,12 @@ def test_a_row_without_a_mask(backbone: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
 def test_transformers_own_way_to_pack(backbone: Path, attention: str) -> None:
-    """What flash_attention_2 is given, by the attentions that read it in the same way."""
+    """Positions that begin anew, which the attentions that build a mask read."""
     batch = batch_of(collator(backbone, learn="rationale", packing=True), examples(4))
     answer, targets = answer_of(batch), batch.targets
     assert targets is not None
     theirs = reference(backbone, attention)(
-        **answer.inputs_for("flash_attention_2"),
+        **answer.inputs,
         **batch.video,
         use_cache=False,
         logits_to_keep=targets.places,
@@ -129,6 +142,56 @@ def test_clips_of_a_row_do_not_see_each_other(backbone: Path) -> None:
     own = make.answer_tokens(made[0].clip, None)
     assert not torch.equal(before[:own], after[:own])
     assert torch.equal(before[own:], after[own:])
+
+
+class Squares(TorchDispatchMode):
+    """Notes what is made whose last two axes are both lengths of prompts."""
+
+    def __init__(self, lengths: set[int]) -> None:
+        super().__init__()
+        self.lengths, self.found = lengths, []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, Tensor) and {*tensor.shape[-2:]} <= self.lengths:
+                self.found += [tuple(tensor.shape)] * (tensor.ndim > 1)
+        return made
+
+
+@pytest.mark.parametrize("asked", ["label", "both"])
+@torch.no_grad()
+def test_reading_prompts_makes_nothing_of_their_length_squared(backbone: Path, asked: str) -> None:
+    model, found = module(backbone).backbone, {}
+    for packing in (True, False):
+        make = collator(backbone, ask="label", packing=packing)
+        if asked == "both":
+            make = replace(make, besides=((STAGES["rationale"], CARD),))
+        batch = make(examples(4))
+        prompts = [prompt_of(batch), *batch.besides]
+        lengths = {*batch.shared, sum(batch.shared)}
+        for prompt in prompts:
+            lengths |= {*prompt.lengths, sum(prompt.lengths)}
+        with Squares(lengths - {0}) as squares:
+            for read in read_prompts(model, prompts, batch.video, batch.shared):
+                score_after(model, read, [[64, 292, 376], [269, 376]])
+        found[packing] = squares.found
+    assert found[True] == []
+    width = max(batch.shared or prompt_of(batch).lengths)
+    assert (4, 1, width, width) in found[False]
+
+
+def test_what_was_cached_while_scoring_serves_training(qwen: Path) -> None:
+    """The order of a row's segments; autograd refuses tensors that inference mode has made."""
+    _groups.cache_clear()
+    given: Any = [torch.randn(1, 2, 9, 8) for _ in range(3)]
+    settings: Any = {"segments": (2, 5, 2), "scaling": 0.3, "dropout": 0.0, "causal": True}
+    with torch.inference_mode():
+        expected = attend(*given, **settings)
+    made = attend(*(heads.requires_grad_() for heads in given), **settings)
+    made.sum().backward()
+    torch.testing.assert_close(made.detach(), expected)
+    assert _groups.cache_info().misses == 1
 
 
 def test_eager_attention_pads(qwen: Path) -> None:

@@ -1,6 +1,7 @@
 """Texts written in a batch that its finished clips leave, against transformers' `generate`."""
 
 from dataclasses import replace
+from operator import sub
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,15 @@ import pytest
 import torch
 
 from rbft.card import Card
+from rbft.collator import Sequences
 from rbft.inference.generation import read_prompts, score_after, write_after
+from rbft.stages import STAGES
 from tests.examples import (
     CARD,
     Yard,
     collator,
     examples,
+    is_padded,
     module,
     prompt_of,
     score_answers,
@@ -23,6 +27,7 @@ from tests.examples import (
 )
 
 Answers = list[list[int]]
+PACKING = pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
 
 
 def one_by_one(
@@ -55,9 +60,10 @@ def another_end(texts: Answers, first: int) -> int:
     return min(tokens, key=lambda token: abs(2 * sum(token in text for text in before) - 5))
 
 
+@PACKING
 @pytest.mark.parametrize("longest", [1, 2, 12])
-def test_the_same_text_as_one_by_one(backbone: Path, longest: int) -> None:
-    model, make = module(backbone).backbone, collator(backbone, ask="rationale")
+def test_the_same_text_as_one_by_one(backbone: Path, longest: int, packing: bool) -> None:
+    model, make = module(backbone).backbone, collator(backbone, ask="rationale", packing=packing)
     unending = writing(backbone, 12, eos_token_id=[-1])
     ends = [an_end(one_by_one(backbone, model, 5, unending))]
     settings = writing(backbone, longest, eos_token_id=ends)
@@ -66,15 +72,16 @@ def test_the_same_text_as_one_by_one(backbone: Path, longest: int) -> None:
         assert len(set(map(len, expected))) > 1, "no clip ends before another"
     batch = make(examples(5))
     prompt = prompt_of(batch)
-    assert (prompt.attention_mask[:, 0] == 0).any(), "nothing is padded"
+    assert is_padded(prompt) is not packing
     assert write_answers(model, prompt, batch.video, settings) == expected
 
 
+@PACKING
 @pytest.mark.parametrize("penalty", [1.05, 1.3, 0.8])
 def test_repetition_is_penalised_and_any_of_several_ids_ends_a_text(
-    backbone: Path, penalty: float
+    backbone: Path, penalty: float, packing: bool
 ) -> None:
-    model, make = module(backbone).backbone, collator(backbone, ask="rationale")
+    model, make = module(backbone).backbone, collator(backbone, ask="rationale", packing=packing)
     longest = 40
     plain = one_by_one(backbone, model, 5, writing(backbone, longest, eos_token_id=[-1]))
     settings = writing(backbone, longest, eos_token_id=[-1], repetition_penalty=penalty)
@@ -82,7 +89,7 @@ def test_repetition_is_penalised_and_any_of_several_ids_ends_a_text(
     assert unending != plain, "the penalty changes nothing"
     batch = make(examples(5))
     prompt = prompt_of(batch)
-    assert (prompt.attention_mask[:, 0] == 0).any(), "nothing is padded"
+    assert is_padded(prompt) is not packing
     assert write_answers(model, prompt, batch.video, settings) == unending
 
     first = an_end(unending)
@@ -102,9 +109,10 @@ def test_a_score_below_zero_is_penalised_by_multiplying(qwen: Path) -> None:
     assert write_answers(model, prompt_of(batch), batch.video, settings) == expected
 
 
-def test_padding_is_no_repetition(qwen: Path) -> None:
+@PACKING
+def test_padding_is_no_repetition(qwen: Path, packing: bool) -> None:
     """What a clip's neighbours are changes no text, not even where the padding is written."""
-    model, make = module(qwen).backbone, collator(qwen, ask="rationale")
+    model, make = module(qwen).backbone, collator(qwen, ask="rationale", packing=packing)
     pad = make.processor.tokenizer.pad_token_id
     settings = writing(qwen, 1, repetition_penalty=1e4)
     batch = make(examples(4))
@@ -120,8 +128,11 @@ def test_padding_is_no_repetition(qwen: Path) -> None:
     assert write_after(model, read, settings) == [[pad]] * 4
 
 
-def test_finished_clips_leave(backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, make = module(backbone).backbone, collator(backbone, ask="rationale")
+@PACKING
+def test_finished_clips_leave(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
+) -> None:
+    model, make = module(backbone).backbone, collator(backbone, ask="rationale", packing=packing)
     texts = one_by_one(backbone, model, 5, writing(backbone, 12, eos_token_id=[-1]))
     settings = writing(backbone, 12, eos_token_id=[an_end(texts)])
     batch, sizes = make(examples(5)), []
@@ -133,13 +144,14 @@ def test_finished_clips_leave(backbone: Path, monkeypatch: pytest.MonkeyPatch) -
     hook.remove()
     # The first forward reads the prompts; each further one takes the clips that still write.
     expected = [sum(len(text) > step for text in written) for step in range(max(map(len, written)))]
-    assert sizes == expected
+    assert sizes == [1 if packing else 5, *expected[1:]]
     assert sizes[-1] < 5
 
 
+@PACKING
 @torch.no_grad()
-def test_a_longer_neighbour_changes_nothing(qwen: Path) -> None:
-    model, make = module(qwen).backbone, collator(qwen, ask="rationale")
+def test_a_longer_neighbour_changes_nothing(qwen: Path, packing: bool) -> None:
+    model, make = module(qwen).backbone, collator(qwen, ask="rationale", packing=packing)
     settings = writing(qwen, 6, repetition_penalty=1.3)
     whole, alone = make(examples(2)), make(examples(1))
     together = write_answers(model, prompt_of(whole), whole.video, settings)
@@ -152,12 +164,23 @@ def test_a_longer_neighbour_changes_nothing(qwen: Path) -> None:
 WORDS = [[64, 292, 376], [64, 376], [269, 376]]
 
 
+def row_of(prompt: Sequences, clip: int) -> list[int]:
+    """A clip's tokens."""
+    if len(prompt.input_ids) == 1:
+        return prompt.input_ids[0].split(prompt.lengths)[clip].tolist()
+    return prompt.input_ids[clip, prompt.attention_mask[clip] == 1].tolist()
+
+
+@PACKING
 @pytest.mark.parametrize("order", [("label", "rationale"), ("rationale", "label", "rationale")])
-def test_what_prompts_share_is_read_once(backbone: Path, order: tuple[str, ...]) -> None:
+def test_what_prompts_share_is_read_once(
+    backbone: Path, order: tuple[str, ...], packing: bool
+) -> None:
     model, made = module(backbone).backbone, examples(4)
-    makes = {name: collator(backbone, ask=name) for name in order}
-    prompts = [prompt_of(makes[name](made)) for name in order]
-    video = makes["label"](made).video
+    make = collator(backbone, ask=order[0], packing=packing)
+    make = replace(make, besides=tuple((STAGES[name], CARD) for name in order[1:]))
+    batch = make(made)
+    prompts, video = [prompt_of(batch), *batch.besides], batch.video
     settings = writing(backbone, 6, repetition_penalty=1.3)
     alone = [
         (score_answers(model, prompt, video, WORDS), write_answers(model, prompt, video, settings))
@@ -172,17 +195,24 @@ def test_what_prompts_share_is_read_once(backbone: Path, order: tuple[str, ...])
             with_kwargs=True,
         ),
     ]
-    reads = list(read_prompts(model, prompts, video))
+    reads = list(read_prompts(model, prompts, video, batch.shared))
     for hook in hooks:
         hook.remove()
 
     assert len(towers) == 1
     # What they begin with, and the rest of each, which holds no video.
-    assert len(fed) == 1 + len(prompts)
-    own = [token for prompt in prompts for token in prompt.input_ids[:, -min(fed[1:]) :].flatten()]
-    assert makes["label"].config.video_token_id not in own
-    assert fed[0] + max(fed[1:]) >= max(prompt.input_ids.shape[1] for prompt in prompts)
-    again = read_prompts(model, prompts, video)
+    assert fed == [
+        sum(batch.shared) if packing else max(batch.shared),
+        *(max(map(sub, prompt.lengths, batch.shared)) for prompt in prompts),
+    ]
+    for prompt in prompts:
+        for clip, begun in enumerate(batch.shared):
+            own = row_of(prompt, clip)
+            assert make.config.video_token_id in own[:begun]
+            assert make.config.video_token_id not in own[begun:]
+            assert own[:begun] == row_of(prompts[0], clip)[:begun]
+    assert len({tuple(row_of(prompt, 0)[: batch.shared[0] + 1]) for prompt in prompts}) > 1
+    again = read_prompts(model, prompts, video, batch.shared)
     for one, other, (scores, texts) in zip(reads, again, alone, strict=True):
         torch.testing.assert_close(score_after(model, one, WORDS), scores, atol=1e-5, rtol=0)
         assert write_after(model, other, settings) == texts

@@ -19,6 +19,7 @@ from tests.unit.estimate.test_memory import PARAMETERS, SEVEN, backbone
 
 pytestmark = pytest.mark.recipe
 DRY = "--dry_run=true"
+VALIDATED = "--data.val_size=3"
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +78,19 @@ def test_the_backbone_s_own_code_is_trusted_as_asked(tmp_path, qwen, capsys, mon
     assert {given for _, given in told} == {trust}
 
 
+def test_scoring_and_writing_have_a_peak_too(tmp_path, qwen, capsys):
+    out = dry_run(tmp_path, capsys, *small(qwen, VALIDATED))
+    assert "the 4 longest clips (estimate, GiB)" in out
+    titles = ("Stage 0, writing", "validation, Stage I (rationales)", "scoring")
+    for title in (*titles, "validation, Stage II (labels)"):
+        *sizes, peak, moment = row(out, title)
+        assert len(sizes) == 3
+        assert float(peak) >= max(map(float, sizes))
+        assert moment in ("vision tower", "reading the prompts", "scoring the classes", "writing")
+    out = dry_run(tmp_path, capsys, *small(qwen, "--data.eval_batch_size=1"))
+    assert "the longest clip (estimate, GiB)" in out
+
+
 def test_it_says_what_is_done(tmp_path, qwen, capsys, monkeypatch):
     arguments = [*small(qwen), "--model.stage=label", "--data.train_size=4"]
     monkeypatch.undo()
@@ -93,9 +107,11 @@ def test_it_says_what_is_done(tmp_path, qwen, capsys, monkeypatch):
 def test_frozen_parts_and_zero_shot(tmp_path, qwen, capsys):
     out = dry_run(tmp_path, capsys, *small(qwen, "--model.vision_learning_rate=0"))
     assert row(out, "vision")[-2:] == ["frozen", "-"]
-    assert "vision tower" not in out  # nothing of it is kept for a backward pass
-    out = dry_run(tmp_path, capsys, *small(qwen, "--stages=[]"))
+    assert "activations, vision tower" not in out  # nothing of it is kept for a backward pass
+    out = dry_run(tmp_path, capsys, *small(qwen, "--stages=[]", "--gpu_gb=2"))
     assert row(out, "scoring: backbone, zero-shot") == ["5", "to do"]
+    assert len(row(out, "scoring")) == 5
+    assert "Fits a GPU of 2 GiB: " in out
     assert "learning rate" not in out
 
 
@@ -117,12 +133,27 @@ def test_eight_gpus_on_a_machine_without(tmp_path, seven, capsys):
     sharing = ("--trainer.devices=8", "--trainer.strategy=fsdp2", "--trainer.precision=bf16-mixed")
     batch = ("--data.batch_size=1", "--data.global_batch_size=16", "--gpu_gb=80")
     on_gpus = ("--trainer.accelerator=gpu", "--model.gradient_checkpointing=true")
-    out = dry_run(tmp_path, capsys, *small(seven, *sharing, *batch, *on_gpus))
+    out = dry_run(tmp_path, capsys, *small(seven, *sharing, *batch, *on_gpus, VALIDATED))
     assert f"{PARAMETERS['qwen2_5_vl']:,} parameters" in out
     assert "global batch  16 = 8 devices x 1 clip x 2 micro-batches" in out
     share = 4 * PARAMETERS["qwen2_5_vl"] / 8 / 2**30
     assert row(out, "weights")[0] == row(out, "gradients")[0] == f"{share:.2f}"
     assert "Fits a GPU of 80 GiB: " in out
+    # Scoring gathers the weights in half precision; the optimiser's state is there while training.
+    size = PARAMETERS["qwen2_5_vl"] / 2**30
+    assert row(out, "scoring")[0] == f"{size * (4 / 8 + 2):.2f}"
+    assert row(out, "validation, Stage II (labels)")[0] == f"{size * (4 / 8 + 2 + 8 / 8):.2f}"
+
+
+def test_the_batch_that_is_scored_can_be_what_does_not_fit(tmp_path, seven, capsys):
+    size = PARAMETERS["qwen2_5_vl"] / 2**30
+    options = ("--stages=[]", "--trainer.precision=bf16-mixed", "--gpu_gb=24")
+    out = dry_run(tmp_path, capsys, *small(seven, *options))
+    assert row(out, "scoring")[0] == f"{2 * size:.2f}"  # in half precision, as nothing trains
+    assert "Fits a GPU of 24 GiB: " in out
+    out = dry_run(tmp_path, capsys, *small(seven, *options, "--gpu_gb=16"))
+    assert "Does NOT fit a GPU of 16 GiB: " in out
+    assert "data.eval_batch_size" in out
 
 
 def test_one_gpu_is_too_small_for_all_weights_but_not_for_adapters(tmp_path, seven, capsys):

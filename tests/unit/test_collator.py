@@ -7,7 +7,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from rbft.clip import Clip
-from rbft.collator import IGNORED, Transferable
+from rbft.collator import IGNORED, Transferable, _shared
 from rbft.data.sampler import Draw
 from rbft.inference.generation import find_class
 from rbft.stages import CLASS, RATIONALE, STAGES, Stage
@@ -290,11 +290,13 @@ def test_every_tensor_moves(qwen):
     moved = batch.to(torch.device("meta"))
     assert len(moved.besides) == 1
     for sequences in (answer_of(moved), prompt_of(moved), *moved.besides):
-        assert {tensor.device.type for tensor in sequences.inputs.values()} == {"meta"}
+        given = [value for value in sequences.inputs.values() if value is not None]
+        assert {tensor.device.type for tensor in given} == {"meta"}
         assert sequences.labels.device.type == "meta"
     assert moved.video["pixel_values_videos"].device.type == "meta"
     assert moved.video["video_grid_thw"].device.type == "cpu"  # where it is read
-    assert moved.tower["video_cu_seqlens"].device.type == "meta"
+    assert moved.tower["video_cu_seqlens"].device.type == "cpu"
+    assert moved.tower["video_position_ids"].device.type == "meta"
     assert moved.tower["video_max_seqlen"] == batch.tower["video_max_seqlen"]
     for name in ("label", "index", "weight", "total"):
         assert getattr(moved, name).device.type == "meta"
@@ -323,7 +325,7 @@ def test_every_tensor_is_pinned(qwen, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     batch = collator(qwen, learn="label")(examples(2))
     copied = batch.pin_memory()
-    assert len(pinned) == 5 + 3 + 1 + 4 + 4  # sequences, targets, video, tower, the rest
+    assert len(pinned) == 5 + 3 + 1 + 2 + 4  # sequences, targets, video, tower, the rest
     assert copied.prompt is None
     assert torch.equal(answer_of(copied).labels, answer_of(batch).labels)
     assert answer_of(copied).labels is not answer_of(batch).labels
@@ -344,3 +346,18 @@ def test_tensors_move_in_whatever_holds_them():
     assert mapping["video_grid_thw"] is here
     assert {t.device.type for t in (pair[0], mapping["list"][0], other.items)} == {"meta"}
     assert here.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "alike"),
+    [
+        ([[1, 2, 3, 4], [1, 2, 5, 4]], 2),
+        ([[1, 2, 3], [1, 2, 3]], 2),  # something must be left to ask
+        ([[1, 2], [1, 2, 3]], 1),
+        ([[1, 2, 3], [4, 2, 3]], 0),
+        ([[1, 2, 3, 4], [1, 2, 3, 5], [1, 6, 3, 4]], 1),
+        ([[1], [1, 2]], 0),
+    ],
+)
+def test_how_far_prompts_begin_alike(prompts, alike):
+    assert _shared(prompts) == alike

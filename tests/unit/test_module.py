@@ -698,6 +698,20 @@ def test_validation_measures_the_stage_s_loss_and_the_classes(qwen: Path, tmp_pa
     assert {"val/accuracy", "val/f1/quiet", "val/f1/alarm", "val/unparsed"} <= set(values)
 
 
+@pytest.mark.parametrize(
+    ("settings", "packed"),
+    [({}, True), ({"packing": False}, False), ({"attention": "eager"}, False)],
+)
+def test_prompts_are_packed_as_training_is(
+    qwen: Path, tmp_path: Path, settings: dict[str, Any], packed: bool
+):
+    yard = Yard(tmp_path / "card.yaml", {"test": 3})
+    trainer(tmp_path).test(module(qwen, **settings), yard, verbose=False)
+    assert {name: make.packing for name, make in yard.collators.items()} == dict.fromkeys(
+        ("train", "val", "test", "predict"), packed
+    )
+
+
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_a_scored_split_is_logged_under_its_name(qwen: Path, tmp_path: Path, split: str):
     yard = Yard(tmp_path / "card.yaml", {"test": 3, "val": 2})

@@ -85,20 +85,18 @@ def test_what_is_dropped_is_dropped() -> None:
 
 def test_the_way_of_transformers_to_tell_packed_clips_apart() -> None:
     from transformers.masking_utils import find_packed_sequence_indices
-    from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
     # Rotary positions repeat and jump within a clip: they could not tell.
     positions = torch.tensor([0, 1, 1, 1, 5, 0, 1, 1, 3, 0, 1]).expand(3, 1, -1)
-    given = packed_inputs("flash_attention_2", (5, 4, 2), positions)
+    given = packed_inputs("sdpa", (5, 4, 2), positions)
     text, rotary = given["position_ids"][0], given["position_ids"][1:]
     assert torch.equal(rotary, positions)
     assert given["attention_mask"] is None
     found = find_packed_sequence_indices(text)
     assert found is not None
     assert found.tolist() == [[0] * 5 + [1] * 4 + [2] * 2]
-    (bounds, _), (longest, _) = prepare_fa_kwargs_from_position_ids(text)
-    assert bounds.tolist() == [0, 5, 9, 11]
-    assert longest == 5
+    alone = packed_inputs("sdpa", (11,), positions)
+    assert torch.equal(alone["position_ids"], positions)
 
 
 class Kernel:
@@ -242,11 +240,47 @@ def test_padding_sees_something_and_all_else_sees_what_it_did() -> None:
     assert torch.equal(ours[~lost], theirs[~lost])
 
 
-def test_where_there_is_no_padding_no_mask_is_made() -> None:
+def test_whether_there_is_padding_is_not_looked_for() -> None:
+    """On a GPU it would be waited for; who knows that there is none gives no mask."""
     settings: Any = {"batch_size": 2, "q_length": 4, "kv_length": 4}
-    assert text_mask(**settings, attention_mask=torch.ones(2, 4, dtype=torch.bool)) is None
+    assert text_mask(**settings, attention_mask=None) is None
+    mask = text_mask(**settings, attention_mask=torch.ones(2, 4, dtype=torch.bool))
+    assert mask is not None
+    assert torch.equal(mask, torch.ones(2, 1, 4, 4).tril().bool())
     # A token that is written after padded prompts.
     settings |= {"q_length": 1, "q_offset": 3}
     mask = text_mask(**settings, attention_mask=torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]).bool())
     assert mask is not None
     assert mask.tolist() == [[[[False, False, True, True]]], [[[True] * 4]]]
+
+
+@pytest.mark.parametrize("places", [None, 120, 1])
+@pytest.mark.parametrize("new", [2, 5])
+def test_new_tokens_attend_to_many_without_copies_of_their_keys(
+    new: int, places: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows together, or as many at a time as the mask has room for."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    module, generator = nn.Module(), torch.Generator().manual_seed(0)
+    module.num_key_value_groups = 3  # type: ignore[assignment]
+    query = torch.randn(4, 6, new, 8, generator=generator)
+    key, value = (torch.randn(4, 2, 9, 8, generator=generator) for _ in range(2))
+    mask = torch.rand(4, 1, new, 9, generator=generator) > 0.4
+    mask[..., -1] = True
+    expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
+    shapes, sdpa = [], nn.functional.scaled_dot_product_attention
+
+    def watched(*heads: Any, **settings: Any) -> Tensor:
+        shapes.append([tuple(tensor.shape) for tensor in heads])
+        return sdpa(*heads, **settings)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watched)
+    if places is not None:
+        monkeypatch.setattr(attention, "MASKED", places)
+    made, _ = text_attention(
+        module, query, key, value, mask, attend=attend, scaling=0.3, dropout=0.0
+    )
+    torch.testing.assert_close(made, expected)
+    rows = 4 if places is None else max(1, places // (3 * new * 9))
+    assert shapes == [[(rows, 2, 3 * new, 8), (rows, 2, 9, 8), (rows, 2, 9, 8)]] * (4 // rows)

@@ -8,7 +8,9 @@ not: these show on tensors with data, where an operation whose result depends on
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,14 +20,41 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rbft.backbone.attention as attention
 from rbft.backbone.adapters import LoRA
-from rbft.collator import Batch, Kept, Transferable
-from rbft.module import RBFTModule
+from rbft.backbone.loading import parameter_parts
+from rbft.collator import HOST, Batch, Kept, Transferable
+from rbft.inference.generation import read_on, read_prompts, score_after, write_after
+from rbft.module import Classified, RBFTModule
+from rbft.runtime.transfer import send
+from rbft.stages import STAGES
+from rbft.training.optim import freeze
 from rbft.video.feature_cache import FeatureCache
-from tests.examples import answer_of, batch_of, collator, examples, module
+from tests.examples import CARD, answer_of, batch_of, collator, examples, module, writing
+from tests.flash import with_flash_attention
+
+
+class HostBounds(Tensor):
+    """Stands for bounds in the processor's memory, whose values may be read."""
+
+    def __new__(cls, values: list[int]) -> "HostBounds":
+        made = Tensor._make_subclass(cls, torch.tensor(values, dtype=torch.int32))
+        made.known = values
+        return made
+
+    known: list[int]
+
+    def diff(self) -> "HostGrids":  # type: ignore[override]
+        return HostGrids([end - start for start, end in pairwise(self.known)])
+
+    def __getitem__(self, part: slice) -> "HostBounds":  # type: ignore[override]
+        return HostBounds(self.known[part])
+
+    def __sub__(self, other: "HostBounds") -> "HostGrids":  # type: ignore[override]
+        return HostGrids([one - two for one, two in zip(self.known, other.known, strict=True)])
 
 
 class HostGrids:
@@ -77,10 +106,19 @@ def moved(made: RBFTModule, batch: Batch, mode: FakeTensorMode) -> Batch:
                 there = nn.Parameter(there)
             setattr(made.backbone.get_submodule(owner), attribute, there)
     there = on_gpu(batch, mode)
-    grids = batch.video["video_grid_thw"]
-    assert there.video["video_grid_thw"] is grids  # it stays
-    there.video["video_grid_thw"] = HostGrids(grids.tolist())
-    return there
+    assert there.video["video_grid_thw"] is batch.video["video_grid_thw"]  # it stays
+    return on_host(there)
+
+
+def on_host(batch: Batch) -> Batch:
+    """The batch with stand-ins for what stays in the processor's memory."""
+    grids = HostGrids(batch.video["video_grid_thw"].tolist())
+    bounds = {name: held for name, held in batch.tower.items() if name in HOST}
+    assert bounds or not batch.tower
+    tower = {name: HostBounds(held.tolist()) for name, held in bounds.items()}
+    return replace(
+        batch, video={**batch.video, "video_grid_thw": grids}, tower={**batch.tower, **tower}
+    )
 
 
 def loaded(backbone: Path, stage: str = "label") -> RBFTModule:
@@ -90,15 +128,60 @@ def loaded(backbone: Path, stage: str = "label") -> RBFTModule:
         return module(backbone, stage=stage).train()
 
 
+class Copies(TorchDispatchMode):
+    """Refuses copies from the processor's memory to the device that the host would wait for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        there = torch.device(kwargs.get("device") or "cpu").type
+        moves = func is torch.ops.aten._to_copy.default and there == "cuda" != args[0].device.type
+        if moves and args[0].numel():  # of nothing there is no copy
+            assert kwargs.get("non_blocking"), "a copy is waited for"
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("stage", ["rationale", "label"])
-def test_a_step_forward(backbone: Path, gpu: FakeTensorMode, stage: str) -> None:
-    make = replace(collator(backbone, learn=stage), packing=True)
+def test_a_step_forward(backbone: Path, gpu: FakeTensorMode, stage: str, packing: bool) -> None:
+    make = replace(collator(backbone, learn=stage), packing=packing)
     made = loaded(backbone, stage)
     batch = moved(made, batch_of(make, examples(3)), gpu)
-    with gpu:
+    with gpu, Copies():
         loss = made.loss(batch)
     assert loss.device == torch.device("cuda", 0)
     assert loss.requires_grad
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("stage", ["label", "rationale_class"])
+@torch.no_grad()
+def test_scoring(backbone: Path, gpu: FakeTensorMode, stage: str, packing: bool) -> None:
+    """From the prompts to the scores, behind a text of the model's own; one prompt and two."""
+    make = collator(backbone, ask=stage, packing=packing)
+    make = replace(make, besides=((STAGES["rationale"], CARD),))
+    made = loaded(backbone, stage).eval()
+    batch = moved(made, make(examples(3)), gpu)
+    assert batch.prompt is not None
+    answers = [[64, 292, 376], [269, 376], [376]]
+    with gpu, Copies():
+        for prompts in ([batch.prompt], [batch.prompt, *batch.besides]):
+            shared = batch.shared if len(prompts) > 1 else ()
+            for read in read_prompts(made.backbone, prompts, made.vision(batch), shared):
+                behind = read_on(made.backbone, read.copy(), [[64, 71, 198], [75], []])
+                for one in (read, behind):
+                    scores = score_after(made.backbone, one, answers)
+                    assert scores.device == torch.device("cuda", 0)
+                    assert Classified.by_scores(scores, [""] * 3).prediction.shape == (3,)
+
+
+def test_what_copies_would_be_waited_for(gpu: FakeTensorMode) -> None:
+    cuda = torch.device("cuda", 0)
+    with gpu, Copies():
+        assert send([1, 2], cuda).device == cuda
+        with pytest.raises(AssertionError, match="a copy is waited for"):
+            torch.tensor([1, 2], device=cuda)
+        with pytest.raises(AssertionError, match="a copy is waited for"):
+            torch.zeros(2).to(cuda)
 
 
 @pytest.mark.parametrize("waits", ["tower", "check"])
@@ -141,6 +224,28 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Reads(TorchFunctionMode):
+    """Counts what hands values to Python without an operation: lists and arrays of them."""
+
+    def __init__(self, allowed: int = 0) -> None:
+        super().__init__()
+        self.left = allowed
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__array__):
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError(f"waits in Tensor.{func.__name__}")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_waits(reads: int = 0) -> Iterator[Reads]:
+    """Refuses to wait on tensors with data, but for so many lists of values."""
+    with Waits(), Reads(reads) as counted:
+        yield counted
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "all": {},
     "checkpointed": {"gradient_checkpointing": True},
@@ -150,18 +255,131 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("stage", ["rationale", "label"])
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_step_forward_and_backward_on_tensors_with_data(
-    backbone: Path, monkeypatch: pytest.MonkeyPatch, name: str
+def test_a_whole_step_on_tensors_with_data(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch, name: str, packing: bool, stage: str
+) -> None:
+    """Forward, backward, clipping, and the optimiser's step."""
+    made = module(backbone, stage, **SETTINGS[name]).train()
+    whole_step(made, backbone, monkeypatch, packing, stage)
+
+
+def whole_step(
+    made: RBFTModule, folder: Path, monkeypatch: pytest.MonkeyPatch, packing: bool, stage: str
 ) -> None:
     monkeypatch.setenv("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
-    made = module(backbone, **SETTINGS[name]).train()
-    batch = batch_of(replace(collator(backbone, learn="label"), packing=True), examples(3))
-    with Waits():
-        made.loss(batch).backward()
-    trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
+    batch = on_host(batch_of(collator(folder, learn=stage, packing=packing), examples(3)))
+    in_training(made, monkeypatch)
+    freeze(parameter_parts(made.backbone, made.family), made.learning_rates)
+    optimizer: Any = made.configure_optimizers()["optimizer"]  # type: ignore[index]
+    trained = {n: p for n, p in made.named_parameters() if p.requires_grad}
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    attention._groups.cache_clear()
+    with no_waits():
+        made.training_step(batch).backward()
+        made.configure_gradient_clipping(optimizer, 1.0)
+        optimizer.step()
     assert trained
-    assert all(parameter.grad is not None for parameter in trained)
+    assert all((parameter != before[name]).any() for name, parameter in trained.items())
+
+
+class Count(TorchDispatchMode):
+    """Counts the single values that are read."""
+
+    read = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.read += func.overloadpacket is torch.ops.aten._local_scalar_dense
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_gradient_scaler_reads_once_a_step(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`16-mixed` is the exception: torch's scaler asks whether gradients have overflowed."""
+    monkeypatch.setenv("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
+    made = module(qwen).train()
+    batch = on_host(batch_of(collator(qwen, learn="label", packing=True), examples(3)))
+    in_training(made, monkeypatch, precision="16-mixed")
+    optimizer: Any = made.configure_optimizers()["optimizer"]  # type: ignore[index]
+    steps: list[int] = []
+    monkeypatch.setattr(optimizer, "step", lambda: steps.append(1))
+    scaler = torch.amp.GradScaler("cpu")
+    with Count() as count:
+        scaler.scale(made.training_step(batch)).backward()
+        scaler.unscale_(optimizer)
+        made.configure_gradient_clipping(optimizer, 1.0)
+        assert count.read == 0
+        scaler.step(optimizer)
+        scaler.update()
+    assert count.read == len(steps) == 1
+
+
+@pytest.mark.parametrize("stage", ["rationale", "label"])
+def test_a_whole_step_of_eager_attention(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    made = module(backbone, stage, attention="eager").train()
+    whole_step(made, backbone, monkeypatch, False, stage)
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_a_whole_step_of_flash_attention_2(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
+) -> None:
+    made, varlen = with_flash_attention(backbone, monkeypatch, reads=False)
+    calls = varlen.calls
+    whole_step(made.train(), backbone, monkeypatch, packing, "label")
+    assert varlen.calls - calls == made.config.vision_config.depth + (
+        made.config.text_config.num_hidden_layers if packing else 0
+    )
+
+
+@pytest.mark.parametrize("stage", ["label", "rationale_class"])
+@pytest.mark.parametrize("attended", ["packed", "padded", "eager", "flash"])
+@torch.no_grad()
+def test_scoring_on_tensors_with_data(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch, stage: str, attended: str
+) -> None:
+    """From the prompts to the scores, with a text of the model's own between them; two prompts."""
+    monkeypatch.setenv("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
+    if attended == "flash":
+        made, _ = with_flash_attention(backbone, monkeypatch, reads=False)
+    else:
+        made = module(backbone, attention="eager" if attended == "eager" else "sdpa")
+    make = collator(backbone, ask=stage, packing=attended in ("packed", "flash"))
+    make = replace(make, besides=((STAGES["rationale"], CARD),))
+    # Padded rows of flash-attention 2 are packed by transformers, in every block.
+    clips = examples(1) * 3 if attended == "flash" else examples(3)
+    batch = on_host(make(clips))
+    assert batch.prompt is not None
+    written = [[64, 71]] * 3 if attended == "flash" else [[64, 71, 198], [75], []]
+    attention._groups.cache_clear()
+    found = None
+    with no_waits():
+        for prompts in ([batch.prompt], [batch.prompt, *batch.besides]):
+            shared = batch.shared if len(prompts) > 1 else ()
+            for read in read_prompts(made.backbone, prompts, made.vision(batch), shared):
+                read = read_on(made.backbone, read, written)
+                scores = score_after(made.backbone, read, [[64, 292, 376], [269, 376], [376]])
+                found = Classified.by_scores(scores, [""] * 3)
+    assert found is not None
+    assert found.prediction.shape == (3,)
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_writing_reads_once_a_token(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
+) -> None:
+    monkeypatch.setenv("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
+    made = module(backbone)
+    batch = on_host(collator(backbone, ask="rationale", packing=packing)(examples(4)))
+    assert batch.prompt is not None
+    settings = writing(backbone, 5, eos_token_id=[-1])
+    with no_waits(reads=5) as counted:
+        (read,) = read_prompts(made.backbone, [batch.prompt], made.vision(batch))
+        write_after(made.backbone, read, settings)
+    assert counted.left == 0
 
 
 def test_a_step_from_kept_features(
@@ -174,7 +392,7 @@ def test_a_step_from_kept_features(
     monkeypatch.setattr(RBFTModule, "data", SimpleNamespace(feature_cache=cache))
     batch = replace(batch, kept=Kept([None] * 3, ["a", "b", "c"], [1.0] * 3), tower={})
     made.vision(batch)  # fills the batch; the host writes the features to disk
-    with Waits():
+    with no_waits():
         loss = made.loss(batch)
         loss.backward()
     torch.testing.assert_close(loss.detach(), expected, atol=1e-6, rtol=0)
@@ -230,11 +448,13 @@ class Moment:
         self.calls.append("synchronize")
 
 
-def in_training(made: RBFTModule, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+def in_training(
+    made: RBFTModule, monkeypatch: pytest.MonkeyPatch, precision: str = "bf16-mixed"
+) -> dict[str, Tensor]:
     """Gives the module what it asks of a Trainer when it steps; returns what it logs."""
     logged: dict[str, Tensor] = {}
     facts = {"world_size": 1, "accumulate_grad_batches": 1, "global_step": 4, "max_epochs": 1}
-    run = SimpleNamespace(precision="bf16-mixed", strategy=None, **facts)
+    run = SimpleNamespace(precision=precision, strategy=None, **facts)
     monkeypatch.setattr(torch, "Event", Moment)
     monkeypatch.setattr(RBFTModule, "trainer", run)
     monkeypatch.setattr(RBFTModule, "data", SimpleNamespace(steps=lambda *_: 8))
