@@ -19,10 +19,11 @@ and videos are noise (`gpu_world.py`); what decoding costs, `input_pipeline.py` 
 
 A step has two clips of 60 and 30 frames, 280 x 504 pixels. Seconds are those between the ends of
 two steps, by events on the device: nothing waits in between. MFU counts what the model needs
-(`rbft.flops`) over time and the GPU's peak in dense bf16, of the whole model and, as some count it,
-of the language model alone. The estimate of memory is `rbft.memory`'s, as the dry run gives it.
+(`rbft.estimate.flops`) over time and the GPU's peak in dense bf16, of the whole model and, as some
+count it, of the language model alone. The estimate of memory is that of the dry run
+(`rbft.estimate.memory`).
 
-Run: python benchmarks/gpu_report.py --folder FOLDER
+Run: python benchmarks/gpu_report.py --folder FOLDER [--checks]
 """
 
 import argparse
@@ -57,12 +58,12 @@ from benchmarks.gpu_world import (
     random_weights,
     write_backbone,
 )
-from rbft.adapters import LoRA
-from rbft.flops import Flops, StepCounter, tower_width
-from rbft.kernels import can_compile, has_liger
-from rbft.memory import Setup, step_memory
+from rbft.backbone.adapters import LoRA
+from rbft.backbone.kernels import can_compile, has_liger
+from rbft.estimate.flops import Flops, StepCounter, tower_width
+from rbft.estimate.memory import Setup, step_memory
 from rbft.module import RBFTModule
-from rbft.survival import take_signals
+from rbft.runtime.fault_tolerance import take_signals
 from tests.examples import CARD, trainer
 
 GIB = 2**30
@@ -218,18 +219,22 @@ def train(found: Findings, device: torch.device, folder: Path, setting: Training
     runner = trainer(folder, precision=setting.precision, callbacks=[clock], **how)
     take_signals(runner)
     stay(runner)
-    with random_weights(device):
-        runner.fit(module, data)
+    setup = Setup(Setup.product_bytes(setting.precision), setting.checkpointing)
+    try:
+        with random_weights(device):
+            runner.fit(module, data)
+    finally:  # where it does not fit, too
+        if module.backbone is not None:
+            counts = data.tokens(module.collator)
+            memory = step_memory(module.backbone, module.family, module.config, counts, setup)
+            found.note("estimate GiB", memory.peak / GIB)
     # The host asks the device only now.
     losses = [float(loss) for loss in clock.losses]
     found.note("loss", losses[-1])
     found.same("losses are finite", all(map(math.isfinite, losses)), True)
-    counts = data.tokens(module.collator)
     counter = StepCounter(module.backbone, module.family, module.config)
     flops = sum(map(counter.step, counts), Flops()).total
     language = sum(map(counter.step, map(language_only, counts)), Flops()).total
-    setup = Setup(Setup.product_bytes(setting.precision), setting.checkpointing)
-    memory = step_memory(module.backbone, module.family, module.config, counts, setup)
     seconds = clock.seconds
     median = statistics.median(seconds)
     found.note("seconds a step", median)
@@ -245,7 +250,6 @@ def train(found: Findings, device: torch.device, folder: Path, setting: Training
         "MFU, language model alone, %", None if peak is None else 100 * language / median / peak
     )
     found.note("peak GiB", None if clock.peak is None else clock.peak / GIB)
-    found.note("estimate GiB", memory.peak / GIB)
     found.note("operators", clock.operators)
 
 
@@ -411,27 +415,39 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs what is not known yet, case by case."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="where the two files go")
-    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
-    parser.add_argument("--limit", type=float, help="seconds of a case (120; with compile 240)")
-    options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        parser.error("no GPU here; tests/gpu runs the same code at a tiny size on a processor.")
-    cases = Cases(
-        "benchmarks.gpu_report", options.folder, "gpu_report", "rbft on a GPU", "cuda", show
-    )
+def run_all(made: Cases, cases: Mapping[str, Case], limit: float | None) -> None:
+    """Runs what is not known yet, and says how each case ended."""
+    names = list(cases)
     try:
-        for name, after in zip(options.cases, [*options.cases[1:], None], strict=True):
-            record = cases.run(name, options.limit or CASES[name].limit, after)
+        for name, follows in zip(names, [*names[1:], None], strict=True):
+            record = made.run(name, limit or cases[name].limit, follows)
             said = "; ".join([record["outcome"], *record["wrong"]])
             sys.stdout.write(f"{name}: {said} ({record['seconds']:.0f} s)\n")
             sys.stdout.flush()
     finally:
-        cases.close()
-    sys.stdout.write(cases.markdown.read_text(encoding="utf-8"))
+        made.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs checks and cases, one by one."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="where JSON and Markdown go")
+    parser.add_argument("--checks", action="store_true", help="first those of pytest -m gpu")
+    parser.add_argument("--cases", nargs="*", choices=tuple(CASES), default=list(CASES))
+    parser.add_argument("--limit", type=float, help="seconds of a case (120; with compile 240)")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        parser.error("no GPU here; tests/gpu runs the same code at a tiny size on a processor.")
+    if options.checks:
+        from tests.gpu import checks
+
+        made = Cases(checks.__name__, options.folder, checks.FILE, checks.TITLE, "cuda")
+        run_all(made, checks.CASES, options.limit)
+    name = "benchmarks.gpu_report"
+    made = Cases(name, options.folder, "gpu_report", "rbft on a GPU", "cuda", show)
+    run_all(made, {name: CASES[name] for name in options.cases}, options.limit)
+    if made.markdown.exists():
+        sys.stdout.write(made.markdown.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

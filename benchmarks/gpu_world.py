@@ -1,9 +1,9 @@
 """A backbone of true 7B size with random weights, and clips of noise: what `gpu_report.py` runs on.
 
-All else is rbft's own: the module loads the backbone by `rbft.backbone.load_model`, with its
-attention, adapters, kernels and checkpointing; the collator makes the batches; Lightning's Trainer
-runs the steps. Weights are random, so that nothing is downloaded, and videos are noise that nobody
-decodes: what is measured is the device.
+All else is rbft's own: the module loads the backbone as ever, with its attention, adapters, kernels
+and checkpointing; the collator makes the batches; Lightning's Trainer runs the steps. Weights are
+random, so that nothing is downloaded, and videos are noise that nobody decodes: what is measured is
+the device.
 """
 
 import sys
@@ -20,13 +20,14 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.gpu_step import make_config
+from rbft.clip import Clip
 from rbft.collator import Batch, Collator
-from rbft.data.base import Clip, Example
-from rbft.data.featurecache import SeenVideo
+from rbft.data.dataset import Example
 from rbft.data.sampler import Draw
-from rbft.data.video import Video, patch_grid
-from rbft.flops import ClipTokens
-from rbft.lengths import count_tokens
+from rbft.estimate.flops import ClipTokens
+from rbft.estimate.token_counts import count_tokens
+from rbft.video.feature_cache import SeenVideo
+from rbft.video.sampling import Video, patch_grid
 from tests.examples import Texts, Yard, random_video
 from tests.tiny import tiny_processor
 

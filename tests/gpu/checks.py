@@ -5,6 +5,7 @@ from tests.gpu.kernels import compiled, liger, masked_rows, packed_rows, patches
 from tests.gpu.numbers import bf16_true, checkpointing, padded, precisions, stage0
 from tests.gpu.running import deterministic, found_inf, fsdp2, qlora, true_size, waits
 
+FILE, TITLE = "gpu_checks", "Checks on a GPU"
 CASES = {
     check.__name__: Case(check, limit, (check.__doc__ or "").splitlines()[0])
     for check, limit in (

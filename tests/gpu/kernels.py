@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.cases import Findings, LeftOutError
-from rbft import kernels
-from rbft.attention import attend
-from rbft.kernels import PatchProjection, choose_attention, has_liger, speed_up
+from rbft.backbone import kernels
+from rbft.backbone.attention import attend
+from rbft.backbone.kernels import PatchProjection, choose_attention, has_liger, speed_up
 from tests.gpu.world import (
     HALF,
     apart,
@@ -233,14 +233,14 @@ def _compiler(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         yield
         return
-    compile = nn.Module.compile
+    compile = torch.compile
 
-    def passed_on(self: nn.Module, *args: Any, **how: Any) -> Any:
-        return compile(self, *args, **{**how, "backend": "eager"})
+    def passed_on(*args: Any, **how: Any) -> Any:
+        return compile(*args, **{**how, "backend": "eager"})
 
     with (
-        patch.object(nn.Module, "compile", passed_on),
-        patch("rbft.kernels.can_compile", lambda _: True),
+        patch.object(torch, "compile", passed_on),
+        patch("rbft.backbone.kernels.can_compile", lambda _: True),
     ):
         yield
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import Findings
-from rbft.families import FAMILIES, PARTS
+from rbft.backbone.family import FAMILIES, PARTS
 from rbft.module import RBFTModule
 from tests.gpu.world import (
     apart,

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from benchmarks.cases import Findings, LeftOutError
 from benchmarks.gpu_report import Training, release, train
-from rbft.adapters import LoRA, base_note
+from rbft.backbone.adapters import LoRA, base_note
 from rbft.callbacks.handoff import StageHandoff
-from rbft.checkpoints import StepCheckpoint
 from rbft.module import RBFTModule
-from rbft.sharding import full_state
+from rbft.training.checkpoints import StepCheckpoint
+from rbft.training.fsdp2 import full_state
 from tests.examples import CARD, MODULE_SETTINGS, module
 from tests.gpu.world import (
     HALF,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.cases import LEFT_OUT, PASSED, Cases
-from tests.gpu.checks import CASES
+from tests.gpu.checks import CASES, FILE, TITLE
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,7 +21,7 @@ def cases(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cases]:
     folder = request.config.getoption("--gpu_report") or tmp_path_factory.mktemp("gpu_report")
-    made = Cases("tests.gpu.checks", Path(folder), "gpu_checks", "Checks on a GPU", "cuda")
+    made = Cases("tests.gpu.checks", Path(folder), FILE, TITLE, "cuda")
     yield made
     made.close()
 

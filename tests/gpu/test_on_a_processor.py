@@ -24,7 +24,7 @@ from benchmarks.cases import (
     LeftOutError,
     run_case,
 )
-from rbft import attention, kernels
+from rbft.backbone import attention, kernels
 from rbft.collator import Batch
 from rbft.module import RBFTModule
 from tests.gpu.checks import CASES
@@ -201,6 +201,47 @@ def test_the_code_is_part_of_what_a_case_was_made_from(
     file.write_text("a = 2")
     changed = cases.made_from("cpu")
     assert {name for name in first if changed[name] != first[name]} == {"code"}
+
+
+def test_one_command_for_checks_and_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    with pytest.raises(SystemExit):
+        gpu_report.main([f"--folder={tmp_path}"])
+    said = "no GPU here; tests/gpu runs the same code at a tiny size on a processor."
+    assert said in capsys.readouterr().err
+    ran: list[tuple[str, float, str | None]] = []
+
+    class Noted(Cases):
+        def __init__(self, module: str, folder: Path, name: str, *args: Any) -> None:
+            super().__init__(module, folder, name, args[0], "cpu", *args[2:])
+
+        def run(self, name: str, limit: float, after: str | None = None) -> dict[str, Any]:
+            ran.append((name, limit, after))
+            self.known[name] = {
+                "outcome": PASSED,
+                "wrong": [],
+                "figures": {},
+                "seconds": 1.0,
+                "made_from": self.facts,
+                "limit": limit,
+            }
+            self._write()
+            return self.known[name]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_report, "Cases", Noted)
+    gpu_report.main([f"--folder={tmp_path}", "--checks", "--cases", "lora_kept", "stage0"])
+    follows = [*list(CASES)[1:], None]
+    checks = [(n, CASES[n].limit, after) for n, after in zip(CASES, follows, strict=True)]
+    assert ran == [*checks, ("lora_kept", 120.0, "stage0"), ("stage0", 120.0, None)]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "gpu_checks.json",
+        "gpu_checks.md",
+        "gpu_report.json",
+        "gpu_report.md",
+    }
+    assert "stage0: passed (1 s)\n" in capsys.readouterr().out
 
 
 # A fault in rbft, and the check that must see it.

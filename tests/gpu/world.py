@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rbft.collator import Batch
 from rbft.module import Classified, RBFTModule
-from rbft.survival import take_signals
+from rbft.runtime.fault_tolerance import take_signals
 from tests.examples import (
     CARD,
     MODULE_SETTINGS,
