@@ -219,15 +219,15 @@ def train(found: Findings, device: torch.device, folder: Path, setting: Training
     runner = trainer(folder, precision=setting.precision, callbacks=[clock], **how)
     take_signals(runner)
     stay(runner)
-    setup = Setup(Setup.product_bytes(setting.precision), setting.checkpointing)
     try:
         with random_weights(device):
             runner.fit(module, data)
-    finally:  # where it does not fit, too
+    except torch.OutOfMemoryError:
         if module.backbone is not None:
-            counts = data.tokens(module.collator)
-            memory = step_memory(module.backbone, module.family, module.config, counts, setup)
-            found.note("estimate GiB", memory.peak / GIB)
+            found.note("estimate GiB", estimate(module, data, setting))
+        raise
+    found.note("estimate GiB", estimate(module, data, setting))
+    counts = data.tokens(module.collator)
     # The host asks the device only now.
     losses = [float(loss) for loss in clock.losses]
     found.note("loss", losses[-1])
@@ -251,6 +251,14 @@ def train(found: Findings, device: torch.device, folder: Path, setting: Training
     )
     found.note("peak GiB", None if clock.peak is None else clock.peak / GIB)
     found.note("operators", clock.operators)
+
+
+def estimate(module: RBFTModule, data: Noise, setting: Training) -> float:
+    """The dry run's estimate of a step's peak, in GiB."""
+    setup = Setup(Setup.product_bytes(setting.precision), setting.checkpointing)
+    counts = data.tokens(module.collator)
+    memory = step_memory(module.backbone, module.family, module.config, counts, setup)
+    return memory.peak / GIB
 
 
 def peak_of(device: torch.device) -> float | None:
