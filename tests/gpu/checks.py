@@ -22,7 +22,7 @@ CASES = {
         (stage0, 90),
         (qlora, 90),
         (fsdp2, 90),
-        (compiled, 180),
+        (compiled, 240),
         (liger, 90),
         (true_size, 180),
     )

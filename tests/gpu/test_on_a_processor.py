@@ -2,9 +2,11 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +30,8 @@ from rbft.backbone import attention, kernels
 from rbft.collator import Batch
 from rbft.module import RBFTModule
 from tests.gpu.checks import CASES
-from tests.gpu.world import flags_kept
+from tests.gpu.running import WatchSteps
+from tests.gpu.world import fit, flags_kept
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch and Lightning, about processors
@@ -302,6 +305,77 @@ def test_a_fault_is_seen(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     name, put_in = FAULTS[fault]
     put_in(monkeypatch)
     assert run(name, tmp_path)["outcome"] == FAILED
+
+
+def test_what_waits_on_a_gpu_is_named_by_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's warnings of a GPU, which something here gives in its place."""
+    modes: list[str] = []
+
+    def waits(self: Any, batch: Batch) -> Tensor:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        return forward(self, batch)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(RBFTModule, "forward", waits)
+    watch, shown = WatchSteps(CPU), warnings.showwarning
+    watch.on_gpu = True
+    fit(tmp_path, CPU, watch)
+    assert modes == ["warn", "default"]
+    assert warnings.showwarning is shown
+    assert len(watch.seen) == 5  # in all micro-batches but the first
+    (line,) = set(watch.seen)
+    assert line.startswith("gpu/test_on_a_processor.py:")
+    assert " < rbft/module.py:" in line
+
+
+class Moment:
+    """Stands for an event of the device: each is two milliseconds after the one before."""
+
+    count = 0
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        Moment.count += 1
+        self.time = 2.0 * Moment.count
+
+    def elapsed_time(self, other: "Moment") -> float:
+        return other.time - self.time
+
+
+def test_steps_on_a_gpu_are_timed_by_its_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "Event", Moment)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: calls.append("reset"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 << 30)
+    clock = gpu_report.Clock(CPU, steps=2)
+    clock.on_gpu = True
+    fit(tmp_path, CPU, clock)
+    # The first step makes the optimiser's state; nothing waits before the last is marked.
+    assert calls == ["reset", "synchronize", "synchronize"]
+    assert clock.seconds == pytest.approx([2e-3, 2e-3])
+    assert clock.peak == 3 << 30
+    assert len(clock.losses) == 6
+
+
+def test_what_takes_longest_on_a_gpu_are_its_kernels() -> None:
+    def event(key: str, kind: str, **times: float) -> SimpleNamespace:
+        return SimpleNamespace(key=key, count=2, device_type=f"DeviceType.{kind}", **times)
+
+    new = [event(f"kernel {n}", "CUDA", self_device_time_total=n * 1e3) for n in range(25)]
+    new.append(event("aten::mm", "CPU", self_device_time_total=9e6))
+    rows = gpu_report.top_operators(SimpleNamespace(key_averages=lambda: new), on_gpu=True)
+    assert rows[0] == ["kernel 24", 24.0, 8.0, 2]
+    assert [row[0] for row in rows] == [f"kernel {n}" for n in range(24, 4, -1)]
+    old = [event("kernel", "CUDA", self_cuda_time_total=5e3)]
+    rows = gpu_report.top_operators(SimpleNamespace(key_averages=lambda: old), on_gpu=True)
+    assert rows == [["kernel", 5.0, 100.0, 2]]
 
 
 def tiny(name: str) -> Any:
