@@ -248,10 +248,10 @@ def test_one_command_for_checks_and_report(
 
 
 # A fault in rbft, and the check that must see it.
-def _mask_as_it_is(*args: Any, **settings: Any) -> Any:
-    from transformers.masking_utils import sdpa_mask
-
-    return sdpa_mask(*args, **settings)
+def _masks_a_row(self: Any, batch: Batch) -> Any:
+    heads, seen = torch.zeros(1, 1, 2, 8), torch.tensor([[False, False], [True, True]])
+    nn.functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=seen)
+    return predict_step(self, batch)
 
 
 def _wrong_product(self: Any, input: Tensor) -> Tensor:
@@ -260,7 +260,7 @@ def _wrong_product(self: Any, input: Tensor) -> Tensor:
 
 
 attend = attention.attend
-forward = RBFTModule.forward
+forward, predict_step = RBFTModule.forward, RBFTModule.predict_step
 
 
 def _across(query: Any, key: Any, value: Any, segments: Any, **how: Any) -> Tensor:
@@ -284,7 +284,7 @@ def _no_found_inf(self: Any, optimizer: Any, *args: Any, **settings: Any) -> Non
 
 _clip = RBFTModule.configure_gradient_clipping
 FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
-    "mask": ("masked_rows", lambda p: p.setattr(attention, "text_mask", _mask_as_it_is)),
+    "mask": ("masked_rows", lambda p: p.setattr(RBFTModule, "predict_step", _masks_a_row)),
     "product": (
         "patches",
         lambda p: p.setattr(kernels.PatchProjection, "forward", _wrong_product),
