@@ -247,12 +247,14 @@ def prepare(model: Any, case: Case) -> None:
     model.set_attn_implementation("sdpa" if case.attention == "packed" else case.attention)
     if case.attention == "packed":
         attend_in_segments(model)
+    # Older releases of transformers say "gradient".
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     if case.checkpointing:
-        model.activation_checkpointing_enable()
+        getattr(model, f"{kind}_checkpointing_enable")()
         # It would send a gradient through a frozen vision tower.
         model.disable_input_require_grads()
     else:
-        model.activation_checkpointing_disable()
+        getattr(model, f"{kind}_checkpointing_disable")()
 
 
 def measure(

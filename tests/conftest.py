@@ -8,17 +8,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors
 
 import random
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
-import hypothesis
 import pytest
 import torch
 
 from tests.tiny import FAMILY_NAMES, merge_punctuation, tiny_backbone
 
-# The same cases in every run, however slow the machine is.
-hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
-hypothesis.settings.load_profile("fixed")
+if find_spec("hypothesis") is not None:  # the checks on a GPU do without
+    import hypothesis
+
+    # The same cases in every run, however slow the machine is.
+    hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+    hypothesis.settings.load_profile("fixed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The folder of the report of `pytest -m gpu`; what it holds already is not run again."""
+    parser.addoption("--gpu_report", help="folder for the report of the checks on a GPU")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -707,7 +707,8 @@ def test_prompts_are_packed_as_training_is(
 ):
     yard = Yard(tmp_path / "card.yaml", {"test": 3})
     trainer(tmp_path).test(module(qwen, **settings), yard, verbose=False)
-    assert {name: make.packing for name, make in yard.collators.items()} == dict.fromkeys(
+    made: dict[str, Any] = {**yard.collators}
+    assert {name: make.packing for name, make in made.items()} == dict.fromkeys(
         ("train", "val", "test", "predict"), packed
     )
 

@@ -21,7 +21,6 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import rbft.backbone.attention as attention
 from rbft.backbone.adapters import LoRA
@@ -35,6 +34,7 @@ from rbft.training.optim import freeze
 from rbft.video.feature_cache import FeatureCache
 from tests.examples import CARD, answer_of, batch_of, collator, examples, module, writing
 from tests.flash import with_flash_attention
+from tests.waits import Waits
 
 
 class HostBounds(Tensor):
@@ -206,22 +206,6 @@ def test_what_would_wait(
 
 def without_places(batch: Batch) -> Batch:
     return replace(batch, answer=replace(answer_of(batch), places=None))
-
-
-class Waits(TorchDispatchMode):
-    """Refuses operations that must know values before they can go on."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        operation, aten = func.overloadpacket, torch.ops.aten
-        known = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-        # The last selects by a mask within its kernel, which its tags do not tell.
-        reads: Any = known & {*func.tags} or operation is aten.masked_scatter_backward
-        if reads and operation in (aten.index, aten.index_put):
-            # Only where they are given a mask.
-            reads = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
-        if reads:
-            raise RuntimeError(f"waits in {func}")
-        return func(*args, **(kwargs or {}))
 
 
 class Reads(TorchFunctionMode):
