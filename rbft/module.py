@@ -106,6 +106,27 @@ def answer_nll(
     return (nll * weights).sum() / total
 
 
+def logits_at(
+    backbone: Any,
+    inputs: dict[str, Any],
+    keep: Bool[Tensor, "rows tokens"] | Int[Tensor, " answer"],
+) -> Float[Tensor, "answer vocab"]:
+    """The backbone's logits at some positions, row after row.
+
+    Args:
+        backbone: The model.
+        inputs: Arguments of its forward.
+        keep: The positions: a mask, or the columns of a single row.
+    """
+    from transformers import modeling_utils
+
+    if keep.ndim == 1 or hasattr(modeling_utils, "slice_logits_to_keep"):
+        return backbone(**inputs, logits_to_keep=keep).logits.flatten(0, -2)
+    # transformers before 5.22 takes no mask, only columns, the same of all rows.
+    columns = keep.any(0).nonzero()[:, 0]
+    return backbone(**inputs, logits_to_keep=columns).logits[keep[:, columns]]
+
+
 @dataclass(frozen=True)
 class Classified(Transferable):
     """What the model says about a batch of clips.
@@ -419,14 +440,13 @@ class RBFTModule(LightningModule):
         else:
             keep = torch.zeros_like(answer.labels, dtype=torch.bool)
             keep.view(-1)[targets.places] = True
-        logits = self.backbone(
+        inputs = {
             **answer.inputs_for(self.backbone.config.text_config._attn_implementation),
             **self.vision(batch),
-            **{PLACES: answer.places},
-            use_cache=False,
-            logits_to_keep=keep,
-        ).logits
-        return logits.flatten(0, -2)
+            PLACES: answer.places,
+            "use_cache": False,
+        }
+        return logits_at(self.backbone, inputs, keep)
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """The batch's share of its global batch's negative log-likelihood per answer token."""

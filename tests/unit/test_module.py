@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
+from transformers import modeling_utils
 
 import rbft.module
 from rbft.backbone.adapters import LoRA
@@ -23,6 +24,7 @@ from tests.examples import (
     CARD,
     MODULE_SETTINGS,
     Yard,
+    answer_of,
     batch_of,
     collator,
     examples,
@@ -112,7 +114,35 @@ def test_the_head_runs_on_answer_tokens_alone(backbone: Path, stage: str):
     )
     batch = batch_of(collator(backbone, learn=stage), examples(3))
     assert model(batch).shape == (int(batch.total), 384)
-    assert seen == [int(batch.total)]
+    if hasattr(modeling_utils, "slice_logits_to_keep"):
+        assert seen == [int(batch.total)]
+    else:  # transformers before 5.22
+        assert seen[0] < answer_of(batch).labels.numel()
+
+
+def test_the_same_logits_where_no_mask_is_taken(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As before transformers 5.22: the head runs on columns, of which a mask chooses."""
+    model = module(backbone)
+    batch = batch_of(collator(backbone, learn="rationale"), examples(3))
+    answer = answer_of(batch)
+    assert bool((answer.attention_mask == 0).any())
+    whole = model.backbone(**answer.inputs, **batch.video).logits
+    monkeypatch.delattr(modeling_utils, "slice_logits_to_keep", raising=False)
+    given: list[Tensor] = []
+    forward = model.backbone.forward
+
+    def watched(**inputs: Any) -> Any:
+        given.append(inputs["logits_to_keep"])
+        return forward(**inputs)
+
+    monkeypatch.setattr(model.backbone, "forward", watched)
+    found = model(batch)
+    assert [keep.ndim for keep in given] == [1]
+    assert len(given[0]) < answer.labels.shape[1]
+    expected = whole[:, :-1][answer.labels[:, 1:] != -100]
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_filler_clip_weighs_nothing(qwen: Path):
