@@ -271,8 +271,8 @@ def _varlen_attn() -> Callable[..., Any] | None:
 
 
 def _shares_unasked(
-    kernel: Callable[..., Tensor], *heads: Any, enable_gqa: bool, **settings: Any
-) -> Tensor:
+    kernel: Callable[..., Any], *heads: Any, enable_gqa: bool, **settings: Any
+) -> Any:
     """The kernel of torch 2.11, which is not told that keys are shared: it counts the heads."""
     del enable_gqa
     return kernel(*heads, **settings)
