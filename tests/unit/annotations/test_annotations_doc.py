@@ -49,9 +49,7 @@ def read(settings: dict[str, Any]) -> tuple[list[Clip], list[str]]:
     words = [word for name, value in given.items() for word in (f"--data.{name}", typed(value))]
     from_file = parser().parse_object({"data": given})
     assert parser().parse_args(words) == from_file
-    made: Any = parser()
-    older = "instantiate_classes"  # its name before jsonargparse 4.53
-    data = getattr(made, "instantiate" if hasattr(made, "instantiate") else older)(from_file).data
+    data = parser().instantiate(from_file).data
     return data.read(), data.notes
 
 
