@@ -11,6 +11,7 @@ What goes on from cached prompts is padded, with a mask as wide as the prompts a
 high as the few new tokens; it goes the way of transformers' own sdpa.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
 from itertools import accumulate
@@ -334,6 +335,17 @@ def _varlen(
 def _varlen_attn() -> Callable[..., Any] | None:
     try:
         from torch.nn.attention.varlen import varlen_attn
-    except ImportError:  # a build of torch without the kernel
+    except ImportError:  # torch before 2.10, or a build without the kernel
         return None
-    return varlen_attn
+    arguments = inspect.signature(varlen_attn).parameters
+    if "window_size" not in arguments:  # torch 2.10, which takes no scale either
+        return None
+    return varlen_attn if "enable_gqa" in arguments else partial(_shares_unasked, varlen_attn)
+
+
+def _shares_unasked(
+    kernel: Callable[..., Any], *heads: Any, enable_gqa: bool, **settings: Any
+) -> Any:
+    """The kernel of torch 2.11, which is not told that keys are shared: it counts the heads."""
+    del enable_gqa
+    return kernel(*heads, **settings)

@@ -134,12 +134,23 @@ def load_model(
     if attention == "sdpa":
         attend_in_segments(model)
     if checkpointing:
-        model.activation_checkpointing_enable()
+        enable_checkpointing(model)
         # transformers makes the embeddings' outputs ask for gradients, the patches' too, which
         # costs a backward pass through a frozen vision tower. Its checkpointing needs none.
         model.disable_input_require_grads()
     # from_pretrained leaves it in eval mode, in which checkpointing is silently off.
     return model.train()
+
+
+def enable_checkpointing(model: Any, **how: Any) -> None:
+    """Has a model recompute activations in the backward pass, whatever transformers calls it.
+
+    Args:
+        model: A transformers model; changed in place.
+        **how: Arguments of transformers' method, for instance `every_n_layers`.
+    """
+    older = model.gradient_checkpointing_enable  # its name before transformers 5.23
+    getattr(model, "activation_checkpointing_enable", older)(**how)
 
 
 def _four_bits(dtype: torch.dtype) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from rbft.clip import Clip
@@ -22,6 +23,7 @@ from tests.examples import batch_of, collator, examples, module, random_video
 from tests.tiny import FAMILY_NAMES, FamilyName
 
 STEPS = 5
+WHOLE_SECONDS = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 18)
 
 
 def their_positions(model: Any, prompt: Sequences, video: dict[str, Tensor], seconds: list[float]):
@@ -68,6 +70,8 @@ def test_equal_up_to_the_end_of_the_video_and_shifted_after_it(
     assert batch.prompt is not None
     seconds = made.video.seconds_per_pair()
     assert seconds == pytest.approx(2 * step / 10)
+    if family == "qwen2_5_vl" and seconds % 1 and WHOLE_SECONDS:
+        pytest.skip("transformers before 5.18 cuts off the seconds of a pair, not the positions")
     ours = batch.prompt.position_ids[:, 0]
     theirs = their_positions(model.backbone, batch.prompt, batch.video, [seconds])[:, 0]
 

@@ -23,6 +23,7 @@ from tests.examples import (
     CARD,
     MODULE_SETTINGS,
     Yard,
+    answer_of,
     batch_of,
     collator,
     examples,
@@ -113,6 +114,16 @@ def test_the_head_runs_on_answer_tokens_alone(backbone: Path, stage: str):
     batch = batch_of(collator(backbone, learn=stage), examples(3))
     assert model(batch).shape == (int(batch.total), 384)
     assert seen == [int(batch.total)]
+
+
+def test_the_logits_of_padded_rows_are_those_of_the_whole_forward(backbone: Path) -> None:
+    model = module(backbone)
+    batch = batch_of(collator(backbone, learn="rationale"), examples(3))
+    answer = answer_of(batch)
+    assert bool((answer.attention_mask == 0).any())
+    whole = model.backbone(**answer.inputs, **batch.video).logits
+    expected = whole[:, :-1][answer.labels[:, 1:] != -100]
+    torch.testing.assert_close(model(batch), expected)
 
 
 def test_a_filler_clip_weighs_nothing(qwen: Path):

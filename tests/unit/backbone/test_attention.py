@@ -1,5 +1,6 @@
 import inspect
 import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -99,17 +100,41 @@ def test_the_way_of_transformers_to_tell_packed_clips_apart() -> None:
     assert torch.equal(alone["position_ids"], positions)
 
 
+# Arguments of torch's kernel by release, as far as they are used here.
+BARE = ("query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k")
+TORCH_2_10 = (*BARE, "is_causal", "return_aux")
+TORCH_2_11 = (*BARE, "return_aux", "scale", "window_size")
+TORCH_2_15 = (*TORCH_2_11, "enable_gqa", "seqused_k", "block_table", "num_splits")
+TAKES = {"2.10": TORCH_2_10, "2.11": TORCH_2_11, "2.15": TORCH_2_15}
+
+
+def install(monkeypatch: pytest.MonkeyPatch, kernel: Any) -> None:
+    """Puts a kernel in the place of torch's, or none."""
+    varlen: Any = None
+    if kernel is not None:
+        varlen = ModuleType("varlen")
+        varlen.varlen_attn = kernel
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", varlen)
+    # Looked up once in a process; here, in every test.
+    monkeypatch.setattr(attention, "_varlen_attn", attention._varlen_attn.__wrapped__)
+
+
 class Kernel:
     """Stands for torch's kernel, which needs a GPU: the same arguments, one segment at a time."""
 
-    def __init__(self) -> None:
-        from torch.nn.attention.varlen import varlen_attn
-
-        self.arguments = inspect.signature(varlen_attn)
+    def __init__(self, release: str = "2.15") -> None:
+        named = inspect.Parameter.KEYWORD_ONLY
+        parameters = [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in BARE
+        ]
+        parameters += [
+            inspect.Parameter(name, named, default=None) for name in TAKES[release][len(BARE) :]
+        ]
+        self.__signature__ = inspect.Signature(parameters)
         self.calls = 0
 
     def __call__(self, *args: Any, **settings: Any) -> Tensor:
-        given = self.arguments.bind(*args, **settings).arguments
+        given = self.__signature__.bind(*args, **settings).arguments
         self.calls += 1
         query, key, value = given["query"], given["key"], given["value"]
         assert query.is_contiguous()
@@ -121,22 +146,33 @@ class Kernel:
         assert given["max_q"] == given["max_k"] == int(lengths.max())
         causal = given["window_size"] == (-1, 0)
         assert causal or given["window_size"] == (-1, -1)
-        assert given["enable_gqa"] == (query.shape[1] != key.shape[1])
+        if "enable_gqa" in self.__signature__.parameters:
+            assert given["enable_gqa"] == (query.shape[1] != key.shape[1])
         rows: Any = [x.transpose(0, 1)[None] for x in (query, key, value)]
         assert given["scale"] == 0.3
         return by_mask(*rows, segments=tuple(lengths.tolist()), causal=causal)[0]
 
 
+def test_the_stand_in_takes_what_the_kernel_takes() -> None:
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="no such kernel before 2.10")
+    release = ".".join(torch.__version__.split(".")[:2])
+    arguments = tuple(inspect.signature(varlen.varlen_attn).parameters)
+    assert arguments[: len(BARE)] == BARE
+    if release in TAKES:
+        assert arguments == TAKES[release]
+
+
+@pytest.mark.parametrize("release", ["2.11", "2.15"])
 @pytest.mark.parametrize("segments", SEGMENTS)
 def test_one_kernel_for_all_segments(
-    segments: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    segments: tuple[int, ...], release: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel = Kernel()
+    kernel = Kernel(release)
     widths: list[int] = []
     monkeypatch.setattr(
         attention, "_kernel_dtype", lambda device, dtype, width: widths.append(width) or dtype
     )
-    monkeypatch.setattr(attention, "_varlen_attn", lambda: kernel)
+    install(monkeypatch, kernel)
     given = heads(sum(segments), keys=2)
     made = attend(*given, segments=segments, scaling=0.3, dropout=0.0, causal=True)
     torch.testing.assert_close(made, by_mask(*given, segments=segments, causal=True))
@@ -198,6 +234,7 @@ def test_on_a_processor_windows_stay_apart(gpu: bool, monkeypatch: pytest.Monkey
 def test_where_the_kernel_runs(
     dtype: torch.dtype, width: int, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    install(monkeypatch, Kernel())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert attention._kernel_dtype(cuda, dtype, width) == (dtype if fits else None)
@@ -206,14 +243,21 @@ def test_where_the_kernel_runs(
     assert attention._kernel_dtype(cuda, dtype, width) is None
 
 
-def test_a_build_of_torch_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    look = attention._varlen_attn.__wrapped__
-    assert look() is not None
-    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
-    assert look() is None
+@pytest.mark.parametrize(
+    ("release", "found"), [("none", False), ("2.10", False), ("2.11", True), ("2.15", True)]
+)
+def test_builds_of_torch_without_a_kernel_that_serves(
+    release: str, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, None if release == "none" else Kernel(release))
+    assert (attention._varlen_attn() is not None) == found
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    dtype = attention._kernel_dtype(torch.device("cuda"), torch.bfloat16, 128)
+    assert dtype == (torch.bfloat16 if found else None)
 
 
 def test_autocast_decides_the_kernel_s_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, Kernel())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)

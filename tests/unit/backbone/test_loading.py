@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import PreTrainedModel
 
 from rbft.backbone.family import FAMILIES, PARTS
 from rbft.backbone.loading import (
@@ -67,7 +68,23 @@ def test_the_model_trains_in_the_default_dtype(qwen: Path, checkpointing: bool) 
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert all(p.requires_grad for p in model.parameters())
     assert model.training
-    assert model.is_activation_checkpointing == checkpointing
+    assert _checkpoints(model) == checkpointing
+
+
+def _checkpoints(model: Any) -> bool:
+    older = "is_gradient_checkpointing"  # before transformers 5.23
+    now = "is_activation_checkpointing"
+    return getattr(model, now if hasattr(model, now) else older)
+
+
+def test_checkpointing_by_its_older_name(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.delattr(PreTrainedModel, "activation_checkpointing_enable", raising=False)
+    monkeypatch.setattr(
+        PreTrainedModel, "gradient_checkpointing_enable", lambda *_: calls.append(_)
+    )
+    model = load_model(str(qwen), "sdpa", True)
+    assert calls == [(model,)]
 
 
 def test_weights_saved_in_bf16_are_not_trained_in_bf16(qwen: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from rbft.backbone.adapters import LoRA, add_adapters
 from rbft.backbone.family import FAMILIES
-from rbft.backbone.loading import parameter_parts
+from rbft.backbone.loading import enable_checkpointing, parameter_parts
 from rbft.estimate.flops import ClipTokens
 from rbft.estimate.memory import (
     FOUR_BIT,
@@ -179,7 +179,7 @@ def test_the_peak_of_a_step_is_what_torch_tracks(precision, checkpointing):
     with default_dtype(precision) as autocast, FakeTensorMode(allow_non_fake_inputs=True):
         model = backbone("qwen2_vl", size).train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            enable_checkpointing(model)
         optimiser = torch.optim.AdamW(model.parameters(), fused=True)
         tracker = MemTracker()
         tracker.track_external(model)
