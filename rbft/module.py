@@ -172,17 +172,21 @@ class RBFTModule(LightningModule):
         weight_decay: AdamW's decay of all weights but biases and norms.
         warmup_ratio: Share of the optimiser steps in which the learning rate rises linearly,
             before it falls along a half cosine.
-        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory: true in
+            every block of decoder and vision tower, false in none, a number from 0 to 1 in that
+            share of them (0.5 in every other one). The fewer, the faster; `--dry_run true` says
+            how few fit the GPU.
         attention: Attention implementation: sdpa, eager or flash_attention_2 (where installed;
             elsewhere sdpa, with a message).
         packing: Put the clips of a training micro-batch, and the prompts that are read to score and
             to write, behind each other in one row, without padding and without a mask; not with
             eager attention, which pads.
-        compile: Have torch.compile make kernels of the decoder blocks' norms and MLPs in training,
-            where it works.
+        compile: Have torch.compile make kernels of all that the blocks of decoder and vision tower
+            compute in training but attention (norms, rotations, MLPs), where it works.
         trust_remote_code: Run Python code that comes with the backbone. Qwen2-VL and Qwen2.5-VL
             need none.
-        liger: Use the Liger kernels for norms, rotations and MLPs, on a GPU where installed.
+        liger: Use the Liger kernels for norms and MLPs of decoder and vision tower, on a GPU where
+            installed.
         cudnn_attention: Let torch take cuDNN's attention on a GPU. It plans anew for every length
             of clip and text, so it is off; to be turned on where it was measured to be faster.
         lora: Train LoRA adapters (rank, alpha, dropout) on the language model's blocks instead of
@@ -206,7 +210,7 @@ class RBFTModule(LightningModule):
         vision_learning_rate: float,
         weight_decay: float,
         warmup_ratio: float,
-        gradient_checkpointing: bool,
+        gradient_checkpointing: bool | float,
         max_new_tokens: int,
         stage: str | None = None,
         weights: Path | None = None,
@@ -384,7 +388,14 @@ class RBFTModule(LightningModule):
         if adapter or (self.lora and training):  # new ones change nothing and cost time
             merger = self.learning_rates["merger"] > 0
             lora = self.lora if training else None
-            add_adapters(backbone, lora, adapter, merger=merger, read=not empty)
+            add_adapters(
+                backbone,
+                lora,
+                adapter,
+                merger=merger,
+                read=not empty,
+                autocast=precision.endswith("-mixed"),
+            )
         compiled = self.faster["compile"] and training  # generation grows by a token at a time
         choose_attention(cudnn=self.cudnn_attention)
         speed_up(backbone, compile=compiled, liger=self.faster["liger"], device=device)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rbft.backbone.kernels import leave_casts_to_autocast
 from rbft.backbone.loading import fingerprint, frozen_dtype
 from rbft.runs.folder import read_provenance
 from rbft.runtime.ranges import check_ranges
@@ -172,7 +173,13 @@ def weights_dtype(
 
 
 def add_adapters(
-    model: Any, lora: LoRA | None, weights: Path | None, *, merger: bool, read: bool = True
+    model: Any,
+    lora: LoRA | None,
+    weights: Path | None,
+    *,
+    merger: bool,
+    read: bool = True,
+    autocast: bool = False,
 ) -> None:
     """Puts adapters into a model, in place; nothing else trains afterwards.
 
@@ -182,6 +189,7 @@ def add_adapters(
         weights: Adapter folder to read; None starts anew, which changes no output.
         merger: Train the merger besides; it is saved with the adapters.
         read: Whether this process needs the values.
+        autocast: Whether the model runs under autocast, see `leave_casts_to_autocast`.
 
     Raises:
         ValueError: If the folder's adapters are not those of this backbone.
@@ -206,6 +214,8 @@ def add_adapters(
         if parameter.requires_grad:
             # The frozen weights may be in half precision, which loses small updates.
             parameter.data = parameter.data.to(torch.get_default_dtype())
+    if autocast:
+        leave_casts_to_autocast(model)
     if weights is None or not read:
         return
     expected = get_peft_model_state_dict(model)

@@ -12,7 +12,7 @@ high as the few new tokens; it goes the way of transformers' own sdpa.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache, partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -42,9 +42,9 @@ def attend_in_segments(model: "PreTrainedModel") -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     # What is done for each segment would be compiled anew for each batch.
-    apart: Any = torch.compiler.disable(attend)
-    AttentionInterface.register(TEXT, partial(text_attention, attend=apart))
-    AttentionInterface.register(VISION, vision_attention)
+    apart: Any = torch.compiler.disable
+    AttentionInterface.register(TEXT, apart(partial(text_attention, attend=attend)))
+    AttentionInterface.register(VISION, apart(vision_attention))
     AttentionMaskInterface.register(TEXT, text_mask)
     parts = {"text_config": TEXT}
     # A processor is faster with a call for each window than with sorting them.
@@ -131,19 +131,20 @@ def text_attention(
     attention_mask: Tensor | None,
     *,
     attend: Callable[..., Tensor],
-    segments: tuple[int, ...] = (),
+    segments: Iterable[int] = (),
     **settings: Any,
 ) -> tuple[Tensor, None]:
     """The decoder's attention: causal, and within each of the row's segments if it has several."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    lengths = tuple(segments)
     scaling, dropout = settings["scaling"], settings["dropout"]
     if attention_mask is not None and 1 < query.shape[2] < key.shape[2]:
         made = _attend_to_cache(query, key, value, attention_mask, scaling, dropout)
         return made, None
-    if len(segments) < 2:
+    if len(lengths) < 2:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    made = attend(query, key, value, segments, scaling=scaling, dropout=dropout, causal=True)
+    made = attend(query, key, value, lengths, scaling=scaling, dropout=dropout, causal=True)
     return made, None
 
 

@@ -2,13 +2,17 @@
 
 from functools import cache
 from importlib.util import find_spec
+from types import MethodType
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rbft.backbone.blocks import compile_blocks, stacks
 from rbft.runtime.console import say
+
+CASTS = "cast_input_dtype_enabled"  # whether a layer of peft casts its input itself
 
 
 class PatchProjection(nn.Conv3d):
@@ -52,8 +56,9 @@ def speed_up(model: Any, *, compile: bool, liger: bool, device: torch.device) ->
 
     Args:
         model: The backbone.
-        compile: Have torch.compile make kernels of the decoder blocks' norms and MLPs.
-        liger: Take the Liger kernels for norms, rotations and MLPs.
+        compile: Have torch.compile make kernels of what the blocks of decoder and vision tower
+            compute in training, but for attention.
+        liger: Take the Liger kernels for the norms and MLPs of decoder and vision tower.
         device: Where it will run.
     """
     if liger and has_liger(device):
@@ -62,12 +67,32 @@ def speed_up(model: Any, *, compile: bool, liger: bool, device: torch.device) ->
         apply = getattr(kernels, f"apply_liger_kernel_to_{model.config.model_type}")
         # The head runs on answer tokens alone, which costs less than Liger's loss over all.
         apply(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+        for block in stacks(model)[1]:
+            if hasattr(block.mlp, "gate_proj"):  # Liger leaves the tower's MLPs as they are
+                block.mlp.forward = MethodType(kernels.LigerSwiGLUMLP.forward, block.mlp)
     if compile and can_compile(device):
-        # Not whole blocks: attention differs from batch to batch in the clips it keeps apart, and
-        # the checkpointing around it would end a graph.
-        for block in model.model.language_model.layers:
-            for part in (block.input_layernorm, block.post_attention_layernorm, block.mlp):
-                part.compile(dynamic=True)  # in place; clips differ in length
+        decoder, tower = stacks(model)
+        compile_blocks(decoder)
+        # transformers' other attentions of the tower are a call for each window, whose number
+        # differs from clip to clip: it would be compiled anew for each.
+        if "flash" in model.config.vision_config._attn_implementation:
+            compile_blocks(tower)
+
+
+def leave_casts_to_autocast(model: Any) -> None:
+    """Has adapters take their inputs in the precision that these come in, in place.
+
+    peft casts each to the adapter's 32 bits, and autocast casts it back: the same bits, for a pass
+    over memory each way. On weights in 4 bits peft heeds autocast by itself; old versions of it
+    always cast.
+
+    Args:
+        model: The backbone with adapters; it must run under autocast.
+    """
+    for module in model.modules():
+        # As peft.helpers.disable_input_dtype_casting does it for a while.
+        if hasattr(module, CASTS) and not hasattr(module.base_layer.weight, "quant_state"):
+            setattr(module, CASTS, False)
 
 
 def choose_attention(*, cudnn: bool) -> None:

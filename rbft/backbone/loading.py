@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from rbft.backbone.attention import attend_in_segments
+from rbft.backbone.blocks import recompute_blocks
 from rbft.backbone.embeddings import copy_video_tokens
 from rbft.backbone.family import FAMILIES, PARTS, Family
 from rbft.backbone.kernels import multiply_patches
@@ -93,7 +94,7 @@ def usable_attention(name: str) -> str:
 def load_model(
     source: str,
     attention: str,
-    checkpointing: bool,
+    checkpointing: bool | float,
     *,
     empty: bool = False,
     dtype: torch.dtype | None = None,
@@ -105,7 +106,8 @@ def load_model(
     Args:
         source: A `from_pretrained` folder or a hub id.
         attention: Attention implementation of transformers: sdpa, eager or flash_attention_2.
-        checkpointing: Recompute activations in the backward pass instead of keeping them.
+        checkpointing: Share of the blocks, in decoder and vision tower alike, whose activations are
+            recomputed in the backward pass instead of kept; True is all, False none.
         empty: Read no weights and leave the model on the meta device, for a process that is
             handed its share of them.
         dtype: Precision of the weights; None takes torch's default.
@@ -133,12 +135,11 @@ def load_model(
     copy_video_tokens(model)
     if attention == "sdpa":
         attend_in_segments(model)
-    if checkpointing:
-        enable_checkpointing(model)
-        # transformers makes the embeddings' outputs ask for gradients, the patches' too, which
-        # costs a backward pass through a frozen vision tower. Its checkpointing needs none.
-        model.disable_input_require_grads()
-    # from_pretrained leaves it in eval mode, in which checkpointing is silently off.
+    # Not by transformers: it would not compile what is recomputed, nor recompute a share in all its
+    # versions; and it has embeddings and patches ask for gradients, which costs a backward pass
+    # through a frozen vision tower.
+    recompute_blocks(model, checkpointing)
+    # from_pretrained leaves it in eval mode, in which nothing is recomputed.
     return model.train()
 
 

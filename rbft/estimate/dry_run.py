@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from rbft.video.sampling import PATCH, TEMPORAL_PATCH
 GIB = 2**30
 CONTEXT_BYTES = 1.0 * GIB  # what CUDA and its libraries take
 SPARE = 1.1  # room for fragmentation
+SHARES = 20  # steps in which the share of recomputed blocks is looked for
 
 
 @dataclass(frozen=True)
@@ -173,11 +174,18 @@ def report(plan: Plan, name: str, gpu_gb: float | None) -> str:
     longest = max((found[stage] for stage in plan.stages), key=lambda own: _largest(own.counts, 1))
     micro = sorted(longest.counts, key=lambda count: count.total)[-data.batch_size :]
     shown = _seen(plan, micro if model.packing else _padded(micro))
-    memory = step_memory(backbone, model.family, model.config, shown, _setup(plan))
+    setup = _setup(plan)
+    memory = step_memory(backbone, model.family, model.config, shown, setup)
     scoring = scoring_peaks(plan, found, backbone, memory.optimiser)
-    worst = max([memory.peak, *(own.peak for own in scoring.values())])
+    scored = max((own.peak for own in scoring.values()), default=0)
+
+    def worst(share: float) -> int:
+        own = replace(setup, checkpointing=share)
+        return max(scored, step_memory(backbone, model.family, model.config, shown, own).peak)
+
     lines += [memory_table(memory, len(micro)), "", scoring_table(scoring, data.eval_batch_size)]
-    lines += [verdict(worst, gpu_gb), ""]
+    lines += [verdict(max(memory.peak, scored), gpu_gb)]
+    lines += [*advice(setup.checkpointing, worst, gpu_gb), ""]
     lines += [disk_table(plan, found, backbone)]
     return "\n".join(lines)
 
@@ -210,7 +218,14 @@ def empty_backbone(model: RBFTModule, trainer: Trainer, *, training: bool = True
         )
         if model.lora is not None:
             merger = model.learning_rates["merger"] > 0
-            add_adapters(backbone, model.lora, None, merger=merger, read=False)
+            add_adapters(
+                backbone,
+                model.lora,
+                None,
+                merger=merger,
+                read=False,
+                autocast=precision.endswith("-mixed"),
+            )
     freeze(parameter_parts(backbone, model.family), model.learning_rates)
     return backbone
 
@@ -357,16 +372,36 @@ def scoring_table(peaks: Mapping[str, ScoringMemory], clips: int) -> str:
     return table(rows, headers, align="lrrrrl")
 
 
+def advice(share: float, peak: Callable[[float], int], gpu_gb: float | None) -> list[str]:
+    """The least gradient checkpointing with which a step fits the GPU, if it is another share.
+
+    Args:
+        share: Share of the blocks that is recomputed by the settings.
+        peak: Bytes of a step by that share.
+        gpu_gb: Memory of the GPU in GiB; None takes the one present.
+
+    Returns:
+        A line, or none where the share is right or no share fits.
+    """
+    room = None if (card := _card(gpu_gb)) is None else card[0]
+    shares = (step / SHARES for step in range(SHARES + 1))
+    least = next((s for s in shares if room is not None and _needed(peak(s)) <= room), None)
+    if least is None or math.isclose(least, share):
+        return []
+    value = {0.0: "false", 1.0: "true"}.get(least, f"{least:g}")
+    setting = f"model.gradient_checkpointing {value} ({peak(least) / GIB:.1f} GiB)"
+    if least > share:
+        return [f"It fits with {setting}, which recomputes more blocks."]
+    return [f"There is room for {setting}, which recomputes fewer blocks and so is faster."]
+
+
 def verdict(peak: int, gpu_gb: float | None) -> str:
     """Whether the peak fits the GPU."""
-    if gpu_gb is None and not torch.cuda.is_available():
+    found = _card(gpu_gb)
+    if found is None:
         return "No GPU here: compare the peak with your card's memory, or give --gpu_gb."
-    if gpu_gb is None:
-        facts = torch.cuda.get_device_properties(0)
-        room, card = facts.total_memory, f"{facts.name} ({facts.total_memory / GIB:.1f} GiB)"
-    else:
-        room, card = gpu_gb * GIB, f"a GPU of {gpu_gb:g} GiB"
-    needed = peak * SPARE + CONTEXT_BYTES
+    room, card = found
+    needed = _needed(peak)
     what = f"{peak / GIB:.1f} GiB, with a tenth to spare and 1 GiB for CUDA {needed / GIB:.1f} GiB"
     if needed <= room:
         return f"Fits {card}: {what}."
@@ -375,6 +410,21 @@ def verdict(peak: int, gpu_gb: float | None) -> str:
     if peak + CONTEXT_BYTES <= room:
         return f"Tight on {card}: {what}. What helps: {cures}."
     return f"Does NOT fit {card}: {what}. What helps: {cures}."
+
+
+def _card(gpu_gb: float | None) -> tuple[float, str] | None:
+    """Bytes and name of the GPU to compare with; None where there is none."""
+    if gpu_gb is not None:
+        return gpu_gb * GIB, f"a GPU of {gpu_gb:g} GiB"
+    if not torch.cuda.is_available():
+        return None
+    facts = torch.cuda.get_device_properties(0)
+    return facts.total_memory, f"{facts.name} ({facts.total_memory / GIB:.1f} GiB)"
+
+
+def _needed(peak: int) -> float:
+    """Bytes that a GPU must have for a peak."""
+    return peak * SPARE + CONTEXT_BYTES
 
 
 def disk_table(plan: Plan, found: Mapping[str, Lengths], backbone: Any) -> str:
@@ -416,7 +466,7 @@ def _setup(plan: Plan) -> Setup:
     sharded = is_sharded(trainer.strategy)
     return Setup(
         products=Setup.product_bytes(str(trainer.precision)),
-        checkpointing=model.gradient_checkpointing,
+        checkpointing=float(model.gradient_checkpointing),
         shards=trainer.world_size if sharded else 1,
         replicas=isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1,
         four_bit=model.quantize == "4bit",

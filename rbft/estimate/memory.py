@@ -17,14 +17,18 @@ each of them, `n` = 3 and `m` = 2 times:
 
 with `H`, `K`, `I` the widths of hidden state, keys and gate in the decoder and `D`, `I` in the
 tower; fused attention keeps no scores. With gradient checkpointing a block keeps only its input,
-`r H` or `c D`, and the above is there for one block at a time. A block's backward pass holds, at
-its widest, three gradients of width `I` and two of the hidden state. The head takes `c V` a token,
-the logits and later their gradient, and 12 bytes for each of those that the loss takes at a time.
+`r H` or `c D`, and the above is there for one block at a time; with a share of it, in that share of
+the blocks, and the room for one comes from a block that was kept, whose backward pass is first. A
+block's backward pass holds, at its widest, three gradients of width `I` and two of the hidden
+state. Weights in another precision than that of the products are copied each time they are used,
+since Lightning has autocast keep no copies; autograd keeps those of merger, head and the blocks
+that keep their activations. The head takes `c V` a token, the logits and later their gradient, and
+12 bytes for each of those that the loss takes at a time.
 
 The peak is the largest of three moments: the end of the forward pass, and the backward passes of
 the head and of a block; the optimiser's step, one kernel, takes nothing besides. Left out: the CUDA
 context and libraries (about 1 GB), fragmentation (keep a tenth free), and the communication's own
-buffers.
+buffers. Liger and torch.compile keep less than the above; what, is not counted.
 """
 
 from collections.abc import Sequence
@@ -33,7 +37,9 @@ from typing import Any
 
 from torch import nn
 
+from rbft.backbone.blocks import recomputed, stacks
 from rbft.backbone.family import Family
+from rbft.backbone.kernels import CASTS
 from rbft.estimate.flops import ClipTokens, tower_width
 from rbft.training.loss import PART
 
@@ -49,14 +55,14 @@ class Setup:
 
     Attributes:
         products: Bytes of a number in the inputs and outputs of linear layers and attention.
-        checkpointing: Whether blocks keep their inputs only.
+        checkpointing: Share of the blocks that keep their inputs only; True is all, False none.
         shards: Devices that share weights, gradients and optimiser state; 1 where each has all.
         replicas: Whether several devices hold all of it and average gradients (DDP).
         four_bit: Whether the frozen weights of the decoder's blocks are held in 4 bits.
     """
 
     products: int
-    checkpointing: bool
+    checkpointing: bool | float
     shards: int = 1
     replicas: bool = False
     four_bit: bool = False
@@ -79,8 +85,8 @@ class Memory:
         kept_vision: Kept for the backward pass by the vision tower.
         logits: The head's scores at the answer tokens, and the loss.
         head: The head's gradient, before it is added to that of the micro-batches before.
-        block: One block's forward computed again (checkpointing), and its backward pass.
-        copies: Of weights, that autocast makes in the precision of the products.
+        block: One block's forward computed again (checkpointing), its backward pass, and `copies`.
+        copies: Of weights, that autocast makes in the precision of the products and autograd keeps.
         gathered: Weights and gradients that FSDP holds whole for a moment.
     """
 
@@ -106,7 +112,7 @@ class Memory:
         passing = self.always + self.kept + self.kept_vision + self.gathered
         return {
             "end of the forward pass": passing + self.logits + self.copies,
-            "backward pass of the head": passing + self.logits + self.head,
+            "backward pass of the head": passing + self.logits + self.head + self.copies,
             "backward pass of a block": passing + self.block,
         }
 
@@ -143,32 +149,33 @@ def step_memory(
     ends = tokens * (2 * sums + 4) * text.hidden_size
     ends += merged * config.vision_config.spatial_merge_size**2 * tower_state * 3
     gate = 3 * products * text.intermediate_size + 2 * state
-    block = tokens * (gate + (decoder if setup.checkpointing else 0))
+    whole = setup.checkpointing == 1
+    block = tokens * (gate + (decoder if whole else 0))
     if vision:
         gate = 3 * products * _tower_mlp(model).in_features + 2 * tower_state
-        block = max(block, patches * (gate + (tower if setup.checkpointing else 0)))
+        block = max(block, patches * (gate + (tower if whole else 0)))
     if setup.four_bit:  # one layer's weights, as they are multiplied
         block += text.hidden_size * text.intermediate_size * products
     scores = answers * text.vocab_size
-    copies, block_copies = autocast_copies(model, family, setup)
+    copies, block_copies = autocast_copies(model, setup, vision=vision)
     weight = model.get_output_embeddings().weight
     head = weight.numel() * weight.element_size() if weight.requires_grad else 0
-    if not setup.checkpointing:
-        head += copies
-    elif weight.element_size() != products:
-        head += weight.numel() * products
+    again = [sum(recomputed(len(stack), setup.checkpointing)) for stack in stacks(model)]
+    kept, kept_vision = (
+        number * inputs + (len(stack) - number) * activations
+        for stack, number, inputs, activations in zip(
+            stacks(model), again, (state, tower_state), (decoder, tower), strict=True
+        )
+    )
     return Memory(
         weights=weight_bytes(model, family, setup) // setup.shards,
         gradients=gradients * (2 if setup.replicas else 1),
         optimiser=gradients * OPTIMISER_STATES,
-        kept=ends + tokens * text.num_hidden_layers * (state if setup.checkpointing else decoder),
-        kept_vision=vision
-        * patches
-        * config.vision_config.depth
-        * (tower_state if setup.checkpointing else tower),
+        kept=ends + tokens * kept,
+        kept_vision=vision * patches * kept_vision,
         logits=scores * products + min(scores, PART) * 12,
         head=head if setup.shards == 1 else 0,  # there, part of `gathered`
-        block=block + (block_copies if setup.checkpointing else copies),
+        block=block + copies + block_copies,
         copies=copies,
         gathered=_gathered(model, family, products) if setup.shards > 1 else 0,
     )
@@ -215,11 +222,19 @@ def weight_bytes(model: Any, family: Family, setup: Setup) -> int:
     )
 
 
-def autocast_copies(model: Any, family: Family, setup: Setup) -> tuple[int, int]:
-    """Copies of weights in the precision of the products, and those of the largest block.
+def autocast_copies(model: Any, setup: Setup, *, vision: bool) -> tuple[int, int]:
+    """Copies of weights in the precision of the products.
 
-    Autocast keeps them to the end of the forward pass for weights that train; for the others they
-    live as long as the backward pass needs them. FSDP gathers in that precision to begin with.
+    FSDP gathers in that precision to begin with.
+
+    Args:
+        model: The backbone.
+        setup: Precision, checkpointing and sharding.
+        vision: Whether the vision tower trains.
+
+    Returns:
+        Bytes of those that are kept for the backward pass, and of those of the largest block that
+        are made again when it is recomputed.
     """
     if setup.shards > 1:
         return 0, 0
@@ -228,12 +243,17 @@ def autocast_copies(model: Any, family: Family, setup: Setup) -> tuple[int, int]
         return sum(
             layer.weight.numel() * setup.products
             for layer in module.modules()
-            if isinstance(layer, nn.Linear)
-            and layer.weight.element_size() != setup.products
-            and (layer.weight.requires_grad or not setup.checkpointing)
+            if isinstance(layer, nn.Linear) and layer.weight.element_size() != setup.products
         )
 
-    return copied(model), max(map(copied, family.blocks(model)))
+    kept, again = copied(model), [0]
+    for stack, trains in zip(stacks(model), (True, vision), strict=True):
+        for block, twice in zip(stack, recomputed(len(stack), setup.checkpointing), strict=True):
+            if twice or not trains:
+                kept -= copied(block)
+            if twice and trains:
+                again.append(copied(block))
+    return kept, max(again)
 
 
 def _gathered(model: Any, family: Family, products: int) -> int:
@@ -261,9 +281,9 @@ def _sums(model: Any, setup: Setup) -> int:
 def _adapters_cast(model: Any, products: int) -> bool:
     """Whether each adapter casts its input to its own precision, and autocast back."""
     return any(
-        parameter.element_size() != products
-        for name, parameter in model.named_parameters()
-        if ".lora_A." in name
+        getattr(layer, CASTS, True) and adapter.weight.element_size() != products
+        for layer in model.modules()
+        for adapter in getattr(layer, "lora_A", {}).values()
     )
 
 

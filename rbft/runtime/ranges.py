@@ -79,6 +79,7 @@ RANGES = {
     "model.vision_learning_rate": Range(0, note="0 freezes the vision tower"),
     "model.weight_decay": NOT_NEGATIVE,
     "model.warmup_ratio": SHARE,
+    "model.gradient_checkpointing": Range(0, 1, note="true is all blocks, false none"),
     "model.max_new_tokens": COUNT,
     "model.lora.rank": COUNT,
     "model.lora.alpha": COUNT,

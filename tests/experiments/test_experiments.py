@@ -228,11 +228,12 @@ def test_eight_gpus_train_as_the_paper_does(tmp_path, capsys):
         "bf16-mixed",
     )
     assert trainer["gradient_clip_val"] == 1.0
-    assert model["gradient_checkpointing"] is True
+    # The paper's, in most blocks; the others have room to keep their activations.
+    assert 0.5 < model["gradient_checkpointing"] < 1
     assert model["lora"] is None
     assert model["vision_learning_rate"] > 0
     assert data["global_batch_size"] == 16
-    assert data["global_batch_size"] % (trainer["devices"] * data["batch_size"]) == 0
+    assert data["global_batch_size"] == trainer["devices"] * data["batch_size"]
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -5,13 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from rbft.backbone.adapters import LoRA, add_adapters
+from rbft.backbone.family import FAMILIES
+from rbft.estimate.dry_run import CONTEXT_BYTES, GIB, SPARE
+from rbft.estimate.flops import ClipTokens
+from rbft.estimate.memory import Setup, step_memory
 from rbft.runtime.differences import flat
 from tests.experiments.test_experiments import NAMES, OVERLAYS, printed_config
 from tests.recipe.runs import EXPERIMENTS
+from tests.unit.estimate.test_memory import SEVEN, backbone
 
 ONE_GPU = {"one_80gb_gpu": None, "one_24gb_gpu": "4bit"}
+CHECKPOINTING = {"one_80gb_gpu": 0.5, "one_24gb_gpu": True}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda file: file.stem)
@@ -45,7 +53,7 @@ def test_one_gpu_trains_adapters_on_a_frozen_tower_whose_outputs_are_kept(
     model, data = config["model"], config["data"]["init_args"]
     assert model["lora"] == {"rank": 64, "alpha": 128, "dropout": 0.0}
     assert (model["quantize"], model["vision_learning_rate"]) == (quantize, 0.0)
-    assert model["gradient_checkpointing"] is True
+    assert model["gradient_checkpointing"] == CHECKPOINTING[name]
     assert data["feature_cache_gb"] > 0
     assert data["global_batch_size"] % data["batch_size"] == 0
     assert config["trainer"]["precision"] == "bf16-mixed"
@@ -74,3 +82,47 @@ def test_the_arithmetic_of_memory_is_right() -> None:
     assert f"{blocks * linear / 1e9:.1f}e9 take {stored / 1e9:.1f} GB" in text
     assert f"the rest in bf16 {(whole - blocks * linear) * 2 / 1e9:.1f} GB" in text
     assert f"x 16 = {(adapters + merger) * 16 / 1e9:.1f} GB" in text
+
+
+# GiB of the GPU, seconds of a clip that the overlay is for, and those that it has no room for.
+ROOM = {
+    "eight_80gb_gpus": (79, 60, 90),
+    "one_80gb_gpu": (79, 80, 90),
+    "one_24gb_gpu": (24, 120, 300),
+}
+
+
+@pytest.mark.parametrize("name", ROOM)
+def test_overlays_use_the_memory_that_they_are_for(name: str) -> None:
+    """By the estimate of the dry run, with its reserve, for a micro-batch of the longest clips."""
+    text = (EXPERIMENTS / f"hardware/{name}.yaml").read_text(encoding="utf-8")
+    settings = flat(yaml.safe_load(text))
+    share = settings.get("model.gradient_checkpointing", True)
+    sharded = settings.get("trainer.strategy") == "fsdp2"
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float32 if sharded else torch.bfloat16)
+        with torch.device("meta"):
+            model = backbone("qwen2_5_vl", SEVEN)
+    finally:
+        torch.set_default_dtype(default)
+    if not sharded:
+        lora = LoRA(settings["model.lora.rank"], settings["model.lora.alpha"])
+        add_adapters(model, lora, None, merger=True, read=False, autocast=True)
+    shards, four_bit = (8 if sharded else 1), settings.get("model.quantize") == "4bit"
+
+    def peak(seconds: int, share: float) -> float:
+        # 280 x 504 pixels, 16:9 in the paper's 151,200; the feature cache shows the tower none.
+        grid = (seconds // 2, 20, 36) if sharded else (0, 0, 0)
+        clip = ClipTokens(grid, seconds // 2 * 180, 60, 150)
+        setup = Setup(2, share, shards=shards, four_bit=four_bit)
+        clips = [clip] * settings["data.init_args.batch_size"]
+        return step_memory(model, FAMILIES["qwen2_5_vl"], model.config, clips, setup).peak
+
+    gib, fits, fits_not = ROOM[name]
+    room = (gib * GIB - CONTEXT_BYTES) / SPARE
+    assert peak(fits, share) <= room < peak(fits_not, share)
+    if share is not True:  # more would not fit those that it is for
+        assert peak(fits, share - 0.1) > room
+        (said,) = re.findall(r"clips of 60 s \((\d+) GiB\)", " ".join(text.split()))
+        assert int(said) == round(peak(60, share) / GIB)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForImageTextToText, Trainer
 
 from rbft.backbone.adapters import TARGETS, LoRA, add_adapters
@@ -15,7 +16,7 @@ from rbft.backbone.family import FAMILIES
 from rbft.backbone.loading import load_model, parameter_parts
 from rbft.commands.export_weights import whole_model
 from rbft.training.optim import parameter_groups
-from tests.examples import batch_of, collator, examples, module
+from tests.examples import Yard, answer_of, batch_of, collator, examples, module, trainer
 from tests.tiny import FAMILY_NAMES, FamilyName, tiny_model
 
 SETTINGS = LoRA(rank=4, alpha=8)
@@ -189,3 +190,55 @@ def test_four_bits_change_the_base_and_not_the_adapter(backbone: Path, tmp_path:
             assert torch.equal(stored.get_parameter(name), value), name
     error = (logits(stored.eval(), backbone) - logits(model, backbone)).abs().mean()
     assert 1e-4 < error < 0.1
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts of activations to 32 bits; weights have two axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten._to_copy and made.dtype == torch.float32:
+            self.count += args[0].ndim == 3 and args[0].dtype == torch.bfloat16
+        return made
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_under_autocast_the_same_bits_without_peft_s_casts(
+    backbones: dict[str, Path], family: FamilyName
+) -> None:
+    folder, results, casts = backbones[family], [], []
+    batch = batch_of(collator(folder, learn="rationale"), examples(3))
+    for autocast in (False, True):
+        model: Any = load_model(str(folder), "sdpa", False, dtype=torch.bfloat16)
+        add_adapters(model, SETTINGS, None, merger=True, autocast=autocast)
+        torch.manual_seed(0)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            parameter.data = 0.1 * torch.randn_like(parameter)
+        with Casts() as counted, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            logits = model(**answer_of(batch).inputs, **batch.video).logits
+            logits.float().logsumexp(-1).sum().backward()
+        results.append([logits, *(parameter.grad for parameter in trained)])
+        casts.append(counted.count)
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+    # Of the inputs of 7 linear layers in both blocks, and of their gradients on the way back.
+    assert casts[0] - casts[1] == 2 * 14
+
+
+def test_who_casts(qwen: Path, tmp_path: Path) -> None:
+    """Autocast, where there is one; on weights in 4 bits peft looks for it itself."""
+    for precision, casts in (("bf16-mixed", {False}), ("32-true", {True})):
+        made = module(qwen, lora=SETTINGS, vision_learning_rate=0.0).train()
+        made.backbone = None
+        trainer(tmp_path, precision=precision).fit(made, Yard(tmp_path / precision, {"train": 4}))
+        layers = [part for part in made.backbone.modules() if isinstance(part, LoraLayer)]
+        assert {layer.cast_input_dtype_enabled for layer in layers} == casts
+    model = load_model(str(qwen), "sdpa", False, four_bit=torch.device("cpu"))
+    add_adapters(model, SETTINGS, None, merger=False, autocast=True)
+    layers = [part for part in model.modules() if isinstance(part, LoraLayer)]
+    assert {layer.cast_input_dtype_enabled for layer in layers} == {True}

@@ -143,6 +143,18 @@ def test_eight_gpus_on_a_machine_without(tmp_path, seven, capsys):
     size = PARAMETERS["qwen2_5_vl"] / 2**30
     assert row(out, "scoring")[0] == f"{size * (4 / 8 + 2):.2f}"
     assert row(out, "validation, Stage II (labels)")[0] == f"{size * (4 / 8 + 2 + 8 / 8):.2f}"
+    found = re.search(
+        r"There is room for model\.gradient_checkpointing false \((\S+) GiB\), which recomputes "
+        r"fewer blocks and so is faster\.$",
+        out,
+        re.MULTILINE,
+    )
+    assert found is not None
+    # These clips are short. What it says is what it says when it is set.
+    none = ("--trainer.accelerator=gpu", "--model.gradient_checkpointing=false")
+    out = dry_run(tmp_path, capsys, *small(seven, *sharing, *batch, *none))
+    assert f": {found[1]} GiB, with a tenth to spare" in out
+    assert "model.gradient_checkpointing" not in out
 
 
 def test_the_batch_that_is_scored_can_be_what_does_not_fit(tmp_path, seven, capsys):

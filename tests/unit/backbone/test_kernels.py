@@ -1,13 +1,15 @@
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from rbft.backbone import kernels
+from rbft.backbone import blocks, kernels
+from rbft.backbone.blocks import TrainingForward
 from rbft.backbone.kernels import can_compile, choose_attention, has_liger, speed_up
 from rbft.backbone.loading import load_model, usable_attention
 from rbft.module import RBFTModule
@@ -84,14 +86,22 @@ def test_liger_replaces_all_but_the_loss(
     for name in ("qwen2_vl", "qwen2_5_vl"):
         function = f"apply_liger_kernel_to_{name}"
         setattr(inner, function, lambda name=name, **given: calls.update({name: given}))
+    inner.LigerSwiGLUMLP = SimpleNamespace(  # type: ignore[attr-defined]
+        forward=lambda self, hidden: ("Liger", self, hidden)
+    )
     package.transformers = inner  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "liger_kernel", package)
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", inner)
     monkeypatch.setattr(kernels, "find_spec", lambda _: object())
-    model = load_model(str(backbone), "sdpa", False)
+    model: Any = load_model(str(backbone), "sdpa", False)
     speed_up(model, compile=False, liger=True, device=GPU)
     off = {"cross_entropy": False, "fused_linear_cross_entropy": False}
     assert calls == {model.config.model_type: {"model": model, **off}}
+    # Those of the decoder are among what Liger replaces by itself.
+    for block in model.model.visual.blocks:
+        gated = model.config.model_type == "qwen2_5_vl"
+        assert ("forward" in vars(block.mlp)) == gated
+        assert not gated or block.mlp(3) == ("Liger", block.mlp, 3)
     assert capsys.readouterr().out == ""
 
 
@@ -112,12 +122,12 @@ def test_no_compiler_is_said_and_left_out(
         "model.compile: torch.compile does not work here (No working C++ compiler found); going "
         "on without.\n"
     )
-    assert all(module._compiled_call_impl is None for module in model.modules())
+    assert not any(isinstance(module.forward, TrainingForward) for module in model.modules())
 
 
 @pytest.mark.filterwarnings("ignore:.*not a leaf Tensor is being accessed.*")  # torch's own
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_norms_and_mlps_of_the_decoder_are_compiled_for_training(
+def test_blocks_are_compiled_for_training(
     qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
 ) -> None:
     """By a compiler that passes the graph on: what it makes is torch's affair."""
@@ -128,11 +138,8 @@ def test_norms_and_mlps_of_the_decoder_are_compiled_for_training(
         return graph.forward
 
     torch.compiler.reset()
-    compiled = torch.nn.Module.compile
     monkeypatch.setattr(kernels, "can_compile", lambda _: True)
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self, **how: compiled(self, backend=keep, **how)
-    )
+    monkeypatch.setattr(kernels, "compile_blocks", partial(blocks.compile_blocks, backend=keep))
     weights, names = [], []
     for compile in (False, True):
         made = RBFTModule(
@@ -141,20 +148,34 @@ def test_norms_and_mlps_of_the_decoder_are_compiled_for_training(
             **{**MODULE_SETTINGS, "gradient_checkpointing": checkpointing},
             compile=compile,
         )
-        yard = Yard(tmp_path / f"{compile}.yaml", {"train": 4})
+        yard = Yard(tmp_path / f"{compile}.yaml", {"train": 4, "val": 2})
         trainer(tmp_path).fit(made, yard)
         weights.append([parameter.detach() for parameter in made.backbone.parameters()])
         names.append([name for name, _ in made.backbone.named_parameters()])
         own = {
             name
             for name, part in made.backbone.named_modules()
-            if part._compiled_call_impl is not None
+            if isinstance(part.forward, TrainingForward) and part.forward.compiled
         }
-        parts = ("input_layernorm", "post_attention_layernorm", "mlp")
-        blocks = [f"model.language_model.layers.{block}" for block in (0, 1)]
-        assert own == {f"{block}.{part}" for block in blocks for part in parts if compile}
+        # The tower's attention is a call for each window on a processor.
+        assert own == {f"model.language_model.layers.{n}" for n in (0, 1) if compile}
         assert bool(graphs) == compile
     assert names[0] == names[1]
     for one, other in zip(*weights, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
     torch.compiler.reset()
+
+
+def test_the_tower_is_compiled_where_its_attention_is_one_call(
+    backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "can_compile", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for attention, tower in (("sdpa", True), ("eager", False)):
+        model: Any = load_model(str(backbone), attention, False)
+        speed_up(model, compile=True, liger=False, device=CPU)
+        found = [
+            all(isinstance(block.forward, TrainingForward) for block in stack)
+            for stack in (model.model.language_model.layers, model.model.visual.blocks)
+        ]
+        assert found == [True, tower]

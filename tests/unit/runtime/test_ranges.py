@@ -62,6 +62,7 @@ WRONG: dict[str, tuple[float, str]] = {
     "model.vision_learning_rate": (-2, "must be 0 or more; 0 freezes the vision tower."),
     "model.weight_decay": (-0.1, NULL),
     "model.warmup_ratio": (1.5, SHARE),
+    "model.gradient_checkpointing": (1.5, "must be from 0 to 1; true is all blocks, false none."),
     "model.max_new_tokens": (0, ONE),
     "model.lora.rank": (0, ONE),
     "model.lora.alpha": (0, ONE),
