@@ -143,17 +143,6 @@ def load_model(
     return model.train()
 
 
-def enable_checkpointing(model: Any, **how: Any) -> None:
-    """Has a model recompute activations in the backward pass, whatever transformers calls it.
-
-    Args:
-        model: A transformers model; changed in place.
-        **how: Arguments of transformers' method, for instance `every_n_layers`.
-    """
-    older = model.gradient_checkpointing_enable  # its name before transformers 5.23
-    getattr(model, "activation_checkpointing_enable", older)(**how)
-
-
 def _four_bits(dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 

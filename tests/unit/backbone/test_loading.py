@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
 
 from rbft.backbone.family import FAMILIES, PARTS
 from rbft.backbone.loading import (
