@@ -157,8 +157,8 @@ def report(plan: Plan, name: str, gpu_gb: float | None) -> str:
     if not plan.stages:
         lines += ["", steps_table(plan, found, None), "", lengths_table(plan, found), ""]
         scoring = scoring_peaks(plan, found, None, 0)
-        worst = max((own.peak for own in scoring.values()), default=0)
-        lines += [scoring_table(scoring, data.eval_batch_size), verdict(worst, gpu_gb)]
+        peak = max((own.peak for own in scoring.values()), default=0)
+        lines += [scoring_table(scoring, data.eval_batch_size), verdict(peak, gpu_gb)]
         return "\n".join(lines)
     groups = parameter_groups(parts, model.learning_rates, model.weight_decay)
     accumulation = data.accumulation(world)
