@@ -40,9 +40,9 @@ def chapter(title: str) -> str:
     return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-def commands(title: str) -> list[list[str]]:
-    """The command lines of a chapter, in order."""
-    blocks = re.findall(r"```\n(.*?)```", chapter(title), re.DOTALL)
+def commands(text: str) -> list[list[str]]:
+    """The command lines of a text, in order."""
+    blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [shlex.split(line) for line in lines if line.startswith("python -m rbft")]
 
@@ -68,7 +68,7 @@ class Own:
             (folder / name).symlink_to(ROOT / name)
         self.commands = [
             [part.replace("rbft/miniature/base", str(backbone)) for part in command]
-            for command in commands("Your own clips")
+            for command in commands(chapter("Your own clips"))
         ]
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
@@ -339,7 +339,7 @@ def test_a_disk_without_room(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_the_papers_benchmarks_are_scanned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The README's commands, with annotations in their place and no video at all."""
+    """The commands of docs/data.md, with annotations in their place and no video at all."""
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     smart = tmp_path / "data/smarthome"
     smart.mkdir(parents=True)
@@ -357,7 +357,7 @@ def test_the_papers_benchmarks_are_scanned(
         row = f"-{split}\tNormal\t['Normal', 'Normal']\t[]\t[]\t[]\n"
         (hate / f"annotation/{split}.tsv").write_text(columns + row)
     monkeypatch.chdir(tmp_path)
-    given = commands("The paper's benchmarks")
+    given = commands((ROOT / "docs/data.md").read_text(encoding="utf-8"))
     assert [line[3] for line in given] == ["scan", "scan"]
     for line in given:
         run(tmp_path, line)

@@ -1,4 +1,4 @@
-"""The dry run: what it prints, that it leaves nothing, and what it refuses; with the README's."""
+"""The dry run: what it prints, that it leaves nothing, what it refuses; the one in docs/hardware.md."""
 
 import json
 import re
@@ -213,8 +213,8 @@ def test_a_clip_beyond_the_context_ends_the_run_at_once(more, tmp_path, qwen, ca
     )
 
 
-def test_the_readme_s_output_is_what_it_prints(tmp_path, capsys):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_output_shown_in_the_docs_is_what_it_prints(tmp_path, capsys):
+    text = (ROOT / "docs/hardware.md").read_text(encoding="utf-8")
     chapter = text.split("\n## Before you start: the dry run\n")[1].split("\n## ")[0]
     (command, shown) = re.findall(r"```\n(.*?)```", chapter, re.DOTALL)
     words = shlex.split(command)
