@@ -50,7 +50,6 @@ from lightning.pytorch import Callback
 
 from benchmarks.cases import PASSED, Case, Cases, Findings, LeftOutError
 from benchmarks.cases import show as shown
-from benchmarks.gpu_step import PEAKS
 from benchmarks.gpu_world import (
     PIXELS,
     Noise,
@@ -58,6 +57,7 @@ from benchmarks.gpu_world import (
     random_weights,
     write_backbone,
 )
+from benchmarks.sizes import PEAKS
 from rbft.backbone.adapters import LoRA
 from rbft.backbone.kernels import can_compile, has_liger
 from rbft.estimate.flops import Flops, StepCounter, tower_width

@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.gpu_step import make_config
+from benchmarks.sizes import make_config
+from rbft.batch import Batch
 from rbft.clip import Clip
-from rbft.collator import Batch, Collator
+from rbft.collator import Collator
 from rbft.data.dataset import Example
 from rbft.data.sampler import Draw
 from rbft.estimate.flops import ClipTokens

@@ -6,14 +6,14 @@ Run: python benchmarks/prefill.py [--size 7b] [--clips 8] [--tokens 5463]
 import argparse
 
 import torch
-from gpu_step import SIZES, make_config
 from peak import Peak
+from sizes import SIZES, make_config
 from table import machine
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rbft.backbone.attention
 from rbft.backbone.attention import attend_in_segments
-from rbft.collator import IGNORED, Sequences
+from rbft.batch import IGNORED, Sequences
 from rbft.inference.generation import read_prompts, score_after
 from rbft.runtime.console import say, table
 
@@ -36,7 +36,7 @@ def measure(size: str, lengths: tuple[int, ...], *, packed: bool) -> list[float]
     """GiB besides the weights: as the prompts are read, their keys and values, as they are scored.
 
     Args:
-        size: Of the model, see `gpu_step.SIZES`.
+        size: Of the model, see `sizes.SIZES`.
         lengths: Tokens of each prompt.
         packed: Whether they are packed.
     """

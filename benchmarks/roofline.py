@@ -40,7 +40,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from gpu_step import make_config
+from sizes import make_config
 from table import machine
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode

@@ -29,7 +29,7 @@ from rbft.backbone.adapters import (
     is_adapter,
     weights_dtype,
 )
-from rbft.backbone.attention import tower_inputs
+from rbft.backbone.attention import forward_inputs, tower_inputs
 from rbft.backbone.embeddings import PLACES, states_in_one_row
 from rbft.backbone.kernels import choose_attention, speed_up
 from rbft.backbone.loading import (
@@ -41,8 +41,9 @@ from rbft.backbone.loading import (
     usable_attention,
 )
 from rbft.backbone.vision_features import show, tower_digest, tower_features
+from rbft.batch import Batch, Transferable
 from rbft.card import Card
-from rbft.collator import Batch, Collator, Transferable
+from rbft.collator import Collator
 from rbft.data.base import VideoDataModule
 from rbft.inference.generation import (
     NotFiniteError,
@@ -434,7 +435,7 @@ class RBFTModule(LightningModule):
         assert targets is not None
         with nullcontext() if answer.packed else states_in_one_row(self.backbone):
             logits = self.backbone(
-                **answer.inputs_for(self.backbone.config.text_config._attn_implementation),
+                **forward_inputs(answer, self.backbone.config.text_config._attn_implementation),
                 **self.vision(batch),
                 **{PLACES: answer.places},
                 use_cache=False,
@@ -597,23 +598,9 @@ class RBFTModule(LightningModule):
         scores = score_after(self.backbone, read, words)
         return Classified.by_scores(scores, texts)
 
-    @contextmanager
-    def _naming(self, kind: str, batch: Batch) -> Iterator[None]:
-        """Names the clips of a batch of test, val or predict whose scores are not finite.
-
-        Raises:
-            ValueError: Instead of `NotFiniteError`. The results of the batch are not written then.
-        """
-        try:
-            yield
-        except NotFiniteError as error:
-            split = self.data.scored_split if kind == "test" else kind
-            indices = [int(batch.index[clip]) for clip in error.clips]
-            raise ValueError(_not_finite(self.data.ids(split, indices))) from error
-
     def validation_step(self, batch: Batch) -> dict[str, Classified]:
         """The stage's loss, and the classification of the stage; each clip is read once."""
-        with self._naming("val", batch):
+        with _naming(batch):
             return self._validate(batch)
 
     def _validate(self, batch: Batch) -> dict[str, Classified]:
@@ -686,7 +673,7 @@ class RBFTModule(LightningModule):
 
     def test_step(self, batch: Batch) -> dict[str, Classified]:
         """The classification of the batch."""
-        with self._naming("test", batch):
+        with _naming(batch):
             classified = self.classify(batch)
             classified.check_finite()
         self.test_metrics.update(classified.prediction, batch.label, batch.weight > 0)
@@ -707,7 +694,7 @@ class RBFTModule(LightningModule):
 
         These are lists of prompts, of their clips, of tokens.
         """
-        with self._naming("predict", batch):
+        with _naming(batch):
             return self._predict(batch)
 
     def _predict(self, batch: Batch) -> Classified | list[list[list[int]]]:
@@ -731,6 +718,20 @@ class RBFTModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another stage."""
         check_stage(checkpoint, self.stage.name)
+
+
+@contextmanager
+def _naming(batch: Batch) -> Iterator[None]:
+    """Names the clips of a batch of test, val or predict whose scores are not finite.
+
+    Raises:
+        ValueError: Instead of `NotFiniteError`. The results of the batch are not written then.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        names = [batch.clips[clip].id for clip in error.clips]
+        raise ValueError(_not_finite(names)) from error
 
 
 def _not_finite(clips: Sequence[str]) -> str:

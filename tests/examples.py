@@ -13,9 +13,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from rbft.backbone.loading import generation_settings, load_config, load_processor
+from rbft.batch import Batch, Sequences
 from rbft.card import Card
 from rbft.clip import Clip
-from rbft.collator import Batch, Collator, Sequences
+from rbft.collator import Collator
 from rbft.data.base import VideoDataModule
 from rbft.data.dataset import Example
 from rbft.data.sampler import Draw

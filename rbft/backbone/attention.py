@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from rbft.batch import Sequences
 from rbft.runtime.transfer import send
 
 if TYPE_CHECKING:
@@ -52,6 +53,24 @@ def attend_in_segments(model: "PreTrainedModel") -> None:
         parts["vision_config"] = VISION
     # Not when it is loaded: transformers would look for a package by the name of the second.
     model.set_attn_implementation(parts)
+
+
+def forward_inputs(text: Sequences, attention: str = "any") -> dict[str, Any]:
+    """Arguments of the backbone's forward for token sequences.
+
+    Args:
+        text: The sequences.
+        attention: Attention of the text model, by its name in transformers' registry.
+    """
+    if text.packed:
+        apart = packed_inputs(attention, text.lengths, text.position_ids)
+        return {"input_ids": text.input_ids, **apart}
+    masked = text.padded_left and len(set(text.lengths)) > 1
+    return {
+        "input_ids": text.input_ids,
+        "attention_mask": text.attention_mask if masked else None,
+        "position_ids": text.position_ids,
+    }
 
 
 def packed_inputs(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rbft.backbone.family import Family
 from rbft.backbone.loading import parameter_parts
-from rbft.collator import Batch
+from rbft.batch import Batch
 from rbft.video.feature_cache import FeatureCache, SeenVideo
 
 # Facts of the video processor that decide what the tower is given.

@@ -35,7 +35,7 @@ class Pictures(Callback):
 
     def __init__(self, settings: str, hparams: dict[str, Any], samples: int = 4) -> None:
         self.settings, self.hparams, self.samples = settings, hparams, samples
-        self.answers: dict[int, tuple[str, str]] = {}
+        self.answers: dict[int, tuple[Clip, str, str]] = {}
 
     def _writer(self, trainer: Trainer) -> Any:
         logger = trainer.logger
@@ -90,7 +90,7 @@ class Pictures(Callback):
                 said = answer["prediction"] or "no class"
                 if "probabilities" in answer:
                     said += f" ({max(answer['probabilities'].values()):.0%})"
-                self.answers[index] = (said, answer.get("text", ""))
+                self.answers[index] = (batch.clips[place], said, answer.get("text", ""))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the confusion matrix, a few clips with the model's answers, and the hparams."""
@@ -103,9 +103,7 @@ class Pictures(Callback):
         split = module.data.scored_split
         figure = confusion_figure(confusion, module.card.classes)
         writer.add_figure(f"{split}/confusion", figure, module.trained_steps)
-        clips = module.data.clips(split)
-        for index, (said, text) in sorted(self.answers.items()):
-            clip = clips[index]
+        for index, (clip, said, text) in sorted(self.answers.items()):
             truth = "unknown" if clip.label is None else module.card.classes[clip.label]
             shown = f"label: {truth}\n\nprediction: {said}\n\n{text}"
             self._show(trainer, module, clip, f"{split}/clip_{index}", shown, module.trained_steps)

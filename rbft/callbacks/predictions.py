@@ -125,7 +125,7 @@ class PredictionWriter(Callback):
         return sum("error" in row for row in rows)
 
     def _row(self, outputs: Any, batch: Any, place: int) -> dict[str, Any]:
-        clip = self.todo[int(batch.index[place])]
+        clip = batch.clips[place]
         path = str(clip.path)
         row: dict[str, Any] = {"id": clip.id, "path": path, "video": self.videos[path]}
         answer = answer_row(outputs, batch, place, self.classes)

@@ -8,7 +8,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbft.callbacks.answer_rows import answer_row
-from rbft.clip import Clip
 from rbft.inference.metrics import for_json, macro_classes
 from rbft.runs.folder import digest, read_provenance
 from rbft.runtime.console import say
@@ -38,13 +37,12 @@ class ResultsWriter(Callback):
         self.rows: list[dict[str, Any]] = []
 
     def _collect(self, module: Any, outputs: Any, batch: Any) -> None:
-        clips: list[Clip] = module.data.clips(self.split)
         classes = module.card.classes
         for place, (index, weight) in enumerate(
             zip(batch.index.tolist(), batch.weight.tolist(), strict=True)
         ):
             if weight:
-                clip = clips[index]
+                clip = batch.clips[place]
                 label = None if clip.label is None else classes[clip.label]
                 row = {"index": index, "id": clip.id, "label": label}
                 self.rows.append({**row, **answer_row(outputs, batch, place, classes)})

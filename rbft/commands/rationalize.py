@@ -40,10 +40,10 @@ class RationaleWriter(Callback):
         self, module: Any, store: RationaleStore, written: list[list[int]], batch: Any
     ) -> list[dict[str, Any]]:
         records = []
-        for ids, text, index, weight, error in zip(
+        for ids, text, clip, weight, error in zip(
             written,
             module.texts(written),
-            batch.index.tolist(),
+            batch.clips,
             batch.weight.tolist(),
             batch.errors,
             strict=True,
@@ -51,7 +51,7 @@ class RationaleWriter(Callback):
             if weight == 0:
                 continue
             record = {
-                "id": module.data.predict_clips[index].id,
+                "id": clip.id,
                 "rationale": text.strip(),
                 "finish": STOPPED if module.ended(ids) else CUT,
                 "tokens": len(ids),

@@ -199,7 +199,7 @@ class VideoDataModule(LightningDataModule):
         self.collators: Mapping[str, ClipCollator] = {}
         self.scored_split = "test"  # what Trainer.test scores
         self.predict_clips: list[Clip] = []
-        self.at_hand: tuple[str, Any] | None = None  # the split that runs, and its batch
+        self.at_hand: Any = None  # the batch that the model works on
         self.notes: list[str] = []  # what a person should know about the data, see `check`
         self.store: RationaleStore | None = None  # set by whoever knows the rationale file
 
@@ -520,24 +520,20 @@ class VideoDataModule(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Notes the batch, while it is in the processor's memory, for messages that name it."""
-        assert self.trainer is not None
-        assert self.trainer.state.stage is not None
-        splits = {"train": "train", "validate": "val", "test": self.scored_split}
-        self.at_hand = splits.get(self.trainer.state.stage.value, "predict"), batch
+        self.at_hand = batch
         return batch
 
     def ids(self, split: str, indices: Iterable[int]) -> list[str]:
         """Ids of clips of a split."""
-        clips = self.predict_clips if split == "predict" else self.clips(split)
+        clips = self.clips(split)
         return [clips[index].id for index in indices]
 
     def clips_at_hand(self) -> str:
         """The clips that the model is working on and their tokens, for messages."""
         if self.at_hand is None:
             return "no clip yet"
-        split, batch = self.at_hand
-        tokens = (batch.answer or batch.prompt).input_ids.numel()
-        names = ", ".join(self.ids(split, batch.index.tolist()))
+        tokens = (self.at_hand.answer or self.at_hand.prompt).input_ids.numel()
+        names = ", ".join(clip.id for clip in self.at_hand.clips)
         return f"{names} ({tokens} tokens, padding included)"
 
     def _eval_loader(

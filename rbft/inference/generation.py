@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rbft.backbone.attention import FLASH, TEXT
+from rbft.backbone.attention import FLASH, TEXT, forward_inputs
 from rbft.backbone.embeddings import PLACES
-from rbft.collator import IGNORED, Sequences
+from rbft.batch import IGNORED, Sequences
 from rbft.runtime.transfer import send
 from rbft.training.loss import head_log_probabilities
 
@@ -95,7 +95,7 @@ def _begin(backbone: Any, text: Sequences, video: dict[str, Any]) -> Read:
     attention = backbone.config.text_config._attn_implementation
     clips = len(text.lengths)
     assert clips == 1 or not text.packed or attention in (TEXT, FLASH)
-    given = {**text.inputs_for(attention), **video, PLACES: text.places}
+    given = {**forward_inputs(text, attention), **video, PLACES: text.places}
     # Not the head yet: who writes takes the model's own, who scores has it run in 32 bits.
     out = backbone.model(**given, use_cache=True)
     hidden, cache = out.last_hidden_state, out.past_key_values

@@ -27,7 +27,7 @@ from benchmarks.cases import (
     run_case,
 )
 from rbft.backbone import attention, kernels
-from rbft.collator import Batch
+from rbft.batch import Batch
 from rbft.module import RBFTModule
 from tests.gpu.checks import CASES
 from tests.gpu.running import WatchSteps

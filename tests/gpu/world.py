@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from rbft.collator import Batch
+from rbft.batch import Batch
 from rbft.module import Classified, RBFTModule
 from rbft.runtime.fault_tolerance import take_signals
 from tests.examples import (

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForImageTextToText, Trainer
 
 from rbft.backbone.adapters import TARGETS, LoRA, add_adapters
+from rbft.backbone.attention import forward_inputs
 from rbft.backbone.family import FAMILIES
 from rbft.backbone.loading import load_model, parameter_parts
 from rbft.commands.export_weights import whole_model
@@ -65,7 +66,9 @@ def logits(model: Any, folder: Path) -> torch.Tensor:
     batch = batch_of(collator(folder, learn="label"), examples(3))
     assert batch.answer is not None
     with torch.no_grad():
-        return model(**batch.answer.inputs, **batch.video).logits[batch.answer.attention_mask == 1]
+        return model(**forward_inputs(batch.answer), **batch.video).logits[
+            batch.answer.attention_mask == 1
+        ]
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
@@ -220,7 +223,7 @@ def test_under_autocast_the_same_bits_without_peft_s_casts(
         for parameter in trained:
             parameter.data = 0.1 * torch.randn_like(parameter)
         with Casts() as counted, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            logits = model(**answer_of(batch).inputs, **batch.video).logits
+            logits = model(**forward_inputs(answer_of(batch)), **batch.video).logits
             logits.float().logsumexp(-1).sum().backward()
         results.append([logits, *(parameter.grad for parameter in trained)])
         casts.append(counted.count)

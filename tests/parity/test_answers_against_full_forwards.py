@@ -11,7 +11,7 @@ from transformers import AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 import rbft.module
-from rbft.backbone.attention import TEXT
+from rbft.backbone.attention import TEXT, forward_inputs
 from rbft.data.dataset import Example
 from rbft.inference.generation import NotFiniteError, read_on, read_prompts, score_after
 from rbft.stages import LABEL, STAGES
@@ -264,7 +264,9 @@ def test_a_class_scores_as_it_was_trained_whatever_the_tokenizer_merges(
             batch = model.collator([labelled])
             answer = answer_of(batch)
             with torch.no_grad():
-                logits = theirs(**answer.inputs, **batch.video).logits[0, :-1].log_softmax(-1)
+                logits = (
+                    theirs(**forward_inputs(answer), **batch.video).logits[0, :-1].log_softmax(-1)
+                )
             ids = answer.labels[0, 1:]
             places = (ids != -100).nonzero()[:, 0].tolist()
             # The tokens that spell the class and what ends it, by their text.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from rbft.backbone.attention import forward_inputs
 from rbft.backbone.embeddings import PLACES
 from rbft.inference.generation import read_prompts
 from rbft.stages import STAGES
@@ -27,7 +28,7 @@ def test_logits_and_gradients(backbone: Path, packing: bool) -> None:
     model = module(backbone).backbone
     batch = batch_of(collator(backbone, learn="rationale", packing=packing), examples(4))
     answer = answer_of(batch)
-    given = {**answer.inputs_for(model.config.text_config._attn_implementation), **batch.video}
+    given = {**forward_inputs(answer, model.config.text_config._attn_implementation), **batch.video}
     expected, gradients = trained(model, given)
     found, own = trained(model, {**given, **batch.tower, PLACES: answer.places})
     assert torch.equal(found, expected)
@@ -40,14 +41,14 @@ def test_padded_logits_are_those_of_a_model_that_rbft_did_not_load(backbone: Pat
     theirs = AutoModelForImageTextToText.from_pretrained(backbone, dtype=torch.float32).eval()
     batch = batch_of(collator(backbone, learn="rationale"), examples(4))
     answer = answer_of(batch)
-    given, real = {**answer.inputs, **batch.video}, answer.attention_mask == 1
+    given, real = {**forward_inputs(answer), **batch.video}, answer.attention_mask == 1
     found = module(backbone).backbone(**given, **{PLACES: answer.places}).logits
     torch.testing.assert_close(found[real], theirs(**given).logits[real], atol=1e-5, rtol=0)
 
 
 def test_places_that_are_not_known_are_looked_for(qwen: Path) -> None:
     model, batch = module(qwen).backbone, collator(qwen, ask="label")(examples(2))
-    given = {**prompt_of(batch).inputs, **batch.video, **batch.tower}
+    given = {**forward_inputs(prompt_of(batch)), **batch.video, **batch.tower}
     places = prompt_of(batch).places
     found, expected = (model(**given, **{PLACES: p}).logits for p in (None, places))
     assert torch.equal(found, expected)
@@ -74,4 +75,4 @@ def test_a_count_that_does_not_fit_is_an_error(qwen: Path) -> None:
     prompt = prompt_of(batch)
     assert prompt.places is not None
     with pytest.raises((RuntimeError, IndexError), match="index_copy"):
-        model(**prompt.inputs, **batch.video, **{PLACES: prompt.places[:-1]})
+        model(**forward_inputs(prompt), **batch.video, **{PLACES: prompt.places[:-1]})

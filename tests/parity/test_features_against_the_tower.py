@@ -12,7 +12,8 @@ from lightning.pytorch.strategies import (
 )
 
 from rbft.backbone.vision_features import check_frozen, show, tower_digest, tower_features
-from rbft.collator import Batch, Collator
+from rbft.batch import Batch
+from rbft.collator import Collator
 from rbft.module import RBFTModule
 from rbft.video.feature_cache import FeatureCache
 from tests.examples import (

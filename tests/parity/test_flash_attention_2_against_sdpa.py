@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rbft.backbone.attention import forward_inputs
 from tests.examples import (
     answer_of,
     batch_of,
@@ -49,7 +50,8 @@ def test_bounds_are_those_that_transformers_would_find(
 
     batch = batch_of(collator(backbone, learn="label", packing=True), examples(4))
     answer = answer_of(batch)
-    given, anew = answer.inputs_for("flash_attention_2"), answer.inputs["position_ids"][0]
+    given = forward_inputs(answer, "flash_attention_2")
+    anew = forward_inputs(answer)["position_ids"][0]
     (bounds, _), (longest, _) = prepare_fa_kwargs_from_position_ids(anew)
     assert torch.equal(given["cu_seq_lens_q"], bounds)
     assert torch.equal(given["cu_seq_lens_k"], bounds)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from rbft.collator import Batch, Collator
+from rbft.backbone.attention import forward_inputs
+from rbft.batch import Batch
+from rbft.collator import Collator
 from rbft.data.sampler import TrainSampler
 from rbft.module import RBFTModule
 from tests.examples import batch_of, collator, examples, module
@@ -33,7 +35,9 @@ def ours(model: RBFTModule, *batches: Batch) -> tuple[float, Gradients]:
 
 def their_loss(model: RBFTModule, batch: Batch) -> Tensor:
     assert batch.answer is not None
-    return model.backbone(**batch.answer.inputs, **batch.video, labels=batch.answer.labels).loss
+    return model.backbone(
+        **forward_inputs(batch.answer), **batch.video, labels=batch.answer.labels
+    ).loss
 
 
 def theirs(model: RBFTModule, batch: Batch) -> tuple[float, Gradients]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rbft.backbone.attention import TEXT, VISION, _groups, attend
+from rbft.backbone.attention import TEXT, VISION, _groups, attend, forward_inputs
 from rbft.backbone.loading import load_model
 from rbft.data.sampler import Draw
 from rbft.inference.generation import read_prompts, score_after
@@ -63,7 +63,7 @@ def one_by_one(folder: Path, stage: str) -> tuple[float, dict[str, Tensor]]:
     for example, draw, count in zip(made, DRAWS, tokens, strict=True):
         batch = make([example])
         answer = answer_of(batch)
-        loss = model(**answer.inputs, **batch.video, labels=answer.labels).loss
+        loss = model(**forward_inputs(answer), **batch.video, labels=answer.labels).loss
         share = draw.weight * count / total * loss
         share.backward()
         value += share.item()
@@ -124,7 +124,7 @@ def test_transformers_own_way_to_pack(backbone: Path, attention: str) -> None:
     answer, targets = answer_of(batch), batch.targets
     assert targets is not None
     theirs = reference(backbone, attention)(
-        **answer.inputs,
+        **forward_inputs(answer),
         **batch.video,
         use_cache=False,
         logits_to_keep=targets.places,

@@ -15,8 +15,9 @@ import torch
 import transformers
 from torch import Tensor
 
+from rbft.backbone.attention import forward_inputs
+from rbft.batch import Sequences
 from rbft.clip import Clip
-from rbft.collator import Sequences
 from rbft.data.dataset import Example
 from rbft.data.sampler import Draw
 from tests.examples import batch_of, collator, examples, module, random_video
@@ -130,7 +131,7 @@ def clip_video(made: list[Example], row: int, folder: Path) -> dict[str, Tensor]
 @torch.no_grad()
 def generate(model: Any, prompt: Sequences, video: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     out = model.generate(
-        **prompt.inputs,
+        **forward_inputs(prompt),
         **video,
         max_new_tokens=STEPS,
         do_sample=False,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rbft.backbone.attention import forward_inputs
 from rbft.data.dataset import Example
 from rbft.data.sampler import Draw
 from rbft.module import RBFTModule
@@ -43,7 +44,7 @@ def expected_loss(folder: Path, made: RBFTModule, examples: list[Example], stage
         batch = make([example])
         answer = answer_of(batch)
         count = int((answer.labels != -100).sum())
-        loss = made.backbone(**answer.inputs, **batch.video, labels=answer.labels).loss
+        loss = made.backbone(**forward_inputs(answer), **batch.video, labels=answer.labels).loss
         nll, tokens = nll + float(loss) * count, tokens + count
     return nll / tokens
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from rbft.backbone.attention import forward_inputs
+from rbft.batch import Sequences
 from rbft.card import Card
-from rbft.collator import Sequences
 from rbft.inference.generation import read_prompts, score_after, write_after
 from rbft.stages import STAGES
 from tests.examples import (
@@ -39,7 +40,7 @@ def one_by_one(
     for example in examples(count):
         batch = make([example])
         prompt = prompt_of(batch)
-        written = model.generate(**prompt.inputs, **batch.video, **settings, **greedy)
+        written = model.generate(**forward_inputs(prompt), **batch.video, **settings, **greedy)
         texts.append(written[0, prompt.input_ids.shape[1] :].tolist())
     return texts
 

@@ -205,7 +205,7 @@ CASES = {
     ),
     "another precision than there is": (
         "export {good} --output=out --dtype=int8",
-        "error: dtype is 'int8'; allowed is 'base', 'float32', 'bfloat16', 'float16'.\n",
+        "error: dtype is 'int8'; allowed is 'base', 'float32', 'bfloat16', 'float16' or null.\n",
     ),
     "the backbone to export": (
         "export {good} --output=out --weights=backbone",

@@ -1,4 +1,4 @@
-"""The dry run: what it prints, that it leaves nothing, what it refuses; the one in docs/hardware.md."""
+"""The dry run: what it prints, that it leaves nothing, what it refuses; what the docs show."""
 
 import json
 import re

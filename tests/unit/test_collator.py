@@ -6,8 +6,10 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
+from rbft.backbone.attention import forward_inputs
+from rbft.batch import IGNORED, Transferable
 from rbft.clip import Clip
-from rbft.collator import IGNORED, Transferable, _shared
+from rbft.collator import _shared
 from rbft.data.sampler import Draw
 from rbft.inference.generation import find_class
 from rbft.stages import CLASS, RATIONALE, STAGES, Stage
@@ -290,7 +292,7 @@ def test_every_tensor_moves(qwen):
     moved = batch.to(torch.device("meta"))
     assert len(moved.besides) == 1
     for sequences in (answer_of(moved), prompt_of(moved), *moved.besides):
-        given = [value for value in sequences.inputs.values() if value is not None]
+        given = [value for value in forward_inputs(sequences).values() if value is not None]
         assert {tensor.device.type for tensor in given} == {"meta"}
         assert sequences.labels.device.type == "meta"
     assert moved.video["pixel_values_videos"].device.type == "meta"

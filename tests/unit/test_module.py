@@ -15,6 +15,7 @@ from torch import Tensor
 
 import rbft.module
 from rbft.backbone.adapters import LoRA
+from rbft.backbone.attention import forward_inputs
 from rbft.data.sampler import Draw
 from rbft.inference.generation import read_prompts, score_after
 from rbft.module import Classified, RBFTModule, answer_nll
@@ -121,7 +122,7 @@ def test_the_logits_of_padded_rows_are_those_of_the_whole_forward(backbone: Path
     batch = batch_of(collator(backbone, learn="rationale"), examples(3))
     answer = answer_of(batch)
     assert bool((answer.attention_mask == 0).any())
-    whole = model.backbone(**answer.inputs, **batch.video).logits
+    whole = model.backbone(**forward_inputs(answer), **batch.video).logits
     expected = whole[:, :-1][answer.labels[:, 1:] != -100]
     torch.testing.assert_close(model(batch), expected)
 

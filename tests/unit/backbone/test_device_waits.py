@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rbft.backbone.attention as attention
 from rbft.backbone.adapters import LoRA
 from rbft.backbone.loading import parameter_parts
-from rbft.collator import HOST, Batch, Kept, Transferable
+from rbft.batch import HOST, Batch, Kept, Transferable
 from rbft.inference.generation import read_on, read_prompts, score_after, write_after
 from rbft.module import Classified, RBFTModule
 from rbft.runtime.transfer import send

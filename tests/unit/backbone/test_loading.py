@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from rbft.backbone.attention import forward_inputs
 from rbft.backbone.family import FAMILIES, PARTS
 from rbft.backbone.loading import (
     fingerprint,
@@ -315,7 +316,7 @@ def test_a_frozen_vision_tower_costs_no_backward_pass(
         )
     batch = batch_of(collator(backbones[family], learn="label"), examples(2))
     answer = answer_of(batch)
-    model(**answer.inputs, **batch.video).logits.sum().backward()
+    model(**forward_inputs(answer), **batch.video).logits.sum().backward()
     assert seen == {"visual": False, "language_model": True}
     # The first trained block is reached without transformers' gradients at the embeddings.
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

@@ -661,6 +661,6 @@ def test_the_clips_at_hand_are_named(tmp_path):
     asked = SimpleNamespace(input_ids=torch.zeros(2, 5))
     learnt = SimpleNamespace(input_ids=torch.zeros(1, 9))
     for split, answer, tokens in (("train", learnt, 9), ("test", None, 10)):
-        batch = SimpleNamespace(index=torch.tensor([1, 0]), answer=answer, prompt=asked)
-        yard.at_hand = split, batch
+        clips = [yard.clips(split)[place] for place in (1, 0)]
+        yard.at_hand = SimpleNamespace(clips=clips, answer=answer, prompt=asked)
         assert yard.clips_at_hand() == (f"{split}_1, {split}_0 ({tokens} tokens, padding included)")

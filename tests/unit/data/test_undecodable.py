@@ -10,10 +10,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from rbft.batch import IGNORED
 from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.results import ResultsWriter
 from rbft.clip import Clip
-from rbft.collator import IGNORED
 from rbft.commands.rationalize import RationaleWriter, rationalize
 from rbft.data.dataset import REPLACEMENTS, ClipDataset, Example
 from rbft.data.rationales import UNDECODABLE, RationaleStore, about

@@ -10,7 +10,7 @@ from benchmarks.peak import Peak
 from rbft.backbone.attention import attend_in_segments
 from rbft.backbone.embeddings import copy_video_tokens
 from rbft.backbone.family import FAMILIES
-from rbft.collator import IGNORED, Sequences
+from rbft.batch import IGNORED, Sequences
 from rbft.estimate.flops import ClipTokens
 from rbft.estimate.memory import Setup
 from rbft.estimate.scoring_memory import Asked, ScoringMemory, scoring_memory

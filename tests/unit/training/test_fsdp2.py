@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageTextToText
 
+from rbft.backbone.attention import forward_inputs
 from rbft.backbone.loading import load_config, load_model
 from rbft.training.fsdp2 import (
     FSDP2,
@@ -61,7 +62,7 @@ def sharded(folder: Path, strategy: FSDP2, *, half: bool = False) -> Any:
 def logits(model: Any, folder: Path) -> Tensor:
     batch = collator(folder, learn="label")(examples(2))
     assert batch.answer is not None
-    return model(**batch.answer.inputs, **batch.video, use_cache=False).logits
+    return model(**forward_inputs(batch.answer), **batch.video, use_cache=False).logits
 
 
 def tied(folder: Path, target: Path) -> Path:
