@@ -31,7 +31,9 @@ MADE_FROM = {
 def test_the_margin_is_to_the_second_of_three_classes(tmp_path: Path) -> None:
     shares = torch.tensor([[0.2, 0.5, 0.3], [0.7, 0.05, 0.25], [0.1, 0.1, 0.8]])
     outputs = Classified(shares.argmax(-1), shares.log(), ["", "", ""])
-    batch = SimpleNamespace(index=torch.tensor([2, 0, 1]), weight=torch.ones(3), errors=[""] * 3)
+    batch = SimpleNamespace(
+        clips=[clips(3)[place] for place in (2, 0, 1)], weight=torch.ones(3), errors=[""] * 3
+    )
     writer = PredictionWriter(tmp_path / "p.jsonl", clips(3), CLASSES, MADE_FROM, content)
     run, model = trainer(tmp_path), LightningModule()
     writer.on_predict_start(run, model)
