@@ -25,7 +25,7 @@ from world import TINY, Size, World, make_world, teach
 
 from rbft.backbone.loading import load_processor
 from rbft.card import Card
-from rbft.runtime.console import say, table
+from rbft.runtime.console import print_rank_zero, table
 
 
 class Ways:
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="everything tiny, to try the script")
     given = parser.parse_args()
     size = replace(TINY if given.tiny else Size(), clips=4, tests=given.tests)
-    say(machine("torch", "transformers"))
+    print_rank_zero(machine("torch", "transformers"))
     with tempfile.TemporaryDirectory() as folder:
         world = make_world(Path(folder).resolve(), size)
         ways = Ways(world, teach(world, "label", given.teach), given.batch, longest=16)
@@ -142,7 +142,7 @@ def main() -> None:
                 ]
             )
         headers = ["way", "CPU s a clip", "clips/CPU s", "faster", "peak GB", "same class", "right"]
-        say(table(rows, [*headers, "unparsed"]))
+        print_rank_zero(table(rows, [*headers, "unparsed"]))
 
 
 if __name__ == "__main__":

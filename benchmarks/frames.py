@@ -23,7 +23,7 @@ from world import TINY, Size, World, make_world
 
 from rbft.backbone.loading import load_config, load_model, load_processor
 from rbft.estimate.flops import ClipTokens, StepCounter
-from rbft.runtime.console import say, table
+from rbft.runtime.console import print_rank_zero, table
 
 EPOCHS = 3  # the first decodes
 FEWEST = 2  # clips of a run, one of each class
@@ -137,13 +137,13 @@ def main() -> None:
     )
     headers = ["frames", "clips a step", "tokens a clip", "CPU s a step", "ms a frame"]
     headers += ["GFLOP a step", "GFLOP/s", "peak GB", "CPU s to score", "peak GB"]
-    say(machine("torch", "transformers"))
+    print_rank_zero(machine("torch", "transformers"))
     with tempfile.TemporaryDirectory() as folder:
         timer = Timer(make_world(Path(folder).resolve(), size))
         few = given.frames[min(1, len(given.frames) - 1)]
         kinds = [(frames, 1) for frames in given.frames] + [(few, clips) for clips in given.clips]
         rows = [timer.row(*kind, given.rounds) for kind in dict.fromkeys(kinds)]
-        say(table(rows, headers, align="r" * len(headers)))
+        print_rank_zero(table(rows, headers, align="r" * len(headers)))
 
 
 if __name__ == "__main__":

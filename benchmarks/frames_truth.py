@@ -34,7 +34,7 @@ import torch
 from qwen_vl_utils.vision_process import fetch_video
 from table import machine, middle
 
-from rbft.runtime.console import say, table
+from rbft.runtime.console import print_rank_zero, table
 from rbft.video.packet_index import VideoInfo
 from rbft.video.sampling import decode_video, plan_frames
 from tests.variants import FROM_FFMPEG, MADE, UPRIGHT, decode_all, make_variant
@@ -138,12 +138,12 @@ def compare(names: list[str], folder: Path) -> None:
             seconds[reader] += used
             row.append(verdict)
         rows.append(row)
-    say(table(rows, ["kind", "frames", *READERS], align="lr" + "l" * len(READERS)))
+    print_rank_zero(table(rows, ["kind", "frames", *READERS], align="lr" + "l" * len(READERS)))
     sums = [["FFmpeg", str(len(names)), "0", "0", f"{seconds['FFmpeg']:.1f}"]]
     for reader, found in counts.items():
         figures = [str(found[verdict]) for verdict in ("right", "wrong", "refused")]
         sums.append([reader, *figures, f"{seconds[reader]:.1f}"])
-    say(table(sums, ["reader", "right", "wrong", "refused", "CPU s"], align="lrrrr"))
+    print_rank_zero(table(sums, ["reader", "right", "wrong", "refused", "CPU s"], align="lrrrr"))
 
 
 def render(path: Path, seconds: int, rate: int, height: int, width: int) -> Path:
@@ -176,7 +176,7 @@ def time_long(clips: list[Path], rounds: int) -> None:
         for name, values in used.items():
             share = f"{statistics.median(values) / least:.2f}"
             rows.append([clip.name if name in "qwen-vl-utils" else "", name, middle(values), share])
-    say(table(rows, ["clip", "reader", "CPU s", "of qwen-vl-utils"], align="llrr"))
+    print_rank_zero(table(rows, ["clip", "reader", "CPU s", "of qwen-vl-utils"], align="llrr"))
 
 
 def main() -> None:
@@ -188,10 +188,10 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    say(machine("av", "decord", "qwen-vl-utils", "torch"))
+    print_rank_zero(machine("av", "decord", "qwen-vl-utils", "torch"))
     names = [*MADE, *FROM_FFMPEG] if shutil.which("ffmpeg") else MADE
     if not shutil.which("ffmpeg"):
-        say(f"{len(FROM_FFMPEG)} kinds need the program ffmpeg and are left out.")
+        print_rank_zero(f"{len(FROM_FFMPEG)} kinds need the program ffmpeg and are left out.")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         if names := names if given.only is None else given.only:

@@ -23,7 +23,7 @@ from world import TINY, WORDS, Size, World, make_world, teach
 
 from rbft.backbone.loading import load_processor
 from rbft.card import Card
-from rbft.runtime.console import say, table
+from rbft.runtime.console import print_rank_zero, table
 
 LENGTHS = (24, 60, 110, 180)  # words
 
@@ -85,7 +85,7 @@ def main() -> None:
     words = random.Random(1)
     scale = 0.1 if given.tiny else 1
     texts = [" ".join(words.choices(WORDS, k=int(length * scale))) + "." for length in LENGTHS]
-    say(machine("torch", "transformers"))
+    print_rank_zero(machine("torch", "transformers"))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder).resolve()
         world = make_world(root / "world", size, texts)
@@ -118,7 +118,7 @@ def main() -> None:
                 ]
             )
         headers = ["way", "tokens/CPU s", "faster", "peak GB", "same text", "tokens a clip"]
-        say(table(rows, headers))
+        print_rank_zero(table(rows, headers))
 
 
 if __name__ == "__main__":

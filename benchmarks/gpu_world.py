@@ -24,10 +24,10 @@ from rbft.batch import Batch
 from rbft.clip import Clip
 from rbft.collator import Collator
 from rbft.data.dataset import Example
-from rbft.data.sampler import Draw
+from rbft.data.sampler import SampleSlot
 from rbft.estimate.flops import ClipTokens
 from rbft.estimate.token_counts import count_tokens
-from rbft.video.feature_cache import SeenVideo
+from rbft.video.feature_cache import EncodedVideo
 from rbft.video.sampling import Video, patch_grid
 from tests.examples import Texts, Yard, random_video
 from tests.tiny import tiny_processor
@@ -121,8 +121,8 @@ class Noise(Yard):
                 key, grid = clip.id, self.grid(clip)
                 width, dtype = self.kept
                 rows = torch.randn(grid[0] * grid[1] * grid[2], width).to(dtype)
-                video = SeenVideo(rows, list(grid), FPS)
-            draw = Draw(index, 1.0, float(total))
+                video = EncodedVideo(rows, list(grid), FPS)
+            draw = SampleSlot(index, 1.0, float(total))
             text = self.store.texts()[clip.id]  # type: ignore[union-attr]
             found.append(Example(clip, video, text, draw, key=key))
         return make(found)

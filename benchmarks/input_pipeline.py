@@ -26,7 +26,7 @@ os.environ.setdefault("FORCE_QWENVL_VIDEO_READER", "decord")
 
 import torch
 
-from rbft.runtime.console import say, table
+from rbft.runtime.console import print_rank_zero, table
 from rbft.video.frame_cache import FrameCache
 
 SAMPLING = {"fps": 1.0, "min_pixels": 128 * 28 * 28, "max_pixels": 360 * 420}
@@ -141,8 +141,10 @@ def main() -> None:
         clips = [render(Path(made, "render 60 s 720p.mp4"))]
         clips += sorted(given.clips.glob("*.mp4")) if given.clips else []
         packages = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-        say(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-        say(f"{packages}; {given.rounds} rounds, one thread, medians (lowest-highest)")
+        print_rank_zero(
+            f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+        )
+        print_rank_zero(f"{packages}; {given.rounds} rounds, one thread, medians (lowest-highest)")
         rows = []
         for clip in clips:
             difference = agree(clip, cache)
@@ -162,13 +164,15 @@ def main() -> None:
                         f"{base / statistics.median(used):.1f}x",
                     ]
                 )
-            say(f"{clip.stem}: same grid, pixels differ by {difference:.2f} of 255 on average")
-        say(table(rows, ["clip", "path", "CPU s a clip", "clips/s", "faster (CPU)"]))
+            print_rank_zero(
+                f"{clip.stem}: same grid, pixels differ by {difference:.2f} of 255 on average"
+            )
+        print_rank_zero(table(rows, ["clip", "path", "CPU s a clip", "clips/s", "faster (CPU)"]))
         pool = get_context("spawn")
         for name in PATHS:
             with pool.Pool(1) as process:
                 used = process.apply(peak, (name, clips, cache))
-            say(f"peak memory of a worker, {name}: {used:.2f} GB")
+            print_rank_zero(f"peak memory of a worker, {name}: {used:.2f} GB")
 
 
 if __name__ == "__main__":

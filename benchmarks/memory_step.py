@@ -19,7 +19,7 @@ from train_step import EPOCHS, TITLES, Setting, prepare, step_options, watched
 from world import TINY, Size, make_world
 
 from rbft.cli import main as rbft
-from rbft.runtime.console import say, table
+from rbft.runtime.console import print_rank_zero, table
 from rbft.stages import STAGES
 
 
@@ -104,7 +104,7 @@ def main() -> None:
     parser = step_options(str(__doc__).splitlines()[0])
     parser.add_argument("--clips", type=int, default=6, help="training clips (default 6)")
     given = parser.parse_args()
-    say(machine("torch", "transformers"))
+    print_rank_zero(machine("torch", "transformers"))
     with tempfile.TemporaryDirectory() as folder:
         size = TINY if given.tiny else Size(clips=given.clips)
         world = make_world(Path(folder).resolve(), size)
@@ -123,8 +123,10 @@ def main() -> None:
                 for phase, noted in found["phases"].items()
             ]
             headers = [f"{TITLES[name]}, GB at the end of", "resident", "files", "highest in it"]
-            say(table(rows, headers))
-            say(f"kept for the backward pass by a step's forward pass: {found['kept']:.2f} GB")
+            print_rank_zero(table(rows, headers))
+            print_rank_zero(
+                f"kept for the backward pass by a step's forward pass: {found['kept']:.2f} GB"
+            )
 
 
 if __name__ == "__main__":

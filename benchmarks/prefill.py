@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import rbft.backbone.attention
 from rbft.backbone.attention import attend_in_segments
 from rbft.batch import IGNORED, Sequences
-from rbft.inference.generation import read_prompts, score_after
-from rbft.runtime.console import say, table
+from rbft.inference.generation import prefill, score_candidates
+from rbft.runtime.console import print_rank_zero, table
 
 GIB = 2**30
 WORDS = [[1, 2, 3], [1, 4]]
@@ -50,11 +50,11 @@ def measure(size: str, lengths: tuple[int, ...], *, packed: bool) -> list[float]
         prompt = make_prompts(lengths, packed=packed)
         with Peak(*model.parameters()) as peak:
             weights = peak.bytes
-            (read,) = read_prompts(model, [prompt], {})
+            (read,) = prefill(model, [prompt], {})
             reading = peak.bytes - weights
             cache = sum(2 * layer.keys.nbytes for layer in read.cache.layers)
             peak.bytes = 0
-            score_after(model, read, WORDS)
+            score_candidates(model, read, WORDS)
     rbft.backbone.attention._groups.cache_clear()
     return [part / GIB for part in (reading, cache, peak.bytes - weights)]
 
@@ -69,13 +69,13 @@ def main() -> None:
     # From the longest to three quarters of it.
     step = given.tokens // 4 // max(1, given.clips - 1)
     lengths = tuple(given.tokens - step * clip for clip in range(given.clips))
-    say(machine("torch", "transformers"))
+    print_rank_zero(machine("torch", "transformers"))
     rows = [
         [name, *(f"{part:.2f}" for part in measure(given.size, lengths, packed=packed))]
         for name, packed in (("padded", False), ("packed", True))
     ]
     title = f"{given.clips} prompts of {min(lengths):,} to {max(lengths):,} tokens"
-    say(table(rows, [f"{title}, GiB", "reading", "keys, values", "scoring"]))
+    print_rank_zero(table(rows, [f"{title}, GiB", "reading", "keys, values", "scoring"]))
 
 
 if __name__ == "__main__":

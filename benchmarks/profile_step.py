@@ -20,7 +20,7 @@ from train_step import TITLES, Setting, prepare, step_options, watched
 from world import TINY, Size, make_world
 
 from rbft.cli import main as rbft
-from rbft.runtime.console import say, table
+from rbft.runtime.console import print_rank_zero, table
 from rbft.stages import STAGES
 
 WARM = 3  # steps before
@@ -102,9 +102,11 @@ def main() -> None:
             with redirect_stdout(StringIO()):
                 rbft([*asked, f"--trainer.max_steps={WARM + given.steps}"])
             found.append(json.loads(file.read_text(encoding="utf-8")))
-    say(machine("torch", "transformers"))
+    print_rank_zero(machine("torch", "transformers"))
     rows = [[name, *(f"{shares[name]:.0%}" for shares in found)] for name in found[0]]
-    say(table(rows, ["share of a step's time", *(TITLES[name] for name in given.stages)]))
+    print_rank_zero(
+        table(rows, ["share of a step's time", *(TITLES[name] for name in given.stages)])
+    )
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ from rbft.backbone.vision_features import show
 from rbft.estimate.flops import ClipTokens, Flops, StepCounter
 from rbft.estimate.memory import Setup, step_memory
 from rbft.module import answer_nll
-from rbft.runtime.console import say, table
+from rbft.runtime.console import print_rank_zero, table
 from rbft.training.optim import freeze
 
 GIB = 2**30
@@ -549,13 +549,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     in_attention = (given.attention_tflops or given.tflops) * 1e12
     device = Device(flops, in_attention, given.bandwidth * 1e12, given.peak * 1e12)
     clips = clips_of(given.size, given.frames, given.answer)
-    say(machine("torch", "transformers", "peft"))
-    say(f"{len(clips)} clips, {sum(clip.total for clip in clips):,} tokens")
+    print_rank_zero(machine("torch", "transformers", "peft"))
+    print_rank_zero(f"{len(clips)} clips, {sum(clip.total for clip in clips):,} tokens")
     rows = [
         line(case, measure(case, given.size, clips, device, given.shards))
         for case in cases(given.again)
     ]
-    say(table(rows, HEADERS))
+    print_rank_zero(table(rows, HEADERS))
 
 
 if __name__ == "__main__":

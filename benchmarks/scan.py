@@ -29,7 +29,7 @@ from rbft.commands.starter_card import write_starter
 from rbft.data.base import SCAN_THREADS
 from rbft.data.manifest import Manifest
 from rbft.data.videofolder import VideoFolder
-from rbft.runtime.console import say, table
+from rbft.runtime.console import print_rank_zero, table
 from rbft.runtime.digests import hash_file
 
 # Frames, frames per second, height and width.
@@ -114,8 +114,12 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1_000, help="video files")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of everything")
     given = parser.parse_args()
-    say(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    say(f"av {version('av')}; {given.rows} rows, {given.files} files, {SCAN_THREADS} threads")
+    print_rank_zero(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    )
+    print_rank_zero(
+        f"av {version('av')}; {given.rows} rows, {given.files} files, {SCAN_THREADS} threads"
+    )
     times: dict[str, list[tuple[float, float]]] = {}
 
     def take(name: str, work: Callable[[], Any]) -> Any:
@@ -156,8 +160,8 @@ def main() -> None:
                 f"{100 * statistics.median(wall) / given.files:.3f}",
             ]
         )
-    say(f"{given.rounds} rounds, medians (lowest-highest)")
-    say(table(rows, ["", "seconds", "CPU seconds", "seconds per 100 files"]))
+    print_rank_zero(f"{given.rounds} rounds, medians (lowest-highest)")
+    print_rank_zero(table(rows, ["", "seconds", "CPU seconds", "seconds per 100 files"]))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rbft.card import Card
-from rbft.runtime.console import say
+from rbft.runtime.console import print_rank_zero
 
 
 def ask(url: str, model: str, prompt: str, video: str) -> dict[str, Any]:
@@ -71,9 +71,9 @@ def main() -> None:
         same += said is not None and card.classes[said] == row["label"]
         theirs = probabilities(choice, card)
         apart.append(max(abs(theirs[name] - row["probabilities"][name]) for name in card.classes))
-    say(f"{same} of {len(rows)} videos have the same class")
+    print_rank_zero(f"{same} of {len(rows)} videos have the same class")
     mean = statistics.mean(apart)
-    say(f"probabilities differ by {mean:.4f} on average, by {max(apart):.4f} at most")
+    print_rank_zero(f"probabilities differ by {mean:.4f} on average, by {max(apart):.4f} at most")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from world import TINY, Size, World, make_world
 from rbft.backbone.loading import load_processor
 from rbft.commands.export_conversations import SUFFIXES, export_dataset
 from rbft.data.videofolder import VideoFolder
-from rbft.runtime.console import say, table
+from rbft.runtime.console import print_rank_zero, table
 from rbft.stages import STAGES, Stage
 
 PACKAGES = {
@@ -203,15 +203,15 @@ def find_trainers(pythons: dict[str, str | None]) -> tuple[dict[str, str], list[
     for name, package in PACKAGES.items():
         python = pythons[name]
         if python is None:
-            say(f"{package}: not installed; give --{name} PYTHON")
+            print_rank_zero(f"{package}: not installed; give --{name} PYTHON")
             continue
         try:
             found = installed(python, package)
         except OSError:
-            say(f"{package}: not installed ({python} cannot be started)")
+            print_rank_zero(f"{package}: not installed ({python} cannot be started)")
             continue
         if found is None:
-            say(f"{package}: not installed ({python} has none)")
+            print_rank_zero(f"{package}: not installed ({python} has none)")
             continue
         libraries = [f"{p} {installed(python, p)}" for p in ("torch", "transformers")]
         versions.append(f"{package} {found} ({', '.join(libraries)})")
@@ -225,20 +225,22 @@ def compare(setting: Setting, trainers: dict[str, str]) -> dict[str, str]:
     ours = run("rbft", trainers["rbft"], setting, 0)
     norms = ", ".join(f"{part} {norm:.4f}" for part, norm in ours["norms"].items())
     counts = ", ".join(f"{ours[name]} {name}" for name in COUNTS)
-    say(f"{TITLES[setting.stage.name]}: first step of rbft: {counts}, loss {ours['loss']:.4f}")
-    say(f"  gradient norms: {norms}")
+    print_rank_zero(
+        f"{TITLES[setting.stage.name]}: first step of rbft: {counts}, loss {ours['loss']:.4f}"
+    )
+    print_rank_zero(f"  gradient norms: {norms}")
     left = {"rbft": trainers["rbft"]}
     for number, (name, python) in enumerate(list(trainers.items())[1:], 1):
         try:
             theirs = run(name, python, setting, number)
         except RuntimeError as error:
-            say(f"  {name}: left out, it failed:\n{error}")
+            print_rank_zero(f"  {name}: left out, it failed:\n{error}")
             continue
         found = differences(ours, theirs)
         if found:
-            say(f"  {name}: left out, it does other work: {'; '.join(found)}")
+            print_rank_zero(f"  {name}: left out, it does other work: {'; '.join(found)}")
         else:
-            say(f"  {name}: the same")
+            print_rank_zero(f"  {name}: the same")
             left[name] = python
     return left
 
@@ -251,8 +253,8 @@ def measure(setting: Setting, trainers: dict[str, str], rounds: int) -> None:
         for place, (name, python) in enumerate(trainers.items()):
             found[name].append(run(name, python, setting, number * len(trainers) + place))
     weights = (setting.world.backbone / "model.safetensors").stat().st_size / 1e9
-    say(f"{TITLES[setting.stage.name]}:")
-    say(summary(found, setting.clips // setting.batch, setting.batch, weights))
+    print_rank_zero(f"{TITLES[setting.stage.name]}:")
+    print_rank_zero(summary(found, setting.clips // setting.batch, setting.batch, weights))
 
 
 def summary(
@@ -311,8 +313,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", default=own, help=f"interpreter that has {PACKAGES[name]}")
     given = parser.parse_args()
     trainers, versions = find_trainers({name: getattr(given, name) for name in PACKAGES})
-    say(machine())
-    say("; ".join(versions))
+    print_rank_zero(machine())
+    print_rank_zero("; ".join(versions))
     whole = replace(Size(), hidden=given.hidden, layers=given.layers)
     size = replace(TINY if given.tiny else whole, clips=given.clips, fps=given.fps)
     with tempfile.TemporaryDirectory() as folder:

@@ -101,7 +101,7 @@ class Targets(Transferable):
 
 
 @dataclass(frozen=True)
-class Kept(Transferable):
+class CachedFeatures(Transferable):
     """What the feature cache holds of a batch.
 
     Attributes:
@@ -151,7 +151,7 @@ class Batch(Transferable):
     errors: list[str]
     besides: tuple[Sequences, ...] = ()
     shared: tuple[int, ...] = ()
-    kept: Kept | None = None
+    kept: CachedFeatures | None = None
     targets: Targets | None = None
     tower: dict[str, Any] = field(default_factory=dict)
 

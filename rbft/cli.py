@@ -30,16 +30,16 @@ from rbft.data.videofolder import VideoFolder
 from rbft.method import Method
 from rbft.miniature.data import Miniature
 from rbft.module import RBFTModule
-from rbft.runtime.console import say, table
+from rbft.runtime.console import print_rank_zero, table
 from rbft.runtime.digests import default_cache
 from rbft.runtime.experiment_file import ExperimentFile, explain, own_message
 from rbft.runtime.fault_tolerance import (
     Stopped,
     die_with_parent,
+    exit_process,
     explained,
-    last_words,
-    leave,
-    part_together,
+    format_fatal_error,
+    leave_process_group,
     signals,
     take_signals,
 )
@@ -351,7 +351,7 @@ class RBFTCLI(LightningCLI):
             output: The card to write; the experiment goes beside it.
         """
         experiment = write_starter(domain, classes, output)
-        say(
+        print_rank_zero(
             f"Wrote {output}: put your own words into it.\n"
             f"Wrote {experiment}: say there where your videos are (data.init_args.root).\n"
             f"Then: python -m rbft scan --config {experiment}"
@@ -376,7 +376,7 @@ class RBFTCLI(LightningCLI):
             clear_cache(folder, clear)
         sizes = cache_sizes(folder).items()
         rows = [[name, WHAT[name], f"{size / 1e6:.1f}"] for name, size in sizes]
-        say(f"{folder}\n{table(rows, ['', 'what', 'MB'], align='llr')}")
+        print_rank_zero(f"{folder}\n{table(rows, ['', 'what', 'MB'], align='llr')}")
 
 
 def _instantiate(parser: LightningArgumentParser, config: Namespace) -> Any:
@@ -392,7 +392,7 @@ def _card_of(data: VideoDataModule) -> Any:
     return data.card
 
 
-def quiet() -> None:
+def silence_known_warnings() -> None:
     """Keeps off the screen what libraries say about things that are as they should be."""
     # Lightning announces the hardware for every Trainer, and a run has one per step.
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -418,17 +418,17 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Command line; None takes the process's own.
     """
-    quiet()
+    silence_known_warnings()
     die_with_parent()
     try:
         with signals.listening():
             _run(args)
-            part_together()
+            leave_process_group()
     except SystemExit as end:
-        leave(end.code if isinstance(end.code, int) else 1)
+        exit_process(end.code if isinstance(end.code, int) else 1)
         raise
     except (Exception, Stopped) as error:
-        text = last_words(error)
+        text = format_fatal_error(error)
         status = error.status if isinstance(error, Stopped) else 1 if text is None else 2
         if text is None and torch.distributed.is_initialized():
             text = traceback.format_exc()
@@ -436,7 +436,7 @@ def main(args: list[str] | None = None) -> None:
             raise
         if not (_get_rank() and isinstance(error, Stopped)):  # the first speaks for all
             sys.stderr.write(f"{text}\n")
-        leave(status)
+        exit_process(status)
         sys.exit(status)
 
 

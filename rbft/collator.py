@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rbft.backbone.family import Family
-from rbft.batch import IGNORED, Batch, Kept, Sequences, Targets
+from rbft.batch import IGNORED, Batch, CachedFeatures, Sequences, Targets
 from rbft.card import Card
 from rbft.clip import Clip
 from rbft.data.dataset import Example
 from rbft.stages import CLASS, RATIONALE, SEPARATOR, Stage
-from rbft.video.feature_cache import SeenVideo
+from rbft.video.feature_cache import EncodedVideo
 from rbft.video.sampling import Video
 
 
@@ -149,15 +149,15 @@ class Collator:
             video = {"pixel_values_videos": tensors["pixel_values_videos"]}
             made = tensors["video_grid_thw"].tolist()
         new = iter(made)
-        grids = [e.video.grid if isinstance(e.video, SeenVideo) else next(new) for e in examples]
+        grids = [e.video.grid if isinstance(e.video, EncodedVideo) else next(new) for e in examples]
         return {**video, "video_grid_thw": torch.tensor(grids)}, grids
 
-    def _kept(self, examples: list[Example]) -> Kept | None:
+    def _kept(self, examples: list[Example]) -> CachedFeatures | None:
         keys = [e.key for e in examples]
         if not any(keys):
             return None
-        seen = [e.video.features if isinstance(e.video, SeenVideo) else None for e in examples]
-        return Kept(seen, keys, [e.video.sampled_fps for e in examples])
+        seen = [e.video.features if isinstance(e.video, EncodedVideo) else None for e in examples]
+        return CachedFeatures(seen, keys, [e.video.sampled_fps for e in examples])
 
     def _answer(self, examples: list[Example], grids: list[list[int]], stage: Stage) -> Sequences:
         prompts = self._prompts(examples, grids, stage, self.card)

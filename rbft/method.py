@@ -36,7 +36,7 @@ from rbft.commands.rationalize import RationaleWriter, check_prompts, passes, ra
 from rbft.data.base import VideoDataModule
 from rbft.data.content import describe_clips
 from rbft.data.rationales import NOT_DETERMINING, RationaleStore, about
-from rbft.estimate.dry_run import Plan, find_lengths, report, stand_in
+from rbft.estimate.dry_run import Plan, count_tokens_of_stages, report, stand_in
 from rbft.inference.result_table import result_table, title_of
 from rbft.module import RBFTModule, check_stage
 from rbft.runs.folder import (
@@ -62,7 +62,7 @@ from rbft.runs.record import (
     scoring_settings,
     trained_on,
 )
-from rbft.runtime.console import say
+from rbft.runtime.console import print_rank_zero
 from rbft.runtime.differences import flat
 from rbft.runtime.fault_tolerance import signals
 from rbft.runtime.files import write_json
@@ -142,9 +142,9 @@ class Method:
         if dry_run:
             if not restart:
                 self._check_record()
-            say(report(self._plan(), self.run.folder.name, gpu_gb))
+            print_rank_zero(report(self._plan(), self.run.folder.name, gpu_gb))
             return
-        find_lengths(self._plan())  # a clip that is too long ends the run here
+        count_tokens_of_stages(self._plan())  # a clip that is too long ends the run here
         with self._owned():
             if restart:
                 if not _get_rank():
@@ -216,7 +216,7 @@ class Method:
         if benchmark:
             data.check(self.stages)
             for note in data.notes:
-                say(note)
+                print_rank_zero(note)
 
     def write_rationales(self, prompts: Sequence[str] | None = None) -> None:
         """Stage 0: has the backbone write the rationales that are missing.
@@ -253,11 +253,11 @@ class Method:
         for name, store in stores.items():
             texts, which = store.texts(), f", {name}" if len(stores) > 1 else ""
             for clip in [clip for clip in missing[name] if clip in texts][:SHOWN_RATIONALES]:
-                say(f"{clip}{which}: {texts[clip]}")
+                print_rank_zero(f"{clip}{which}: {texts[clip]}")
             known = [clip for clip in wanted if clip in texts]
             cut = len(store.cut().intersection(known))
             if note := cut_note(cut, len(known), self.cli.model.max_new_tokens):
-                say(f"Stage 0{which}: {note}")
+                print_rank_zero(f"Stage 0{which}: {note}")
 
     def train(
         self,
@@ -293,7 +293,7 @@ class Method:
             StageHandoff(self.run.weights(stage), origin, {CLIPS: taught}),
         ]
         self._build(stage, weights, paper, callbacks, folder=stage)
-        say(f"{paper}: starting from {weights or self.settings.model.backbone}")
+        print_rank_zero(f"{paper}: starting from {weights or self.settings.model.backbone}")
         if self.cli.model.stage.needs_rationales:
             self.cli.datamodule.store = self._store(self.cli.datamodule)
         self.cli.trainer.fit(
@@ -338,7 +338,7 @@ class Method:
         self.cli.model.trained_steps = (note or {}).get("steps", 0)
         self.cli.trainer.test(self.cli.model, self.cli.datamodule, verbose=False)
         if tag:
-            say(f"Scored otherwise than the run itself: the results are in {file}.")
+            print_rank_zero(f"Scored otherwise than the run itself: the results are in {file}.")
         return made
 
     def score_command(self, split: str, weights: str) -> None:
@@ -368,11 +368,11 @@ class Method:
         made_from = {**self._conditions(stage, folder), "rationale": rationale}
         clips = data.clips_of(videos)
         for note in data.notes:
-            say(note)
+            print_rank_zero(note)
         writer = PredictionWriter(output, clips, data.card.classes, made_from, data.content)
         count, todo = len(writer.clips), len(writer.todo)
         if todo < count:
-            say(f"{count - todo} of {count} videos stand in {output} already.")
+            print_rank_zero(f"{count - todo} of {count} videos stand in {output} already.")
         if todo:
             self._build(stage, folder, f"Predicting {todo} videos", [writer])
             self.cli.model.explain = rationale
@@ -383,9 +383,9 @@ class Method:
         if not _get_rank():
             failed = writer.finish()
             table = output.with_suffix(".csv")
-            say(f"Wrote {count - failed} predictions to {output} and {table}.")
+            print_rank_zero(f"Wrote {count - failed} predictions to {output} and {table}.")
             if failed:
-                say(f"{failed} videos cannot be decoded; their lines hold the error.")
+                print_rank_zero(f"{failed} videos cannot be decoded; their lines hold the error.")
 
     def export_split(
         self,
@@ -404,7 +404,7 @@ class Method:
             data.store = self._store(data)
             texts = data.rationales(split)
         count = export_dataset(data, find_stage(answers), texts, split, form, output)
-        say(f"Wrote {count} {split} clips with {answers}s as answers to {output}.")
+        print_rank_zero(f"Wrote {count} {split} clips with {answers}s as answers to {output}.")
 
     def export(self, output: Path, weights: str, dtype: str) -> None:
         """Writes a stage's weights as a folder for others."""
@@ -414,7 +414,7 @@ class Method:
         backbone = self.settings.model.backbone
         base = find_base(backbone, folder) if is_adapter(folder) else backbone
         publish(folder, base, output, dtype, trust=self.settings.model.trust_remote_code)
-        say(f"Exported {folder} to {output}.")
+        print_rank_zero(f"Exported {folder} to {output}.")
 
     def _find_weights(self, weights: str) -> tuple[str, str, Path | None]:
         """Place of the results, stage and weights folder that `--weights` names."""
@@ -627,9 +627,9 @@ class Method:
                 rows.append((title_of(place), found[0]))
             elif results:
                 left_out.append(place)
-        say(result_table(rows))
+        print_rank_zero(result_table(rows))
         for place in left_out:
-            say(
+            print_rank_zero(
                 f"Not in the table: {title_of(place)}, which was scored on other clips, frames or "
                 f"words, or in another way; see {self.run.stage(place)}."
             )
@@ -666,7 +666,7 @@ class Method:
             return
         if changes := self.record.keep(self._folder, anew=not self._bound()):
             before = "Nothing was finished with the settings of before; these have changed:"
-            say(f"{before}\n{indented(changes)}")
+            print_rank_zero(f"{before}\n{indented(changes)}")
             for stage in [stage for stage in self.stages if stage != self.single]:
                 # Curves of the settings of before.
                 shutil.rmtree(self.run.stage(stage), ignore_errors=True)
@@ -705,7 +705,9 @@ class Method:
         if file.exists() and (
             changes := card_differences(asdict(Card.load(file)), asdict(self.card))
         ):
-            say(f"model.weights {weights} was trained with another card:\n{indented(changes)}")
+            print_rank_zero(
+                f"model.weights {weights} was trained with another card:\n{indented(changes)}"
+            )
         for split in [split for split in ("val", "test") if self.clips[split]]:
             self._check_unseen(weights, split)
 
@@ -735,7 +737,7 @@ class Method:
         """
         file = weights / CLIPS
         if not file.exists():
-            say(f"weights folder {weights} does not say which clips it was trained on.")
+            print_rank_zero(f"weights folder {weights} does not say which clips it was trained on.")
             return
         rows = self.data.manifest.rows
         durations = {row.digest: row.duration for row in rows if row.digest is not None}
@@ -752,7 +754,7 @@ class Method:
                 f"{message} Give the splits that it was trained with (data.val_fraction, "
                 "data.seed, the split lists), or set data.on_leak to warn to score them anyway."
             )
-        say(message)
+        print_rank_zero(message)
 
     def _owned(self) -> Lock:
         """The right to write into the run's folder; one command at a time has it."""
@@ -782,11 +784,11 @@ def _say_reuse(store: RationaleStore, wanted: list[str], missing: list[str]) -> 
     """Says how many rationales are there already, and whether what they are about is known."""
     there = len(wanted) - len(missing)
     if there:
-        say(f"Stage 0: {there} of {len(wanted)} rationales reused from {store.path}")
+        print_rank_zero(f"Stage 0: {there} of {len(wanted)} rationales reused from {store.path}")
     if silent := [name for name in wanted if name in set(store.unproven)]:
-        say(
+        print_rank_zero(
             f"{len(silent)} of them do not say which video they are about and are taken by the "
             f"clip's id (first: {silent[0]})."
         )
     if missing:
-        say(f"Stage 0: {len(missing)} rationales to write into {store.path}")
+        print_rank_zero(f"Stage 0: {len(missing)} rationales to write into {store.path}")

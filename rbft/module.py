@@ -31,7 +31,7 @@ from rbft.backbone.adapters import (
 )
 from rbft.backbone.attention import forward_inputs, tower_inputs
 from rbft.backbone.embeddings import PLACES, states_in_one_row
-from rbft.backbone.kernels import choose_attention, speed_up
+from rbft.backbone.kernels import apply_kernels, choose_attention
 from rbft.backbone.loading import (
     generation_settings,
     load_config,
@@ -47,13 +47,13 @@ from rbft.collator import Collator
 from rbft.data.base import VideoDataModule
 from rbft.inference.generation import (
     NotFiniteError,
-    Read,
+    PrefilledPrompt,
+    extend,
     find_class,
-    read_on,
-    read_prompts,
-    score_after,
-    score_own,
-    write_after,
+    greedy_decode,
+    prefill,
+    score_candidates,
+    score_own_candidates,
 )
 from rbft.inference.metrics import ClassificationMetrics
 from rbft.runtime.fault_tolerance import signals
@@ -62,12 +62,12 @@ from rbft.runtime.transfer import send
 from rbft.stages import CLASS, RATIONALE, STAGES, find_stage
 from rbft.training.fsdp2 import (
     FSDP2,
+    all_gather_objects,
     clip_gradients,
-    everyone,
-    gather,
     is_sharded,
-    release,
+    reshard,
     shard,
+    unshard,
 )
 from rbft.training.loss import token_nll
 from rbft.training.optim import cosine_schedule, freeze, parameter_groups
@@ -399,7 +399,7 @@ class RBFTModule(LightningModule):
             )
         compiled = self.faster["compile"] and training  # generation grows by a token at a time
         choose_attention(cudnn=self.cudnn_attention)
-        speed_up(backbone, compile=compiled, liger=self.faster["liger"], device=device)
+        apply_kernels(backbone, compile=compiled, liger=self.faster["liger"], device=device)
         return backbone
 
     def vision(self, batch: Batch) -> dict[str, Any]:
@@ -537,7 +537,7 @@ class RBFTModule(LightningModule):
             for indices, loss in step.batches
             for name in self.data.ids("train", indices.tolist())
         ]
-        found = everyone(self.trainer.world_size, mine)
+        found = all_gather_objects(self.trainer.world_size, mine)
         guilty = [name for name, broken in found if broken]
         what = "gradient norm" if not guilty else "loss"
         names = ", ".join(dict.fromkeys(guilty or [name for name, _ in found]))
@@ -554,7 +554,7 @@ class RBFTModule(LightningModule):
         """Looks back at the last step."""
         self.look_back()
 
-    def classify(self, batch: Batch, read: Read | None = None) -> Classified:
+    def classify(self, batch: Batch, read: PrefilledPrompt | None = None) -> Classified:
         """The class of each clip in the batch; a clip that cannot be decoded has no answer.
 
         Args:
@@ -563,20 +563,20 @@ class RBFTModule(LightningModule):
         """
         if read is None:
             assert batch.prompt is not None
-            (read,) = read_prompts(self.backbone, [batch.prompt], self.vision(batch))
+            (read,) = prefill(self.backbone, [batch.prompt], self.vision(batch))
         classified = self._classify(batch, read)
         lost = send([bool(error) for error in batch.errors], self.device)
         prediction = classified.prediction.masked_fill(lost, len(self.card.classes))
         return replace(classified, prediction=prediction)
 
     @torch.no_grad()
-    def _classify(self, batch: Batch, read: Read) -> Classified:
+    def _classify(self, batch: Batch, read: PrefilledPrompt) -> Classified:
         stage = self.stage.classifier
         words = self.collator.class_answers(stage)
         texts = [""] * len(batch)
         elicited = stage.parts[0] == RATIONALE
         if self.answer == "generate" or elicited:
-            written = write_after(self.backbone, read.copy(), self.generation)
+            written = greedy_decode(self.backbone, read.copy(), self.generation)
             texts = self.texts(written)
             # Whatever ended the turn, class words are trained with the tokenizer's end.
             end = self.processor.tokenizer.eos_token_id
@@ -594,8 +594,8 @@ class RBFTModule(LightningModule):
                 self.collator.part_ids(text.strip(), last=False) if index is None else rest
                 for (index, rest), text in zip(found, texts, strict=True)
             ]
-            read = read_on(self.backbone, read, rationales)
-        scores = score_after(self.backbone, read, words)
+            read = extend(self.backbone, read, rationales)
+        scores = score_candidates(self.backbone, read, words)
         return Classified.by_scores(scores, texts)
 
     def validation_step(self, batch: Batch) -> dict[str, Classified]:
@@ -607,7 +607,7 @@ class RBFTModule(LightningModule):
         assert batch.prompt is not None
         assert batch.targets is not None
         prompts = [batch.prompt, *batch.besides]
-        reads = read_prompts(self.backbone, prompts, self.vision(batch), batch.shared)
+        reads = prefill(self.backbone, prompts, self.vision(batch), batch.shared)
         read = next(reads)
         classified = self.classify(batch, read.copy())
         self.val_metrics.update(classified.prediction, batch.label, batch.weight > 0)
@@ -619,7 +619,7 @@ class RBFTModule(LightningModule):
         else:
             # What is learnt answers the prompt besides, or else the one that asks for the class.
             answers = [[answer] for answer in batch.targets.answers]
-            scores = score_own(self.backbone, next(reads, read), answers)
+            scores = score_own_candidates(self.backbone, next(reads, read), answers)
         finite = scores[:, 0].isfinite()
         if classified.scores is not None:
             finite = finite & classified.scores.isfinite().all(-1)
@@ -631,19 +631,19 @@ class RBFTModule(LightningModule):
     def on_validation_start(self) -> None:
         """Looks back at the last step; has all weights at hand, where they are in shares."""
         self.look_back()
-        gather(self.backbone)
+        unshard(self.backbone)
 
     def on_validation_end(self) -> None:
         """Goes back to shares."""
-        release(self.backbone)
+        reshard(self.backbone)
 
     def on_test_start(self) -> None:
         """Has all weights at hand, where they are in shares."""
-        gather(self.backbone)
+        unshard(self.backbone)
 
     def on_predict_start(self) -> None:
         """Has all weights at hand, where they are in shares."""
-        gather(self.backbone)
+        unshard(self.backbone)
 
     def on_validation_epoch_start(self) -> None:
         """Starts the sums of the loss and its tokens, and the list of what is finite."""
@@ -662,7 +662,7 @@ class RBFTModule(LightningModule):
             for index, finite in self._val_finite
             for name in self.data.ids("val", index[~finite].tolist())
         ]
-        if broken := everyone(self.trainer.world_size, mine):
+        if broken := all_gather_objects(self.trainer.world_size, mine):
             if not self.trainer.is_global_zero:
                 raise SystemExit(2)  # the first process speaks for all
             raise ValueError(_not_finite(broken))
@@ -700,14 +700,14 @@ class RBFTModule(LightningModule):
     def _predict(self, batch: Batch) -> Classified | list[list[list[int]]]:
         assert batch.prompt is not None
         prompts = [batch.prompt, *batch.besides]
-        reads = read_prompts(self.backbone, prompts, self.vision(batch), batch.shared)
+        reads = prefill(self.backbone, prompts, self.vision(batch), batch.shared)
         if self.stage.classifier is not self.stage:
-            return [write_after(self.backbone, read, self.generation) for read in reads]
+            return [greedy_decode(self.backbone, read, self.generation) for read in reads]
         classified = self.classify(batch, next(reads))
         classified.check_finite()
         if not batch.besides:
             return classified
-        written = write_after(self.backbone, next(reads), self.generation)
+        written = greedy_decode(self.backbone, next(reads), self.generation)
         return replace(classified, rationales=self.texts(written))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -19,8 +19,8 @@ from rbft.clip import Clip
 from rbft.collator import Collator
 from rbft.data.base import VideoDataModule
 from rbft.data.dataset import Example
-from rbft.data.sampler import Draw
-from rbft.inference.generation import read_prompts, score_after, write_after
+from rbft.data.sampler import SampleSlot
+from rbft.inference.generation import greedy_decode, prefill, score_candidates
 from rbft.module import RBFTModule
 from rbft.runtime.digests import LENGTH
 from rbft.stages import STAGES, Stage
@@ -82,11 +82,11 @@ def rationale(clip: Clip) -> str:
     return f"A person {'walks on and on ' * (number % 3)}past the yard."
 
 
-def examples(count: int, draws: Sequence[Draw] | None = None) -> list[Example]:
+def examples(count: int, draws: Sequence[SampleSlot] | None = None) -> list[Example]:
     """The first clips with their frames, of different lengths; in a batch of their own."""
     every = clips(max([count, *(draw.index + 1 for draw in draws or ())]))
     made = []
-    for draw in draws or [Draw(n) for n in range(count)]:
+    for draw in draws or [SampleSlot(n) for n in range(count)]:
         clip = every[draw.index]
         video = random_video(clip.id, SHAPES[draw.index % len(SHAPES)])
         made.append(Example(clip, video, rationale(clip), draw))
@@ -143,17 +143,17 @@ def is_padded(prompt: Sequences) -> bool:
 def score_answers(
     backbone: Any, prompt: Sequences, video: dict[str, Any], answers: Sequence[Sequence[int]]
 ) -> Tensor:
-    """Reads prompts and scores answers after them, see `score_after`."""
-    (read,) = read_prompts(backbone, [prompt], video)
-    return score_after(backbone, read, answers)
+    """Reads prompts and scores answers after them, see `score_candidates`."""
+    (read,) = prefill(backbone, [prompt], video)
+    return score_candidates(backbone, read, answers)
 
 
 def write_answers(
     backbone: Any, prompt: Sequences, video: dict[str, Any], settings: dict[str, Any]
 ) -> list[list[int]]:
-    """Reads prompts and writes answers to them, see `write_after`."""
-    (read,) = read_prompts(backbone, [prompt], video)
-    return write_after(backbone, read, settings)
+    """Reads prompts and writes answers to them, see `greedy_decode`."""
+    (read,) = prefill(backbone, [prompt], video)
+    return greedy_decode(backbone, read, settings)
 
 
 def writing(folder: Path, longest: int, **settings: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rbft.backbone.blocks import compile_blocks, stacks
-from rbft.runtime.console import say
+from rbft.runtime.console import print_rank_zero
 
 CASTS = "cast_input_dtype_enabled"  # whether a layer of peft casts its input itself
 
@@ -51,7 +51,7 @@ def multiply_patches(model: Any) -> None:
     embed.proj = PatchProjection.of(embed.proj)
 
 
-def speed_up(model: Any, *, compile: bool, liger: bool, device: torch.device) -> None:
+def apply_kernels(model: Any, *, compile: bool, liger: bool, device: torch.device) -> None:
     """Changes how a backbone computes, in place, as far as this machine can.
 
     Args:
@@ -113,10 +113,10 @@ def choose_attention(*, cudnn: bool) -> None:
 def has_liger(device: torch.device) -> bool:
     """Whether Liger's kernels run here; says why not."""
     if device.type != "cuda":
-        say("model.liger: the Liger kernels need a GPU; going on without.")
+        print_rank_zero("model.liger: the Liger kernels need a GPU; going on without.")
         return False
     if find_spec("liger_kernel") is None:
-        say(
+        print_rank_zero(
             "model.liger: liger-kernel is not installed (pip install liger-kernel); going on "
             "without."
         )
@@ -131,6 +131,8 @@ def can_compile(device: torch.device) -> bool:
         torch.compile(torch.sin)(torch.zeros(8, device=device))
     except (RuntimeError, OSError) as error:  # no compiler, no Triton, ...
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        say(f"model.compile: torch.compile does not work here ({reason}); going on without.")
+        print_rank_zero(
+            f"model.compile: torch.compile does not work here ({reason}); going on without."
+        )
         return False
     return True

@@ -13,7 +13,7 @@ from rbft.backbone.embeddings import copy_video_tokens
 from rbft.backbone.family import FAMILIES, PARTS, Family
 from rbft.backbone.kernels import multiply_patches
 from rbft.runs.folder import read_provenance
-from rbft.runtime.console import say
+from rbft.runtime.console import print_rank_zero
 from rbft.runtime.digests import folder_digest
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def usable_attention(name: str) -> str:
     from transformers.utils import import_utils
 
     if name == "flash_attention_2" and not import_utils.is_flash_attn_2_available():
-        say(
+        print_rank_zero(
             "model.attention: flash_attention_2 needs a GPU and the package flash-attn, and one of "
             "them is missing; going on with sdpa."
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from rbft.backbone.family import Family
 from rbft.backbone.loading import parameter_parts
 from rbft.batch import Batch
-from rbft.video.feature_cache import FeatureCache, SeenVideo
+from rbft.video.feature_cache import EncodedVideo, FeatureCache
 
 # Facts of the video processor that decide what the tower is given.
 PROCESSING = ("rescale_factor", "image_mean", "image_std", "patch_size", "temporal_patch_size")
@@ -95,7 +95,7 @@ def tower_features(
         # In the batch too: it may be shown to the model more than once.
         kept.features[index] = own
         if kept.keys[index]:
-            seen = SeenVideo(own, grids[index].tolist(), kept.sampled_fps[index])
+            seen = EncodedVideo(own, grids[index].tolist(), kept.sampled_fps[index])
             cache.put(kept.keys[index], seen)
     return [found for found in kept.features if found is not None]
 

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from rbft.backbone.loading import parameter_parts
-from rbft.runtime.console import say, table
+from rbft.runtime.console import print_rank_zero, table
 from rbft.training.optim import parameter_table
 
 
@@ -22,7 +22,7 @@ class TrainableParts(Callback):
             module: Any = pl_module
             parts = parameter_parts(module.backbone, module.family)
             headers, rows = parameter_table(trainer.optimizers[0].param_groups, parts)
-            say(table(rows, headers))
+            print_rank_zero(table(rows, headers))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rbft.runtime.console import say
+from rbft.runtime.console import print_rank_zero
 
 
 class CutRationales(Callback):
@@ -23,7 +23,7 @@ class CutRationales(Callback):
             logger.log_metrics({"data/cut_rationales": counts["share_cut"]}, trainer.global_step)
         note = cut_note(counts["cut"], counts["learnt"], module.max_new_tokens)
         if note:
-            say(f"{module.stage.paper}: {note}")
+            print_rank_zero(f"{module.stage.paper}: {note}")
 
 
 def cut_note(cut: int, count: int, limit: int) -> str:

@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rbft.callbacks.answer_rows import answer_row
 from rbft.inference.metrics import for_json, macro_classes
 from rbft.runs.folder import digest, read_provenance
-from rbft.runtime.console import say
+from rbft.runtime.console import print_rank_zero
 from rbft.runtime.files import write_json, write_text
-from rbft.training.fsdp2 import everyone
+from rbft.training.fsdp2 import all_gather_objects
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class ResultsWriter(Callback):
         # Computing is collective: every process takes part.
         values = {name: float(value) for name, value in metrics.compute().items()}
         confusion = metrics.confusion().tolist()
-        rows = everyone(trainer.world_size, self.rows)
+        rows = all_gather_objects(trainer.world_size, self.rows)
         if not trainer.is_global_zero:
             return
         rows = sorted(rows, key=lambda row: row["index"])
@@ -72,7 +72,7 @@ class ResultsWriter(Callback):
         counts = {name: sum(row["label"] == name for row in rows) for name in module.card.classes}
         tied = [row["id"] for row in rows if row.get("tied")]
         if tied:
-            say(
+            print_rank_zero(
                 f"{len(tied)} of {len(rows)} {self.split} clips have the highest score for several "
                 f"classes (first: {tied[0]}); the first of these on the card is taken."
             )

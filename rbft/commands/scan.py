@@ -5,7 +5,7 @@ from pathlib import Path
 from rbft.data.base import VideoDataModule
 from rbft.data.manifest import OK, TRUNCATED
 from rbft.data.splits import empty_classes
-from rbft.runtime.console import say, table
+from rbft.runtime.console import print_rank_zero, table
 from rbft.runtime.files import write_text
 
 BROKEN = ("unreadable", TRUNCATED, "too_short")
@@ -22,30 +22,32 @@ def report_scan(data: VideoDataModule, folder: Path) -> None:
     """
     manifest = data.manifest
     for note in data.notes:
-        say(note)
+        print_rank_zero(note)
     headers, rows = manifest.table(data.card.classes)
-    say(table(rows, headers, align="ll" + "r" * (len(headers) - 2)))
+    print_rank_zero(table(rows, headers, align="ll" + "r" * (len(headers) - 2)))
     broken = [row for row in manifest.rows if row.status in BROKEN]
     for row in broken[:SHOWN]:
-        say(f"{row.status}: {row.path}: {row.reason}")
+        print_rank_zero(f"{row.status}: {row.path}: {row.reason}")
     if len(broken) > SHOWN:
-        say(f"... and {len(broken) - SHOWN} more")
+        print_rank_zero(f"... and {len(broken) - SHOWN} more")
     repaired = {row.path: row.note for row in manifest.rows if row.note}
     for path, note in [*repaired.items()][:SHOWN]:
-        say(f"repaired: {path}: {note}")
+        print_rank_zero(f"repaired: {path}: {note}")
     if len(repaired) > SHOWN:
-        say(f"... and {len(repaired) - SHOWN} more")
+        print_rank_zero(f"... and {len(repaired) - SHOWN} more")
     manifest.save(folder / "manifest.jsonl")
-    say(f"All clips with the state of their files: {folder / 'manifest.jsonl'}")
+    print_rank_zero(f"All clips with the state of their files: {folder / 'manifest.jsonl'}")
     _report_shared(data, folder / "shared_videos.csv")
     usable = [row for row in data.accepted.rows if row.status == OK]
     for note in empty_classes(usable, data.card.classes, type(data).__name__):
-        say(note)
+        print_rank_zero(note)
     missing, file = manifest.missing_list(), folder / "missing.txt"
     file.unlink(missing_ok=True)
     if missing:
         write_text(file, "".join(f"{line}\n" for line in missing))
-        say(f"{len(missing)} missing files, by URL or id, for a downloader of your own: {file}")
+        print_rank_zero(
+            f"{len(missing)} missing files, by URL or id, for a downloader of your own: {file}"
+        )
 
 
 def _report_shared(data: VideoDataModule, file: Path) -> None:
@@ -56,8 +58,8 @@ def _report_shared(data: VideoDataModule, file: Path) -> None:
     if leaks and data.on_leak == "error":
         leaks += " fit will refuse that unless data.on_leak is warn."
     for note in filter(None, [leaks, *shared.notes(benchmark)]):
-        say(note)
+        print_rank_zero(note)
     file.unlink(missing_ok=True)
     if shared.pairs:
         shared.save(file)
-        say(f"All clips that show the same as another: {file}")
+        print_rank_zero(f"All clips that show the same as another: {file}")

@@ -21,11 +21,11 @@ from rbft.data.dataset import ClipDataset, Example, replacements
 from rbft.data.leaks import SharedVideos, find_shared
 from rbft.data.manifest import Manifest, Row, agree, scan
 from rbft.data.rationales import RationaleStore, mix
-from rbft.data.sampler import Draw, EvalSampler, TrainSampler
-from rbft.data.splits import carve, check_classes, empty_classes
+from rbft.data.sampler import EvalSampler, SampleSlot, TrainSampler
+from rbft.data.splits import check_classes, empty_classes, hold_out
 from rbft.runtime.digests import default_cache, file_digest
 from rbft.runtime.ranges import check_ranges
-from rbft.video.feature_cache import FeatureCache, SeenVideo
+from rbft.video.feature_cache import EncodedVideo, FeatureCache
 from rbft.video.frame_cache import FrameCache, clip_key
 from rbft.video.sampling import Video, VideoError, VideoInfo, patch_grid, plan_frames, probe
 
@@ -220,7 +220,7 @@ class VideoDataModule(LightningDataModule):
                         "it in the annotations."
                     )
         if self.val_fraction:
-            clips = carve(clips, self.val_fraction, self.seed)
+            clips = hold_out(clips, self.val_fraction, self.seed)
         return clips
 
     @cached_property
@@ -299,7 +299,7 @@ class VideoDataModule(LightningDataModule):
                 ) from error
             raise
 
-    def see(self, clip: Clip) -> tuple[Video | SeenVideo, str]:
+    def see(self, clip: Clip) -> tuple[Video | EncodedVideo, str]:
         """What the vision tower made of a clip where that is kept, else its frames.
 
         Returns:
@@ -563,7 +563,7 @@ class VideoDataModule(LightningDataModule):
         self,
         split: str,
         clips: list[Clip],
-        sampler: Sampler[list[Draw]],
+        sampler: Sampler[list[SampleSlot]],
         texts: Mapping[str, str] | None,
         tokens: Sequence[int] | None = None,
         cut: Set[str] = frozenset(),

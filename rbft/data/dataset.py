@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 from rbft.clip import Clip
-from rbft.data.sampler import Draw
-from rbft.video.feature_cache import SeenVideo
+from rbft.data.sampler import SampleSlot
+from rbft.video.feature_cache import EncodedVideo
 from rbft.video.sampling import Video, VideoError
 
 REPLACEMENTS = 10  # clips that are tried in the place of one that cannot be decoded
@@ -33,9 +33,9 @@ class Example:
     """
 
     clip: Clip
-    video: Video | SeenVideo
+    video: Video | EncodedVideo
     rationale: str | None
-    draw: Draw
+    draw: SampleSlot
     error: str = ""
     key: str = ""
     cut: bool = False
@@ -64,7 +64,7 @@ def replacements(
 
 
 class ClipDataset(Dataset[Example]):
-    """Clips of one split; an item is asked for by its `Draw`.
+    """Clips of one split; an item is asked for by its `SampleSlot`.
 
     A clip that cannot be decoded, although the scan could open its file, is named in the example's
     `error`. In training the next clip of its class takes its place; elsewhere the example counts
@@ -82,7 +82,7 @@ class ClipDataset(Dataset[Example]):
     def __init__(
         self,
         clips: list[Clip],
-        see: Callable[[Clip], tuple[Video | SeenVideo, str]],
+        see: Callable[[Clip], tuple[Video | EncodedVideo, str]],
         rationales: Mapping[str, str] | None,
         answer_tokens: Sequence[int] | None = None,
         cut: Set[str] = frozenset(),
@@ -93,7 +93,7 @@ class ClipDataset(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, draw: Draw) -> Example:
+    def __getitem__(self, draw: SampleSlot) -> Example:
         try:
             return self._example(draw)
         except VideoError as error:
@@ -104,7 +104,7 @@ class ClipDataset(Dataset[Example]):
             cut = clip.id in self.cut
             return Example(clip, NO_PICTURE, rationale, draw, str(error), cut=cut)
 
-    def _example(self, draw: Draw) -> Example:
+    def _example(self, draw: SampleSlot) -> Example:
         clip = self.clips[draw.index]
         if self.rationales is not None and clip.id not in self.rationales:
             raise VideoError.of(clip.path, "could not be decoded when rationales were written.")
@@ -112,7 +112,7 @@ class ClipDataset(Dataset[Example]):
         video, key = self.see(clip)
         return Example(clip, video, rationale, draw, key=key, cut=clip.id in self.cut)
 
-    def _replacement(self, draw: Draw, tokens: Sequence[int], error: VideoError) -> Example:
+    def _replacement(self, draw: SampleSlot, tokens: Sequence[int], error: VideoError) -> Example:
         """The next clip of the same class that can be decoded, in the place of another.
 
         Its weight is such that its answer counts as many tokens as the other's: what the sampler
@@ -123,7 +123,7 @@ class ClipDataset(Dataset[Example]):
         for index in same:
             weight = draw.weight * tokens[draw.index] / tokens[index]
             with suppress(VideoError):
-                example = self._example(Draw(index, weight, draw.total))
+                example = self._example(SampleSlot(index, weight, draw.total))
                 note = f"{error} In training, clip {example.clip.id} takes the place of {lost.id}."
                 return replace(example, error=note)
         tried = ", ".join(self.clips[index].id for index in same) or "none"

@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 
 
 @dataclass(frozen=True)
-class Draw:
+class SampleSlot:
     """One place in a batch.
 
     Attributes:
@@ -28,7 +28,7 @@ class Draw:
     total: float = 1.0
 
 
-class TrainSampler(Sampler[list[Draw]]):
+class TrainSampler(Sampler[list[SampleSlot]]):
     """Shuffled micro-batches of one process.
 
     Args:
@@ -89,16 +89,16 @@ class TrainSampler(Sampler[list[Draw]]):
                 share[0] += len(taken)
         return [drawn[i] for i in torch.randperm(len(drawn), generator=generator).tolist()]
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleSlot]]:
         order = self.order()
         per_step = self.batch_size * self.world
-        batches: list[list[Draw]] = []
+        batches: list[list[SampleSlot]] = []
         for first in range(0, len(order), per_step * self.accumulate):
             indices = order[first : first + per_step * self.accumulate]
             total = sum(self.weights[i] * self.answer_tokens[i] for i in indices)
-            draws = [Draw(i, self.weights[i], total) for i in indices]
+            draws = [SampleSlot(i, self.weights[i], total) for i in indices]
             # All processes take the same number of steps; the repeated clips weigh nothing.
-            draws += [Draw(indices[0], 0.0, total)] * (-len(draws) % per_step)
+            draws += [SampleSlot(indices[0], 0.0, total)] * (-len(draws) % per_step)
             for micro in range(0, len(draws), per_step):
                 mine = draws[micro + self.rank : micro + per_step : self.world]
                 batches.append(mine)
@@ -106,7 +106,7 @@ class TrainSampler(Sampler[list[Draw]]):
         yield from batches[start:]
 
 
-class EvalSampler(Sampler[list[Draw]]):
+class EvalSampler(Sampler[list[SampleSlot]]):
     """Batches of one process, each clip once over all processes.
 
     Args:
@@ -136,10 +136,10 @@ class EvalSampler(Sampler[list[Draw]]):
     def __len__(self) -> int:
         return math.ceil(math.ceil(self.size / self.world) / self.batch_size)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        draws = [Draw(index) for index in self.order]
+    def __iter__(self) -> Iterator[list[SampleSlot]]:
+        draws = [SampleSlot(index) for index in self.order]
         # All processes take the same number of steps; the repeated clip counts for nothing.
-        draws += [Draw(index, 0.0) for index in self.order[-1:]] * (-self.size % self.world)
+        draws += [SampleSlot(index, 0.0) for index in self.order[-1:]] * (-self.size % self.world)
         mine = draws[self.rank :: self.world]
         for first in range(0, len(mine), self.batch_size):
             yield mine[first : first + self.batch_size]

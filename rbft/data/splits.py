@@ -33,7 +33,7 @@ SPLIT_NAMES = {
 
 @runtime_checkable
 class SplitRow(Protocol):
-    """What `carve` needs of a clip: a dataclass with these three fields."""
+    """What `hold_out` needs of a clip: a dataclass with these three fields."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -98,7 +98,7 @@ def split_by_hash(
     return splits
 
 
-def carve(clips: list[ClipT], fraction: float, seed: int = 0) -> list[ClipT]:
+def hold_out(clips: list[ClipT], fraction: float, seed: int = 0) -> list[ClipT]:
     """Moves a share of the training clips to the validation split, stratified by class.
 
     Args:

@@ -98,7 +98,7 @@ def stand_in(accelerator: str, devices: Any) -> dict[str, Any]:
     return {"accelerator": "cpu", "devices": number}
 
 
-def find_lengths(plan: Plan) -> dict[str, Lengths]:
+def count_tokens_of_stages(plan: Plan) -> dict[str, Lengths]:
     """Tokens of the clips of every stage, and of those that are scored ("test").
 
     Raises:
@@ -141,7 +141,7 @@ def report(plan: Plan, name: str, gpu_gb: float | None) -> str:
         ValueError: If a clip is longer than the backbone's context, or nothing would train.
     """
     data, model, world = plan.data, plan.model, plan.trainer.world_size
-    found = find_lengths(plan)
+    found = count_tokens_of_stages(plan)
     backbone = empty_backbone(model, plan.trainer)
     parts = parameter_parts(backbone, model.family)
     size = sum(parameter.numel() for parameter in backbone.parameters())
@@ -316,7 +316,7 @@ def scoring_peaks(
 
     Args:
         plan: What to look at.
-        found: Tokens of the clips, from `find_lengths`.
+        found: Tokens of the clips, from `count_tokens_of_stages`.
         backbone: The backbone as it trains; None where nothing does.
         optimiser: Bytes of the optimiser's state, which are there while a stage is validated.
     """

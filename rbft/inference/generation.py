@@ -30,7 +30,7 @@ class NotFiniteError(ValueError):
 
 
 @dataclass(frozen=True)
-class Read:
+class PrefilledPrompt:
     """Prompts that the backbone has read and can go on from, once; a `copy` goes on once more.
 
     Attributes:
@@ -49,7 +49,7 @@ class Read:
     position: Int[Tensor, "3 clips 1"]
     lengths: tuple[int, ...]
 
-    def copy(self) -> "Read":
+    def copy(self) -> "PrefilledPrompt":
         """The same prompts, which share keys and values."""
         # Layers put new keys and values into new tensors, so several may go on from one.
         cache = copy(self.cache)
@@ -57,12 +57,12 @@ class Read:
         return replace(self, cache=cache)
 
 
-def read_prompts(
+def prefill(
     backbone: Any,
     prompts: Sequence[Sequences],
     video: dict[str, Any],
     shared: Sequence[int] = (),
-) -> Iterator[Read]:
+) -> Iterator[PrefilledPrompt]:
     """Reads several prompts about the same clips; what they begin with, the video, once.
 
     One by one as they are taken, so that not all keys and values must fit into memory at a time.
@@ -85,7 +85,7 @@ def read_prompts(
 
 
 @torch.no_grad()
-def _begin(backbone: Any, text: Sequences, video: dict[str, Any]) -> Read:
+def _begin(backbone: Any, text: Sequences, video: dict[str, Any]) -> PrefilledPrompt:
     """Reads text that begins with the video.
 
     A packed row needs no mask, see `rbft.backbone.attention`; its keys and values are then laid out
@@ -101,7 +101,9 @@ def _begin(backbone: Any, text: Sequences, video: dict[str, Any]) -> Read:
     hidden, cache = out.last_hidden_state, out.past_key_values
     if clips == 1 or not text.packed:
         last = text.position_ids[:, :, -1:]
-        return Read(hidden[:, -1], text.input_ids, cache, text.attention_mask, last, text.lengths)
+        return PrefilledPrompt(
+            hidden[:, -1], text.input_ids, cache, text.attention_mask, last, text.lengths
+        )
     device = hidden.device
     ends = [*accumulate(text.lengths)]
     index, mask = _left(_firsts(text), text.lengths)
@@ -112,7 +114,7 @@ def _begin(backbone: Any, text: Sequences, video: dict[str, Any]) -> Read:
             for held in (layer.keys, layer.values)
         )
     lasts = send([end - 1 for end in ends], device)
-    return Read(
+    return PrefilledPrompt(
         hidden[0].index_select(0, lasts),
         text.input_ids[0][index],
         cache,
@@ -123,7 +125,7 @@ def _begin(backbone: Any, text: Sequences, video: dict[str, Any]) -> Read:
 
 
 @torch.no_grad()
-def _go_on(backbone: Any, text: Sequences, before: Read) -> Read:
+def _go_on(backbone: Any, text: Sequences, before: PrefilledPrompt) -> PrefilledPrompt:
     """Reads text, padded on the left, behind what was read before."""
     mask = torch.cat([before.mask, text.attention_mask], dim=1)
     lengths = tuple(map(sum, zip(before.lengths, text.lengths, strict=True)))
@@ -134,7 +136,7 @@ def _go_on(backbone: Any, text: Sequences, before: Read) -> Read:
         past_key_values=before.copy().cache,
         use_cache=True,
     )
-    return Read(
+    return PrefilledPrompt(
         out.last_hidden_state[:, -1],
         torch.cat([before.ids, text.input_ids], dim=1),
         out.past_key_values,
@@ -151,7 +153,9 @@ def _needed(
     return None if min(lengths) == mask.shape[1] else mask
 
 
-def read_on(backbone: Any, prompt: Read, written: Sequence[Sequence[int]]) -> Read:
+def extend(
+    backbone: Any, prompt: PrefilledPrompt, written: Sequence[Sequence[int]]
+) -> PrefilledPrompt:
     """Reads text after prompts, which itself goes on from them: the video is not read again.
 
     Args:
@@ -231,16 +235,16 @@ def _part(
     )
 
 
-def score_after(
-    backbone: Any, prompt: Read, answers: Sequence[Sequence[int]]
+def score_candidates(
+    backbone: Any, prompt: PrefilledPrompt, answers: Sequence[Sequence[int]]
 ) -> Float[Tensor, "clips answers"]:
-    """Scores the same answers after each prompt, see `score_own`."""
-    return score_own(backbone, prompt, [answers] * len(prompt.hidden))
+    """Scores the same answers after each prompt, see `score_own_candidates`."""
+    return score_own_candidates(backbone, prompt, [answers] * len(prompt.hidden))
 
 
 @torch.no_grad()
-def score_own(
-    backbone: Any, prompt: Read, answers: Sequence[Sequence[Sequence[int]]]
+def score_own_candidates(
+    backbone: Any, prompt: PrefilledPrompt, answers: Sequence[Sequence[Sequence[int]]]
 ) -> Float[Tensor, "clips answers"]:
     """Log-probability of whole answers after each prompt, log P(answer | video, prompt).
 
@@ -296,7 +300,9 @@ def score_own(
 
 
 @torch.no_grad()
-def write_after(backbone: Any, prompt: Read, settings: Mapping[str, Any]) -> list[list[int]]:
+def greedy_decode(
+    backbone: Any, prompt: PrefilledPrompt, settings: Mapping[str, Any]
+) -> list[list[int]]:
     """Token ids that the backbone writes after each prompt, the likeliest one by one.
 
     Equals transformers' greedy `generate` of each clip alone, but a finished answer leaves the
@@ -352,7 +358,7 @@ def write_after(backbone: Any, prompt: Read, settings: Mapping[str, Any]) -> lis
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         lengths = [own + 1 for own in lengths]
         position = position + 1
-        # A sharded model has all its weights at hand here (`rbft.training.fsdp2.gather`): that the
+        # A sharded model has all its weights at hand here (`rbft.training.fsdp2.unshard`): that the
         # processes write texts of different lengths stops none of them.
         hidden = backbone.model(
             input_ids=token[:, None],
@@ -363,7 +369,7 @@ def write_after(backbone: Any, prompt: Read, settings: Mapping[str, Any]) -> lis
         ).last_hidden_state[:, -1]
 
 
-def _tokens_seen(prompt: Read, head: Any) -> Bool[Tensor, "clips vocab"]:
+def _tokens_seen(prompt: PrefilledPrompt, head: Any) -> Bool[Tensor, "clips vocab"]:
     """Which tokens each prompt holds; padding, which differs from batch to batch, is none."""
     size = head.out_features
     ids = prompt.ids.masked_fill(prompt.mask == 0, size).clamp(max=size)

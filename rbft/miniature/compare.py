@@ -13,7 +13,7 @@ from statistics import mean, stdev
 
 from rbft.cli import main as rbft
 from rbft.runs.folder import ZERO_SHOT
-from rbft.runtime.console import say, table
+from rbft.runtime.console import print_rank_zero, table
 
 # Title, experiment file and the step whose result counts.
 METHODS = (
@@ -91,8 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in seeds:
         for title, name, step in METHODS:
             results[title].append(run(options.experiments, options.logs, name, step, seed))
-    say(f"Accuracy and F1 in percent, mean ± standard deviation over {len(seeds)} seeds:")
-    say(comparison(results))
+    print_rank_zero(
+        f"Accuracy and F1 in percent, mean ± standard deviation over {len(seeds)} seeds:"
+    )
+    print_rank_zero(comparison(results))
 
 
 if __name__ == "__main__":

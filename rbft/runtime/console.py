@@ -8,7 +8,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 
 @rank_zero_only
-def say(text: str) -> None:
+def print_rank_zero(text: str) -> None:
     """Prints a line or a table; characters that the terminal has not become question marks."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")

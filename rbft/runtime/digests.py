@@ -19,7 +19,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-from rbft.runtime.console import say
+from rbft.runtime.console import print_rank_zero
 
 # 128 bits, which nobody makes two files for. SHA-256 is the fastest secure hash where the
 # processor has instructions for it: 1.8 GB/s a thread against 0.9 of BLAKE2b and 0.8 of SHA-512.
@@ -90,7 +90,9 @@ def folder_digest(
         file.stat().st_size for file in (folder / n for n in ordered) if not kept.knows(file)
     )
     if size > ANNOUNCED_BYTES:
-        say(f"Reading {folder} once ({size / 1e9:.1f} GB), to know its weights by their content.")
+        print_rank_zero(
+            f"Reading {folder} once ({size / 1e9:.1f} GB), to know its weights by their content."
+        )
     with ThreadPoolExecutor(THREADS) as pool:
         digests = pool.map(lambda name: file_digest(folder / name, cache_folder), ordered)
         content = [list(zip(ordered, digests, strict=True)), list(facts)]

@@ -132,14 +132,14 @@ def die_with_parent(every: float = 0.5) -> None:
     threading.Thread(target=watch, daemon=True, name="die-with-parent").start()
 
 
-def part_together() -> None:
+def leave_process_group() -> None:
     """Ends the processes' group when all have come to the end."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
-def leave(status: int) -> None:
+def exit_process(status: int) -> None:
     """Ends the process early, if it is one of several; otherwise does nothing.
 
     Without the interpreter's own end, in which the threads of collectives whose other side is gone
@@ -159,7 +159,7 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-def last_words(error: BaseException) -> str | None:
+def format_fatal_error(error: BaseException) -> str | None:
     """What to tell the user of what ended the run; None if it takes a traceback to understand."""
     if isinstance(error, Stopped):
         return str(error)

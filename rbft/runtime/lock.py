@@ -18,7 +18,7 @@ from weakref import WeakSet
 
 from lightning.fabric.utilities.rank_zero import _get_rank
 
-from rbft.runtime.console import say
+from rbft.runtime.console import print_rank_zero
 from rbft.runtime.files import part_of, remove_leftovers
 
 try:
@@ -186,7 +186,7 @@ class Lock:
         Raises:
             ValueError: If the owner lives.
         """
-        say(
+        print_rank_zero(
             f"{self.what} {self.path} was in use by {_owner(found)}. Waiting "
             f"{MISSED * found['every']:g} s to see whether that process still runs."
         )
@@ -195,7 +195,7 @@ class Lock:
             time.sleep(found["every"])
             if self._sign() not in (before, None):
                 raise ValueError(self._refusal(self._read()))
-        say(f"It does not; {self.path} is taken over.")
+        print_rank_zero(f"It does not; {self.path} is taken over.")
 
     def _sign(self) -> int | None:
         # Over a network only opening a file asks the server for its time of change anew.

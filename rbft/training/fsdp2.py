@@ -242,8 +242,8 @@ def shard(model: nn.Module, blocks: list[nn.Module], strategy: FSDP2, *, half: b
             torch.distributed.broadcast(buffer, 0)
 
 
-def gather(model: nn.Module) -> None:
-    """Gathers all weights on every device until `release`, to score and to write.
+def unshard(model: nn.Module) -> None:
+    """Gathers all weights on every device until `reshard`, to score and to write.
 
     While a model writes, how often it runs depends on what it writes, and parts of it run apart
     from the rest; with the weights at hand no process waits for another.
@@ -257,7 +257,7 @@ def gather(model: nn.Module) -> None:
             module.unshard()
 
 
-def release(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Gives gathered weights up again, to train on."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -298,7 +298,7 @@ def clip_gradients(module: Any, limit: float | None) -> Tensor:
     return norm
 
 
-def everyone(world: int, items: list[Any]) -> list[Any]:
+def all_gather_objects(world: int, items: list[Any]) -> list[Any]:
     """The items of all processes; collective."""
     if world == 1:
         return items

@@ -11,7 +11,7 @@ from rbft.video.tensor_cache import DiskCache
 
 
 @dataclass(frozen=True)
-class SeenVideo:
+class EncodedVideo:
     """A clip as the vision tower has seen it; takes the place of its frames.
 
     Attributes:
@@ -36,12 +36,12 @@ class FeatureCache(DiskCache):
     name = "feature cache"
     otherwise = "the vision tower runs every time"
 
-    def get(self, key: str) -> SeenVideo | None:
+    def get(self, key: str) -> EncodedVideo | None:
         """What is kept under the key; None where there is nothing."""
         found = self.read(key)
-        return None if found is None else SeenVideo(found[0], **found[1])
+        return None if found is None else EncodedVideo(found[0], **found[1])
 
-    def put(self, key: str, seen: SeenVideo) -> None:
+    def put(self, key: str, seen: EncodedVideo) -> None:
         """Keeps a clip's features."""
         facts: dict[str, Any] = {"grid": seen.grid, "sampled_fps": seen.sampled_fps}
         self.write(key, seen.features, facts)

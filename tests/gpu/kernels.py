@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.cases import Findings, LeftOutError
 from rbft.backbone import kernels
 from rbft.backbone.attention import attend
-from rbft.backbone.kernels import PatchProjection, choose_attention, has_liger, speed_up
+from rbft.backbone.kernels import PatchProjection, apply_kernels, choose_attention, has_liger
 from tests.gpu.world import (
     HALF,
     apart,
@@ -206,7 +206,7 @@ def compiled(found: Findings, device: torch.device, folder: Path) -> None:
         if not kernels.can_compile(device):
             raise LeftOutError("torch.compile does not work here")
         plain, faster = (fresh(folder, device, packing=True) for _ in range(2))
-        speed_up(faster.backbone, compile=True, liger=False, device=device)
+        apply_kernels(faster.backbone, compile=True, liger=False, device=device)
         graphs = []
         for bf16 in (False, True):
             for clips in (2, 3, 5, 4):
@@ -253,7 +253,7 @@ def liger(found: Findings, device: torch.device, folder: Path) -> None:
     batch, made = make_batch(folder, device, 3, packing=True), fresh(folder, device, packing=True)
     # Before: Liger changes functions that all models of the family call.
     plain = {name: step(made, batch, bf16=bf16) for name, bf16, _ in precisions}
-    speed_up(made.backbone, compile=False, liger=True, device=device)
+    apply_kernels(made.backbone, compile=False, liger=True, device=device)
     own = [part for part in made.backbone.modules() if "forward" in vars(part)]
     found.note("modules with a forward of Liger's", len(own))
     for name, bf16, limit in precisions:

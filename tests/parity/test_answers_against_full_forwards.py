@@ -13,7 +13,7 @@ from transformers.masking_utils import sdpa_mask
 import rbft.module
 from rbft.backbone.attention import TEXT, forward_inputs
 from rbft.data.dataset import Example
-from rbft.inference.generation import NotFiniteError, read_on, read_prompts, score_after
+from rbft.inference.generation import NotFiniteError, extend, prefill, score_candidates
 from rbft.stages import LABEL, STAGES
 from tests.examples import (
     CARD,
@@ -44,12 +44,12 @@ def test_no_token_is_fed_that_nothing_comes_after(
     qwen: Path, answers: list[list[int]], fed: list[int]
 ) -> None:
     model, batch = module(qwen).backbone, collator(qwen, ask="label")(examples(2))
-    (read,) = read_prompts(model, [prompt_of(batch)], batch.video)
+    (read,) = prefill(model, [prompt_of(batch)], batch.video)
     widths: list[int] = []
     model.model.register_forward_pre_hook(
         lambda module, args, given: widths.append(given["input_ids"].shape[1]), with_kwargs=True
     )
-    score_after(model, read, answers)
+    score_candidates(model, read, answers)
     assert widths == fed
 
 
@@ -200,13 +200,13 @@ def test_scores_after_a_rationale_of_the_model_s_own(
 ) -> None:
     model, made = module(backbone).backbone, examples(4)
     batch = collator(backbone, ask="label", packing=packing)(made)
-    (read,) = read_prompts(model, [prompt_of(batch)], batch.video)
-    scores = score_after(model, read_on(model, read.copy(), written), ANSWERS)
+    (read,) = prefill(model, [prompt_of(batch)], batch.video)
+    scores = score_candidates(model, extend(model, read.copy(), written), ANSWERS)
     expected = expected_scores(backbone, model, made, written, ANSWERS)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
     # What went on from the copy has left the prompts as they were.
     expected = expected_scores(backbone, model, made, [[]] * 4, ANSWERS)
-    torch.testing.assert_close(score_after(model, read, ANSWERS), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(score_candidates(model, read, ANSWERS), expected, atol=1e-5, rtol=0)
 
 
 @PACKING
@@ -217,7 +217,7 @@ def test_the_class_is_scored_after_the_model_s_own_rationale(
     said = [[75, 64, 198], [68, 198], [75, 198], []]
     # With class and end; without a class; cut off before the line break; the class alone.
     written = [[*said[0], *ANSWERS[0]], [*said[1][:-1], END], said[2][:-1], ANSWERS[2]]
-    monkeypatch.setattr(rbft.module, "write_after", lambda *_: written)
+    monkeypatch.setattr(rbft.module, "greedy_decode", lambda *_: written)
     batch, towers = collator(backbone, ask="rationale_class", packing=packing)(made), []
     hook = model.backbone.model.visual.register_forward_hook(lambda *_: towers.append(1))
     got = model.classify(batch)
@@ -285,7 +285,7 @@ def test_a_class_scores_as_it_was_trained_whatever_the_tokenizer_merges(
         expected.append(own)
     # The model has written the rationale alone, so that training's separator follows.
     monkeypatch.setattr(
-        rbft.module, "write_after", lambda *_: [tokenizer(text)["input_ids"]] * len(made)
+        rbft.module, "greedy_decode", lambda *_: [tokenizer(text)["input_ids"]] * len(made)
     )
     asked = replace(model.collator, learn=None, ask=STAGES[stage])(made)
     got = model.classify(asked)
@@ -315,7 +315,7 @@ def test_what_a_packed_reading_leaves_is_what_a_padded_one_does(
     reads = []
     for packing in (False, True):
         batch = collator(backbone, ask="label", packing=packing)(made)
-        reads += read_prompts(model, [prompt_of(batch)], batch.video)
+        reads += prefill(model, [prompt_of(batch)], batch.video)
     theirs, ours = reads
     real = theirs.mask == 1
     assert real.all() == alike
@@ -334,9 +334,9 @@ def test_attention_that_cannot_tell_packed_clips_apart_is_not_given_them(qwen: P
     model = module(qwen, attention="eager").backbone
     batch = collator(qwen, ask="label", packing=True)(examples(2))
     with pytest.raises(AssertionError):
-        next(read_prompts(model, [prompt_of(batch)], batch.video))
+        next(prefill(model, [prompt_of(batch)], batch.video))
     alone = collator(qwen, ask="label", packing=True)(examples(1))
-    next(read_prompts(model, [prompt_of(alone)], alone.video))
+    next(prefill(model, [prompt_of(alone)], alone.video))
 
 
 @PACKING

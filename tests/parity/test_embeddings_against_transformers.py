@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from rbft.backbone.attention import forward_inputs
 from rbft.backbone.embeddings import PLACES
-from rbft.inference.generation import read_prompts
+from rbft.inference.generation import prefill
 from rbft.stages import STAGES
 from tests.examples import CARD, answer_of, batch_of, collator, examples, module, prompt_of
 
@@ -63,8 +63,8 @@ def test_prompts_that_begin_alike(backbone: Path, packing: bool) -> None:
     prompts = [prompt_of(batch), *batch.besides]
     unknown = [replace(prompt, places=None) for prompt in prompts]
     for ours, theirs in zip(
-        read_prompts(model, prompts, batch.video, batch.shared),
-        read_prompts(model, unknown, batch.video, batch.shared),
+        prefill(model, prompts, batch.video, batch.shared),
+        prefill(model, unknown, batch.video, batch.shared),
         strict=True,
     ):
         assert torch.equal(ours.hidden, theirs.hidden)

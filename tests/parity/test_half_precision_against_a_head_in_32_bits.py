@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rbft.inference.generation import read_prompts, score_after
+from rbft.inference.generation import prefill, score_candidates
 from rbft.module import RBFTModule
 from rbft.stages import LABEL
 from tests.examples import batch_of, collator, examples, module, prompt_of, random_video
@@ -96,10 +96,10 @@ def test_the_validation_s_likelihood(qwen: Path, precision: str, stage: str) -> 
     assert learnt.targets is not None
     answers = learnt.targets.answers
     with half:
-        (read,) = read_prompts(made.backbone, [prompt_of(asked)], asked.video)
+        (read,) = prefill(made.backbone, [prompt_of(asked)], asked.video)
         for number, answer in enumerate(answers):
             states = States(made.backbone)
-            got = score_after(made.backbone, read.copy(), [answer])
+            got = score_candidates(made.backbone, read.copy(), [answer])
             states.hook.remove()
             kept = [read.hidden[:, None], *states.kept]
             expected = reference(made.backbone.lm_head.weight, kept, [answer], 3)

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rbft.backbone.attention import TEXT, VISION, _groups, attend, forward_inputs
 from rbft.backbone.loading import load_model
-from rbft.data.sampler import Draw
-from rbft.inference.generation import read_prompts, score_after
+from rbft.data.sampler import SampleSlot
+from rbft.inference.generation import prefill, score_candidates
 from rbft.stages import STAGES
 from tests.examples import (
     CARD,
@@ -27,7 +27,13 @@ from tests.examples import (
 )
 
 # The last stands for a clip repeated to even out processes; clips of equal length are among them.
-DRAWS = [Draw(0, 0.5), Draw(1, 2.0), Draw(5, 1.0), Draw(3, 1.0), Draw(0, 0.0)]
+DRAWS = [
+    SampleSlot(0, 0.5),
+    SampleSlot(1, 2.0),
+    SampleSlot(5, 1.0),
+    SampleSlot(3, 1.0),
+    SampleSlot(0, 0.0),
+]
 
 
 def reference(folder: Path, attention: str = "sdpa") -> Any:
@@ -173,8 +179,8 @@ def test_reading_prompts_makes_nothing_of_their_length_squared(backbone: Path, a
         for prompt in prompts:
             lengths |= {*prompt.lengths, sum(prompt.lengths)}
         with Squares(lengths - {0}) as squares:
-            for read in read_prompts(model, prompts, batch.video, batch.shared):
-                score_after(model, read, [[64, 292, 376], [269, 376]])
+            for read in prefill(model, prompts, batch.video, batch.shared):
+                score_candidates(model, read, [[64, 292, 376], [269, 376]])
         found[packing] = squares.found
     assert found[True] == []
     width = max(batch.shared or prompt_of(batch).lengths)

@@ -19,7 +19,7 @@ from rbft.backbone.attention import forward_inputs
 from rbft.batch import Sequences
 from rbft.clip import Clip
 from rbft.data.dataset import Example
-from rbft.data.sampler import Draw
+from rbft.data.sampler import SampleSlot
 from tests.examples import batch_of, collator, examples, module, random_video
 from tests.tiny import FAMILY_NAMES, FamilyName
 
@@ -41,7 +41,7 @@ def their_positions(model: Any, prompt: Sequences, video: dict[str, Tensor], sec
 
 def example(frames: int, height: int, width: int, step: int) -> Example:
     clip = Clip("clip_0", Path("clip_0.mp4"), 0, "test")
-    return Example(clip, random_video("clip_0", (frames, height, width), step), None, Draw(0))
+    return Example(clip, random_video("clip_0", (frames, height, width), step), None, SampleSlot(0))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rbft.backbone.attention import forward_inputs
 from rbft.data.dataset import Example
-from rbft.data.sampler import Draw
+from rbft.data.sampler import SampleSlot
 from rbft.module import RBFTModule
 from rbft.stages import STAGES
 from tests.examples import Damaged, answer_of, collator, module, prompt_of, trainer
@@ -33,7 +33,7 @@ def validate(
 
 def val_examples(yard: Damaged) -> list[Example]:
     dataset = yard.val_dataloader().dataset  # type: ignore[union-attr]
-    return [dataset[Draw(index)] for index in range(VAL)]
+    return [dataset[SampleSlot(index)] for index in range(VAL)]
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from rbft.backbone.attention import forward_inputs
 from rbft.batch import Sequences
 from rbft.card import Card
-from rbft.inference.generation import read_prompts, score_after, write_after
+from rbft.inference.generation import greedy_decode, prefill, score_candidates
 from rbft.stages import STAGES
 from tests.examples import (
     CARD,
@@ -117,7 +117,7 @@ def test_padding_is_no_repetition(qwen: Path, packing: bool) -> None:
     pad = make.processor.tokenizer.pad_token_id
     settings = writing(qwen, 1, repetition_penalty=1e4)
     batch = make(examples(4))
-    (read,) = read_prompts(model, [prompt_of(batch)], batch.video)
+    (read,) = prefill(model, [prompt_of(batch)], batch.video)
     rows = (read.mask == 0).any(1)
     assert rows.any()
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_padding_is_no_repetition(qwen: Path, packing: bool) -> None:
         logits = model.lm_head(read.hidden)
     assert (logits.argmax(-1) == pad).all()
     assert (logits > 0).all()
-    assert write_after(model, read, settings) == [[pad]] * 4
+    assert greedy_decode(model, read, settings) == [[pad]] * 4
 
 
 @PACKING
@@ -196,7 +196,7 @@ def test_what_prompts_share_is_read_once(
             with_kwargs=True,
         ),
     ]
-    reads = list(read_prompts(model, prompts, video, batch.shared))
+    reads = list(prefill(model, prompts, video, batch.shared))
     for hook in hooks:
         hook.remove()
 
@@ -213,10 +213,10 @@ def test_what_prompts_share_is_read_once(
             assert make.config.video_token_id not in own[begun:]
             assert own[:begun] == row_of(prompts[0], clip)[:begun]
     assert len({tuple(row_of(prompt, 0)[: batch.shared[0] + 1]) for prompt in prompts}) > 1
-    again = read_prompts(model, prompts, video, batch.shared)
+    again = prefill(model, prompts, video, batch.shared)
     for one, other, (scores, texts) in zip(reads, again, alone, strict=True):
-        torch.testing.assert_close(score_after(model, one, WORDS), scores, atol=1e-5, rtol=0)
-        assert write_after(model, other, settings) == texts
+        torch.testing.assert_close(score_candidates(model, one, WORDS), scores, atol=1e-5, rtol=0)
+        assert greedy_decode(model, other, settings) == texts
 
 
 def test_rationales_of_several_prompts(backbone: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelSummary
 
 import rbft.cli
-from rbft.cli import main, quiet
+from rbft.cli import main, silence_known_warnings
 from rbft.miniature.data import Miniature
 from rbft.runtime.fault_tolerance import Stopped
 from rbft.training.checkpoints import WholeCheckpoints
@@ -170,7 +170,7 @@ def test_what_is_kept_off_the_screen():
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            quiet()
+            silence_known_warnings()
             warnings.warn("The dataloader does not have many workers.", stacklevel=1)
             warnings.warn("Something else.", stacklevel=1)
         levels = [logging.getLogger(name).level for name in names]
@@ -186,7 +186,7 @@ def test_what_is_kept_off_the_screen():
 def test_how_a_command_ends(monkeypatch, capsys, several, rank):
     """Faults of ours keep their traceback; of several processes each prints it and leaves."""
     left: list[int] = []
-    monkeypatch.setattr(rbft.cli, "leave", left.append)
+    monkeypatch.setattr(rbft.cli, "exit_process", left.append)
     monkeypatch.setattr(rbft.cli, "_get_rank", lambda: rank)
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: several)
 

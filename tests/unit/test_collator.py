@@ -10,7 +10,7 @@ from rbft.backbone.attention import forward_inputs
 from rbft.batch import IGNORED, Transferable
 from rbft.clip import Clip
 from rbft.collator import _shared
-from rbft.data.sampler import Draw
+from rbft.data.sampler import SampleSlot
 from rbft.inference.generation import find_class
 from rbft.stages import CLASS, RATIONALE, STAGES, Stage
 from tests.examples import (
@@ -162,7 +162,7 @@ def test_the_true_frame_rate_reaches_the_positions(backbones, family, step, time
 
 
 def test_what_comes_along_with_the_tensors(backbone):
-    draws = [Draw(2, 0.5, 12.5), Draw(1, 0.0, 12.5)]
+    draws = [SampleSlot(2, 0.5, 12.5), SampleSlot(1, 0.0, 12.5)]
     batch = collator(backbone, ask="label")(examples(2, draws))
     assert len(batch) == 2
     assert batch.index.tolist() == [2, 1]

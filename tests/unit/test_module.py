@@ -16,8 +16,8 @@ from torch import Tensor
 import rbft.module
 from rbft.backbone.adapters import LoRA
 from rbft.backbone.attention import forward_inputs
-from rbft.data.sampler import Draw
-from rbft.inference.generation import read_prompts, score_after
+from rbft.data.sampler import SampleSlot
+from rbft.inference.generation import prefill, score_candidates
 from rbft.module import Classified, RBFTModule, answer_nll
 from rbft.stages import STAGES
 from tests.examples import (
@@ -131,7 +131,11 @@ def test_a_filler_clip_weighs_nothing(qwen: Path):
     model, make = module(qwen), collator(qwen, learn="label")
     real = batch_of(make, examples(2))
     total = float(real.total)
-    padded = make(examples(3, [Draw(0, 1.0, total), Draw(1, 1.0, total), Draw(4, 0.0, total)]))
+    padded = make(
+        examples(
+            3, [SampleSlot(0, 1.0, total), SampleSlot(1, 1.0, total), SampleSlot(4, 0.0, total)]
+        )
+    )
     assert model.loss(padded).item() == pytest.approx(model.loss(real).item(), abs=1e-6)
 
 
@@ -547,7 +551,7 @@ def test_scoring_takes_the_likeliest_word(backbone: Path, stage: str):
 
 
 def writes(monkeypatch: pytest.MonkeyPatch, *answers: list[int]) -> None:
-    monkeypatch.setattr(rbft.module, "write_after", lambda *_: [list(ids) for ids in answers])
+    monkeypatch.setattr(rbft.module, "greedy_decode", lambda *_: [list(ids) for ids in answers])
 
 
 def ids(folder: Path, text: str) -> list[int]:
@@ -587,7 +591,7 @@ def test_unparsed_counts_as_wrong(qwen: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_clip_repeated_to_even_out_processes_is_not_counted(qwen: Path):
     model = module(qwen)
-    model.test_step(collator(qwen, ask="label")(examples(2, [Draw(0), Draw(1, 0.0)])))
+    model.test_step(collator(qwen, ask="label")(examples(2, [SampleSlot(0), SampleSlot(1, 0.0)])))
     assert model.test_metrics.compute()["n"] == 1
 
 
@@ -596,7 +600,10 @@ def test_a_repeated_clip_counts_neither_in_the_validation_s_loss_nor_its_figures
     qwen: Path, stage: str
 ):
     sums = []
-    for draws in ([Draw(0), Draw(1)], [Draw(0), Draw(1), Draw(2, 0.0)]):
+    for draws in (
+        [SampleSlot(0), SampleSlot(1)],
+        [SampleSlot(0), SampleSlot(1), SampleSlot(2, 0.0)],
+    ):
         model = module(qwen, stage)
         asked = model.stage.classifier.name
         make = collator(qwen, learn=stage, ask=asked)
@@ -661,9 +668,9 @@ def test_what_of_an_elicited_answer_the_class_is_scored_after(
     word = model.collator.class_answers(model.stage)[1]
     writes(monkeypatch, [*before, *word], [*said, END], [*said, OTHER_END], said, [*said, *word])
     seen: list[Any] = []
-    read_on = rbft.module.read_on
+    extend = rbft.module.extend
     monkeypatch.setattr(
-        rbft.module, "read_on", lambda *given: seen.append(given[2]) or read_on(*given)
+        rbft.module, "extend", lambda *given: seen.append(given[2]) or extend(*given)
     )
     classify(model, merging, 5)
     # What the model wrote before a class stays as it was written.
@@ -701,7 +708,7 @@ def test_validation_measures_the_stage_s_loss_and_the_classes(qwen: Path, tmp_pa
     make = collator(qwen, learn="rationale")
     collate, nll, tokens = make, 0.0, 0.0
     for clip in yard.clips("val"):
-        example = yard.val_dataloader().dataset[Draw(int(clip.id[-1]))]  # type: ignore[union-attr]
+        example = yard.val_dataloader().dataset[SampleSlot(int(clip.id[-1]))]  # type: ignore[union-attr]
         batch = batch_of(collate, [example])
         nll += model.loss(batch).item() * float(batch.total)
         tokens += float(batch.total)
@@ -765,12 +772,12 @@ class Widths(Callback):
         self.caches: set[torch.dtype] = set()
 
         def watched(*args: Any) -> Any:
-            for read in read_prompts(*args):
+            for read in prefill(*args):
                 self.caches |= {layer.keys.dtype for layer in read.cache.layers}
                 self.caches |= {layer.values.dtype for layer in read.cache.layers}
                 yield read
 
-        monkeypatch.setattr(rbft.module, "read_prompts", watched)
+        monkeypatch.setattr(rbft.module, "prefill", watched)
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         self.module = pl_module
@@ -827,7 +834,7 @@ REASONS = (
 )
 
 
-class Kept(Callback):
+class CachedFeatures(Callback):
     """What reached those who write results."""
 
     def __init__(self) -> None:
@@ -848,15 +855,15 @@ def test_scores_that_are_not_finite_end_the_run_by_the_clip_s_name(
     # In the second batch, of the clips 2 and 3, of three.
     yard = Yard(tmp_path / "card.yaml", dict.fromkeys(("test", "val"), 5), eval_batch_size=2)
     yard.predict_clips = yard.clips("test")
-    calls, kept = [], Kept()
+    calls, kept = [], CachedFeatures()
 
     def spoiled(*args: Any) -> Tensor:
-        calls.append(scores := score_after(*args))
+        calls.append(scores := score_candidates(*args))
         if len(calls) == 2:
             scores[1, 0] = value
         return scores
 
-    monkeypatch.setattr(rbft.module, "score_after", spoiled)
+    monkeypatch.setattr(rbft.module, "score_candidates", spoiled)
     split = "val" if kind == "validate" else "test"
     order = [place for batch in yard_batches(yard, split) for place in batch]
     run: Any = getattr(trainer(tmp_path, callbacks=[kept]), kind)
@@ -884,7 +891,7 @@ def test_texts_from_scores_that_are_not_finite_are_not_written(
 ):
     yard = Yard(tmp_path / "card.yaml", dict.fromkeys(("test", "val"), 3), eval_batch_size=3)
     yard.predict_clips = yard.clips("test")
-    model, kept = module(qwen, stage, **settings), Kept()
+    model, kept = module(qwen, stage, **settings), CachedFeatures()
 
     def spoil(head: Any, inputs: Any, logits: Tensor) -> Tensor:
         if len(logits) < 3:
@@ -907,7 +914,7 @@ def test_of_many_clips_without_finite_scores_some_are_named(
 ):
     yard = Yard(tmp_path / "card.yaml", {"test": 12}, eval_batch_size=12)
     lost = torch.full((12, 2), math.nan)
-    monkeypatch.setattr(rbft.module, "score_after", lambda *_: lost)
+    monkeypatch.setattr(rbft.module, "score_candidates", lambda *_: lost)
     with pytest.raises(ValueError, match="are not finite") as found:
         trainer(tmp_path).test(module(qwen), yard, verbose=False)
     names = (
@@ -944,16 +951,16 @@ def test_what_each_split_s_batches_hold(qwen: Path, tmp_path: Path):
 
 def test_whole_weights_are_at_hand_while_clips_are_scored(qwen: Path, tmp_path: Path, monkeypatch):
     told: list[str] = []
-    for name in ("gather", "release"):
+    for name in ("unshard", "reshard"):
         monkeypatch.setattr(rbft.module, name, lambda backbone, name=name: told.append(name))
     made = fit(qwen, tmp_path, counts={"train": 4, "val": 1})
-    assert told == ["gather", "release"]
+    assert told == ["unshard", "reshard"]
     assert made.stopping == 0
     yard = Yard(tmp_path / "card.yaml", {"test": 1})
     yard.predict_clips = [replace(clip, split="predict") for clip in yard.clips("test")]
     trainer(tmp_path).test(module(qwen), yard, verbose=False)
     trainer(tmp_path).predict(module(qwen), datamodule=yard)
-    assert told[2:] == ["gather", "gather"]
+    assert told[2:] == ["unshard", "unshard"]
 
 
 def test_no_run_is_asked_to_end_before_it_begins(qwen: Path):

@@ -19,7 +19,7 @@ from rbft.backbone.blocks import (
     recomputed,
     stacks,
 )
-from rbft.data.sampler import Draw
+from rbft.data.sampler import SampleSlot
 from rbft.module import RBFTModule
 from tests.examples import batch_of, collator, examples, module
 from tests.tiny import tiny_model
@@ -169,7 +169,7 @@ def test_batches_of_other_lengths_are_not_compiled_anew(backbone: Path) -> None:
     make = replace(collator(backbone, learn="rationale"), packing=True)
     # Other lengths, other numbers of clips, several of one length; single clips after the others.
     for places in ((0, 1), (2, 3, 4), (3, 3), (0, 1, 2, 3, 4), (4, 0), (1,), (2,), (0,), (1, 4)):
-        batch = batch_of(make, examples(len(places), [Draw(place) for place in places]))
+        batch = batch_of(make, examples(len(places), [SampleSlot(place) for place in places]))
         made.loss(batch).backward()
         counts.append(counter.frame_count)
     # Norm; queries, keys and rotation; the projection behind attention; what follows: in the

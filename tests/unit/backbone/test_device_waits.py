@@ -26,8 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rbft.backbone.attention as attention
 from rbft.backbone.adapters import LoRA
 from rbft.backbone.loading import parameter_parts
-from rbft.batch import HOST, Batch, Kept, Transferable
-from rbft.inference.generation import read_on, read_prompts, score_after, write_after
+from rbft.batch import HOST, Batch, CachedFeatures, Transferable
+from rbft.inference.generation import extend, greedy_decode, prefill, score_candidates
 from rbft.module import Classified, RBFTModule
 from rbft.runtime.transfer import send
 from rbft.stages import STAGES
@@ -167,10 +167,10 @@ def test_scoring(backbone: Path, gpu: FakeTensorMode, stage: str, packing: bool)
     with gpu, Copies():
         for prompts in ([batch.prompt], [batch.prompt, *batch.besides]):
             shared = batch.shared if len(prompts) > 1 else ()
-            for read in read_prompts(made.backbone, prompts, made.vision(batch), shared):
-                behind = read_on(made.backbone, read.copy(), [[64, 71, 198], [75], []])
+            for read in prefill(made.backbone, prompts, made.vision(batch), shared):
+                behind = extend(made.backbone, read.copy(), [[64, 71, 198], [75], []])
                 for one in (read, behind):
-                    scores = score_after(made.backbone, one, answers)
+                    scores = score_candidates(made.backbone, one, answers)
                     assert scores.device == torch.device("cuda", 0)
                     assert Classified.by_scores(scores, [""] * 3).prediction.shape == (3,)
 
@@ -344,9 +344,9 @@ def test_scoring_on_tensors_with_data(
     with no_waits():
         for prompts in ([batch.prompt], [batch.prompt, *batch.besides]):
             shared = batch.shared if len(prompts) > 1 else ()
-            for read in read_prompts(made.backbone, prompts, made.vision(batch), shared):
-                read = read_on(made.backbone, read, written)
-                scores = score_after(made.backbone, read, [[64, 292, 376], [269, 376], [376]])
+            for read in prefill(made.backbone, prompts, made.vision(batch), shared):
+                read = extend(made.backbone, read, written)
+                scores = score_candidates(made.backbone, read, [[64, 292, 376], [269, 376], [376]])
                 found = Classified.by_scores(scores, [""] * 3)
     assert found is not None
     assert found.prediction.shape == (3,)
@@ -362,8 +362,8 @@ def test_writing_reads_once_a_token(
     assert batch.prompt is not None
     settings = writing(backbone, 5, eos_token_id=[-1])
     with no_waits(reads=5) as counted:
-        (read,) = read_prompts(made.backbone, [batch.prompt], made.vision(batch))
-        write_after(made.backbone, read, settings)
+        (read,) = prefill(made.backbone, [batch.prompt], made.vision(batch))
+        greedy_decode(made.backbone, read, settings)
     assert counted.left == 0
 
 
@@ -375,7 +375,7 @@ def test_a_step_from_kept_features(
     expected = made.loss(batch).detach()
     cache = FeatureCache(tmp_path, 1 << 30)
     monkeypatch.setattr(RBFTModule, "data", SimpleNamespace(feature_cache=cache))
-    batch = replace(batch, kept=Kept([None] * 3, ["a", "b", "c"], [1.0] * 3), tower={})
+    batch = replace(batch, kept=CachedFeatures([None] * 3, ["a", "b", "c"], [1.0] * 3), tower={})
     made.vision(batch)  # fills the batch; the host writes the features to disk
     with no_waits():
         loss = made.loss(batch)

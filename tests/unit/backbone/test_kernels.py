@@ -10,7 +10,7 @@ import torch
 
 from rbft.backbone import blocks, kernels
 from rbft.backbone.blocks import TrainingForward
-from rbft.backbone.kernels import can_compile, choose_attention, has_liger, speed_up
+from rbft.backbone.kernels import apply_kernels, can_compile, choose_attention, has_liger
 from rbft.backbone.loading import load_model, usable_attention
 from rbft.module import RBFTModule
 from tests.examples import CARD, MODULE_SETTINGS, Yard, trainer
@@ -67,7 +67,7 @@ def test_liger_is_left_out_aloud_and_once(
 ) -> None:
     model = load_model(str(qwen), "sdpa", False)
     for _ in range(2):
-        speed_up(model, compile=False, liger=True, device=CPU)
+        apply_kernels(model, compile=False, liger=True, device=CPU)
     assert capsys.readouterr().out == (
         "model.liger: the Liger kernels need a GPU; going on without.\n"
     )
@@ -94,7 +94,7 @@ def test_liger_replaces_all_but_the_loss(
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", inner)
     monkeypatch.setattr(kernels, "find_spec", lambda _: object())
     model: Any = load_model(str(backbone), "sdpa", False)
-    speed_up(model, compile=False, liger=True, device=GPU)
+    apply_kernels(model, compile=False, liger=True, device=GPU)
     off = {"cross_entropy": False, "fused_linear_cross_entropy": False}
     assert calls == {model.config.model_type: {"model": model, **off}}
     # Those of the decoder are among what Liger replaces by itself.
@@ -117,7 +117,7 @@ def test_no_compiler_is_said_and_left_out(
     monkeypatch.setattr(torch, "compile", fail)
     model: Any = load_model(str(qwen), "sdpa", False)
     for _ in range(2):
-        speed_up(model, compile=True, liger=False, device=CPU)
+        apply_kernels(model, compile=True, liger=False, device=CPU)
     assert capsys.readouterr().out == (
         "model.compile: torch.compile does not work here (No working C++ compiler found); going "
         "on without.\n"
@@ -173,7 +173,7 @@ def test_the_tower_is_compiled_where_its_attention_is_one_call(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for attention, tower in (("sdpa", True), ("eager", False)):
         model: Any = load_model(str(backbone), attention, False)
-        speed_up(model, compile=True, liger=False, device=CPU)
+        apply_kernels(model, compile=True, liger=False, device=CPU)
         found = [
             all(isinstance(block.forward, TrainingForward) for block in stack)
             for stack in (model.model.language_model.layers, model.model.visual.blocks)

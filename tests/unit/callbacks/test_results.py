@@ -78,7 +78,7 @@ def test_an_unparsed_answer_is_named(
     qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        rbft.module, "write_after", lambda _, prompt, *__: [[75]] * len(prompt.hidden)
+        rbft.module, "greedy_decode", lambda _, prompt, *__: [[75]] * len(prompt.hidden)
     )
     result = score(
         qwen, tmp_path, ResultsWriter(tmp_path / "label/test.json", "test", {}), answer="generate"
@@ -94,15 +94,15 @@ def test_an_unparsed_answer_is_named(
 def test_ties_are_broken_by_the_card_and_counted(
     qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    score_after = rbft.module.score_after
+    score_candidates = rbft.module.score_candidates
     calls: list[int] = []
 
     def even(*args: Any) -> Any:
-        scores = score_after(*args)
+        scores = score_candidates(*args)
         calls.append(1)  # the first of three batches has the classes alike
         return scores if len(calls) > 1 else scores[:, :1].repeat(1, 2)
 
-    monkeypatch.setattr(rbft.module, "score_after", even)
+    monkeypatch.setattr(rbft.module, "score_candidates", even)
     result = score(qwen, tmp_path, ResultsWriter(tmp_path / "label/test.json", "test", {}))
     predictions = rows(tmp_path / "label/test_predictions.jsonl")
     tied = [row["id"] for row in predictions if row.get("tied")]

@@ -9,8 +9,8 @@ import torch
 
 from rbft.commands.rationalize import RationaleWriter, check_prompts, passes
 from rbft.data.rationales import RationaleStore, about
-from rbft.data.sampler import Draw
-from rbft.inference.generation import read_prompts
+from rbft.data.sampler import SampleSlot
+from rbft.inference.generation import prefill
 from tests.examples import (
     CARD,
     Damaged,
@@ -44,7 +44,7 @@ def test_what_a_rationale_s_line_says(two_ends: Path, tmp_path: Path):
     yard = Yard(tmp_path / "card.yaml", {"train": 5})
     yard.predict_clips = yard.clips("train")
     model._trainer = SimpleNamespace(datamodule=yard)
-    draws = [Draw(0), Draw(1), Draw(2), Draw(3), Draw(0, 0.0)]
+    draws = [SampleSlot(0), SampleSlot(1), SampleSlot(2), SampleSlot(3), SampleSlot(0, 0.0)]
     made = examples(4, draws[:4])
     made = [*made, replace(made[0], draw=draws[4])]
     made[3] = replace(made[3], error="Video train_3.mp4 is damaged.")
@@ -73,7 +73,7 @@ def test_how_the_model_s_own_texts_end(two_ends: Path, tmp_path: Path, finish: s
     model = module(two_ends, "rationale", max_new_tokens=3)
     if finish == "stop":
         batch = collator(two_ends, ask="rationale")(examples(5))
-        (read,) = read_prompts(model.backbone, [prompt_of(batch)], batch.video)
+        (read,) = prefill(model.backbone, [prompt_of(batch)], batch.video)
         with torch.no_grad():  # the second end becomes the likeliest token
             model.backbone.lm_head.weight[OTHER_END] = read.hidden.mean(0).sign()
     yard = Damaged(tmp_path / "card.yaml", {"train": 5}, damaged=["train_1"], eval_batch_size=2)

@@ -13,7 +13,7 @@ import torch
 from rbft.clip import Clip
 from rbft.data.base import ClipCollator, VideoDataModule
 from rbft.data.dataset import Example
-from rbft.data.sampler import Draw
+from rbft.data.sampler import SampleSlot
 from rbft.runtime.digests import hash_file
 from rbft.video.sampling import Video, VideoError
 from tests.examples import (
@@ -371,7 +371,7 @@ def test_balanced_sampling(card_file: Path) -> None:
     assert Counter(e.clip.label for batch in batches for e in batch) == {0: 4, 1: 4}
 
 
-def order(yard: Yard, trainer: Any = None) -> list[list[Draw]]:
+def order(yard: Yard, trainer: Any = None) -> list[list[SampleSlot]]:
     """The micro-batches of the first iteration, made before Lightning announces the epoch."""
     yard.trainer = trainer
     sampler: Any = yard.train_dataloader().batch_sampler

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rbft.data.sampler import Draw, EvalSampler, TrainSampler
+from rbft.data.sampler import EvalSampler, SampleSlot, TrainSampler
 
 SIZES = st.integers(1, 40)
 FEW = st.integers(1, 4)
@@ -171,17 +171,24 @@ def test_scoring_counts_each_clip_once(size: int, batch_size: int, world: int) -
 
 def test_scoring_in_order() -> None:
     sampler = EvalSampler(5, batch_size=2, rank=1, world=2)
-    assert list(sampler) == [[Draw(1), Draw(3)], [Draw(4, 0.0)]]
-    assert list(EvalSampler(3, batch_size=2, rank=0, world=1)) == [[Draw(0), Draw(1)], [Draw(2)]]
+    assert list(sampler) == [[SampleSlot(1), SampleSlot(3)], [SampleSlot(4, 0.0)]]
+    assert list(EvalSampler(3, batch_size=2, rank=0, world=1)) == [
+        [SampleSlot(0), SampleSlot(1)],
+        [SampleSlot(2)],
+    ]
 
 
 def test_scoring_the_longest_first() -> None:
     lengths, alone = [4, 9, 2, 9, 7], {"batch_size": 2, "lengths": [4, 9, 2, 9, 7]}
     one = EvalSampler(5, rank=0, world=1, **alone)
-    assert list(one) == [[Draw(1), Draw(3)], [Draw(4), Draw(0)], [Draw(2)]]
+    assert list(one) == [
+        [SampleSlot(1), SampleSlot(3)],
+        [SampleSlot(4), SampleSlot(0)],
+        [SampleSlot(2)],
+    ]
     # What an interrupted run has left falls into the same batches.
     left = EvalSampler(3, batch_size=2, rank=0, world=1, lengths=[lengths[i] for i in (0, 2, 4)])
-    assert list(left) == [[Draw(2), Draw(0)], [Draw(1)]]
+    assert list(left) == [[SampleSlot(2), SampleSlot(0)], [SampleSlot(1)]]
     first, second = (list(EvalSampler(5, rank=rank, world=2, **alone)) for rank in range(2))
-    assert first == [[Draw(1), Draw(4)], [Draw(2)]]
-    assert second == [[Draw(3), Draw(0)], [Draw(2, 0.0)]]
+    assert first == [[SampleSlot(1), SampleSlot(4)], [SampleSlot(2)]]
+    assert second == [[SampleSlot(3), SampleSlot(0)], [SampleSlot(2, 0.0)]]

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rbft.data.splits import (
-    carve,
     check_classes,
     check_known,
     empty_classes,
+    hold_out,
     read_splits,
     split_by_hash,
     split_name,
@@ -74,7 +74,7 @@ def test_shares_must_sum_to_one():
 
 def test_carve_moves_a_stratified_share_of_train_only():
     clips = [*rows(40, 20), Row("t", 0, "test"), Row("p", None, "private")]
-    carved = carve(clips, 0.1, seed=3)
+    carved = hold_out(clips, 0.1, seed=3)
     assert [clip.id for clip in carved] == [clip.id for clip in clips]
     assert Counter((clip.split, clip.label) for clip in carved) == {
         ("train", 0): 36,
@@ -84,7 +84,7 @@ def test_carve_moves_a_stratified_share_of_train_only():
         ("test", 0): 1,
         ("private", None): 1,
     }
-    backwards = carve(clips[::-1], 0.1, seed=3)
+    backwards = hold_out(clips[::-1], 0.1, seed=3)
     assert sorted(carved, key=lambda c: c.id) == sorted(backwards, key=lambda c: c.id)
 
 
@@ -92,16 +92,16 @@ def test_carve_refuses_nonsense():
     with pytest.raises(
         ValueError, match=r"\(0\.1\) of 4 training clips leaves 4 to train and 0 to"
     ):
-        carve(rows(2, 2), 0.1)
+        hold_out(rows(2, 2), 0.1)
     with pytest.raises(
         ValueError, match=r"\(0\.9\) of 2 training clips leaves 0 to train and 2 to"
     ):
-        carve(rows(1, 1), 0.9)
+        hold_out(rows(1, 1), 0.9)
     clips = [*rows(9, 9), Row("v", 0, "val")]
     with pytest.raises(
         ValueError, match=r"val_fraction is 0\.1, but there is .* of 1 clips already"
     ):
-        carve(clips, 0.1)
+        hold_out(clips, 0.1)
 
 
 def test_check_classes():

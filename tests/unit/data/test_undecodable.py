@@ -17,7 +17,7 @@ from rbft.clip import Clip
 from rbft.commands.rationalize import RationaleWriter, rationalize
 from rbft.data.dataset import REPLACEMENTS, ClipDataset, Example
 from rbft.data.rationales import UNDECODABLE, RationaleStore, about
-from rbft.data.sampler import Draw
+from rbft.data.sampler import SampleSlot
 from rbft.module import RBFTModule
 from rbft.video.sampling import Video, VideoError
 from tests.examples import (
@@ -53,23 +53,23 @@ def dataset(damaged: Sequence[int], tokens: list[int] | None, size: int = 6) -> 
 
 def test_the_next_clip_of_the_class_takes_the_place() -> None:
     data = dataset([1, 3], tokens=[1, 6, 1, 1, 1, 4])
-    got = data[Draw(1, weight=2.0, total=50.0)]
+    got = data[SampleSlot(1, weight=2.0, total=50.0)]
     assert got.clip.id == "train_5"
-    assert got.draw == Draw(5, 2.0 * 6 / 4, 50.0)  # as many weighted tokens as were counted
+    assert got.draw == SampleSlot(5, 2.0 * 6 / 4, 50.0)  # as many weighted tokens as were counted
     assert got.error == (
         "Video train_1.mp4 is damaged. In training, clip train_5 takes the place of train_1."
     )
-    assert data[Draw(3)].clip.id == "train_5"
-    assert data[Draw(5)].error == ""
+    assert data[SampleSlot(3)].clip.id == "train_5"
+    assert data[SampleSlot(5)].error == ""
     again = dataset([5], tokens=[1] * 6)
-    assert again[Draw(5)].clip.id == "train_1"
+    assert again[SampleSlot(5)].clip.id == "train_1"
 
 
 def test_a_clip_without_rationale_is_replaced_too() -> None:
     data = dataset([], tokens=[1] * 6)
     del data.rationales["train_0"]  # type: ignore[attr-defined]
-    got = data[Draw(0)]
-    assert got.draw == Draw(0 + 2)
+    got = data[SampleSlot(0)]
+    assert got.draw == SampleSlot(0 + 2)
     assert (got.clip.id, got.rationale) == ("train_2", "text")
     assert "train_0.mp4 could not be decoded when rationales were written." in got.error
 
@@ -82,10 +82,10 @@ def test_replacing_is_bounded() -> None:
         match=r"^Video train_0\.mp4 is damaged\. No other clip can take the place of train_0: the "
         r"next ones of its class cannot be decoded either \(train_2, .*\)\. Mend or remove",
     ) as error:
-        _ = data[Draw(0)]
+        _ = data[SampleSlot(0)]
     assert str(error.value).count("train_") == REPLACEMENTS + 2
     with pytest.raises(ValueError, match=r"either \(none\)"):
-        _ = dataset([0], tokens=[1], size=1)[Draw(0)]
+        _ = dataset([0], tokens=[1], size=1)[SampleSlot(0)]
 
 
 @pytest.mark.parametrize("stage", ["rationale", "label"])
@@ -231,5 +231,5 @@ def test_stage_0_notes_what_it_could_not_describe(
     assert "Clip train_1 has no rationale; in training another takes its place." in caplog.text
     yard.damaged = []
     data = ClipDataset(yard.clips("train"), yard.see, yard.rationales("train"), [1, 1, 1, 1])
-    got: Example = data[Draw(1)]
+    got: Example = data[SampleSlot(1)]
     assert got.clip.id == "train_3"

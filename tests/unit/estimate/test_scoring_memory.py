@@ -14,7 +14,7 @@ from rbft.batch import IGNORED, Sequences
 from rbft.estimate.flops import ClipTokens
 from rbft.estimate.memory import Setup
 from rbft.estimate.scoring_memory import Asked, ScoringMemory, scoring_memory
-from rbft.inference.generation import read_on, read_prompts, score_after, write_after
+from rbft.inference.generation import extend, greedy_decode, prefill, score_candidates
 from tests.unit.estimate.test_memory import PARAMETERS, SEVEN, SMALL, backbone, default_dtype
 
 VIDEO = 7  # the token that stands for video
@@ -57,15 +57,15 @@ def tracked(model: Any, family: str, clips: list[ClipTokens], asked: Asked, half
             "video_grid_thw": grids,
             **FAMILIES[family].tower_inputs(grids, model.config),
         }
-        (read,) = read_prompts(model, [prompt], video)
+        (read,) = prefill(model, [prompt], video)
         if asked.written:
-            write_after(model, read.copy() if asked.held else read, settings)
+            greedy_decode(model, read.copy() if asked.held else read, settings)
         if asked.classes and asked.written:
-            behind = read_on(model, read, [[9] * asked.written] * len(clips))
+            behind = extend(model, read, [[9] * asked.written] * len(clips))
             answers = [list(range(20, 20 + asked.answer))] * asked.classes
-            score_after(model, behind, answers)
+            score_candidates(model, behind, answers)
         elif asked.classes:
-            score_after(model, read, [list(range(20, 20 + asked.answer))] * asked.classes)
+            score_candidates(model, read, [list(range(20, 20 + asked.answer))] * asked.classes)
         assert read.lengths == prompt.lengths  # the prompts are there to the end
     return peak.bytes
 

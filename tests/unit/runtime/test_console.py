@@ -3,7 +3,7 @@ import io
 import pytest
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from rbft.runtime.console import say, table, width
+from rbft.runtime.console import print_rank_zero, table, width
 
 
 def test_table() -> None:
@@ -46,14 +46,14 @@ def test_a_row_of_another_length_is_refused() -> None:
 
 
 def test_say(capsys: pytest.CaptureFixture[str]) -> None:
-    say("F1 of 正常")
+    print_rank_zero("F1 of 正常")
     assert capsys.readouterr().out == "F1 of 正常\n"
 
 
 def test_say_on_a_terminal_without_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
-    say("F1 of 正常")
+    print_rank_zero("F1 of 正常")
     assert written.getvalue() == b"F1 of ??\n"
 
 
@@ -61,5 +61,5 @@ def test_other_processes_say_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 1, raising=False)
-    say("twice")
+    print_rank_zero("twice")
     assert capsys.readouterr().out == ""

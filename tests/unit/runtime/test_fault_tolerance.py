@@ -21,7 +21,7 @@ from rbft.runtime.fault_tolerance import (
     Signals,
     Stopped,
     explained,
-    last_words,
+    format_fatal_error,
     take_signals,
     writing,
 )
@@ -166,17 +166,17 @@ def test_a_full_disk(tmp_path: Path, what: str) -> None:
 
 
 def test_a_full_disk_while_a_small_file_is_written() -> None:
-    text = last_words(OSError(errno.ENOSPC, "No space left on device", "logs/test.json"))
+    text = format_fatal_error(OSError(errno.ENOSPC, "No space left on device", "logs/test.json"))
     assert text is not None
     assert text.startswith("error: logs/test.json cannot be written: No space left on device. ")
-    assert last_words(PermissionError(errno.EACCES, "Permission denied", "logs")) is None
+    assert format_fatal_error(PermissionError(errno.EACCES, "Permission denied", "logs")) is None
 
 
 def test_other_errors_keep_their_traceback() -> None:
-    assert last_words(RuntimeError("broken")) is None
+    assert format_fatal_error(RuntimeError("broken")) is None
     with pytest.raises(ValueError, match="three") as found:
         int("three")
-    assert last_words(found.value) is None
+    assert format_fatal_error(found.value) is None
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()])
@@ -227,7 +227,7 @@ def test_a_worker_that_is_killed() -> None:
 def test_what_rbft_raises_in_a_worker_reads_as_it_does_elsewhere() -> None:
     with pytest.raises(ValueError, match=r"^Yard: class 'abnormal' has no training clip") as found:
         read("own")
-    text = last_words(found.value)
+    text = format_fatal_error(found.value)
     assert text is not None
     assert "\n" not in text
 
@@ -235,4 +235,4 @@ def test_what_rbft_raises_in_a_worker_reads_as_it_does_elsewhere() -> None:
 def test_what_others_raise_in_a_worker_keeps_its_traceback() -> None:
     with pytest.raises(ValueError, match="Caught ValueError in DataLoader worker") as found:
         read("other")
-    assert last_words(found.value) is None
+    assert format_fatal_error(found.value) is None

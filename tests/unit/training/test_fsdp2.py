@@ -26,10 +26,10 @@ from rbft.training.fsdp2 import (
     _Reader,
     check_trained,
     full_state,
-    gather,
     is_sharded,
-    release,
+    reshard,
     shard,
+    unshard,
 )
 from tests.examples import collator, examples
 from tests.tiny import tiny_model
@@ -94,11 +94,11 @@ def test_a_sharded_model_computes_the_same_and_leaves_the_same(
     expected = logits(whole, folder)
     torch.testing.assert_close(logits(model, folder), expected, atol=1e-6, rtol=0)
 
-    gather(model)
+    unshard(model)
     assert not any(isinstance(parameter, DTensor) for parameter in model.parameters())
     with torch.no_grad():
         torch.testing.assert_close(logits(model, folder), expected, atol=1e-6, rtol=0)
-    release(model)
+    reshard(model)
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
     model.save_pretrained(tmp_path / "left", state_dict=full_state(strategy))
@@ -117,7 +117,7 @@ def test_half_precision_is_for_computing_alone(qwen: Path, strategy: FSDP2) -> N
     for parameter in model.parameters():
         assert parameter.dtype == torch.float32
         assert parameter.grad is None or parameter.grad.dtype == torch.float32
-    gather(model)
+    unshard(model)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 

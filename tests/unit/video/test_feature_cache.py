@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from rbft.video.feature_cache import FeatureCache, SeenVideo
+from rbft.video.feature_cache import EncodedVideo, FeatureCache
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_features_come_back_as_they_were(tmp_path: Path, dtype: torch.dtype) -> None:
     cache = FeatureCache(tmp_path, 1 << 20)
-    seen = SeenVideo(torch.randn(16, 5).to(dtype), [1, 4, 4], 7 / 8)
+    seen = EncodedVideo(torch.randn(16, 5).to(dtype), [1, 4, 4], 7 / 8)
     assert cache.get("a") is None
     cache.put("a", seen)
     found = FeatureCache(tmp_path, 1 << 20).get("a")
@@ -27,8 +27,8 @@ def test_features_come_back_as_they_were(tmp_path: Path, dtype: torch.dtype) -> 
 def test_part_of_a_larger_tensor_is_kept_as_its_own_values(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, 1 << 20)
     whole = torch.arange(24.0).view(6, 4)
-    cache.put("b", SeenVideo(whole[2:4], [1, 1, 2], 1.0))
-    cache.put("c", SeenVideo(whole.T, [1, 2, 2], 1.0))
+    cache.put("b", EncodedVideo(whole[2:4], [1, 1, 2], 1.0))
+    cache.put("c", EncodedVideo(whole.T, [1, 2, 2], 1.0))
     b, c = cache.get("b"), cache.get("c")
     assert b is not None
     assert c is not None

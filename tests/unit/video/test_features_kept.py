@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rbft.video.feature_cache import SeenVideo
+from rbft.video.feature_cache import EncodedVideo
 from tests.examples import Yard, clips
 
 
@@ -29,11 +29,11 @@ def test_each_tower_sees_a_clip_for_itself(tmp_path: Path, file: Path) -> None:
     clip = replace(clips(1)[0], path=file)
     one = yard(tmp_path, "one tower")
     frames, key = one.see(clip)
-    assert not isinstance(frames, SeenVideo)
-    features = SeenVideo(torch.ones(4, 2), [1, 2, 2], 1.0)
+    assert not isinstance(frames, EncodedVideo)
+    features = EncodedVideo(torch.ones(4, 2), [1, 2, 2], 1.0)
     one.feature_cache.put(key, features)
     again, same = yard(tmp_path, "one tower").see(clip)
-    assert isinstance(again, SeenVideo)
+    assert isinstance(again, EncodedVideo)
     assert torch.equal(again.features, features.features)
     assert same == key
     for other in (
@@ -42,10 +42,10 @@ def test_each_tower_sees_a_clip_for_itself(tmp_path: Path, file: Path) -> None:
         yard(tmp_path, "one tower", max_pixels=56 * 56),
     ):
         found, name = other.see(clip)
-        assert not isinstance(found, SeenVideo)
+        assert not isinstance(found, EncodedVideo)
         assert name != key
     copy = tmp_path / "copy.mp4"
     shutil.copyfile(file, copy)
     copy.write_bytes(b"A video")
     found, _ = one.see(replace(clip, path=copy))
-    assert not isinstance(found, SeenVideo)
+    assert not isinstance(found, EncodedVideo)

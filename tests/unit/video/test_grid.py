@@ -9,7 +9,7 @@ import pytest
 from rbft.clip import Clip
 from rbft.data.base import VideoDataModule
 from rbft.data.dataset import Example
-from rbft.data.sampler import Draw
+from rbft.data.sampler import SampleSlot
 from tests.examples import CARD, DATA_SETTINGS, collator
 from tests.videos import make_video
 
@@ -75,7 +75,7 @@ def test_the_grid_is_what_the_collator_makes(
     clips = data.clips("test")
     assert {clip.path.name for clip in clips} == set(FILES)
     for clip in clips:
-        batch = make([Example(clip, data.decode(clip), None, Draw(0))])
+        batch = make([Example(clip, data.decode(clip), None, SampleSlot(0))])
         assert [list(data.grid(clip))] == batch.video["video_grid_thw"].tolist(), clip
 
 
