@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.recipe.runs import ROOT
 
@@ -37,3 +38,13 @@ def test_every_page_is_found_from_the_readme_and_the_readme_is_short() -> None:
     found = {(ROOT / link).resolve() for link in links(ROOT / "README.md")}
     assert {page for page in PAGES if page.parent.name == "docs"} <= found
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_what_is_said_of_faults_is_about_the_code_as_it_is() -> None:
+    """`tests/mutation.yaml`: files, their tests, and the lines that a fault cannot be noticed in."""
+    about = yaml.safe_load((ROOT / "tests/mutation.yaml").read_text(encoding="utf-8"))
+    for file, entry in about.items():
+        code = " ".join((ROOT / file).read_text(encoding="utf-8").split())
+        assert all((ROOT / "tests" / test).exists() for test in entry["tests"]), file
+        for fault in (*entry.get("equivalent", ()), *entry.get("gpu", ())):
+            assert " ".join(fault["was"].split()) in code, fault["was"]
