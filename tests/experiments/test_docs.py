@@ -41,7 +41,7 @@ def test_every_page_is_found_from_the_readme_and_the_readme_is_short() -> None:
 
 
 def test_what_is_said_of_faults_is_about_the_code_as_it_is() -> None:
-    """`tests/mutation.yaml`: files, their tests, and the lines that a fault cannot be noticed in."""
+    """`tests/mutation.yaml`: files, their tests, and lines in which no fault can be noticed."""
     about = yaml.safe_load((ROOT / "tests/mutation.yaml").read_text(encoding="utf-8"))
     for file, entry in about.items():
         code = " ".join((ROOT / file).read_text(encoding="utf-8").split())
