@@ -170,14 +170,18 @@ def decode_video(
         indices = plan[0] if indices is None else indices
         if damaged == "error":
             check_damage(listing, indices)
-        # Resized in small batches: a long clip in full resolution would fill the memory.
-        resized, batch = [], []
+        # Resized in small batches, into their place: a long clip in full resolution would fill the
+        # memory.
+        frames = torch.empty((len(indices), 3, *plan[1]), dtype=torch.uint8)
+        batch, done = [], 0
         for picture in read(listing, indices):
             batch.append(picture)
-            if len(batch) == 16 or len(batch) + 16 * len(resized) == len(indices):
-                resized.append(_resize(torch.from_numpy(np.stack(batch)), plan[1]))
-                batch = []
-        return Video(torch.cat(resized), indices, used, rate)
+            if len(batch) == 16 or done + len(batch) == len(indices):
+                own = slice(done, done + len(batch))
+                frames[own] = _resize(torch.from_numpy(np.stack(batch)), plan[1])
+                batch, done = [], own.stop
+        assert done == len(indices)
+        return Video(frames, indices, used, rate)
 
     try:
         return sample(listing)
@@ -453,4 +457,4 @@ def _resize(
     pictures = pictures.permute(0, 3, 1, 2)
     if pictures.shape[2:] != size:
         pictures = torch.nn.functional.interpolate(pictures, size, mode="bicubic", antialias=True)
-    return pictures.contiguous()
+    return pictures
