@@ -132,8 +132,9 @@ class Card:
     def load(cls, path: Path) -> "Card":
         """Reads a card file.
 
-        A card that differs from another in a few lines names it as `extends`, a file beside its
-        own, and says only what differs: name, persona, words (all of them) and single prompts.
+        A card that differs from another in a few lines names it as `extends`, by its path from
+        its own folder, and says only what differs: name, persona, words (all of them) and single
+        prompts.
 
         Raises:
             ValueError: If the file is missing, is no YAML mapping or has a wrong key, or extends a
@@ -141,7 +142,7 @@ class Card:
         """
         content = _read(path)
         if isinstance(content, dict) and EXTENDS in content:
-            base_path = path.with_name(str(content[EXTENDS]))
+            base_path = path.parent / str(content[EXTENDS])
             base = _read(base_path)
             if not isinstance(base, dict) or EXTENDS in base:
                 raise ValueError(

@@ -357,6 +357,7 @@ class VideoDataModule(LightningDataModule):
         for split in ("train", "test") if stages else ("test",):
             if not any(clip.split == split for clip in self.all_clips):
                 raise ValueError(f"{benchmark} has no {split} clips. Check its annotations.")
+        self.look_beside(clip.path for clip in self.all_clips)
         usable = [clip for clip in self.all_clips if clip.id in self.usable]
         self.notes += empty_classes(usable, self.card.classes, benchmark)
         if stages:
@@ -366,6 +367,15 @@ class VideoDataModule(LightningDataModule):
             every = dict.fromkeys([clip.id for clip in self.clips("train")], "")
             human = {c.id: c.reference for c in self.clips("train") if c.reference is not None}
             mix(every, human, self.rationale_ratio, list(every), self.seed)
+
+    def look_beside(self, paths: Iterable[Path]) -> None:
+        """Leaves in `notes` what lies beside the clips and is not used.
+
+        Called only where notes are shown: to look takes time where folders are large.
+
+        Args:
+            paths: The files of all clips.
+        """
 
     def _check_leaks(self) -> None:
         """Refuses, or says, that a test clip shows what is trained on."""

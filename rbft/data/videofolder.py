@@ -3,7 +3,7 @@
 import glob
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -152,7 +152,6 @@ class VideoFolder(VideoDataModule):
             ids = [segment_id(video, e) for video, e in zip(videos, entries, strict=True)]
             self.notes.append(f"VideoFolder: {len(ids)} segments of {len(set(videos))} videos.")
         check_once(ids, videos, entries)
-        self._note_unnamed(paths)
         clips = [
             Clip(
                 id=clip_id,
@@ -181,8 +180,8 @@ class VideoFolder(VideoDataModule):
         """The files below the root, listed once."""
         return list_videos(self.root)
 
-    def _note_unnamed(self, paths: Sequence[Path]) -> None:
-        """Says which videos below the root the annotation passes over."""
+    def look_beside(self, paths: Iterable[Path]) -> None:
+        """Notes which videos below the root the annotation passes over."""
         if not self.root.is_dir():
             return  # every clip is missing then, which the scan says
         try:

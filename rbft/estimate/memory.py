@@ -152,7 +152,7 @@ def step_memory(
     whole = setup.checkpointing == 1
     block = tokens * (gate + (decoder if whole else 0))
     if vision:
-        gate = 3 * products * _tower_mlp(model).in_features + 2 * tower_state
+        gate = 3 * products * tower_mlp(model).in_features + 2 * tower_state
         block = max(block, patches * (gate + (tower if whole else 0)))
     if setup.four_bit:  # one layer's weights, as they are multiplied
         block += text.hidden_size * text.intermediate_size * products
@@ -197,7 +197,7 @@ def decoder_bytes(model: Any, config: Any, setup: Setup) -> int:
 
 def tower_bytes(model: Any, config: Any, setup: Setup) -> int:
     """What a block of the vision tower keeps of one patch, see above."""
-    width, c, last = tower_width(config), setup.products, _tower_mlp(model)
+    width, c, last = tower_width(config), setup.products, tower_mlp(model)
     if _is_gated(model):
         copies = 2 if last.weight.element_size() != c and setup.shards == 1 else 1
         norms, mlp = 2 * (4 + c) * width, copies * c * width + 4 * c * last.in_features
@@ -287,7 +287,7 @@ def _adapters_cast(model: Any, products: int) -> bool:
     )
 
 
-def _tower_mlp(model: Any) -> nn.Linear:
+def tower_mlp(model: Any) -> nn.Linear:
     """The last layer of a vision block's MLP; both families call the tower and its blocks so."""
     mlp = model.model.visual.blocks[0].mlp
     return mlp.down_proj if _is_gated(model) else mlp.fc2

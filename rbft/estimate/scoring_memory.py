@@ -29,7 +29,7 @@ from typing import Any
 from rbft.backbone.attention import MASKED
 from rbft.backbone.family import Family
 from rbft.estimate.flops import ClipTokens, tower_width
-from rbft.estimate.memory import Setup, _tower_mlp, weight_bytes
+from rbft.estimate.memory import Setup, tower_mlp, weight_bytes
 from rbft.training.loss import ROWS
 
 PATCH = 1176  # numbers of a patch: 3 colours x 2 frames x 14 x 14
@@ -135,7 +135,7 @@ def scoring_memory(
     tower = tower_width(config)
     own = model.model.visual.dtype.itemsize if setup.shards == 1 else c
     rotating = (4 * c + max(c, own) + (24 if c < 4 else 16)) * tower
-    vision = max(rotating, 3 * c * (tower + _tower_mlp(model).in_features))
+    vision = max(rotating, 3 * c * (tower + tower_mlp(model).in_features))
     vision += 8 * tower // config.vision_config.num_heads
     vision += own * PATCH if own < 4 else 0
     product = read * 3 * c * inner

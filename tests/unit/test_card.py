@@ -217,6 +217,10 @@ def test_a_card_says_only_what_differs_from_another(tmp_path):
     )
     prompts = {"label": "Which?", "rationale": "R", "least": "M"}
     assert Card.load(file) == Card("b", "p", {"z": "three", "x": "one"}, prompts)
+    (tmp_path / "deep").mkdir()
+    deep = tmp_path / "deep/card.yaml"
+    deep.write_text("extends: ../whole.yaml\n", encoding="utf-8")
+    assert Card.load(deep) == Card.load(tmp_path / "whole.yaml")
     file.write_text("extends: whole.yaml\n", encoding="utf-8")
     assert Card.load(file) == Card.load(tmp_path / "whole.yaml")
 

@@ -54,6 +54,7 @@ def video_folder(root, **kwargs):
 def read(root, **kwargs):
     data = video_folder(root, **kwargs)
     clips = data.read()
+    data.look_beside(clip.path for clip in clips)
     SAID[:] = data.notes
     return clips
 
@@ -489,7 +490,7 @@ def test_videos_that_no_row_names_are_told(root, said):
     touch(root, "a.mp4", "b.mp4", "deep/c.avi", "deep/d.mp4", "notes.txt")
     path = table(root, "path,label,split\na.mp4,cat,train\nb.mp4,dog,train\n")
     read(root, table=path)
-    assert said[0] == (
+    assert said[1] == (
         f"VideoFolder: {root}: left alone 2 videos that no labelled row names: 1 .avi, 1 .mp4 "
         f"(first: {root}/deep/c.avi)."
     )
@@ -510,8 +511,10 @@ def test_a_closed_folder_beside_the_named_videos():
         (root / "closed").chmod(0)
         data = video_folder(root, table=path)
         with without_rights():
-            assert len(data.read()) == 2
-    assert data.notes[0] == (
+            clips = data.read()
+            data.look_beside(clip.path for clip in clips)
+    assert len(clips) == 2
+    assert data.notes[1] == (
         "VideoFolder: videos without annotation are not counted: "
         f"Folder {root}/closed cannot be listed: Permission denied."
     )
