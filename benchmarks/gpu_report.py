@@ -33,7 +33,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,13 @@ from benchmarks.gpu_world import (
 from benchmarks.sizes import PEAKS
 from rbft.backbone.adapters import LoRA
 from rbft.backbone.kernels import can_compile, has_liger
+from rbft.backbone.loader import BackboneLoader
 from rbft.estimate.flops import Flops, StepCounter, tower_width
 from rbft.estimate.memory import Setup, step_memory
 from rbft.module import RBFTModule
 from rbft.runtime.fault_tolerance import take_signals
-from tests.examples import CARD, trainer
+from rbft.stage_zero import RationaleModule
+from tests.examples import CARD, fed, trainer
 
 GIB = 2**30
 TOP = 20  # operators that are shown
@@ -221,7 +223,7 @@ def train(found: Findings, device: torch.device, folder: Path, setting: Training
     stay(runner)
     try:
         with random_weights(device):
-            runner.fit(module, data)
+            runner.fit(module, fed(data, module))
     except torch.OutOfMemoryError:
         if module.backbone is not None:
             found.note("estimate GiB", estimate(module, data, setting))
@@ -296,7 +298,7 @@ class Writing(Callback):
         """Stops it."""
         self._wait()
         self.seconds.append(time.perf_counter() - self._started)
-        self.lengths = [len(ids) for ids in outputs[0]]
+        self.lengths = outputs[0].lengths
         if self.on_gpu:
             self.peak = torch.cuda.max_memory_allocated()
 
@@ -316,30 +318,19 @@ def write(
     source = write_backbone(folder / "base", size)
     seconds: dict[int, float] = {}
     for most in (tokens, 1):
-        module = RBFTModule(
-            str(source),
-            CARD,
-            stage="rationale",
-            learning_rate=1e-5,
-            merger_learning_rate=1e-5,
-            vision_learning_rate=0.0,
-            weight_decay=0.1,
-            warmup_ratio=0.0,
-            gradient_checkpointing=False,
-            max_new_tokens=most,
-            cudnn_attention=cudnn,
-        )
+        loader = BackboneLoader(str(source), cudnn_attention=cudnn)
+        module = RationaleModule(loader, [CARD], most, packing=True)
         module.generation["eos_token_id"] = []  # all are as long
         data = Noise(
             folder / "card.yaml", {"test": 2 * clips}, frames, PIXELS[size], eval_batch_size=clips
         )
-        data.predict_clips = data.clips("test")
+        data.feed = replace(data.feed, predict_clips=data.clips("test"))
         clock = Writing(device)
         how: dict[str, Any] = {"accelerator": "gpu" if device.type == "cuda" else "cpu"}
         runner = trainer(folder, precision="bf16-mixed", callbacks=[clock], **how)
         stay(runner)
         with random_weights(device):
-            runner.predict(module, data, return_predictions=False)
+            runner.predict(module, fed(data, module), return_predictions=False)
         found.same(f"{most} tokens: length of a text", sorted(set(clock.lengths)), [most])
         seconds[most] = clock.seconds[-1]
         if most == tokens:

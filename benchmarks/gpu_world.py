@@ -23,6 +23,7 @@ from benchmarks.sizes import make_config
 from rbft.batch import Batch
 from rbft.clip import Clip
 from rbft.collator import Collator
+from rbft.data.base import Feed
 from rbft.data.dataset import Example
 from rbft.data.sampler import SampleSlot
 from rbft.estimate.flops import ClipTokens
@@ -93,8 +94,13 @@ class Noise(Yard):
         self.length, self.pixels, self.kept = frames, pixels, kept
         # No two digits make one token here.
         text = "7" * (RATIONALE - 1)
-        self.store = Texts({clip.id: text for clip in self.all_clips})  # type: ignore[assignment]
+        self.feed = Feed(rationales=Texts({clip.id: text for clip in self.all_clips}))
         self.steps_of_a_run = 1
+
+    def rationale_texts(self) -> dict[str, str]:
+        """Rationale of each clip."""
+        assert self.feed.rationales is not None
+        return self.feed.rationales.texts()
 
     def _frames(self, clip: Clip) -> int:
         number = int(clip.id.rpartition("_")[2])
@@ -111,9 +117,9 @@ class Noise(Yard):
 
     def micro_batch(self) -> Batch:
         """All training clips in one batch, made by the run's own collator."""
-        make: Any = self.collators["train"]
+        make: Any = self.feed.collators["train"]
         clips, found = self.clips("train"), []
-        total = sum(make.answer_tokens(clip, self.store.texts()[clip.id]) for clip in clips)  # type: ignore[union-attr]
+        total = sum(make.answer_tokens(clip, self.rationale_texts()[clip.id]) for clip in clips)
         for index, clip in enumerate(clips):
             video: Any = self.decode(clip)
             key = ""
@@ -123,7 +129,7 @@ class Noise(Yard):
                 rows = torch.randn(grid[0] * grid[1] * grid[2], width).to(dtype)
                 video = EncodedVideo(rows, list(grid), FPS)
             draw = SampleSlot(index, 1.0, float(total))
-            text = self.store.texts()[clip.id]  # type: ignore[union-attr]
+            text = self.rationale_texts()[clip.id]
             found.append(Example(clip, video, text, draw, key=key))
         return make(found)
 
@@ -141,7 +147,7 @@ class Noise(Yard):
     def tokens(self, make: Collator) -> list[ClipTokens]:
         """What each training clip takes; nothing in a tower whose outputs are kept."""
         clips = self.clips("train")
-        found = count_tokens(self, make, clips, self.store.texts(), RATIONALE)  # type: ignore[union-attr]
+        found = count_tokens(self, make, clips, self.rationale_texts(), RATIONALE)
         counts = [found[clip.id] for clip in clips]
         return [replace(c, grid=(0, 0, 0)) for c in counts] if self.kept is not None else counts
 

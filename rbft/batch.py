@@ -132,9 +132,9 @@ class Batch(Transferable):
         weight: Weight of the clip, 0 for one repeated to even out processes.
         total: Weighted answer tokens of the global batch.
         errors: For each clip what could not be decoded, empty where all is well.
-        besides: What is asked besides, each packed or padded like `prompt`.
-        shared: For each clip, with how many tokens `prompt` and all of `besides` begin alike; the
-            last token of none is among them. Empty where nothing is asked besides.
+        extra_prompts: What is asked besides, each packed or padded like `prompt`.
+        shared: For each clip, with how many tokens `prompt` and all of `extra_prompts` begin alike;
+            the last token of none is among them. Empty where there are none.
         kept: What the feature cache holds; None without one.
         targets: The answers' tokens; None where there are no answers.
         tower: What the vision tower would compute from the grids, see `Family.tower_inputs`.
@@ -149,7 +149,7 @@ class Batch(Transferable):
     weight: Float[Tensor, " clips"]
     total: Float[Tensor, ""]
     errors: list[str]
-    besides: tuple[Sequences, ...] = ()
+    extra_prompts: tuple[Sequences, ...] = ()
     shared: tuple[int, ...] = ()
     kept: CachedFeatures | None = None
     targets: Targets | None = None

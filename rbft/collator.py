@@ -28,9 +28,9 @@ class Collator:
         config: The backbone's configuration.
         family: The backbone's family.
         card: The task's words.
-        learn: The stage whose answer is learnt or measured; None builds no answer.
-        ask: The stage whose prompt is put for scoring or writing; None builds no prompt.
-        besides: Stages and cards whose prompts are put besides.
+        target_stage: The stage whose answer is learnt or measured; None builds no answer.
+        prompt_stage: The stage whose prompt is put for scoring or writing; None builds no prompt.
+        extra_prompts: Stages and cards whose prompts are put besides.
         packing: Put all clips in one row instead of padding them: prompts with their answers, and
             prompts that are only asked.
     """
@@ -39,20 +39,20 @@ class Collator:
     config: Any
     family: Family
     card: Card
-    learn: Stage | None = None
-    ask: Stage | None = None
-    besides: tuple[tuple[Stage, Card], ...] = ()
+    target_stage: Stage | None = None
+    prompt_stage: Stage | None = None
+    extra_prompts: tuple[tuple[Stage, Card], ...] = ()
     packing: bool = False
 
     @property
     def needs_rationales(self) -> bool:
         """Whether examples must carry a rationale."""
-        return self.learn is not None and self.learn.needs_rationales
+        return self.target_stage is not None and self.target_stage.needs_rationales
 
     @property
     def learns_class(self) -> bool:
         """Whether the class is all that is learnt (Stage II)."""
-        return self.learn is not None and self.learn.parts == (CLASS,)
+        return self.target_stage is not None and self.target_stage.parts == (CLASS,)
 
     def part_ids(self, text: str, *, last: bool, cut: bool = False) -> list[int]:
         """Token ids of one part of an answer with what ends it.
@@ -84,14 +84,14 @@ class Collator:
 
         Args:
             clip: The clip.
-            rationale: Its rationale, None where `learn` needs none.
+            rationale: Its rationale, None where `target_stage` needs none.
             cut: Whether the rationale was cut off when it was written. If it ends the answer, the
                 answer has no end of the turn: the model would learn to stop in mid-sentence.
         """
-        assert self.learn is not None
-        *before, end = self.learn.target_parts(self.card, clip, rationale)
+        assert self.target_stage is not None
+        *before, end = self.target_stage.target_parts(self.card, clip, rationale)
         ids = [token for text in before for token in self.part_ids(text, last=False)]
-        cut = cut and self.learn.parts[-1] == RATIONALE
+        cut = cut and self.target_stage.parts[-1] == RATIONALE
         return [*ids, *self.part_ids(end, last=True, cut=cut)]
 
     def answer_tokens(self, clip: Clip, rationale: str | None, cut: bool = False) -> int:
@@ -111,8 +111,14 @@ class Collator:
     def __call__(self, examples: list[Example]) -> Batch:
         """One batch of the examples in order."""
         video, grids = self._video(examples)
-        answer = None if self.learn is None else self._answer(examples, grids, self.learn)
-        asked = [] if self.ask is None else [(self.ask, self.card), *self.besides]
+        answer = (
+            None if self.target_stage is None else self._answer(examples, grids, self.target_stage)
+        )
+        asked = (
+            []
+            if self.prompt_stage is None
+            else [(self.prompt_stage, self.card), *self.extra_prompts]
+        )
         rows = [self._prompts(examples, grids, *one) for one in asked]
         prompts = [self._prompt(own, examples, grids) for own in rows]
         kept = self._kept(examples)
@@ -127,7 +133,7 @@ class Collator:
             weight=torch.tensor([e.draw.weight for e in examples]),
             total=torch.tensor(float(examples[0].draw.total)),
             errors=[e.error for e in examples],
-            besides=tuple(prompts[1:]),
+            extra_prompts=tuple(prompts[1:]),
             shared=tuple(map(_shared, zip(*rows, strict=True))) if len(rows) > 1 else (),
             kept=kept,
             tower={} if kept else self.family.tower_inputs(video["video_grid_thw"], self.config),

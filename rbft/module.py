@@ -8,73 +8,44 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
-from lightning.pytorch import LightningModule
-from lightning.pytorch.trainer.states import TrainerFn
+from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from rbft.backbone.adapters import (
-    LoRA,
-    add_adapters,
-    check_adapters,
-    find_base,
-    is_adapter,
-    weights_dtype,
-)
-from rbft.backbone.attention import forward_inputs, tower_inputs
+from rbft.backbone.adapters import LoRA, check_adapters
+from rbft.backbone.attention import forward_inputs
 from rbft.backbone.embeddings import PLACES, states_in_one_row
-from rbft.backbone.kernels import apply_kernels, choose_attention
-from rbft.backbone.loading import (
-    generation_settings,
-    load_config,
-    load_model,
-    load_processor,
-    parameter_parts,
-    usable_attention,
-)
-from rbft.backbone.vision_features import show, tower_digest, tower_features
-from rbft.batch import Batch, Transferable
+from rbft.backbone.loader import BackboneLoader
+from rbft.backbone.loading import parameter_parts, usable_attention
+from rbft.backbone_module import BackboneModule
+from rbft.batch import Batch
 from rbft.card import Card
 from rbft.collator import Collator
-from rbft.data.base import VideoDataModule
+from rbft.inference.classifier import Classified, Classifier, naming_clips, not_finite
 from rbft.inference.generation import (
-    NotFiniteError,
-    PrefilledPrompt,
-    extend,
-    find_class,
+    decode_texts,
     greedy_decode,
     prefill,
-    score_candidates,
     score_own_candidates,
 )
 from rbft.inference.metrics import ClassificationMetrics
-from rbft.runtime.fault_tolerance import signals
+from rbft.runs.folder import read_provenance
 from rbft.runtime.ranges import check_ranges
 from rbft.runtime.transfer import send
-from rbft.stages import CLASS, RATIONALE, STAGES, find_stage
-from rbft.training.fsdp2 import (
-    FSDP2,
-    all_gather_objects,
-    clip_gradients,
-    is_sharded,
-    reshard,
-    shard,
-    unshard,
-)
+from rbft.stages import STAGES, find_stage
+from rbft.training.fsdp2 import all_gather_objects, clip_gradients
 from rbft.training.loss import token_nll
 from rbft.training.optim import cosine_schedule, freeze, parameter_groups
-from rbft.training.step_monitor import Step, StepWatch, signal_of
+from rbft.training.step_monitor import StepMonitor, is_scaled
 
 log = logging.getLogger(__name__)
-NAMED = 10  # clips that a message names
 
 
 def answer_nll(
@@ -109,53 +80,7 @@ def answer_nll(
     return (nll * weights).sum() / total
 
 
-@dataclass(frozen=True)
-class Classified(Transferable):
-    """What the model says about a batch of clips.
-
-    Attributes:
-        prediction: Class index; the number of classes stands for an answer that is none of them.
-        scores: Log-probability of each whole class answer; None where the answer was written.
-        texts: What the model wrote, "" where it only scored.
-        rationales: The rationales, where they were asked for besides.
-        tied: Whether several classes share the highest score; the first of them on the card is the
-            prediction.
-    """
-
-    prediction: Int[Tensor, " clips"]
-    scores: Float[Tensor, "clips classes"] | None
-    texts: list[str]
-    rationales: list[str] | None = None
-    tied: Bool[Tensor, " clips"] | None = None
-
-    @classmethod
-    def by_scores(cls, scores: Float[Tensor, "clips classes"], texts: list[str]) -> "Classified":
-        """The likeliest class of each clip; of several as likely, the first one on the card."""
-        likeliest = scores == scores.amax(-1, keepdim=True)
-        # argmax promises an order of equal values on no device that is not the processor.
-        places = torch.arange(scores.shape[1], device=scores.device)
-        first = places.where(likeliest, scores.shape[1]).amin(-1)
-        return cls(first, scores, texts, tied=likeliest.sum(-1) > 1)
-
-    def check_finite(self) -> None:
-        """Reads the scores, for which it waits where they are on a device.
-
-        Raises:
-            NotFiniteError: If some are not finite. No class is the likeliest then.
-        """
-        if self.scores is None:
-            return
-        finite = self.scores.isfinite().all(-1).tolist()
-        if broken := [clip for clip, fine in enumerate(finite) if not fine]:
-            raise NotFiniteError(broken)
-
-    @property
-    def probabilities(self) -> Float[Tensor, "clips classes"] | None:
-        """The scores normalised over the classes."""
-        return None if self.scores is None else self.scores.softmax(-1)
-
-
-class RBFTModule(LightningModule):
+class RBFTModule(BackboneModule):
     """The model, its two losses and its classification.
 
     Args:
@@ -226,202 +151,101 @@ class RBFTModule(LightningModule):
         answer: Literal["score", "generate"] = "score",
     ) -> None:
         check_ranges("model.", locals())
-        super().__init__()
-        self.source, self.base = str(weights or backbone), find_base(backbone, weights)
-        self.weights, self.lora, self.quantize = weights, lora, quantize
-        self.card, self.stage = card, find_stage(stage or "label")
+        loader = BackboneLoader(
+            backbone=backbone,
+            weights=weights,
+            attention=usable_attention(attention),
+            gradient_checkpointing=gradient_checkpointing,
+            lora=lora,
+            quantize=quantize,
+            merger=merger_learning_rate > 0,
+            compile=compile,
+            liger=liger,
+            cudnn_attention=cudnn_attention,
+            trust=trust_remote_code,
+        )
+        super().__init__(loader, max_new_tokens)
+        self.config  # noqa: B018 (a backbone that is none is refused here)
+        self.weights = weights
+        self.card, self.stage, self.answer = card, find_stage(stage or "label"), answer
         self.learning_rates = {
             "language": learning_rate,
             "merger": merger_learning_rate,
             "vision": vision_learning_rate,
         }
         self.weight_decay, self.warmup_ratio = weight_decay, warmup_ratio
-        self.gradient_checkpointing = gradient_checkpointing
-        self.attention = usable_attention(attention)
         self.packing = packing and attention != "eager"
-        self.faster = {"compile": compile, "liger": liger}
-        self.cudnn_attention = cudnn_attention
-        self.answer, self.max_new_tokens = answer, max_new_tokens
-        self.config, self.family = load_config(self.base, trust_remote_code)
-        self.trust = trust_remote_code
-        self.backbone: Any = None
-        self.processor: Any = None
-        self._generation: dict[str, Any] | None = None
         self.val_metrics = ClassificationMetrics(card.classes)
         self.test_metrics = ClassificationMetrics(card.classes)
-        self.matrices: set[str] = set()  # names of the parameters with several axes
-        self.trained_steps = 0  # optimiser steps that made the weights which are scored
-        self.explain = False  # whether predict asks for a rationale besides the class
-        self.cards = [card]  # Stage 0 puts the rationale prompt of each
-        self.strict_loading = (
-            False  # checkpoints hold what trains, see rbft/training/checkpoints.py
+        self.monitor = StepMonitor()
+        # Checkpoints hold the trainable parameters alone, see rbft/training/checkpoints.py.
+        self.strict_loading = False
+
+    @cached_property
+    def trained_steps(self) -> int:
+        """Optimiser steps that made the weights which the module starts from."""
+        found = None if self.weights is None else read_provenance(self.weights)
+        return (found or {}).get("steps", 0)
+
+    @cached_property
+    def collator(self) -> Collator:
+        """Makes batches to train on, and tokenizes answers."""
+        return Collator(
+            self.processor,
+            self.config,
+            self.family,
+            self.card,
+            target_stage=self.stage,
+            packing=self.packing,
         )
-        self.stopping = 0  # the signal that has asked the run to end after this step
-        self.watch = StepWatch()
 
     @property
-    def data(self) -> VideoDataModule:
-        """The data module of the run."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, VideoDataModule)
-        return data
+    def classifier(self) -> Classifier:
+        """Classifies clips by the stage's question."""
+        stage = self.stage.classifier
+        return Classifier(self.collator, stage, self.generation, self.answer)
 
-    @property
-    def generation(self) -> dict[str, Any]:
-        """How the model writes, see `generation_settings`; reads the processor, but no weights."""
-        if self._generation is None:
-            if self.processor is None:
-                self.processor = load_processor(self.source, self.trust)
-            self._generation = generation_settings(
-                self.base, self.processor, self.max_new_tokens, self.trust
-            )
-        return self._generation
+    def collators(self, *, rationale: bool = False) -> dict[str, Collator]:
+        """What makes the batches of each of the data module's loaders; reads the processor.
 
-    def texts(self, written: Sequence[Sequence[int]]) -> list[str]:
-        """What the model wrote, without what ended it."""
-        whole = [ids[:-1] if self.ended(ids) else ids for ids in written]
-        return self.processor.tokenizer.batch_decode(whole, skip_special_tokens=True)
-
-    def ended(self, written: Sequence[int]) -> bool:
-        """Whether the model ended an answer itself; otherwise the limit of tokens did."""
-        return bool(written) and written[-1] in self.generation["eos_token_id"]
+        Args:
+            rationale: Whether to ask for a rationale besides the class in prediction.
+        """
+        learn, asked = self.collator, self.stage.classifier
+        # In validation the stage's own prompt stands beside the one that asks for the class.
+        beside = () if asked is self.stage else ((self.stage, self.card),)
+        ask = replace(learn, target_stage=None, prompt_stage=asked)
+        explained = ((STAGES["rationale"], self.card),) if rationale else ()
+        return {
+            "train": learn,
+            "val": replace(learn, prompt_stage=asked, extra_prompts=beside),
+            "test": ask,
+            "predict": replace(ask, extra_prompts=explained),
+        }
 
     def check_trainable(self) -> None:
         """Refuses settings that cannot be trained; loads nothing."""
-        check_adapters(self.lora, self.quantize, self.weights, self.learning_rates)
-
-    def to(self, *args: Any, **settings: Any) -> "RBFTModule":
-        """Moves and converts as torch does, but leaves rotary frequencies in 32 bits.
-
-        Lightning converts all that is in the module for bf16-true and 16-true. Frequencies in
-        bfloat16 are off by up to 0.4 %: the angle of the 500th token by half a radian.
-        """
-        before = {name: held for name, held in self.named_buffers() if name.endswith("inv_freq")}
-        super().to(*args, **settings)
-        for name, held in before.items():
-            owner, _, attribute = name.rpartition(".")
-            if (now := self.get_buffer(name)).dtype != held.dtype:
-                setattr(self.get_submodule(owner), attribute, held.to(now.device))
-        return self
+        loader = self.loader
+        check_adapters(loader.lora, loader.quantize, loader.weights, self.learning_rates)
 
     def setup(self, stage: str) -> None:
-        """Reads the processor and tells the data module how to make batches."""
-        if (
-            self.trainer.world_size > 1
-            and self.trainer._accelerator_connector.use_distributed_sampler
-        ):
-            raise ValueError(
-                "trainer.use_distributed_sampler must be false: rbft's own sampler shares the "
-                "clips out, and Lightning's would count some of them twice."
-            )
+        """Refuses settings that cannot be trained."""
         if stage == "fit":
             self.check_trainable()
-        if self.quantize and isinstance(self.trainer.strategy, FSDP2):
-            raise ValueError(
-                f"model.quantize is {self.quantize}, but trainer.strategy "
-                f"{type(self.trainer.strategy).__name__} shares out whole weights only. Set "
-                "model.quantize to null, or trainer.strategy to auto."
-            )
-        # Lightning would halve the precision of all that is in a batch, weights and counts too; the
-        # vision tower casts its patches itself.
-        self.trainer.precision_plugin.convert_input = _as_it_is
-        if self.processor is None:
-            self.processor = load_processor(self.source, self.trust)
-        classifier = self.stage.classifier
-        asked = self.stage if stage == "predict" else classifier
-        ask = Collator(
-            self.processor, self.config, self.family, self.card, ask=asked, packing=self.packing
-        )
-        learn = replace(ask, learn=self.stage, ask=None)
-        besides = () if classifier is self.stage else ((self.stage, self.card),)
-        both = replace(learn, ask=classifier, besides=besides)
-        rationale, predict = STAGES["rationale"], ask
-        if self.explain:
-            predict = replace(ask, besides=((rationale, self.card),))
-        elif asked is rationale:
-            first, *others = self.cards
-            predict = replace(ask, card=first, besides=tuple((asked, card) for card in others))
-        self.collator = learn
-        self.data.collators = {"train": learn, "val": both, "test": ask, "predict": predict}
+        super().setup(stage)
 
-    def configure_model(self) -> None:
-        """Loads the weights; Lightning calls this where the strategy wants them."""
-        if self.backbone is None:
-            strategy = None if self._trainer is None else self.trainer.strategy
-            sharded = strategy is not None and is_sharded(strategy)
-            self.backbone = self._load(sharded)
-            # Before the strategy wraps the model: it must know what takes part in a step.
-            freeze(parameter_parts(self.backbone, self.family), self.learning_rates)
-            named = self.backbone.named_parameters()
-            self.matrices = {name for name, parameter in named if parameter.ndim > 1}
-            if self._trainer is not None and self.data.feature_cache.max_bytes:
-                self.data.tower = tower_digest(
-                    self.backbone, self.family, self.processor, str(self.trainer.precision)
-                )
-            if isinstance(strategy, FSDP2):
-                half = self.trainer.precision == "bf16-mixed"
-                shard(self.backbone, self.family.blocks(self.backbone), strategy, half=half)
-
-    def _load(self, sharded: bool) -> Any:
-        """The backbone with what it starts from."""
-        trainer = self._trainer
-        empty = sharded and not self.trainer.is_global_zero
-        adapter = self.weights if is_adapter(self.weights) else None
-        precision = "32-true" if trainer is None else str(trainer.precision)
-        device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
-        training = trainer is None or trainer.state.fn == TrainerFn.FITTING
-        backbone = load_model(
-            self.base,
-            self.attention,
-            self.gradient_checkpointing,
-            empty=empty,
-            dtype=weights_dtype(
-                self.lora,
-                self.quantize,
-                self.weights,
-                precision,
-                sharded=sharded,
-                training=training,
-            ),
-            four_bit=device if self.quantize else None,
-            trust=self.trust,
-        )
-        if adapter or (self.lora and training):  # new ones change nothing and cost time
-            merger = self.learning_rates["merger"] > 0
-            lora = self.lora if training else None
-            add_adapters(
-                backbone,
-                lora,
-                adapter,
-                merger=merger,
-                read=not empty,
-                autocast=precision.endswith("-mixed"),
-            )
-        compiled = self.faster["compile"] and training  # generation grows by a token at a time
-        choose_attention(cudnn=self.cudnn_attention)
-        apply_kernels(backbone, compile=compiled, liger=self.faster["liger"], device=device)
-        return backbone
-
-    def vision(self, batch: Batch) -> dict[str, Any]:
-        """Arguments of the backbone's forward that show it the batch's clips."""
-        if batch.kept is None:
-            vision = self.backbone.config.vision_config
-            tower = tower_inputs(vision._attn_implementation, batch.tower, batch.weight.device)
-            return {**batch.video, **tower}
-        features = tower_features(self.backbone, self.family, batch, self.data.feature_cache)
-        return show(self.backbone, features, self.config.vision_config.spatial_merge_size)
+    def prepare(self, *, training: bool) -> None:
+        """Freezes parts: the strategy must know the trainable parameters."""
+        freeze(parameter_parts(self.backbone, self.family), self.learning_rates)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with one learning rate per part, and a cosine schedule with warm-up."""
         groups = parameter_groups(
-            parameter_parts(self.backbone, self.family),
-            self.learning_rates,
-            self.weight_decay,
-            self.matrices,
+            parameter_parts(self.backbone, self.family), self.learning_rates, self.weight_decay
         )
         # One kernel for all weights. With a gradient scaler it would unscale the gradients itself,
         # after they were clipped.
-        optimizer = torch.optim.AdamW(groups, fused=self.trainer.precision != "16-mixed")
+        optimizer = torch.optim.AdamW(groups, fused=not is_scaled(self.trainer))
         # Not trainer.estimated_stepping_batches: it builds the loader before a resumed run
         # knows where it stopped.
         steps = self.data.steps(self.trainer.world_size, self.trainer.max_epochs or 1)
@@ -470,7 +294,7 @@ class RBFTModule(LightningModule):
         replaced = [error for error in batch.errors if error]
         for error in replaced:
             log.warning("%s", error)
-        self.watch.add(batch.index, loss, len(replaced))
+        self.monitor.add([clip.id for clip in batch.clips], loss, len(replaced))
         # Lightning divides by the accumulation steps and averages over processes; the loss is
         # already a share of the whole.
         share = self.trainer.accumulate_grad_batches * self.trainer.world_size
@@ -498,118 +322,30 @@ class RBFTModule(LightningModule):
         Raises:
             ValueError: If loss or gradients of the step before were not finite, on all processes.
         """
-        self.look_back()
+        self.monitor.check_last(self.trainer)
         norm = clip_gradients(self, gradient_clip_val)
-        world = self.trainer.world_size
-        step = self.watch.close(self.trainer.global_step + 1, norm, world)
-        norm, loss, replaced, *_ = step.figures
-        if not self._scaled:  # a gradient scaler passes over such a step by itself
+        norm, loss, replaced, *_ = self.monitor.close(self.trainer, norm).figures
+        if not is_scaled(self.trainer):  # a gradient scaler passes over such a step by itself
             # The optimiser's kernel reads it on the device, long before the host learns of it.
             optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         self.log_dict({"train/loss": loss, "train/grad_norm": norm, "data/replaced": replaced})
-        if world == 1:
-            self.stopping = signals.received or 0
-
-    @property
-    def _scaled(self) -> bool:
-        return self.trainer.precision == "16-mixed"
-
-    def look_back(self) -> None:
-        """Ends the run if the last step was not finite, or notes a signal that came meanwhile.
-
-        Called before the next step is taken, and before anything is saved or scored.
-
-        Raises:
-            ValueError: If loss or gradients were not finite, on all processes.
-        """
-        step = self.watch.last()
-        if step is None:
-            return
-        norm, loss, *_ = figures = step.read()
-        # Gradients that overflow in half precision are the scaler's business.
-        if not math.isfinite(loss if self._scaled else norm):
-            self._refuse(step, norm)
-        self.stopping = self.stopping or signal_of(figures)
-
-    def _refuse(self, step: Step, norm: float) -> None:
-        mine = [
-            (name, not math.isfinite(loss))
-            for indices, loss in step.batches
-            for name in self.data.ids("train", indices.tolist())
-        ]
-        found = all_gather_objects(self.trainer.world_size, mine)
-        guilty = [name for name, broken in found if broken]
-        what = "gradient norm" if not guilty else "loss"
-        names = ", ".join(dict.fromkeys(guilty or [name for name, _ in found]))
-        if not self.trainer.is_global_zero:
-            raise SystemExit(2)  # the first process speaks for all
-        raise ValueError(
-            f"The {what} of step {step.number} is not finite (gradient norm {norm:g}), with the "
-            f"clips {names}. The step was not taken and the last checkpoint is untouched. Look at "
-            "these clips, lower model.learning_rate or set trainer.precision to 32-true; then "
-            "start again with --restart true or under another name."
-        )
 
     def on_train_epoch_end(self) -> None:
-        """Looks back at the last step."""
-        self.look_back()
-
-    def classify(self, batch: Batch, read: PrefilledPrompt | None = None) -> Classified:
-        """The class of each clip in the batch; a clip that cannot be decoded has no answer.
-
-        Args:
-            batch: The clips and what they are asked.
-            read: The prompts as the backbone has read them; None if it has not.
-        """
-        if read is None:
-            assert batch.prompt is not None
-            (read,) = prefill(self.backbone, [batch.prompt], self.vision(batch))
-        classified = self._classify(batch, read)
-        lost = send([bool(error) for error in batch.errors], self.device)
-        prediction = classified.prediction.masked_fill(lost, len(self.card.classes))
-        return replace(classified, prediction=prediction)
-
-    @torch.no_grad()
-    def _classify(self, batch: Batch, read: PrefilledPrompt) -> Classified:
-        stage = self.stage.classifier
-        words = self.collator.class_answers(stage)
-        texts = [""] * len(batch)
-        elicited = stage.parts[0] == RATIONALE
-        if self.answer == "generate" or elicited:
-            written = greedy_decode(self.backbone, read.copy(), self.generation)
-            texts = self.texts(written)
-            # Whatever ended the turn, class words are trained with the tokenizer's end.
-            end = self.processor.tokenizer.eos_token_id
-            turns = [[*ids[:-1], end] if self.ended(ids) else ids for ids in written]
-            found = [find_class(ids, words, at_end=elicited) for ids in turns]
-            if self.answer == "generate":
-                classes = [index for index, _ in found]
-                if stage.parts == (CLASS,):
-                    classes = [self.card.parse(text) for text in texts]
-                classes = [len(words) if index is None else index for index in classes]
-                return Classified(send(classes, self.device), None, texts)
-            # The class is scored after the model's own rationale; where no class followed it,
-            # after the rationale as it stands before a class in training.
-            rationales = [
-                self.collator.part_ids(text.strip(), last=False) if index is None else rest
-                for (index, rest), text in zip(found, texts, strict=True)
-            ]
-            read = extend(self.backbone, read, rationales)
-        scores = score_candidates(self.backbone, read, words)
-        return Classified.by_scores(scores, texts)
+        """Looks at the last step."""
+        self.monitor.check_last(self.trainer)
 
     def validation_step(self, batch: Batch) -> dict[str, Classified]:
         """The stage's loss, and the classification of the stage; each clip is read once."""
-        with _naming(batch):
+        with naming_clips(batch):
             return self._validate(batch)
 
     def _validate(self, batch: Batch) -> dict[str, Classified]:
         assert batch.prompt is not None
         assert batch.targets is not None
-        prompts = [batch.prompt, *batch.besides]
+        prompts = [batch.prompt, *batch.extra_prompts]
         reads = prefill(self.backbone, prompts, self.vision(batch), batch.shared)
         read = next(reads)
-        classified = self.classify(batch, read.copy())
+        classified = self.classifier.classify(self.backbone, batch, read.copy())
         self.val_metrics.update(classified.prediction, batch.label, batch.weight > 0)
         # A clip that cannot be decoded counts as a wrong answer, but has no likelihood.
         seen = [float(not error) for error in batch.errors]
@@ -617,37 +353,25 @@ class RBFTModule(LightningModule):
         if self.collator.learns_class and classified.scores is not None:
             scores = classified.scores.gather(1, batch.label[:, None])
         else:
-            # What is learnt answers the prompt besides, or else the one that asks for the class.
+            # What is learnt answers the extra prompt, or else the one that asks for the class.
             answers = [[answer] for answer in batch.targets.answers]
             scores = score_own_candidates(self.backbone, next(reads, read), answers)
         finite = scores[:, 0].isfinite()
         if classified.scores is not None:
             finite = finite & classified.scores.isfinite().all(-1)
-        self._val_finite.append((batch.index, finite))
+        self._val_finite.append(([clip.id for clip in batch.clips], finite))
         nll = -(scores[:, 0] * weight).sum()
         self._val_loss += torch.stack([nll, weight[batch.targets.clips].sum()])
         return {"classified": classified}
 
     def on_validation_start(self) -> None:
-        """Looks back at the last step; has all weights at hand, where they are in shares."""
-        self.look_back()
-        unshard(self.backbone)
-
-    def on_validation_end(self) -> None:
-        """Goes back to shares."""
-        reshard(self.backbone)
-
-    def on_test_start(self) -> None:
-        """Has all weights at hand, where they are in shares."""
-        unshard(self.backbone)
-
-    def on_predict_start(self) -> None:
-        """Has all weights at hand, where they are in shares."""
-        unshard(self.backbone)
+        """Looks at the last step, and gathers the weights, where they are sharded."""
+        self.monitor.check_last(self.trainer)
+        super().on_validation_start()
 
     def on_validation_epoch_start(self) -> None:
         """Starts the sums of the loss and its tokens, and the list of what is finite."""
-        self._val_finite: list[tuple[Tensor, Tensor]] = []
+        self._val_finite: list[tuple[list[str], Tensor]] = []
         self._val_loss = torch.zeros(2, dtype=torch.float32, device=self.device)
 
     def on_validation_epoch_end(self) -> None:
@@ -659,29 +383,46 @@ class RBFTModule(LightningModule):
         """
         mine = [
             name
-            for index, finite in self._val_finite
-            for name in self.data.ids("val", index[~finite].tolist())
+            for names, finite in self._val_finite
+            for name, fine in zip(names, finite.tolist(), strict=True)
+            if not fine
         ]
         if broken := all_gather_objects(self.trainer.world_size, mine):
             if not self.trainer.is_global_zero:
                 raise SystemExit(2)  # the first process speaks for all
-            raise ValueError(_not_finite(broken))
+            raise ValueError(not_finite(broken))
         nll, tokens = self.trainer.strategy.reduce(self._val_loss, reduce_op="sum")
         self.log("val/loss", nll / tokens)
         self._log_metrics("val", self.val_metrics)
         self.val_metrics.reset()
 
+    def classify(self, batch: Batch) -> Classified:
+        """The class of each clip, and a rationale where the batch asks for one besides.
+
+        Raises:
+            NotFiniteError: If scores are not finite.
+        """
+        assert batch.prompt is not None
+        prompts = [batch.prompt, *batch.extra_prompts]
+        reads = prefill(self.backbone, prompts, self.vision(batch), batch.shared)
+        classified = self.classifier.classify(self.backbone, batch, next(reads))
+        classified.check_finite()
+        if not batch.extra_prompts:
+            return classified
+        written = greedy_decode(self.backbone, next(reads), self.generation)
+        texts = decode_texts(written, self.processor.tokenizer, self.generation)
+        return replace(classified, rationales=texts)
+
     def test_step(self, batch: Batch) -> dict[str, Classified]:
         """The classification of the batch."""
-        with _naming(batch):
+        with naming_clips(batch):
             classified = self.classify(batch)
-            classified.check_finite()
         self.test_metrics.update(classified.prediction, batch.label, batch.weight > 0)
         return {"classified": classified}
 
     def on_test_epoch_end(self) -> None:
         """Logs the metrics, exact over processes, where the stage's curves end."""
-        self._log_metrics(self.data.scored_split, self.test_metrics)
+        self._log_metrics(self.data.feed.scored_split, self.test_metrics)
         self.log("step", float(self.trained_steps))  # Lightning takes it for the place on the axis
 
     def _log_metrics(self, split: str, metrics: ClassificationMetrics) -> None:
@@ -689,65 +430,19 @@ class RBFTModule(LightningModule):
         # A class without a clip has no F1.
         self.log_dict({f"{split}/{n}": value for n, value in values if not math.isnan(value)})
 
-    def predict_step(self, batch: Batch) -> Classified | list[list[list[int]]]:
-        """Class probabilities, or in the rationale stage (Stage 0) the rationales' token ids.
-
-        These are lists of prompts, of their clips, of tokens.
-        """
-        with _naming(batch):
-            return self._predict(batch)
-
-    def _predict(self, batch: Batch) -> Classified | list[list[list[int]]]:
-        assert batch.prompt is not None
-        prompts = [batch.prompt, *batch.besides]
-        reads = prefill(self.backbone, prompts, self.vision(batch), batch.shared)
-        if self.stage.classifier is not self.stage:
-            return [greedy_decode(self.backbone, read, self.generation) for read in reads]
-        classified = self.classify(batch, next(reads))
-        classified.check_finite()
-        if not batch.besides:
-            return classified
-        written = greedy_decode(self.backbone, next(reads), self.generation)
-        return replace(classified, rationales=self.texts(written))
+    def predict_step(self, batch: Batch) -> Classified:
+        """The classification of the batch."""
+        with naming_clips(batch):
+            return self.classify(batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes the stage: a Lightning checkpoint resumes the same stage only."""
-        self.look_back()
+        self.monitor.check_last(self.trainer)
         checkpoint["rbft_stage"] = self.stage.name
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another stage."""
         check_stage(checkpoint, self.stage.name)
-
-
-@contextmanager
-def _naming(batch: Batch) -> Iterator[None]:
-    """Names the clips of a batch of test, val or predict whose scores are not finite.
-
-    Raises:
-        ValueError: Instead of `NotFiniteError`. The results of the batch are not written then.
-    """
-    try:
-        yield
-    except NotFiniteError as error:
-        names = [batch.clips[clip].id for clip in error.clips]
-        raise ValueError(_not_finite(names)) from error
-
-
-def _not_finite(clips: Sequence[str]) -> str:
-    names = list(dict.fromkeys(clips))
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return (
-        f"The model's scores are not finite for the clip{'s' * (len(names) > 1)} "
-        f"{', '.join(names[:NAMED])}{more}: no class and no text follows from them, and none was "
-        "written. Weights that are not finite do this, numbers that half precision cannot hold "
-        "(set trainer.precision to 32-true to see) and faults of an attention kernel (set "
-        "model.attention to eager to see)."
-    )
-
-
-def _as_it_is(data: Any) -> Any:
-    return data
 
 
 def check_stage(checkpoint: dict[str, Any], stage: str) -> None:

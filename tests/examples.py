@@ -13,16 +13,19 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from rbft.backbone.loading import generation_settings, load_config, load_processor
+from rbft.backbone_module import BackboneModule
 from rbft.batch import Batch, Sequences
 from rbft.card import Card
 from rbft.clip import Clip
 from rbft.collator import Collator
-from rbft.data.base import VideoDataModule
+from rbft.data.base import Feed, VideoDataModule
 from rbft.data.dataset import Example
+from rbft.data.rationales import RationaleStore
 from rbft.data.sampler import SampleSlot
 from rbft.inference.generation import greedy_decode, prefill, score_candidates
 from rbft.module import RBFTModule
 from rbft.runtime.digests import LENGTH
+from rbft.stage_zero import RationaleModule
 from rbft.stages import STAGES, Stage
 from rbft.video.sampling import Video, VideoError, patch_grid
 
@@ -94,7 +97,11 @@ def examples(count: int, draws: Sequence[SampleSlot] | None = None) -> list[Exam
 
 
 def collator(
-    folder: Path, learn: str | None = None, ask: str | None = None, *, packing: bool = False
+    folder: Path,
+    target_stage: str | None = None,
+    prompt_stage: str | None = None,
+    *,
+    packing: bool = False,
 ) -> Collator:
     """A collator of the made-up task; stages by name."""
 
@@ -103,12 +110,20 @@ def collator(
 
     config, family = load_config(str(folder))
     processor = load_processor(str(folder))
-    return Collator(processor, config, family, CARD, stage(learn), stage(ask), packing=packing)
+    return Collator(
+        processor,
+        config,
+        family,
+        CARD,
+        stage(target_stage),
+        stage(prompt_stage),
+        packing=packing,
+    )
 
 
 def batch_of(make: Collator, made: list[Example]) -> Batch:
     """A batch that is the whole global batch: the total is its own weighted answer tokens."""
-    if make.learn is None:
+    if make.target_stage is None:
         return make(made)
     tokens = [e.draw.weight * make.answer_tokens(e.clip, e.rationale, e.cut) for e in made]
     return make([replace(e, draw=replace(e.draw, total=sum(tokens))) for e in made])
@@ -127,12 +142,25 @@ def prompt_of(batch: Batch) -> Sequences:
 
 
 def module(folder: Path, stage: str = "label", **settings: Any) -> RBFTModule:
-    """A module with its weights and collator, as it is inside a Trainer, in evaluation mode."""
+    """A module with its weights, as it is inside a Trainer, in evaluation mode."""
     made = RBFTModule(str(folder), CARD, stage=stage, **{**MODULE_SETTINGS, **settings})
     made.configure_model()
-    made.processor = load_processor(str(folder))
-    made.collator = collator(folder, learn=stage)
     return made.eval()
+
+
+def rationale_module(folder: Path, *cards: Card, **settings: Any) -> RationaleModule:
+    """Stage 0's module with its weights, in evaluation mode; it asks by the card's own prompt."""
+    model = module(folder, "rationale", **settings)
+    longest, packing = model.max_new_tokens, model.packing
+    made = RationaleModule(model.loader, cards or [CARD], longest, packing=packing)
+    made.backbone = model.backbone
+    return made.eval()
+
+
+def fed(data: VideoDataModule, module: BackboneModule) -> VideoDataModule:
+    """A benchmark that serves a module, as `rbft.build` has it."""
+    feed = replace(data.feed, collators=module.collators(), tower=lambda: module.tower)
+    return data.with_feed(feed)
 
 
 def is_padded(prompt: Sequences) -> bool:
@@ -161,7 +189,7 @@ def writing(folder: Path, longest: int, **settings: Any) -> dict[str, Any]:
     return {**generation_settings(str(folder), load_processor(str(folder)), longest), **settings}
 
 
-class Texts:
+class Texts(RationaleStore):
     """Stands for the rationale file."""
 
     def __init__(
@@ -189,7 +217,7 @@ class Yard(VideoDataModule):
         super().__init__(card=card_file, cache_folder=cache, **{**DATA_SETTINGS, **settings})
         self.counts = counts
         every = [clip for split, count in counts.items() for clip in clips(count, split)]
-        self.store = Texts({clip.id: rationale(clip) for clip in every})  # type: ignore[assignment]
+        self.feed = Feed(rationales=Texts({clip.id: rationale(clip) for clip in every}))
 
     def read(self) -> list[Clip]:
         return [clip for split, count in self.counts.items() for clip in clips(count, split)]

@@ -100,7 +100,7 @@ class Pictures(Callback):
         writer = self._writer(trainer)
         if writer is None:
             return
-        split = module.data.scored_split
+        split = module.data.feed.scored_split
         figure = confusion_figure(confusion, module.card.classes)
         writer.add_figure(f"{split}/confusion", figure, module.trained_steps)
         for index, (clip, said, text) in sorted(self.answers.items()):

@@ -1,1 +1,30 @@
-"""What a command does, one file each."""
+"""The commands: a function each, whose arguments and docstring are the options and the help."""
+
+from collections.abc import Callable
+from importlib import import_module
+from inspect import signature
+from typing import Any
+
+# Where each is found, in the order of the help. To add one: its file, and a line here.
+COMMANDS = {
+    "fit": "fit",
+    "rationalize": "rationalize",
+    "test": "score",
+    "validate": "score",
+    "predict": "predict",
+    "export": "export",
+    "scan": "scan",
+    "init": "init",
+    "cache": "cache",
+}
+EXPERIMENT = "experiment"  # the argument of commands that take an experiment's settings
+
+
+def find_command(name: str) -> Callable[..., None]:
+    """The function of a command."""
+    return getattr(import_module(f"{__name__}.{COMMANDS[name]}"), name)
+
+
+def takes_experiment(command: Callable[..., Any]) -> bool:
+    """Whether a command works on an experiment, and so has its settings as options."""
+    return EXPERIMENT in signature(command).parameters

@@ -1,7 +1,8 @@
-"""What `scan` leaves: a table on the screen, the manifest, and a list of what is missing."""
+"""`scan`: opens every video and says what is there."""
 
 from pathlib import Path
 
+from rbft.build import Experiment
 from rbft.data.base import VideoDataModule
 from rbft.data.manifest import OK, TRUNCATED
 from rbft.data.splits import empty_classes
@@ -10,6 +11,18 @@ from rbft.runtime.files import write_text
 
 BROKEN = ("unreadable", TRUNCATED, "too_short")
 SHOWN = 10  # unusable files that are named on the screen
+
+
+def scan(experiment: Experiment) -> None:
+    """Open every video once and say what is there, what is missing and what is broken.
+
+    Leaves manifest.jsonl, and missing.txt with what is missing, in the run's folder. Needs no
+    backbone.
+
+    Args:
+        experiment: The settings.
+    """
+    report_scan(experiment.data(), experiment.run.folder)
 
 
 def report_scan(data: VideoDataModule, folder: Path) -> None:

@@ -4,10 +4,11 @@ import logging
 import math
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -73,6 +74,26 @@ class ClipCollator(Protocol):
     def __call__(self, examples: list[Example]) -> Any:
         """One batch."""
         ...
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What the loaders of a data module serve, and who makes batches of it.
+
+    Attributes:
+        collators: By the name of the loader: train, val, test, predict.
+        rationales: The rationale file; None where no stage needs it.
+        scored_split: The split that `Trainer.test` scores.
+        predict_clips: The clips that `Trainer.predict` is given.
+        tower: Gives the digest of the loaded vision tower, empty where its outputs are not kept;
+            called as a loader is made.
+    """
+
+    collators: Mapping[str, ClipCollator] = field(default_factory=dict)
+    rationales: RationaleStore | None = None
+    scored_split: str = "test"
+    predict_clips: Sequence[Clip] = ()
+    tower: Callable[[], str] = str
 
 
 class VideoDataModule(LightningDataModule):
@@ -189,19 +210,21 @@ class VideoDataModule(LightningDataModule):
         self.frame_cache = FrameCache(self.cache_folder / "frames", int(frame_cache_gb * 1e9))
         features = self.cache_folder / "features"
         self.feature_cache = FeatureCache(features, int(feature_cache_gb * 1e9))
-        self.tower = ""  # the vision tower whose outputs are kept, once the module has loaded it
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.global_batch_size, self.num_workers = global_batch_size, num_workers
         self.val_fraction, self.rationale_ratio = val_fraction, rationale_ratio
         self.rationale_file, self.rationale_prompt = rationale_file, rationale_prompt
         self.class_weights, self.balanced_sampling = class_weights, balanced_sampling
         self.seed = seed
-        self.collators: Mapping[str, ClipCollator] = {}
-        self.scored_split = "test"  # what Trainer.test scores
-        self.predict_clips: list[Clip] = []
+        self.feed = Feed()
         self.at_hand: Any = None  # the batch that the model works on
         self.notes: list[str] = []  # what a person should know about the data, see `check`
-        self.store: RationaleStore | None = None  # set by whoever knows the rationale file
+
+    def with_feed(self, feed: Feed) -> "VideoDataModule":
+        """The same benchmark, whose loaders serve a feed; what was read is not read again."""
+        made = copy(self)
+        made.feed, made.at_hand = feed, None
+        return made
 
     @abstractmethod
     def read(self) -> list[Clip]:
@@ -299,16 +322,20 @@ class VideoDataModule(LightningDataModule):
                 ) from error
             raise
 
-    def see(self, clip: Clip) -> tuple[Video | EncodedVideo, str]:
+    def load(self, clip: Clip, tower: str = "") -> tuple[Video | EncodedVideo, str]:
         """What the vision tower made of a clip where that is kept, else its frames.
+
+        Args:
+            clip: The clip.
+            tower: Digest of the vision tower; empty where its outputs are not kept.
 
         Returns:
             Features or frames, and the key of the features; empty where none are kept.
         """
-        if not self.tower:
+        if not tower:
             return self.decode(clip), ""
         try:
-            key = clip_key(clip.path, self.frames.of(clip), self.tower)
+            key = clip_key(clip.path, self.frames.of(clip), tower)
         except (OSError, ValueError):
             return self.decode(clip), ""  # says what is wrong
         return self.feature_cache.get(key) or self.decode(clip), key
@@ -396,13 +423,13 @@ class VideoDataModule(LightningDataModule):
         """
         if self.trainer is None or self.trainer.world_size == 1:
             return
-        clips = self.all_clips if stage != "predict" else self.predict_clips
+        clips = self.all_clips if stage != "predict" else self.feed.predict_clips
         usable = self.usable if stage != "predict" else {clip.id for clip in clips}
         agree([f"{clip.split} clip {clip.id}" for clip in clips if clip.id in usable])
 
     def __getstate__(self) -> dict[str, Any]:
         """What worker processes get that are not forked: not the Trainer, nor with it the model."""
-        return {**self.__dict__, "trainer": None, "collators": {}, "store": None}
+        return {**self.__dict__, "trainer": None, "feed": Feed()}
 
     def accumulation(self, world: int) -> int:
         """Micro-batches per optimiser step on so many devices.
@@ -446,10 +473,11 @@ class VideoDataModule(LightningDataModule):
 
     def _mixed(self, split: str) -> dict[str, tuple[str, bool]]:
         """Rationale of each clip, and whether it was cut off; those written by humans are whole."""
-        lost = self.store.undecodable() if self.store is not None else set()
-        cut = self.store.cut() if self.store is not None else set()
+        store = self.feed.rationales
+        lost = store.undecodable() if store is not None else set()
+        cut = store.cut() if store is not None else set()
         clips = [clip for clip in self.clips(split) if clip.id not in lost]
-        texts = self.store.texts() if self.store is not None else {}
+        texts = store.texts() if store is not None else {}
         own = {name: (text, name in cut) for name, text in texts.items()}
         human = {c.id: (c.reference, False) for c in clips if c.reference is not None}
         ratio = self.rationale_ratio if split == "train" else 1.0
@@ -462,7 +490,7 @@ class VideoDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Example]:
         """Shuffled micro-batches of this process, from where the run stopped."""
-        clips, collator = self.clips("train"), self.collators["train"]
+        clips, collator = self.clips("train"), self.feed.collators["train"]
         texts = self.rationales("train") if collator.needs_rationales else None
         cut = self.cut_rationales("train") if collator.needs_rationales else set()
 
@@ -504,13 +532,13 @@ class VideoDataModule(LightningDataModule):
         clips = self.clips("val")
         if not clips:
             return []
-        if not self.collators["val"].needs_rationales:
+        if not self.feed.collators["val"].needs_rationales:
             return self._eval_loader("val", clips)
         return self._eval_loader("val", clips, self.rationales("val"), self.cut_rationales("val"))
 
     def test_dataloader(self) -> DataLoader[Example]:
         """The scored split, longest clips first."""
-        return self._eval_loader("test", self.clips(self.scored_split))
+        return self._eval_loader("test", self.clips(self.feed.scored_split))
 
     def clips_of(self, videos: Sequence[Path]) -> list[Clip]:
         """Unlabelled clips for video files, all videos in folders and those of lists, in order.
@@ -525,18 +553,13 @@ class VideoDataModule(LightningDataModule):
         return [Clip(name, path, None, "predict") for name, path in found]
 
     def predict_dataloader(self) -> DataLoader[Example]:
-        """`predict_clips`, those of the benchmark longest first, others in order."""
-        return self._eval_loader("predict", self.predict_clips)
+        """The feed's `predict_clips`, those of the benchmark longest first, others in order."""
+        return self._eval_loader("predict", list(self.feed.predict_clips))
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Notes the batch, while it is in the processor's memory, for messages that name it."""
         self.at_hand = batch
         return batch
-
-    def ids(self, split: str, indices: Iterable[int]) -> list[str]:
-        """Ids of clips of a split."""
-        clips = self.clips(split)
-        return [clips[index].id for index in indices]
 
     def clips_at_hand(self) -> str:
         """The clips that the model is working on and their tokens, for messages."""
@@ -580,9 +603,9 @@ class VideoDataModule(LightningDataModule):
     ) -> DataLoader[Example]:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
-            ClipDataset(clips, self.see, texts, tokens, cut),
+            ClipDataset(clips, partial(self.load, tower=self.feed.tower()), texts, tokens, cut),
             batch_sampler=sampler,
-            collate_fn=self.collators[split],
+            collate_fn=self.feed.collators[split],
             num_workers=self.num_workers,
             pin_memory=on_gpu,
         )

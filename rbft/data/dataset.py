@@ -72,7 +72,7 @@ class ClipDataset(Dataset[Example]):
 
     Args:
         clips: The clips of the split.
-        see: Gives a clip's frames or features, and the key of its features.
+        load: Gives a clip's frames or features, and the key of its features.
         rationales: Rationale by id; None where none is asked for.
         answer_tokens: Answer tokens of each clip in training, None elsewhere. Those of a clip
             without a rationale are those of the clip that takes its place, see `replacements`.
@@ -82,12 +82,12 @@ class ClipDataset(Dataset[Example]):
     def __init__(
         self,
         clips: list[Clip],
-        see: Callable[[Clip], tuple[Video | EncodedVideo, str]],
+        load: Callable[[Clip], tuple[Video | EncodedVideo, str]],
         rationales: Mapping[str, str] | None,
         answer_tokens: Sequence[int] | None = None,
         cut: Set[str] = frozenset(),
     ) -> None:
-        self.clips, self.see, self.rationales = clips, see, rationales
+        self.clips, self.load, self.rationales = clips, load, rationales
         self.answer_tokens, self.cut = answer_tokens, cut
 
     def __len__(self) -> int:
@@ -109,7 +109,7 @@ class ClipDataset(Dataset[Example]):
         if self.rationales is not None and clip.id not in self.rationales:
             raise VideoError.of(clip.path, "could not be decoded when rationales were written.")
         rationale = None if self.rationales is None else self.rationales[clip.id]
-        video, key = self.see(clip)
+        video, key = self.load(clip)
         return Example(clip, video, rationale, draw, key=key, cut=clip.id in self.cut)
 
     def _replacement(self, draw: SampleSlot, tokens: Sequence[int], error: VideoError) -> Example:

@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
-from rbft.backbone.adapters import add_adapters, weights_dtype
-from rbft.backbone.loading import load_model, load_processor, parameter_parts
+from rbft.backbone.adapters import add_adapters
+from rbft.backbone.loading import load_model, parameter_parts
 from rbft.clip import Clip
 from rbft.collator import Collator
 from rbft.data.base import VideoDataModule
@@ -105,7 +105,6 @@ def count_tokens_of_stages(plan: Plan) -> dict[str, Lengths]:
         ValueError: If a clip is longer than the backbone's context.
     """
     data, model = plan.data, plan.model
-    processor = model.processor or load_processor(model.source, model.trust)
     context, found = model.config.text_config.max_position_embeddings, {}
     for name in dict.fromkeys([*plan.stages, "test"]):
         if name == "test":
@@ -115,9 +114,11 @@ def count_tokens_of_stages(plan: Plan) -> dict[str, Lengths]:
             stage = find_stage(name)
             clips = data.clips("train") + data.clips("val")
             texts = _known_rationales(plan) if stage.needs_rationales else {}
-        collator = Collator(processor, model.config, model.family, model.card, learn=stage)
+        collator = Collator(
+            model.processor, model.config, model.family, model.card, target_stage=stage
+        )
         counts = count_tokens(data, collator, clips, texts, model.max_new_tokens)
-        check_context(clips, counts, context, f"model.backbone {model.base}")
+        check_context(clips, counts, context, f"model.backbone {model.loader.base}")
         val = ()
         if name != "test":
             clips = data.clips("train")
@@ -151,7 +152,7 @@ def report(plan: Plan, name: str, gpu_gb: float | None) -> str:
     lines = [
         f"Dry run of {name}: no weights are loaded, nothing is trained or written.",
         "",
-        f"backbone      {model.source}, {size:,} parameters",
+        f"backbone      {model.loader.source}, {size:,} parameters",
         f"precision     {plan.trainer.precision}; {strategy}, {devices}",
     ]
     if not plan.stages:
@@ -202,25 +203,18 @@ def empty_backbone(model: RBFTModule, trainer: Trainer, *, training: bool = True
     precision = str(trainer.precision)
     with trainer.precision_plugin.tensor_init_context():
         backbone = load_model(
-            model.base,
+            model.loader.base,
             "eager",  # no forward pass is made
-            model.gradient_checkpointing,
+            model.loader.gradient_checkpointing,
             empty=True,
-            trust=model.trust,
-            dtype=weights_dtype(
-                model.lora,
-                model.quantize,
-                model.weights,
-                precision,
-                sharded=sharded,
-                training=training,
-            ),
+            trust=model.loader.trust,
+            dtype=model.loader.dtype(precision, sharded=sharded, training=training),
         )
-        if model.lora is not None:
+        if model.loader.lora is not None:
             merger = model.learning_rates["merger"] > 0
             add_adapters(
                 backbone,
-                model.lora,
+                model.loader.lora,
                 None,
                 merger=merger,
                 read=False,
@@ -328,7 +322,7 @@ def scoring_peaks(
         prompted = sorted(counts, key=lambda count: count.video + count.prompt)
         micro = _seen(plan, prompted[-data.eval_batch_size :])
         used, beside = (backbone, optimiser) if learning else (frozen, 0)
-        asked = replace(asked, packed=model.packing, eager=model.attention == "eager")
+        asked = replace(asked, packed=model.packing, eager=model.loader.attention == "eager")
         setup = _setup(plan)
         return scoring_memory(used, model.family, model.config, micro, setup, asked, beside)
 
@@ -435,7 +429,7 @@ def disk_table(plan: Plan, found: Mapping[str, Lengths], backbone: Any) -> str:
     frames = patches * PATCH**2 * TEMPORAL_PATCH * 3
     trained = sum(p.numel() * p.element_size() for p in backbone.parameters() if p.requires_grad)
     whole = sum(p.numel() * p.element_size() for p in backbone.parameters())
-    weights = whole if plan.model.lora is None else trained
+    weights = whole if plan.model.loader.lora is None else trained
     stages, runs, cache = len(plan.stages), plan.run.folder, data.cache_folder
     rows = [
         ["frame cache", frames, f"within data.frame_cache_gb {data.frame_cache.max_bytes / 1e9:g}"],
@@ -466,10 +460,10 @@ def _setup(plan: Plan) -> Setup:
     sharded = is_sharded(trainer.strategy)
     return Setup(
         products=Setup.product_bytes(str(trainer.precision)),
-        checkpointing=float(model.gradient_checkpointing),
+        checkpointing=float(model.loader.gradient_checkpointing),
         shards=trainer.world_size if sharded else 1,
         replicas=isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1,
-        four_bit=model.quantize == "4bit",
+        four_bit=model.loader.quantize == "4bit",
     )
 
 

@@ -32,7 +32,7 @@ def count_tokens(
     Raises:
         ValueError: If that is every clip: then a setting is out of range.
     """
-    stage, vision = collator.learn, collator.config.vision_config
+    stage, vision = collator.target_stage, collator.config.vision_config
     assert stage is not None
 
     @lru_cache

@@ -369,6 +369,30 @@ def greedy_decode(
         ).last_hidden_state[:, -1]
 
 
+def ended(written: Sequence[int], settings: Mapping[str, Any]) -> bool:
+    """Whether the model ended an answer itself; otherwise the limit of tokens did.
+
+    Args:
+        written: Token ids of the answer.
+        settings: See `greedy_decode`.
+    """
+    return bool(written) and written[-1] in settings["eos_token_id"]
+
+
+def decode_texts(
+    written: Sequence[Sequence[int]], tokenizer: Any, settings: Mapping[str, Any]
+) -> list[str]:
+    """What the model wrote, without what ended it.
+
+    Args:
+        written: Token ids of the answers.
+        tokenizer: The backbone's.
+        settings: See `greedy_decode`.
+    """
+    whole = [ids[:-1] if ended(ids, settings) else ids for ids in written]
+    return tokenizer.batch_decode(whole, skip_special_tokens=True)
+
+
 def _tokens_seen(prompt: PrefilledPrompt, head: Any) -> Bool[Tensor, "clips vocab"]:
     """Which tokens each prompt holds; padding, which differs from batch to batch, is none."""
     size = head.out_features

@@ -6,7 +6,7 @@ all classes would count it as 0, and two classes of three, all found, as 66.67.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Int
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOT_COUNTED = -1
+
+
+def unparsed(classes: Sized) -> int:
+    """The index that stands for an answer that is no class: it follows those of the classes."""
+    return len(classes)
 
 
 class ClassificationMetrics(nn.Module):
@@ -65,7 +70,7 @@ class ClassificationMetrics(nn.Module):
         Raises:
             ValueError: If a counted clip has no label, or an index is out of range.
         """
-        last = len(self.classes)
+        last = unparsed(self.classes)
         wrong = counted & (
             (labels < 0) | (labels >= last) | (predictions < 0) | (predictions > last)
         )

@@ -77,15 +77,15 @@ class StepCheckpoint(ModelCheckpoint):
         newest = self.best_model_path
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         validates = trainer.is_last_batch and sum(trainer.num_val_batches) > 0
-        if (validates or module.stopping) and self.best_model_path == newest:
+        if (validates or module.monitor.stopping) and self.best_model_path == newest:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         if self.best_model_path != newest and trainer.is_global_zero:
             kept = Path(self.best_model_path)
             for path in kept.parent.glob("*.ckpt"):  # of runs that were killed
                 if path != kept:
                     trainer.strategy.remove_checkpoint(path)
-        if module.stopping:
-            raise Stopped(module.stopping, Path(self.best_model_path))
+        if module.monitor.stopping:
+            raise Stopped(module.monitor.stopping, Path(self.best_model_path))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What training has done is saved: a signal may end the run."""

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import (
     FSDPStrategy,
     ModelParallelStrategy,
+    ParallelStrategy,
     Strategy,
     StrategyRegistry,
 )
@@ -305,6 +308,25 @@ def all_gather_objects(world: int, items: list[Any]) -> list[Any]:
     gathered: list[Any] = [None] * world
     torch.distributed.all_gather_object(gathered, items)
     return [item for part in gathered for item in part]
+
+
+def wait_for_all(trainer: Trainer, module: LightningModule) -> None:
+    """Waits for the other processes, unless Lightning will start them only later.
+
+    Args:
+        trainer: A Trainer, which need not have run.
+        module: What it would run.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        return
+    strategy = trainer.strategy
+    if not isinstance(strategy, ParallelStrategy):
+        return
+    if not isinstance(strategy.cluster_environment, LightningEnvironment):
+        strategy.connect(module)
+        strategy.setup_environment()
+        strategy.barrier("met")
 
 
 def _computed(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

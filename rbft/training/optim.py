@@ -1,7 +1,7 @@
 """Parameter groups and the schedule of the learning rate."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -28,7 +28,6 @@ def parameter_groups(
     parts: Parts,
     learning_rates: dict[str, float],
     weight_decay: float,
-    matrices: Collection[str] | None = None,
 ) -> list[dict[str, Any]]:
     """AdamW's groups: each part with and without decay.
 
@@ -40,8 +39,6 @@ def parameter_groups(
         parts: Named parameters by part.
         learning_rates: Learning rate by part. A part at 0 is frozen and left out.
         weight_decay: Decay of all other parameters.
-        matrices: Names of the parameters with several axes, from before a strategy (FSDP1) has
-            made vectors of them; None looks at the parameters.
 
     Returns:
         Groups with a `name` each, `<part>` or `<part>_no_decay`; empty ones are left out.
@@ -59,10 +56,9 @@ def parameter_groups(
                 "freeze the part."
             )
         decayed, others = [], []
-        for name, parameter in named:
+        for _, parameter in named:
             if parameter.requires_grad:
-                matrix = parameter.ndim > 1 if matrices is None else own_name(name) in matrices
-                (decayed if matrix else others).append(parameter)
+                (decayed if parameter.ndim > 1 else others).append(parameter)
         for name, decay, members in (
             (part, weight_decay, decayed),
             (f"{part}_no_decay", 0.0, others),
@@ -75,11 +71,6 @@ def parameter_groups(
             "above 0."
         )
     return groups
-
-
-def own_name(name: str) -> str:
-    """A parameter's name without what FSDP1 puts into it."""
-    return name.replace("_fsdp_wrapped_module.", "")
 
 
 def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup_ratio: float) -> LambdaLR:

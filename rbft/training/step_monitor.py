@@ -5,16 +5,20 @@ queueing, it would have to wait until the device has caught up, and the device t
 The numbers of the step before have long been there.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from rbft.runtime.fault_tolerance import SIGNALS, signals
+from rbft.training.fsdp2 import all_gather_objects
 
-MicroBatch = tuple[Int[Tensor, " clips"], Float[Tensor, ""]]
+MicroBatch = tuple[Sequence[str], Float[Tensor, ""]]
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Step:
 
     Attributes:
         number: Its number, from 1.
-        batches: This process's micro-batches: their clips' indices in the split, their losses.
+        batches: This process's micro-batches: the ids of their clips, their losses.
         figures: Gradient norm, loss, replaced clips and processes that got each signal, over all
             processes; on the device.
         copy: The same on the way into the host's memory.
@@ -43,53 +47,93 @@ class Step:
         return self.copy.tolist()
 
 
-class StepWatch:
-    """Gathers what the micro-batches of a step show and keeps it until the host asks."""
+class StepMonitor:
+    """Gathers what the micro-batches of a step show, and looks at it one step later.
+
+    Attributes:
+        stopping: The signal that has asked the run to end after this step, 0 for none; the same on
+            all processes.
+    """
 
     def __init__(self) -> None:
+        self.stopping = 0
         self._batches: list[MicroBatch] = []
         self._replaced = 0
         self._closed: Step | None = None
 
-    def add(self, clips: Int[Tensor, " clips"], loss: Float[Tensor, ""], replaced: int = 0) -> None:
+    def add(self, clips: Sequence[str], loss: Float[Tensor, ""], replaced: int = 0) -> None:
         """Takes a micro-batch.
 
         Args:
-            clips: Indices of its clips in the split.
+            clips: Ids of its clips.
             loss: Its share of the global batch's loss.
             replaced: How many of its clips stand for one that cannot be decoded.
         """
         self._batches.append((clips, loss.detach()))
         self._replaced += replaced
 
-    def close(self, number: int, norm: Float[Tensor, ""], world: int) -> Step:
+    def close(self, trainer: Trainer, norm: Float[Tensor, ""]) -> Step:
         """Ends a step, without waiting for the device; collective.
 
         Args:
-            number: The step's number, from 1.
+            trainer: The Trainer, about to take the step.
             norm: Gradient norm over all processes.
-            world: Number of processes.
         """
         loss = torch.stack([loss for _, loss in self._batches]).sum().float()
         counts = [self._replaced, *(signals.received == signal for signal in SIGNALS)]
         own = torch.stack([loss, *(loss.new_full((), float(count)) for count in counts)])
-        if world > 1:
+        if trainer.world_size > 1:
             torch.distributed.all_reduce(own)
         figures = torch.cat([norm.float()[None], own])
         copy, ready = figures.to("cpu", non_blocking=figures.is_cuda), None
         if figures.is_cuda:
             ready = torch.Event(figures.device)
             ready.record()
-        self._closed = Step(number, self._batches, figures, copy, ready)
-        self._batches, self._replaced = [], 0
-        return self._closed
-
-    def last(self) -> Step | None:
-        """The step that was closed last; once."""
-        step, self._closed = self._closed, None
+        step = Step(trainer.global_step + 1, self._batches, figures, copy, ready)
+        self._closed, self._batches, self._replaced = step, [], 0
+        if trainer.world_size == 1:  # nobody else to agree with
+            self.stopping = signals.received or 0
         return step
 
+    def check_last(self, trainer: Trainer) -> None:
+        """Ends the run if the step that was closed last was not finite; notes a signal.
 
-def signal_of(figures: list[float]) -> int:
+        To be called before the next step is taken, and before anything is saved or scored.
+
+        Raises:
+            ValueError: If loss or gradients were not finite, on all processes.
+        """
+        step, self._closed = self._closed, None
+        if step is None:
+            return
+        norm, loss, *_ = figures = step.read()
+        # Gradients that overflow in half precision are the gradient scaler's business.
+        if not math.isfinite(loss if is_scaled(trainer) else norm):
+            _refuse(step, norm, trainer)
+        self.stopping = self.stopping or _signal_of(figures)
+
+
+def is_scaled(trainer: Trainer) -> bool:
+    """Whether a gradient scaler looks after steps whose gradients overflow."""
+    return trainer.precision == "16-mixed"
+
+
+def _refuse(step: Step, norm: float, trainer: Trainer) -> None:
+    mine = [(name, not math.isfinite(loss)) for names, loss in step.batches for name in names]
+    found = all_gather_objects(trainer.world_size, mine)
+    guilty = [name for name, broken in found if broken]
+    what = "gradient norm" if not guilty else "loss"
+    names = ", ".join(dict.fromkeys(guilty or [name for name, _ in found]))
+    if not trainer.is_global_zero:
+        raise SystemExit(2)  # the first process speaks for all
+    raise ValueError(
+        f"The {what} of step {step.number} is not finite (gradient norm {norm:g}), with the "
+        f"clips {names}. The step was not taken and the last checkpoint is untouched. Look at "
+        "these clips, lower model.learning_rate or set trainer.precision to 32-true; then "
+        "start again with --restart true or under another name."
+    )
+
+
+def _signal_of(figures: list[float]) -> int:
     """The signal that a process has got, 0 for none; the same on all of them."""
     return next((int(n) for n, count in zip(SIGNALS, figures[3:], strict=True) if count), 0)

@@ -142,11 +142,9 @@ def test_a_matched_row_trains_for_as_many_steps_as_both_stages(name, data, backb
     """RQ1 says "same training budget"."""
     steps = []
 
-    def count(method: Method, *_: Any) -> None:
-        method.check()
-        trainer = method.cli.trainer
-        epochs = trainer.max_epochs or 0
-        per_stage = method.cli.datamodule.steps(trainer.world_size, epochs)
+    def count(method: Method, *_: Any, **__: Any) -> None:
+        data, trainer = method.inputs.data, method.inputs.trainer
+        per_stage = data.steps(trainer.world_size, trainer.max_epochs or 0)
         steps.append(len(method.stages) * per_stage)
 
     monkeypatch.setattr(Method, "fit", count)
@@ -206,15 +204,14 @@ def test_a_file_composes_with_the_tiny_overlay(name, data, backbones, monkeypatc
     """As far as everything that `fit` checks before it loads a model."""
     checked = []
 
-    def check_only(method: Method, *_: Any) -> None:
-        method.check()
+    def note(method: Method, *_: Any, **__: Any) -> None:
         checked.append(method)
 
-    monkeypatch.setattr(Method, "fit", check_only)
+    monkeypatch.setattr(Method, "fit", note)
     few = ("--data.train_size=4", "--data.test_size=4") if name.startswith("miniature") else ()
     rbft(data, "fit", *options(name, backbones, *few))
     assert checked[0].settings.name == name
-    assert checked[0].cli.trainer.precision == "32-true"
+    assert checked[0].inputs.trainer.precision == "32-true"
 
 
 def test_eight_gpus_train_as_the_paper_does(tmp_path, capsys):
@@ -240,7 +237,9 @@ def test_eight_gpus_train_as_the_paper_does(tmp_path, capsys):
 def test_a_callback_of_lightning_is_a_setting(tmp_path, backbones, monkeypatch):
     """A default that is a member of an Enum is written into the run's settings by its name."""
     written = []
-    monkeypatch.setattr(Method, "fit", lambda self, *_: written.append(self.cli.resolved()))
+    monkeypatch.setattr(
+        Method, "fit", lambda self, *_, **__: written.append(self.experiment.as_yaml())
+    )
     few = ("--data.train_size=4", "--data.test_size=4", "--trainer.callbacks+=Timer")
     rbft(tmp_path, "fit", *options("miniature", backbones, *few))
     (timer,) = yaml.safe_load(written[0])["trainer"]["callbacks"]
@@ -315,7 +314,7 @@ def test_the_rationales_of_all_prompts_are_written_at_once(data, backbones, monk
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("rbft.module.load_model", refuse)
+    monkeypatch.setattr("rbft.backbone.loader.load_model", refuse)
     for name in ("smarthome_qwen25", "smarthome_qwen25_less", "smarthome_qwen25_least"):
         rbft(data, "rationalize", *options(name, backbones))
 

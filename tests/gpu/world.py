@@ -21,6 +21,7 @@ from tests.examples import (
     batch_of,
     collator,
     examples,
+    fed,
     module,
     trainer,
 )
@@ -65,7 +66,9 @@ def peak_gib(device: torch.device) -> float | None:
 
 def make_batch(folder: Path, device: torch.device, clips: int, *, packing: bool) -> Batch:
     """Clips of different lengths, their class words as answers, and what asks for the class."""
-    make = replace(collator(base(folder), learn="label", ask="label"), packing=packing)
+    make = replace(
+        collator(base(folder), target_stage="label", prompt_stage="label"), packing=packing
+    )
     return batch_of(make, examples(clips)).to(device)
 
 
@@ -87,7 +90,9 @@ def step(made: RBFTModule, batch: Batch, *, bf16: bool = False) -> tuple[Tensor,
 
 def fresh(folder: Path, device: torch.device, **settings: Any) -> RBFTModule:
     """A module of the label stage with its weights on the device."""
-    return module(base(folder), **settings).to(device)
+    made = module(base(folder), **settings)
+    made.to(device)
+    return made
 
 
 def distance(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
@@ -148,7 +153,7 @@ def fit(
     with warnings.catch_warnings():
         # Lightning's advice on loaders and checkpoints, which concerns no one here.
         warnings.simplefilter("ignore")
-        runner.fit(made, data, ckpt_path=ckpt_path)
+        runner.fit(made, fed(data, made), ckpt_path=ckpt_path)
     return made, runner
 
 
@@ -182,11 +187,11 @@ def ask(
 ) -> list[Any]:
     """See `predict`; of a module that may have its weights already."""
     data = Yard(folder / "card.yaml", {"test": clips}, eval_batch_size=batch)
-    data.predict_clips = data.clips("test")
+    data.feed = replace(data.feed, predict_clips=data.clips("test"))
     runner = make_trainer(folder, device, precision=precision)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return runner.predict(made, data) or []
+        return runner.predict(made, fed(data, made)) or []
 
 
 def scores_of(said: list[Classified]) -> Tensor:

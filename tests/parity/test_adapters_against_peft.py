@@ -63,7 +63,7 @@ def saved(base: Path, folder: Path, merger: bool = True) -> Any:
 
 def logits(model: Any, folder: Path) -> torch.Tensor:
     """Of three clips with their answers."""
-    batch = batch_of(collator(folder, learn="label"), examples(3))
+    batch = batch_of(collator(folder, target_stage="label"), examples(3))
     assert batch.answer is not None
     with torch.no_grad():
         return model(**forward_inputs(batch.answer), **batch.video).logits[
@@ -214,7 +214,7 @@ def test_under_autocast_the_same_bits_without_peft_s_casts(
     backbones: dict[str, Path], family: FamilyName
 ) -> None:
     folder, results, casts = backbones[family], [], []
-    batch = batch_of(collator(folder, learn="rationale"), examples(3))
+    batch = batch_of(collator(folder, target_stage="rationale"), examples(3))
     for autocast in (False, True):
         model: Any = load_model(str(folder), "sdpa", False, dtype=torch.bfloat16)
         add_adapters(model, SETTINGS, None, merger=True, autocast=autocast)

@@ -43,7 +43,7 @@ def test_the_words_are_of_several_tokens_and_end_the_turn(qwen: Path) -> None:
 def test_no_token_is_fed_that_nothing_comes_after(
     qwen: Path, answers: list[list[int]], fed: list[int]
 ) -> None:
-    model, batch = module(qwen).backbone, collator(qwen, ask="label")(examples(2))
+    model, batch = module(qwen).backbone, collator(qwen, prompt_stage="label")(examples(2))
     (read,) = prefill(model, [prompt_of(batch)], batch.video)
     widths: list[int] = []
     model.model.register_forward_pre_hook(
@@ -85,7 +85,7 @@ def expected_scores(
     """Scores of answers after the prompt and what was written, clip by clip and without padding."""
     scores = []
     for one, text in zip(made, written, strict=True):
-        batch = collator(folder, ask=ask)([one])
+        batch = collator(folder, prompt_stage=ask)([one])
         assert batch.prompt is not None
         ids = [*batch.prompt.input_ids[0].tolist(), *text]
         positions = batch.prompt.position_ids[:, 0]
@@ -101,7 +101,7 @@ def test_scores_of_prompts_of_several_lengths(
     backbone: Path, answers: list[list[int]], packing: bool
 ) -> None:
     model, made = module(backbone).backbone, examples(4)
-    batch = collator(backbone, ask="label", packing=packing)(made)
+    batch = collator(backbone, prompt_stage="label", packing=packing)(made)
     prompt = prompt_of(batch)
     assert len(set(prompt.lengths)) == 4
     assert is_padded(prompt) is not packing
@@ -113,7 +113,7 @@ def test_scores_of_prompts_of_several_lengths(
 @PACKING
 def test_one_clip_scores_as_in_a_batch(backbone: Path, packing: bool) -> None:
     model, made = module(backbone).backbone, examples(3)
-    make = collator(backbone, ask="label", packing=packing)
+    make = collator(backbone, prompt_stage="label", packing=packing)
     batch = make(made)
     assert batch.prompt is not None
     together = score_answers(model, batch.prompt, batch.video, ANSWERS)
@@ -146,7 +146,7 @@ def test_padding_cannot_spoil_scores_and_texts(
     backbone: Path, request: pytest.FixtureRequest, packing: bool
 ) -> None:
     model = module(backbone).backbone
-    batch = collator(backbone, ask="label", packing=packing)(examples(4))
+    batch = collator(backbone, prompt_stage="label", packing=packing)(examples(4))
     assert batch.prompt is not None
     given = model, batch.prompt, batch.video
     scores, texts = score_answers(*given, ANSWERS), write_answers(*given, writing(backbone, 6))
@@ -159,7 +159,7 @@ def test_what_such_a_kernel_does_to_padding_that_sees_nothing(
     backbone: Path, strict_kernel: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that the test above is not empty; and what is not finite does not pass for an answer."""
-    model, batch = module(backbone).backbone, collator(backbone, ask="label")(examples(4))
+    model, batch = module(backbone).backbone, collator(backbone, prompt_stage="label")(examples(4))
     monkeypatch.setattr(
         AttentionMaskInterface,
         "_global_mapping",
@@ -179,7 +179,7 @@ def test_what_such_a_kernel_does_to_padding_that_sees_nothing(
 
 def test_the_answer_s_length_is_not_normalised_away(qwen: Path) -> None:
     # A longer answer with the same beginning can only be less likely.
-    model, batch = module(qwen).backbone, collator(qwen, ask="label")(examples(2))
+    model, batch = module(qwen).backbone, collator(qwen, prompt_stage="label")(examples(2))
     assert batch.prompt is not None
     short, long = score_answers(model, batch.prompt, batch.video, [[64, 292], [64, 292, END]]).T
     assert (long < short).all()
@@ -199,7 +199,7 @@ def test_scores_after_a_rationale_of_the_model_s_own(
     backbone: Path, written: list[list[int]], packing: bool
 ) -> None:
     model, made = module(backbone).backbone, examples(4)
-    batch = collator(backbone, ask="label", packing=packing)(made)
+    batch = collator(backbone, prompt_stage="label", packing=packing)(made)
     (read,) = prefill(model, [prompt_of(batch)], batch.video)
     scores = score_candidates(model, extend(model, read.copy(), written), ANSWERS)
     expected = expected_scores(backbone, model, made, written, ANSWERS)
@@ -218,7 +218,7 @@ def test_the_class_is_scored_after_the_model_s_own_rationale(
     # With class and end; without a class; cut off before the line break; the class alone.
     written = [[*said[0], *ANSWERS[0]], [*said[1][:-1], END], said[2][:-1], ANSWERS[2]]
     monkeypatch.setattr(rbft.module, "greedy_decode", lambda *_: written)
-    batch, towers = collator(backbone, ask="rationale_class", packing=packing)(made), []
+    batch, towers = collator(backbone, prompt_stage="rationale_class", packing=packing)(made), []
     hook = model.backbone.model.visual.register_forward_hook(lambda *_: towers.append(1))
     got = model.classify(batch)
     hook.remove()
@@ -235,8 +235,8 @@ def test_an_answer_scores_as_in_training(backbone: Path) -> None:
     """Training puts the answer behind the prompt in the same tokens and positions."""
     model = module(backbone, "rationale")
     for example in examples(3):
-        learnt = batch_of(collator(backbone, learn="rationale"), [example])
-        asked = collator(backbone, ask="rationale")([example])
+        learnt = batch_of(collator(backbone, target_stage="rationale"), [example])
+        asked = collator(backbone, prompt_stage="rationale")([example])
         answer = [token for token in answer_of(learnt).labels[0].tolist() if token != -100]
         score = score_answers(model.backbone, prompt_of(asked), asked.video, [answer])
         assert score.item() == pytest.approx(-model.loss(learnt).item() * len(answer), abs=1e-4)
@@ -287,7 +287,7 @@ def test_a_class_scores_as_it_was_trained_whatever_the_tokenizer_merges(
     monkeypatch.setattr(
         rbft.module, "greedy_decode", lambda *_: [tokenizer(text)["input_ids"]] * len(made)
     )
-    asked = replace(model.collator, learn=None, ask=STAGES[stage])(made)
+    asked = replace(model.collator, target_stage=None, prompt_stage=STAGES[stage])(made)
     got = model.classify(asked)
     assert got.scores is not None
     torch.testing.assert_close(got.scores, torch.tensor(expected), atol=1e-5, rtol=0)
@@ -296,7 +296,7 @@ def test_a_class_scores_as_it_was_trained_whatever_the_tokenizer_merges(
 @PACKING
 def test_written_answers_are_the_likeliest_tokens_one_by_one(backbone: Path, packing: bool) -> None:
     model, made = module(backbone).backbone, examples(3)
-    make = collator(backbone, ask="label", packing=packing)
+    make = collator(backbone, prompt_stage="label", packing=packing)
     batch = make(made)
     written = write_answers(model, prompt_of(batch), batch.video, writing(backbone, 4))
     for one, ids in zip(made, written, strict=True):
@@ -314,7 +314,7 @@ def test_what_a_packed_reading_leaves_is_what_a_padded_one_does(
     model, made = module(backbone).backbone, examples(1) * 3 if alike else examples(4)
     reads = []
     for packing in (False, True):
-        batch = collator(backbone, ask="label", packing=packing)(made)
+        batch = collator(backbone, prompt_stage="label", packing=packing)(made)
         reads += prefill(model, [prompt_of(batch)], batch.video)
     theirs, ours = reads
     real = theirs.mask == 1
@@ -332,10 +332,10 @@ def test_what_a_packed_reading_leaves_is_what_a_padded_one_does(
 
 def test_attention_that_cannot_tell_packed_clips_apart_is_not_given_them(qwen: Path) -> None:
     model = module(qwen, attention="eager").backbone
-    batch = collator(qwen, ask="label", packing=True)(examples(2))
+    batch = collator(qwen, prompt_stage="label", packing=True)(examples(2))
     with pytest.raises(AssertionError):
         next(prefill(model, [prompt_of(batch)], batch.video))
-    alone = collator(qwen, ask="label", packing=True)(examples(1))
+    alone = collator(qwen, prompt_stage="label", packing=True)(examples(1))
     next(prefill(model, [prompt_of(alone)], alone.video))
 
 
@@ -344,7 +344,7 @@ def test_eager_attention(backbone: Path, packing: bool) -> None:
     """It pads whatever is asked: the module sees to it."""
     made = module(backbone, attention="eager", packing=packing)
     assert not made.packing
-    batch = collator(backbone, ask="label", packing=made.packing)(examples(4))
+    batch = collator(backbone, prompt_stage="label", packing=made.packing)(examples(4))
     assert is_padded(prompt_of(batch))
     scores = score_answers(made.backbone, prompt_of(batch), batch.video, ANSWERS)
     expected = expected_scores(backbone, module(backbone).backbone, examples(4), [[]] * 4, ANSWERS)

@@ -26,7 +26,7 @@ def trained(model: Any, given: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor
 @pytest.mark.parametrize("packing", [False, True])
 def test_logits_and_gradients(backbone: Path, packing: bool) -> None:
     model = module(backbone).backbone
-    batch = batch_of(collator(backbone, learn="rationale", packing=packing), examples(4))
+    batch = batch_of(collator(backbone, target_stage="rationale", packing=packing), examples(4))
     answer = answer_of(batch)
     given = {**forward_inputs(answer, model.config.text_config._attn_implementation), **batch.video}
     expected, gradients = trained(model, given)
@@ -39,7 +39,7 @@ def test_logits_and_gradients(backbone: Path, packing: bool) -> None:
 
 def test_padded_logits_are_those_of_a_model_that_rbft_did_not_load(backbone: Path) -> None:
     theirs = AutoModelForImageTextToText.from_pretrained(backbone, dtype=torch.float32).eval()
-    batch = batch_of(collator(backbone, learn="rationale"), examples(4))
+    batch = batch_of(collator(backbone, target_stage="rationale"), examples(4))
     answer = answer_of(batch)
     given, real = {**forward_inputs(answer), **batch.video}, answer.attention_mask == 1
     found = module(backbone).backbone(**given, **{PLACES: answer.places}).logits
@@ -47,7 +47,7 @@ def test_padded_logits_are_those_of_a_model_that_rbft_did_not_load(backbone: Pat
 
 
 def test_places_that_are_not_known_are_looked_for(qwen: Path) -> None:
-    model, batch = module(qwen).backbone, collator(qwen, ask="label")(examples(2))
+    model, batch = module(qwen).backbone, collator(qwen, prompt_stage="label")(examples(2))
     given = {**forward_inputs(prompt_of(batch)), **batch.video, **batch.tower}
     places = prompt_of(batch).places
     found, expected = (model(**given, **{PLACES: p}).logits for p in (None, places))
@@ -57,10 +57,10 @@ def test_places_that_are_not_known_are_looked_for(qwen: Path) -> None:
 @pytest.mark.parametrize("packing", [False, True])
 def test_prompts_that_begin_alike(backbone: Path, packing: bool) -> None:
     """The beginning, cut from prompts, shows the video at places of its own."""
-    make = collator(backbone, ask="label", packing=packing)
-    make = replace(make, besides=((STAGES["rationale"], CARD),))
+    make = collator(backbone, prompt_stage="label", packing=packing)
+    make = replace(make, extra_prompts=((STAGES["rationale"], CARD),))
     model, batch = module(backbone).backbone, make(examples(4))
-    prompts = [prompt_of(batch), *batch.besides]
+    prompts = [prompt_of(batch), *batch.extra_prompts]
     unknown = [replace(prompt, places=None) for prompt in prompts]
     for ours, theirs in zip(
         prefill(model, prompts, batch.video, batch.shared),
@@ -71,7 +71,7 @@ def test_prompts_that_begin_alike(backbone: Path, packing: bool) -> None:
 
 
 def test_a_count_that_does_not_fit_is_an_error(qwen: Path) -> None:
-    model, batch = module(qwen).backbone, collator(qwen, ask="label")(examples(2))
+    model, batch = module(qwen).backbone, collator(qwen, prompt_stage="label")(examples(2))
     prompt = prompt_of(batch)
     assert prompt.places is not None
     with pytest.raises((RuntimeError, IndexError), match="index_copy"):

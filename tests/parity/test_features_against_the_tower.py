@@ -44,7 +44,7 @@ def keyed(make: Collator, count: int, cache: FeatureCache) -> Batch:
 
 
 def test_merged_features_are_the_video_tokens_of_transformers(frozen, tmp_path):
-    batch = collator(Path(frozen.source), ask="label")(examples(5))
+    batch = collator(Path(frozen.source), prompt_stage="label")(examples(5))
     theirs = frozen.backbone.get_video_features(**batch.video).pooler_output
     cache = FeatureCache(tmp_path, 1 << 30)
     ours = tower_features(
@@ -59,7 +59,7 @@ def test_merged_features_are_the_video_tokens_of_transformers(frozen, tmp_path):
 @pytest.mark.parametrize("known", [0, 2, 4])
 def test_loss_and_gradients_with_some_clips_seen_before(frozen, tmp_path, known, monkeypatch):
     """Whether none, some or all of a batch's clips were seen, and in whatever order."""
-    make = collator(Path(frozen.source), learn="label")
+    make = collator(Path(frozen.source), target_stage="label")
     plain = batch_of(make, examples(4))
     frozen.loss(plain).backward()
     expected = {
@@ -88,7 +88,7 @@ def test_loss_and_gradients_with_some_clips_seen_before(frozen, tmp_path, known,
 
 
 def test_scores_and_texts_are_the_same(frozen, tmp_path):
-    make = collator(Path(frozen.source), ask="label")
+    make = collator(Path(frozen.source), prompt_stage="label")
     plain, cache = make(examples(3)), FeatureCache(tmp_path, 1 << 30)
     features = tower_features(frozen.backbone, frozen.family, keyed(make, 3, cache), cache)
     shown = show(frozen.backbone, features, MERGE)

@@ -28,7 +28,7 @@ ANSWERS = [[64, 292, 376], [64, 292, 71, 68, 376], [376]]
 def test_loss_and_gradients(
     backbone: Path, monkeypatch: pytest.MonkeyPatch, packing: bool, count: int
 ) -> None:
-    batch = batch_of(collator(backbone, learn="rationale", packing=packing), examples(count))
+    batch = batch_of(collator(backbone, target_stage="rationale", packing=packing), examples(count))
     found = []
     for made in (module(backbone), with_flash_attention(backbone, monkeypatch)[0]):
         loss = made.loss(batch)
@@ -48,7 +48,7 @@ def test_bounds_are_those_that_transformers_would_find(
     """It would look in positions that begin anew; each block would wait for them."""
     from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
-    batch = batch_of(collator(backbone, learn="label", packing=True), examples(4))
+    batch = batch_of(collator(backbone, target_stage="label", packing=True), examples(4))
     answer = answer_of(batch)
     given = forward_inputs(answer, "flash_attention_2")
     anew = forward_inputs(answer)["position_ids"][0]
@@ -61,7 +61,7 @@ def test_bounds_are_those_that_transformers_would_find(
 
 @pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
 def test_scores_and_texts(backbone: Path, monkeypatch: pytest.MonkeyPatch, packing: bool) -> None:
-    batch = collator(backbone, ask="label", packing=packing)(examples(4))
+    batch = collator(backbone, prompt_stage="label", packing=packing)(examples(4))
     assert is_padded(prompt_of(batch)) is not packing
     given, settings = (prompt_of(batch), batch.video), writing(backbone, 6)
     theirs = module(backbone).backbone

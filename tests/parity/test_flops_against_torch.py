@@ -18,7 +18,7 @@ WIDE = (4, 8, 20)
 
 def one_clip(folder: Path) -> tuple[Any, ClipTokens]:
     """A batch of one clip of ten frames, and its counts."""
-    make = collator(folder, learn="rationale")
+    make = collator(folder, target_stage="rationale")
     batch = batch_of(make, examples(2)[1:])
     grid = batch.video["video_grid_thw"][0].tolist()
     answer = answer_of(batch)

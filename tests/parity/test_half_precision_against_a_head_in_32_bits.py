@@ -57,7 +57,7 @@ def test_probabilities_of_many_clips(backbone: Path, precision: str, packing: bo
     made, half = in_half(backbone, precision)
     made.backbone.lm_head.weight *= 10  # else one class is all but certain for every clip
     words = made.collator.class_answers(LABEL)
-    make = collator(backbone, ask="label", packing=packing)
+    make = collator(backbone, prompt_stage="label", packing=packing)
     every = [
         replace(example, video=random_video(example.clip.id, (2, 56, 56)))
         for example in examples(CLIPS)
@@ -91,8 +91,8 @@ def test_probabilities_of_many_clips(backbone: Path, precision: str, packing: bo
 def test_the_validation_s_likelihood(qwen: Path, precision: str, stage: str) -> None:
     """Of whole answers, a rationale's many tokens included."""
     made, half = in_half(qwen, precision, stage)
-    learnt = batch_of(collator(qwen, learn=stage), examples(3))
-    asked = collator(qwen, ask=stage)(examples(3))
+    learnt = batch_of(collator(qwen, target_stage=stage), examples(3))
+    asked = collator(qwen, prompt_stage=stage)(examples(3))
     assert learnt.targets is not None
     answers = learnt.targets.answers
     with half:

@@ -56,7 +56,7 @@ def distance(one: Gradients, other: Gradients) -> float:
 @pytest.mark.parametrize("count", [1, 4])
 def test_loss_and_gradients_of_a_padded_batch(backbone: Path, stage: str, count: int) -> None:
     model = module(backbone, stage)
-    batch = batch_of(collator(backbone, learn=stage), examples(count))
+    batch = batch_of(collator(backbone, target_stage=stage), examples(count))
     assert batch.answer is not None
     assert bool((batch.answer.attention_mask == 0).any()) == (count > 1)
 
@@ -69,7 +69,7 @@ def test_loss_and_gradients_of_a_padded_batch(backbone: Path, stage: str, count:
 
 
 def test_padding_changes_nothing(backbone: Path) -> None:
-    model, make = module(backbone), collator(backbone, learn="rationale")
+    model, make = module(backbone), collator(backbone, target_stage="rationale")
     whole = batch_of(make, examples(3))
     alone = [
         make([replace(e, draw=replace(e.draw, total=float(whole.total)))]) for e in examples(3)
@@ -108,7 +108,7 @@ def micro_batches(
 def test_micro_batches_add_up_to_the_global_batch(
     backbone: Path, weights: list[float], packing: bool
 ) -> None:
-    model, make = module(backbone), collator(backbone, learn="rationale")
+    model, make = module(backbone), collator(backbone, target_stage="rationale")
     learn = replace(make, packing=packing)
     # The weighted mean over all answer tokens, put together from transformers' per-clip means.
     tokens = [make.answer_tokens(e.clip, e.rationale) for e in examples(5)]
@@ -132,7 +132,7 @@ def test_micro_batches_add_up_to_the_global_batch(
 
 
 def test_a_mean_of_means_would_be_another_loss(qwen: Path) -> None:
-    model, make = module(qwen), collator(qwen, learn="rationale")
+    model, make = module(qwen), collator(qwen, target_stage="rationale")
     each = [their_loss(model, batch_of(make, [e])).item() for e in examples(3)]
     whole = model.loss(batch_of(make, examples(3))).item()
     assert abs(sum(each) / 3 - whole) > 1e-4
@@ -141,7 +141,7 @@ def test_a_mean_of_means_would_be_another_loss(qwen: Path) -> None:
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_a_wrong_shift_does_not_match(backbone: Path, shift: int) -> None:
     model = module(backbone)
-    batch = batch_of(collator(backbone, learn="rationale"), examples(1))
+    batch = batch_of(collator(backbone, target_stage="rationale"), examples(1))
     assert batch.targets is not None
     places = batch.targets.places + shift
     wrong = replace(batch, targets=replace(batch.targets, places=places))

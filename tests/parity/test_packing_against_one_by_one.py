@@ -61,7 +61,7 @@ def check(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 def one_by_one(folder: Path, stage: str) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of transformers' `labels=`, put together from one clip at a time."""
-    model, make = reference(folder), collator(folder, learn=stage)
+    model, make = reference(folder), collator(folder, target_stage=stage)
     made = examples(len(DRAWS), DRAWS)
     tokens = [make.answer_tokens(e.clip, e.rationale) for e in made]
     total = sum(d.weight * n for d, n in zip(DRAWS, tokens, strict=True))
@@ -83,7 +83,7 @@ def test_loss_and_gradients_of_a_packed_row(
 ) -> None:
     model = module(backbone, stage, gradient_checkpointing=checkpointing)
     model.train(checkpointing)  # recomputed in training mode only; nothing is dropped out
-    batch = batch_of(collator(backbone, learn=stage, packing=True), examples(5, DRAWS))
+    batch = batch_of(collator(backbone, target_stage=stage, packing=True), examples(5, DRAWS))
     assert answer_of(batch).input_ids.shape[0] == 1
     assert model.backbone.config.text_config._attn_implementation == TEXT
     model.backbone.set_attn_implementation({"vision_config": VISION})
@@ -98,7 +98,7 @@ def test_a_row_without_a_mask(backbone: Path, monkeypatch: pytest.MonkeyPatch) -
     """No mask over the packed row is built, and attention grows with each clip's own length."""
     from transformers import AttentionMaskInterface
 
-    batch = batch_of(collator(backbone, learn="label", packing=True), examples(4))
+    batch = batch_of(collator(backbone, target_stage="label", packing=True), examples(4))
     model, cells = module(backbone), []
     mask = AttentionMaskInterface()[TEXT]
     sdpa = torch.nn.functional.scaled_dot_product_attention
@@ -126,7 +126,7 @@ def test_a_row_without_a_mask(backbone: Path, monkeypatch: pytest.MonkeyPatch) -
 @torch.no_grad()
 def test_transformers_own_way_to_pack(backbone: Path, attention: str) -> None:
     """Positions that begin anew, which the attentions that build a mask read."""
-    batch = batch_of(collator(backbone, learn="rationale", packing=True), examples(4))
+    batch = batch_of(collator(backbone, target_stage="rationale", packing=True), examples(4))
     answer, targets = answer_of(batch), batch.targets
     assert targets is not None
     theirs = reference(backbone, attention)(
@@ -140,7 +140,7 @@ def test_transformers_own_way_to_pack(backbone: Path, attention: str) -> None:
 
 @torch.no_grad()
 def test_clips_of_a_row_do_not_see_each_other(backbone: Path) -> None:
-    model, make = module(backbone), collator(backbone, learn="label", packing=True)
+    model, make = module(backbone), collator(backbone, target_stage="label", packing=True)
     made = examples(3)
     before = model(batch_of(make, made))
     other = replace(made[0], video=random_video("other", SHAPES[0]))
@@ -170,11 +170,11 @@ class Squares(TorchDispatchMode):
 def test_reading_prompts_makes_nothing_of_their_length_squared(backbone: Path, asked: str) -> None:
     model, found = module(backbone).backbone, {}
     for packing in (True, False):
-        make = collator(backbone, ask="label", packing=packing)
+        make = collator(backbone, prompt_stage="label", packing=packing)
         if asked == "both":
-            make = replace(make, besides=((STAGES["rationale"], CARD),))
+            make = replace(make, extra_prompts=((STAGES["rationale"], CARD),))
         batch = make(examples(4))
-        prompts = [prompt_of(batch), *batch.besides]
+        prompts = [prompt_of(batch), *batch.extra_prompts]
         lengths = {*batch.shared, sum(batch.shared)}
         for prompt in prompts:
             lengths |= {*prompt.lengths, sum(prompt.lengths)}

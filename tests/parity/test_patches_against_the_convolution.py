@@ -40,7 +40,7 @@ def test_on_a_processor_it_stays_a_convolution(qwen: Path) -> None:
 
 
 def test_a_step_of_training(backbone: Path) -> None:
-    batch, found = batch_of(collator(backbone, learn="label", packing=True), examples(4)), []
+    batch, found = batch_of(collator(backbone, target_stage="label", packing=True), examples(4)), []
     for context in (gpu(), nullcontext()):
         with context:
             model = module(backbone)
@@ -57,7 +57,7 @@ def test_a_step_of_training(backbone: Path) -> None:
 
 
 def patches(backbone: Path) -> tuple[Tensor, Tensor]:
-    video = collator(backbone, ask="label")(examples(3)).video
+    video = collator(backbone, prompt_stage="label")(examples(3)).video
     return video["pixel_values_videos"], video["video_grid_thw"]
 
 

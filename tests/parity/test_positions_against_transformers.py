@@ -65,7 +65,7 @@ def test_equal_up_to_the_end_of_the_video_and_shifted_after_it(
     width: int,
     step: int,
 ) -> None:
-    make, model = collator(backbones[family], ask="label"), module(backbones[family])
+    make, model = collator(backbones[family], prompt_stage="label"), module(backbones[family])
     made = example(frames, height, width, step)
     batch = make([made])
     assert batch.prompt is not None
@@ -89,7 +89,7 @@ def test_equal_up_to_the_end_of_the_video_and_shifted_after_it(
 
 def test_the_shift_matters(backbone: Path) -> None:
     model = module(backbone)
-    batch = batch_of(collator(backbone, learn="rationale"), [examples(2)[1]])
+    batch = batch_of(collator(backbone, target_stage="rationale"), [examples(2)[1]])
     assert batch.answer is not None
     seconds = [examples(2)[1].video.seconds_per_pair()]
     theirs = their_positions(model.backbone, batch.answer, batch.video, seconds)
@@ -125,7 +125,7 @@ def step_by_step(
 
 
 def clip_video(made: list[Example], row: int, folder: Path) -> dict[str, Tensor]:
-    return collator(folder, ask="label")([made[row]]).video
+    return collator(folder, prompt_stage="label")([made[row]]).video
 
 
 @torch.no_grad()
@@ -145,7 +145,7 @@ def generate(model: Any, prompt: Sequences, video: dict[str, Tensor]) -> tuple[T
 
 def test_cached_steps_of_generate_equal_full_forwards(backbone: Path) -> None:
     model, made = module(backbone).backbone, examples(4)
-    batch = collator(backbone, ask="label")(made)
+    batch = collator(backbone, prompt_stage="label")(made)
     assert batch.prompt is not None
     assert (batch.prompt.attention_mask[:, 0] == 0).any(), "nothing is padded"
 
@@ -159,7 +159,11 @@ def test_cached_steps_of_generate_equal_full_forwards(backbone: Path) -> None:
 
 
 def test_a_batch_of_one_writes_as_in_a_batch_of_four(backbone: Path) -> None:
-    model, make, made = module(backbone).backbone, collator(backbone, ask="label"), examples(4)
+    model, make, made = (
+        module(backbone).backbone,
+        collator(backbone, prompt_stage="label"),
+        examples(4),
+    )
     batch = make(made)
     assert batch.prompt is not None
     tokens, logits = generate(model, batch.prompt, batch.video)
@@ -173,7 +177,7 @@ def test_a_batch_of_one_writes_as_in_a_batch_of_four(backbone: Path) -> None:
 
 def test_what_transformers_remembers_of_its_own_positions_does_not_leak(backbone: Path) -> None:
     model, made = module(backbone).backbone, examples(2)
-    batch = collator(backbone, ask="label")(made)
+    batch = collator(backbone, prompt_stage="label")(made)
     assert batch.prompt is not None
     _, before = generate(model, batch.prompt, batch.video)
     with torch.no_grad():  # leaves its offset in the model

@@ -40,7 +40,7 @@ def by_processor(processor: Any, one: Example, prompt: str, answer: str | None =
 
 
 def test_prompts_and_patches(backbone: Path) -> None:
-    make = collator(backbone, ask="label")
+    make = collator(backbone, prompt_stage="label")
     for one in examples(5):
         batch = make([one])
         assert batch.prompt is not None
@@ -55,7 +55,7 @@ def test_prompts_and_patches(backbone: Path) -> None:
 
 
 def test_patches_of_clips_of_different_sizes_keep_their_order(backbone: Path) -> None:
-    make, made = collator(backbone, ask="label"), examples(5)
+    make, made = collator(backbone, prompt_stage="label"), examples(5)
     together = make(made).video
     alone = [make([one]).video for one in made]
     for name, tensor in together.items():
@@ -64,7 +64,7 @@ def test_patches_of_clips_of_different_sizes_keep_their_order(backbone: Path) ->
 
 def test_prompt_and_answer_are_the_conversation_up_to_the_end_of_the_answer(backbone: Path) -> None:
     for name, stage in STAGES.items():
-        make = collator(backbone, learn=name)
+        make = collator(backbone, target_stage=name)
         for one in examples(3):
             batch = make([one])
             assert batch.answer is not None
@@ -78,7 +78,7 @@ def test_prompt_and_answer_are_the_conversation_up_to_the_end_of_the_answer(back
 
 
 def test_only_answers_and_the_end_of_the_turn_are_learnt(backbone: Path) -> None:
-    make = collator(backbone, learn="rationale_class")
+    make = collator(backbone, target_stage="rationale_class")
     batch = make(examples(3))
     assert batch.answer is not None
     for one, row in zip(examples(3), batch.answer.labels.tolist(), strict=True):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.examples import Yard, module, trainer
+from tests.examples import Yard, fed, module, trainer
 
 FAR = 2000
 
@@ -37,7 +37,7 @@ def test_angles_at_position_2000(
 ) -> None:
     model = module(backbone)
     yard = Yard(tmp_path / "card.yaml", {"test": 2})
-    trainer(tmp_path, precision=precision).test(model, yard, verbose=False)
+    trainer(tmp_path, precision=precision).test(model, fed(yard, model), verbose=False)
     assert {parameter.dtype for parameter in model.backbone.parameters()} == {dtype}
     frequencies = {n: b.dtype for n, b in model.named_buffers() if n.endswith("inv_freq")}
     assert len(frequencies) == 4  # in the decoder and in the tower, each with a copy

@@ -12,7 +12,7 @@ from rbft.data.dataset import Example
 from rbft.data.sampler import SampleSlot
 from rbft.module import RBFTModule
 from rbft.stages import STAGES
-from tests.examples import Damaged, answer_of, collator, module, prompt_of, trainer
+from tests.examples import Damaged, answer_of, collator, fed, module, prompt_of, trainer
 
 VAL = 5
 WORDS = [[269, 376], [64, 292, 376]]  # normal, abnormal, with the end of the turn
@@ -27,7 +27,7 @@ def validate(
     made.backbone.model.visual.register_forward_pre_hook(
         lambda _, args, given: patches.append(len((*args, *given.values())[0])), with_kwargs=True
     )
-    (values,) = trainer(work).validate(made, yard, verbose=False)
+    (values,) = trainer(work).validate(made, fed(yard, made), verbose=False)
     return made, yard, {name: float(value) for name, value in values.items()}, patches
 
 
@@ -39,7 +39,7 @@ def val_examples(yard: Damaged) -> list[Example]:
 @torch.no_grad()
 def expected_loss(folder: Path, made: RBFTModule, examples: list[Example], stage: str) -> float:
     """Nats per answer token of all clips, from transformers' mean over each clip's."""
-    make, nll, tokens = collator(folder, learn=stage), 0.0, 0
+    make, nll, tokens = collator(folder, target_stage=stage), 0.0, 0
     for example in examples:
         batch = make([example])
         answer = answer_of(batch)
@@ -52,7 +52,7 @@ def expected_loss(folder: Path, made: RBFTModule, examples: list[Example], stage
 @torch.no_grad()
 def expected_class(folder: Path, made: RBFTModule, example: Example) -> int:
     """The class whose word is likeliest after the classification query, by a forward for each."""
-    batch = collator(folder, ask="label")([example])
+    batch = collator(folder, prompt_stage="label")([example])
     prompt = prompt_of(batch)
 
     def score(word: list[int]) -> Tensor:
@@ -108,6 +108,6 @@ def test_the_vision_tower_sees_each_clip_once(
     backbone: Path, tmp_path: Path, stage: str, answer: str
 ) -> None:
     _, yard, _, patches = validate(backbone, tmp_path, stage, answer=answer)
-    batch = collator(backbone, ask="label")(val_examples(yard))
+    batch = collator(backbone, prompt_stage="label")(val_examples(yard))
     assert sum(patches) == len(batch.video["pixel_values_videos"])
     assert len(patches) == 3  # batches of 2, 2 and 1

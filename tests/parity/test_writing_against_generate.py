@@ -11,16 +11,18 @@ import torch
 from rbft.backbone.attention import forward_inputs
 from rbft.batch import Sequences
 from rbft.card import Card
-from rbft.inference.generation import greedy_decode, prefill, score_candidates
+from rbft.inference.generation import decode_texts, greedy_decode, prefill, score_candidates
 from rbft.stages import STAGES
 from tests.examples import (
     CARD,
     Yard,
     collator,
     examples,
+    fed,
     is_padded,
     module,
     prompt_of,
+    rationale_module,
     score_answers,
     trainer,
     write_answers,
@@ -34,7 +36,7 @@ PACKING = pytest.mark.parametrize("packing", [False, True], ids=["padded", "pack
 def one_by_one(
     folder: Path, model: Any, count: int, settings: dict[str, Any], card: Card = CARD
 ) -> Answers:
-    make, texts = replace(collator(folder, ask="rationale"), card=card), []
+    make, texts = replace(collator(folder, prompt_stage="rationale"), card=card), []
     # Spelt out: the hub's generation configs sample.
     greedy = {"do_sample": False, "pad_token_id": make.processor.tokenizer.pad_token_id}
     for example in examples(count):
@@ -64,7 +66,10 @@ def another_end(texts: Answers, first: int) -> int:
 @PACKING
 @pytest.mark.parametrize("longest", [1, 2, 12])
 def test_the_same_text_as_one_by_one(backbone: Path, longest: int, packing: bool) -> None:
-    model, make = module(backbone).backbone, collator(backbone, ask="rationale", packing=packing)
+    model, make = (
+        module(backbone).backbone,
+        collator(backbone, prompt_stage="rationale", packing=packing),
+    )
     unending = writing(backbone, 12, eos_token_id=[-1])
     ends = [an_end(one_by_one(backbone, model, 5, unending))]
     settings = writing(backbone, longest, eos_token_id=ends)
@@ -82,7 +87,10 @@ def test_the_same_text_as_one_by_one(backbone: Path, longest: int, packing: bool
 def test_repetition_is_penalised_and_any_of_several_ids_ends_a_text(
     backbone: Path, penalty: float, packing: bool
 ) -> None:
-    model, make = module(backbone).backbone, collator(backbone, ask="rationale", packing=packing)
+    model, make = (
+        module(backbone).backbone,
+        collator(backbone, prompt_stage="rationale", packing=packing),
+    )
     longest = 40
     plain = one_by_one(backbone, model, 5, writing(backbone, longest, eos_token_id=[-1]))
     settings = writing(backbone, longest, eos_token_id=[-1], repetition_penalty=penalty)
@@ -102,7 +110,7 @@ def test_repetition_is_penalised_and_any_of_several_ids_ends_a_text(
 
 
 def test_a_score_below_zero_is_penalised_by_multiplying(qwen: Path) -> None:
-    model, make = module(qwen).backbone, collator(qwen, ask="rationale")
+    model, make = module(qwen).backbone, collator(qwen, prompt_stage="rationale")
     model.lm_head.register_forward_hook(lambda head, given, scores: scores - 100)
     settings = writing(qwen, 8, eos_token_id=[-1], repetition_penalty=1.01)
     batch = make(examples(3))
@@ -113,7 +121,7 @@ def test_a_score_below_zero_is_penalised_by_multiplying(qwen: Path) -> None:
 @PACKING
 def test_padding_is_no_repetition(qwen: Path, packing: bool) -> None:
     """What a clip's neighbours are changes no text, not even where the padding is written."""
-    model, make = module(qwen).backbone, collator(qwen, ask="rationale", packing=packing)
+    model, make = module(qwen).backbone, collator(qwen, prompt_stage="rationale", packing=packing)
     pad = make.processor.tokenizer.pad_token_id
     settings = writing(qwen, 1, repetition_penalty=1e4)
     batch = make(examples(4))
@@ -133,7 +141,10 @@ def test_padding_is_no_repetition(qwen: Path, packing: bool) -> None:
 def test_finished_clips_leave(
     backbone: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
 ) -> None:
-    model, make = module(backbone).backbone, collator(backbone, ask="rationale", packing=packing)
+    model, make = (
+        module(backbone).backbone,
+        collator(backbone, prompt_stage="rationale", packing=packing),
+    )
     texts = one_by_one(backbone, model, 5, writing(backbone, 12, eos_token_id=[-1]))
     settings = writing(backbone, 12, eos_token_id=[an_end(texts)])
     batch, sizes = make(examples(5)), []
@@ -152,7 +163,7 @@ def test_finished_clips_leave(
 @PACKING
 @torch.no_grad()
 def test_a_longer_neighbour_changes_nothing(qwen: Path, packing: bool) -> None:
-    model, make = module(qwen).backbone, collator(qwen, ask="rationale", packing=packing)
+    model, make = module(qwen).backbone, collator(qwen, prompt_stage="rationale", packing=packing)
     settings = writing(qwen, 6, repetition_penalty=1.3)
     whole, alone = make(examples(2)), make(examples(1))
     together = write_answers(model, prompt_of(whole), whole.video, settings)
@@ -178,10 +189,10 @@ def test_what_prompts_share_is_read_once(
     backbone: Path, order: tuple[str, ...], packing: bool
 ) -> None:
     model, made = module(backbone).backbone, examples(4)
-    make = collator(backbone, ask=order[0], packing=packing)
-    make = replace(make, besides=tuple((STAGES[name], CARD) for name in order[1:]))
+    make = collator(backbone, prompt_stage=order[0], packing=packing)
+    make = replace(make, extra_prompts=tuple((STAGES[name], CARD) for name in order[1:]))
     batch = make(made)
-    prompts, video = [prompt_of(batch), *batch.besides], batch.video
+    prompts, video = [prompt_of(batch), *batch.extra_prompts], batch.video
     settings = writing(backbone, 6, repetition_penalty=1.3)
     alone = [
         (score_answers(model, prompt, video, WORDS), write_answers(model, prompt, video, settings))
@@ -223,14 +234,16 @@ def test_rationales_of_several_prompts(backbone: Path, tmp_path: Path) -> None:
     """One pass of Stage 0 over the clips writes what each prompt alone would be answered."""
     cards = [CARD, CARD.using("less"), CARD.using("label")]
     yard = Yard(tmp_path / "card.yaml", {"train": 5}, eval_batch_size=2)
-    yard.predict_clips = [replace(clip, split="predict") for clip in yard.clips("train")]
-    made, towers = module(backbone, "rationale"), []
+    yard.feed = replace(
+        yard.feed, predict_clips=[replace(clip, split="predict") for clip in yard.clips("train")]
+    )
+    made, towers = rationale_module(backbone, *cards), []
     settings = writing(backbone, made.max_new_tokens)
     expected = [one_by_one(backbone, made.backbone, 5, settings, card) for card in cards]
-    made.cards = cards
     made.backbone.model.visual.register_forward_hook(lambda *_: towers.append(1))
-    batches = trainer(tmp_path).predict(made, datamodule=yard)
+    batches = trainer(tmp_path).predict(made, datamodule=fed(yard, made))
     assert len(towers) == 3  # batches of 2, 2 and 1
-    texts = [[text for batch in batches or [] for text in batch[n]] for n in range(3)]  # type: ignore[index]
-    assert texts == expected
+    texts = [[text for batch in batches or [] for text in batch[n].texts] for n in range(3)]  # type: ignore[index]
+    tokenizer = made.processor.tokenizer
+    assert texts == [decode_texts(ids, tokenizer, settings) for ids in expected]
     assert len({str(own) for own in texts}) == 3

@@ -246,7 +246,7 @@ def test_the_message_says_what_to_do(case, folder, qwen, cache, monkeypatch, cap
     def refuse(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("rbft.module.load_model", refuse)
+    monkeypatch.setattr("rbft.backbone.loader.load_model", refuse)
     line, expected = CASES[case]
     arguments = []
     for part in line.split():

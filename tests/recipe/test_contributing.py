@@ -2,7 +2,9 @@
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,8 +13,11 @@ import yaml
 from rbft.backbone.family import FAMILIES
 from rbft.card import Card
 from rbft.clip import Clip
+from rbft.commands import COMMANDS
 from rbft.stages import STAGES
+from tests.recipe.runs import rbft, small
 
+CARD = Path(__file__).parents[2] / "rbft/miniature/miniature.yaml"
 GUIDE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 SETTINGS = {
     "fps": 1.0,
@@ -54,6 +59,15 @@ def test_the_benchmark_reads_its_clips(tmp_path, monkeypatch):
     assert data.card.prompt("label") == (
         "Does the part pass or fail? Answer with one word: pass or fail."
     )
+
+
+def test_the_command_prints_the_classes(tmp_path, monkeypatch, qwen, capsys):
+    module = ModuleType("rbft.commands.classes")
+    exec(example("Add a command", "python"), module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(COMMANDS, "classes", "classes")
+    rbft(tmp_path, "classes", *small(qwen))
+    assert capsys.readouterr().out.splitlines()[-1] == ", ".join(Card.load(CARD).classes)
 
 
 @pytest.mark.usefixtures("registries")

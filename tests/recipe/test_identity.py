@@ -248,7 +248,7 @@ def test_rationales_of_a_finished_stage_are_not_written_again(run, options, monk
     def refuse(*_: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("rbft.module.load_model", refuse)
+    monkeypatch.setattr("rbft.backbone.loader.load_model", refuse)
     rbft(run, "fit", *options)
 
 

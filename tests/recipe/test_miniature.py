@@ -6,6 +6,7 @@ Nothing here says which method wins.
 import os
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from rbft.card import Card
 from rbft.miniature import BASE
 from rbft.miniature.data import Miniature
 from rbft.module import RBFTModule
+from tests.examples import fed
 from tests.recipe.runs import ROOT, rbft, read_json
 
 pytestmark = pytest.mark.recipe
@@ -82,7 +84,7 @@ def test_matched_direct_sft_fits_its_training_clips(checkout):
             num_workers=0,
             rationale_ratio=1.0,
         )
-        data.scored_split = "train"
+        data.feed = replace(data.feed, scored_split="train")
         module = RBFTModule(
             str(BASE),
             Card.load(weights / "card.yaml"),
@@ -101,7 +103,7 @@ def test_matched_direct_sft_fits_its_training_clips(checkout):
             enable_progress_bar=False,
             use_distributed_sampler=False,
         )
-        (metrics,) = trainer.test(module, data, verbose=False)
+        (metrics,) = trainer.test(module, fed(data, module), verbose=False)
     finally:
         os.chdir(before)
     assert metrics["train/accuracy"] > 0.95

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from rbft.data.rationales import RationaleStore
-from rbft.method import Method
-from rbft.module import RBFTModule
+from rbft.stage_zero import RationaleModule
+from rbft.training.fsdp2 import wait_for_all
 from tests.recipe.killing import run, run_two
 from tests.recipe.runs import LOGS, outcome, rbft, read_lines, small
 
@@ -43,14 +43,14 @@ def together(
     options: list[str], seen: list[int], tmp_path_factory: pytest.TempPathFactory, cache: Path
 ) -> Path:
     """The same in one pass."""
-    folder, look = tmp_path_factory.mktemp("together"), RBFTModule.vision
+    folder, look = tmp_path_factory.mktemp("together"), RationaleModule.vision
 
-    def vision(module: RBFTModule, batch: Any) -> Any:
+    def vision(module: RationaleModule, batch: Any) -> Any:
         seen.append(len(batch))
         return look(module, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RBFTModule, "vision", vision)
+        patch.setattr(RationaleModule, "vision", vision)
         rbft(folder, "rationalize", *options, PROMPTS)
     return folder
 
@@ -84,7 +84,7 @@ def test_a_fit_of_a_variant_writes_none(together, options, name, monkeypatch):
     def refuse(*_: Any) -> None:
         raise AssertionError("a rationale was written")
 
-    monkeypatch.setattr(RBFTModule, "predict_step", refuse)
+    monkeypatch.setattr(RationaleModule, "predict_step", refuse)
     before = outcome(together)
     more = [f"--name={name}", "--stages=[rationale]", "--score_each_stage=false"]
     if name == "least":  # as the experiment says
@@ -102,12 +102,12 @@ def test_nothing_is_written_twice(together, options, tmp_path, monkeypatch, caps
     assert "target-train-0000: " in capsys.readouterr().out
     asked = []
 
-    def writes(module: RBFTModule, batch: Any) -> Any:
+    def writes(module: RationaleModule, batch: Any) -> Any:
         asked.append([card.prompts["rationale"] for card in module.cards])
         return step(module, batch)
 
-    step = RBFTModule.predict_step
-    monkeypatch.setattr(RBFTModule, "predict_step", writes)
+    step = RationaleModule.predict_step
+    monkeypatch.setattr(RationaleModule, "predict_step", writes)
     rbft(tmp_path, "rationalize", *options, "--prompts=[least, less, rationale]")
     assert {len(prompts) for prompts in asked} == {2}
     assert all("weather" in prompts[0] for prompts in asked)
@@ -159,7 +159,7 @@ def test_what_cannot_be_written(options, tmp_path, monkeypatch, capsys, more, me
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("rbft.module.load_model", refuse)
+    monkeypatch.setattr("rbft.backbone.loader.load_model", refuse)
     with pytest.raises(SystemExit, match="2"):
         rbft(tmp_path, "rationalize", *options, *more)
     assert capsys.readouterr().err == message
@@ -173,7 +173,6 @@ def test_parts_are_joined_when_all_processes_have_read_them(alone, options, tmp_
     file.rename(file.with_name(f"{file.name}.part0"))
     calls: list[str] = []
     read, join = RationaleStore.read, RationaleStore.recover
-    met = Method._meet
 
     def note(name: str, function: Any) -> Any:
         def noted(*args: Any) -> Any:
@@ -184,7 +183,7 @@ def test_parts_are_joined_when_all_processes_have_read_them(alone, options, tmp_
 
     monkeypatch.setattr(RationaleStore, "read", note("read", read))
     monkeypatch.setattr(RationaleStore, "recover", note("join", join))
-    monkeypatch.setattr(Method, "_meet", note("meet", met))
+    monkeypatch.setattr("rbft.stage_zero.wait_for_all", note("meet", wait_for_all))
     rbft(tmp_path, "rationalize", *options, "--data.rationale_prompt=less")
     # The second time as the owner of the file.
     assert calls[:4] == ["read", "read", "meet", "join"]

@@ -79,7 +79,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> Any:
         raise AssertionError("a model was loaded")
 
     with monkeypatch.context() as patch:
-        patch.setattr("rbft.module.load_model", refuse)
+        patch.setattr("rbft.backbone.loader.load_model", refuse)
         yield
 
 

@@ -2,89 +2,109 @@
 
 import logging
 import warnings
+from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelSummary
 
+import rbft.build
 import rbft.cli
+from rbft.build import Experiment, build
 from rbft.cli import main, silence_known_warnings
+from rbft.commands import COMMANDS, find_command, takes_experiment
 from rbft.miniature.data import Miniature
 from rbft.runtime.fault_tolerance import Stopped
 from rbft.training.checkpoints import WholeCheckpoints
 from tests.recipe.runs import small
 
 
+@dataclass
 class Noted:
-    """Stands for the method; notes what is called, with what."""
+    """What a command's function was called with."""
 
-    calls: list[tuple[Any, ...]]
-    cli: Any
-
-    def __init__(self, cli: Any) -> None:
-        type(self).cli, type(self).calls = cli, []
-        self.run = SimpleNamespace(folder=Path("logs/run"))
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *given: self.calls.append((name, *given))
+    experiment: Any
+    options: dict[str, Any]
 
 
 @pytest.fixture
 def command(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a command with the options of a small run, and returns what the method was told."""
+    """Runs a command with the options of a small run, and returns what its function was given."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["rbft"])  # Lightning compares
-    monkeypatch.setattr(rbft.cli, "Method", Noted)
     threads = torch.get_num_threads()
+    calls: list[Noted] = []
 
-    def run(name: str, *more: str) -> list[tuple[Any, ...]]:
-        main([name, *small(qwen), *more])
-        return Noted.calls
+    def note(name: str) -> Any:
+        function = find_command(name)
+
+        def noted(experiment: Any, **options: Any) -> None:
+            calls.append(Noted(experiment, options))
+
+        noted.__signature__ = signature(function)  # type: ignore[attr-defined]
+        noted.__doc__ = function.__doc__
+        return noted
+
+    def run(name: str, *more: str) -> Noted:
+        with monkeypatch.context() as patched:
+            patched.setattr(rbft.cli, "find_command", note)
+            main([name, *small(qwen), *more])
+        return calls[-1]
 
     yield run
     torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
-    ("name", "more", "calls"),
+    ("name", "more", "options"),
     [
-        ("fit", [], [("fit", None, False, False, None)]),
+        ("fit", [], [None, False, False, None]),
         (
             "fit",
             ["--ckpt_path=a.ckpt", "--restart=true", "--dry_run=true", "--gpu_gb=24"],
-            [("fit", Path("a.ckpt"), True, True, 24.0)],
+            [Path("a.ckpt"), True, True, 24.0],
         ),
-        ("rationalize", [], [("check",), ("write_rationales", None)]),
-        (
-            "rationalize",
-            ["--prompts=[less,least]"],
-            [("check",), ("write_rationales", ["less", "least"])],
-        ),
-        ("test", [], [("score_command", "test", "run")]),
-        ("validate", ["--weights=backbone"], [("score_command", "val", "backbone")]),
+        ("rationalize", [], [None]),
+        ("rationalize", ["--prompts=[less,least]"], [["less", "least"]]),
+        ("test", [], ["run"]),
+        ("validate", ["--weights=backbone"], ["backbone"]),
         (
             "predict",
             ["--videos=v.mp4"],
-            [("predict", [Path("v.mp4")], Path("predictions.jsonl"), "run", False)],
+            [Path("v.mp4"), Path("predictions.jsonl"), "run", False],
         ),
         (
             "predict",
             ["--videos=[a.mp4,b]", "--output=o.jsonl", "--weights=w", "--rationale=true"],
-            [("predict", [Path("a.mp4"), Path("b")], Path("o.jsonl"), "w", True)],
+            [[Path("a.mp4"), Path("b")], Path("o.jsonl"), "w", True],
         ),
-        ("export", ["--output=o"], [("export", Path("o"), "run", "base")]),
+        ("export", ["--output=o"], [Path("o"), "weights", None, None, None, None]),
         (
             "export",
             ["--output=o", "--format=swift", "--split=val", "--answers=rationale"],
-            [("export_split", "swift", "rationale", "val", Path("o"))],
+            [Path("o"), "swift", None, None, "val", "rationale"],
         ),
+        ("scan", [], []),
     ],
 )
-def test_what_a_command_hands_over(command, name, more, calls):
-    assert command(name, *more) == calls
+def test_what_a_command_is_given(command, tmp_path, name, more, options):
+    noted = command(name, *more)
+    assert [*noted.options.values()] == options
+    assert noted.experiment.stages == ["rationale", "label"]
+
+
+def test_every_command_has_a_file_and_a_summary():
+    for name in COMMANDS:
+        function = find_command(name)
+        assert function.__name__ == name
+        assert (function.__doc__ or "").splitlines()[0].endswith(".")
+    assert [name for name in COMMANDS if not takes_experiment(find_command(name))] == [
+        "init",
+        "cache",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -104,64 +124,90 @@ def test_what_a_command_hands_over(command, name, more, calls):
         (["--format=llava", "--dtype=base"], "--dtype base is an option of --format weights"),
     ],
 )
-def test_export_refuses_what_its_format_does_not_use(command, capsys, options, message):
+def test_export_refuses_what_its_format_does_not_use(
+    qwen, tmp_path, monkeypatch, capsys, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["rbft"])
     with pytest.raises(SystemExit) as end:
-        command("export", "--output=o", *options)
+        main(["export", *small(qwen), "--output=o", *options])
     assert end.value.code == 2
     assert message in capsys.readouterr().err
-    assert Noted.calls == []
+    assert not (tmp_path / "o").exists()
 
 
 def test_what_is_built(command, monkeypatch):
     heard: list[Any] = []
-    monkeypatch.setattr(rbft.cli, "take_signals", heard.append)
+    monkeypatch.setattr(rbft.build, "take_signals", heard.append)
     drawn = torch.initial_seed()
-    command(
+    experiment = command(
         "fit",
         "--trainer.callbacks=ModelSummary",
         "--seed_everything=9",
         "--trainer.logger=false",
-        "--model.stage=rationale",
         "--cpu_threads=2",
-    )
+    ).experiment
     assert torch.initial_seed() == 9 != drawn
     assert torch.get_num_threads() == 2
-    cli, ours = Noted.cli, WholeCheckpoints()
-    assert cli.trainer is None  # every step of the method builds its own
-    added = ModelSummary(max_depth=3)
-    cli.build(callbacks=[added], plugins=[ours], max_epochs=7, enable_checkpointing=False)
-    trainer: Any = cli.trainer
+    settings = experiment.as_yaml()
+    added, weights = ModelSummary(max_depth=3), Path("weights")
+    named: list[Any] = []
+    made = build(
+        experiment,
+        "rationale",
+        None,
+        "Title",
+        [added],
+        module=lambda model: named.append(model) or model,
+    )
+    trainer: Any = made.trainer
     assert heard == [trainer]
-    assert trainer.max_epochs == 7
     kinds = [type(callback) for callback in trainer.callbacks]
     assert kinds.count(ModelSummary) == 2
     assert added in trainer.callbacks
-    assert trainer.strategy.checkpoint_io is ours
-    assert isinstance(cli.datamodule, Miniature)
-    assert cli.model.card is cli.datamodule.card
-    assert cli.model.stage.name == "rationale"
-    first = cli.datamodule
-    cli.build(callbacks=[], enable_checkpointing=False)
-    assert cli.datamodule is not first
-    other = cli.build_data()
-    assert isinstance(other, Miniature)
-    assert other.sizes["train"] == 14
-    assert "train_size: 14\n" in cli.resolved()
-    assert "checkpoint_every: 50\n" in cli.resolved()
-    assert "score_each_stage: true\n" in cli.resolved()
-    assert "ckpt_path: null\n" in cli.resolved()
+    assert isinstance(trainer.strategy.checkpoint_io, WholeCheckpoints)
+    assert isinstance(made.data, Miniature)
+    module: Any = made.module
+    assert named == [module]
+    assert module.card == made.data.card
+    assert module.stage.name == "rationale"
+    collator: Any = made.data.feed.collators["train"]
+    assert collator.target_stage is module.stage
+    assert trainer.accumulate_grad_batches == made.data.accumulation(1)
+    module.tower = "abc"
+    assert made.data.feed.tower() == "abc"
+    again = build(experiment, "label", None, "Title", feed={"scored_split": "val"})
+    assert again.data is not made.data
+    assert again.data.feed.scored_split == "val"
+    assert trainer.checkpoint_callback is None
+    other = experiment.changed(model__weights=weights, data__init_args__train_size=7)
+    assert (other.given, other.data().sizes["train"]) == (weights, 7)
+    # What was asked for is never changed.
+    assert experiment.as_yaml() == settings
+    assert (experiment.single, experiment.given) == (None, None)
+    assert experiment.data().sizes["train"] == 14
+    assert "train_size: 14\n" in settings
+    assert "checkpoint_every: 50\n" in settings
+    assert "score_each_stage: true\n" in settings
+    assert "ckpt_path: null\n" in settings
+
+
+def test_the_settings_of_a_caller_may_change(command):
+    """An experiment keeps its own."""
+    experiment = command("fit").experiment
+    settings = experiment.settings.clone()
+    kept = Experiment(settings, experiment.parser)
+    settings.model.stage = "label"
+    assert kept.as_yaml() == experiment.as_yaml()
 
 
 def test_tools_need_no_experiment(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["rbft"])
-    monkeypatch.setattr(rbft.cli, "Method", Noted)
-    Noted.calls = []
     main(["cache", f"--folder={tmp_path}"])
     assert capsys.readouterr().out.startswith(f"{tmp_path}\n")
     card = tmp_path / "card.yaml"
     main(["init", "--domain=yard", "--classes=[a,b]", f"--output={card}"])
     assert f"Wrote {card}: put your own words into it.\n" in capsys.readouterr().out
-    assert Noted.calls == []
 
 
 def test_what_is_kept_off_the_screen():

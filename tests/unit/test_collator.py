@@ -28,7 +28,7 @@ VIDEO, END, PAD = 383, 376, 377
 
 
 def test_the_video_stands_first_in_the_user_s_turn(backbone):
-    make = collator(backbone, ask="label")
+    make = collator(backbone, prompt_stage="label")
     ids = make.prompt_ids("Is it?", 3)
     assert make.processor.tokenizer.decode(ids) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -42,7 +42,7 @@ def test_the_video_stands_first_in_the_user_s_turn(backbone):
 
 
 def test_a_clip_takes_as_many_tokens_as_its_merged_patches(backbone):
-    batch = collator(backbone, ask="label")(examples(4))
+    batch = collator(backbone, prompt_stage="label")(examples(4))
     # (4, 56, 84): 2 pairs x 2 x 3; (10, 84, 56): 5 x 3 x 2; (2, 56, 56): 1 x 2 x 2; (6, 56, 112)
     assert (prompt_of(batch).input_ids == VIDEO).sum(1).tolist() == [12, 30, 4, 24]
     assert batch.video["video_grid_thw"].tolist() == [[2, 4, 6], [5, 6, 4], [1, 4, 4], [3, 4, 8]]
@@ -50,7 +50,7 @@ def test_a_clip_takes_as_many_tokens_as_its_merged_patches(backbone):
 
 @pytest.mark.parametrize("merge", [1, 2, 3])
 def test_a_video_token_for_each_square_of_patches(qwen, merge):
-    make = collator(qwen, ask="label")
+    make = collator(qwen, prompt_stage="label")
     make.config.vision_config.spatial_merge_size = merge
     (row,) = make._prompts(examples(1), [[2, 6, 12]], STAGES["label"], CARD)
     assert row.count(make.config.video_token_id) == 2 * 6 * 12 // merge**2
@@ -59,13 +59,13 @@ def test_a_video_token_for_each_square_of_patches(qwen, merge):
 def test_odd_frames_make_a_whole_pair(backbone):
     clip = clips(1)[0]
     one = replace(examples(1)[0], video=random_video(clip.id, (3, 56, 56)))
-    batch = collator(backbone, ask="label")([one])
+    batch = collator(backbone, prompt_stage="label")([one])
     assert batch.video["video_grid_thw"].tolist() == [[2, 4, 4]]
 
 
 def test_a_tokenizer_that_begins_texts_with_a_token_changes_nothing(qwen):
     """What it would begin a text with stands in the middle of ours."""
-    usual, make = collator(qwen, learn="label"), collator(qwen, learn="label")
+    usual, make = collator(qwen, target_stage="label"), collator(qwen, target_stage="label")
     make.processor.tokenizer._tokenizer.post_processor = TemplateProcessing(
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", PAD)]
     )
@@ -75,7 +75,7 @@ def test_a_tokenizer_that_begins_texts_with_a_token_changes_nothing(qwen):
 
 
 def test_labels_stand_on_the_answer_and_its_end_and_nowhere_else(backbone):
-    make = collator(backbone, learn="label")
+    make = collator(backbone, target_stage="label")
     batch = make(examples(4))
     answer = answer_of(batch)
     for row, one in enumerate(examples(4)):
@@ -92,14 +92,14 @@ def test_labels_stand_on_the_answer_and_its_end_and_nowhere_else(backbone):
 
 def test_an_end_of_turn_in_the_prompt_and_padding_are_not_learnt(backbone):
     # The padding token and the end of the turn both stand outside answers too.
-    batch = collator(backbone, learn="label")(examples(3))
+    batch = collator(backbone, target_stage="label")(examples(3))
     assert ((answer_of(batch).labels == END).sum(1) == 1).all()
     assert (answer_of(batch).labels != PAD).all()
 
 
 def test_sides_of_the_padding(backbone):
     config = collator(backbone).config
-    both = replace(collator(backbone, learn="label"), ask=STAGES["label"])
+    both = replace(collator(backbone, target_stage="label"), prompt_stage=STAGES["label"])
     batch = both(examples(3))
     for sequences, side in ((answer_of(batch), "right"), (prompt_of(batch), "left")):
         widths = sequences.attention_mask.sum(1).tolist()
@@ -118,8 +118,8 @@ def test_sides_of_the_padding(backbone):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_packed_row_is_the_padded_ones_behind_each_other(backbone, name):
-    padded = batch_of(collator(backbone, learn=name), examples(4))
-    packed = batch_of(collator(backbone, learn=name, packing=True), examples(4))
+    padded = batch_of(collator(backbone, target_stage=name), examples(4))
+    packed = batch_of(collator(backbone, target_stage=name, packing=True), examples(4))
     ours, theirs = answer_of(packed), answer_of(padded)
     real = theirs.attention_mask.bool()
     assert ours.lengths == tuple(real.sum(1).tolist())
@@ -131,7 +131,7 @@ def test_a_packed_row_is_the_padded_ones_behind_each_other(backbone, name):
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_targets_are_the_labels_and_the_places_before_them(backbone, packing):
-    make = collator(backbone, learn="rationale", packing=packing)
+    make = collator(backbone, target_stage="rationale", packing=packing)
     batch = batch_of(make, examples(4))
     answer, targets = answer_of(batch), batch.targets
     assert targets is not None
@@ -153,7 +153,7 @@ def test_targets_are_the_labels_and_the_places_before_them(backbone, packing):
     ],
 )
 def test_the_true_frame_rate_reaches_the_positions(backbones, family, step, times):
-    make = collator(backbones[family], ask="label")
+    make = collator(backbones[family], prompt_stage="label")
     video = random_video("x", (4, 56, 56), step)
     prompt = prompt_of(make([replace(examples(1)[0], video=video)]))
     is_video = prompt.input_ids[0] == VIDEO
@@ -163,7 +163,7 @@ def test_the_true_frame_rate_reaches_the_positions(backbones, family, step, time
 
 def test_what_comes_along_with_the_tensors(backbone):
     draws = [SampleSlot(2, 0.5, 12.5), SampleSlot(1, 0.0, 12.5)]
-    batch = collator(backbone, ask="label")(examples(2, draws))
+    batch = collator(backbone, prompt_stage="label")(examples(2, draws))
     assert len(batch) == 2
     assert batch.index.tolist() == [2, 1]
     assert batch.label.tolist() == [0, 1]
@@ -174,12 +174,12 @@ def test_what_comes_along_with_the_tensors(backbone):
 def test_an_unlabelled_clip_can_be_asked_about(backbone):
     made = examples(1)[0]
     one = replace(made, clip=Clip("x", made.clip.path, None, "predict"))
-    assert collator(backbone, ask="label")([one]).label.tolist() == [-1]
+    assert collator(backbone, prompt_stage="label")([one]).label.tolist() == [-1]
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_answer_tokens_are_counted_without_the_video(backbone, name):
-    make = collator(backbone, learn=name)
+    make = collator(backbone, target_stage=name)
     batch = batch_of(make, examples(3))
     counted = [make.answer_tokens(e.clip, e.rationale) for e in examples(3)]
     assert (answer_of(batch).labels != IGNORED).sum(1).tolist() == counted
@@ -211,7 +211,7 @@ MERGED = (">\n", ".\n")
 @pytest.mark.parametrize("name", ["class_rationale", "rationale_class"])
 @pytest.mark.parametrize("card", [CARD, BRACKETS])
 def test_what_is_scored_is_what_was_trained(merging, name, card):
-    make = replace(collator(merging, learn=name), card=card)
+    make = replace(collator(merging, target_stage=name), card=card)
     tokenizer, stage = make.processor.tokenizer, STAGES[name]
     for one in examples(4):
         one = replace(one, rationale="It climbs.")
@@ -243,7 +243,7 @@ def test_the_tokenizer_merges_a_bracket_and_the_line_break(merging):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_rationale_that_was_cut_off_does_not_end_the_turn(backbone, name):
-    make = collator(backbone, learn=name)
+    make = collator(backbone, target_stage=name)
     made = [replace(one, cut=number % 2 == 1) for number, one in enumerate(examples(4))]
     answer = answer_of(batch_of(make, made))
     ends = (answer.labels == END).sum(1).tolist()
@@ -257,7 +257,7 @@ def test_a_rationale_that_was_cut_off_does_not_end_the_turn(backbone, name):
 
 
 def test_an_answer_has_a_token(qwen):
-    make = collator(qwen, learn="rationale")
+    make = collator(qwen, target_stage="rationale")
     assert make.answer_ids(clips(1)[0], "  ", cut=True) == [END]
 
 
@@ -272,12 +272,12 @@ def test_an_answer_has_a_token(qwen):
     ],
 )
 def test_what_the_data_module_asks_it(qwen, learn, needs_rationales, learns_class):
-    make = collator(qwen, learn=learn)
+    make = collator(qwen, target_stage=learn)
     assert (make.needs_rationales, make.learns_class) == (needs_rationales, learns_class)
 
 
 def test_it_goes_to_another_process(backbone):
-    make = collator(backbone, learn="rationale", ask="label")
+    make = collator(backbone, target_stage="rationale", prompt_stage="label")
     copied = pickle.loads(pickle.dumps(make))
     ours, theirs = make(examples(2)), copied(examples(2))
     for mine, other in ((answer_of(ours), answer_of(theirs)), (prompt_of(ours), prompt_of(theirs))):
@@ -287,11 +287,11 @@ def test_it_goes_to_another_process(backbone):
 
 
 def test_every_tensor_moves(qwen):
-    make = collator(qwen, learn="label", ask="label")
-    batch = replace(make, besides=((STAGES["rationale"], CARD),))(examples(2))
+    make = collator(qwen, target_stage="label", prompt_stage="label")
+    batch = replace(make, extra_prompts=((STAGES["rationale"], CARD),))(examples(2))
     moved = batch.to(torch.device("meta"))
-    assert len(moved.besides) == 1
-    for sequences in (answer_of(moved), prompt_of(moved), *moved.besides):
+    assert len(moved.extra_prompts) == 1
+    for sequences in (answer_of(moved), prompt_of(moved), *moved.extra_prompts):
         given = [value for value in forward_inputs(sequences).values() if value is not None]
         assert {tensor.device.type for tensor in given} == {"meta"}
         assert sequences.labels.device.type == "meta"
@@ -307,7 +307,7 @@ def test_every_tensor_moves(qwen):
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_where_the_video_tokens_stand(backbone, packing):
-    make = collator(backbone, learn="rationale", ask="label", packing=packing)
+    make = collator(backbone, target_stage="rationale", prompt_stage="label", packing=packing)
     batch = make(examples(3))
     for sequences in (answer_of(batch), prompt_of(batch)):
         assert sequences.places is not None
@@ -325,7 +325,7 @@ def test_every_tensor_is_pinned(qwen, monkeypatch):
         return tensor.clone()
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    batch = collator(qwen, learn="label")(examples(2))
+    batch = collator(qwen, target_stage="label")(examples(2))
     copied = batch.pin_memory()
     assert len(pinned) == 5 + 3 + 1 + 2 + 4  # sequences, targets, video, tower, the rest
     assert copied.prompt is None

@@ -14,10 +14,13 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import load_file, save_file
 
+import rbft.build
 from rbft.backbone.loading import fingerprint
+from rbft.build import Experiment, Objects
 from rbft.callbacks.checks import TrainableParts
 from rbft.callbacks.cut import CutRationales
 from rbft.callbacks.handoff import StageHandoff
@@ -28,9 +31,15 @@ from rbft.callbacks.results import ResultsWriter
 from rbft.callbacks.throughput import Throughput
 from rbft.card import Card
 from rbft.clip import Clip
-from rbft.commands.rationalize import RationaleWriter
+from rbft.commands import score
+from rbft.commands.export import export
+from rbft.commands.fit import fit
+from rbft.commands.predict import predict as predict_command
+from rbft.commands.rationalize import rationalize
+from rbft.data.base import Feed
 from rbft.data.content import describe_clips
 from rbft.data.rationales import RationaleStore
+from rbft.inputs import check_inputs
 from rbft.method import Method
 from rbft.module import RBFTModule
 from rbft.runs.folder import read_json
@@ -39,6 +48,8 @@ from rbft.runtime.digests import LENGTH
 from rbft.runtime.fault_tolerance import signals
 from rbft.runtime.files import write_json
 from rbft.runtime.lock import Lock
+from rbft.stage_zero import RationaleModule, RationaleWriter
+from rbft.stages import STAGES
 from rbft.training.checkpoints import StepCheckpoint, WholeCheckpoints
 from tests.examples import CARD, MODULE_SETTINGS, Yard
 
@@ -52,7 +63,7 @@ class Fence(Yard):
 
     def __init__(self, card_file: Path, bench: "Bench", **settings: Any) -> None:
         super().__init__(card_file, bench.counts, **settings)
-        self.store, self.bench = None, bench
+        self.feed, self.bench = Feed(), bench
         self.notes = ["Two files are missing."]
 
     def read(self) -> list[Clip]:
@@ -79,11 +90,13 @@ class Step:
 
     @property
     def name(self) -> str:
-        return f"{self.what} {self.model.stage.name}"
+        stage = self.model.stage.name if isinstance(self.model, RBFTModule) else "rationale"
+        return f"{self.what} {stage}"
 
     @property
     def weights(self) -> str | None:
-        return None if self.model.weights is None else str(self.model.weights)
+        weights = self.model.loader.weights
+        return None if weights is None else str(weights)
 
     def callback(self, kind: type) -> Any:
         (found,) = (callback for callback in self.given["callbacks"] if isinstance(callback, kind))
@@ -95,17 +108,56 @@ class Step:
 
     @property
     def texts(self) -> dict[str, str] | None:
-        return None if self.data.store is None else self.data.store.texts()
+        store = self.data.feed.rationales
+        return None if store is None else store.texts()
+
+
+class Planned(Experiment):
+    """An experiment on the made-up benchmark."""
+
+    def __init__(self, settings: Namespace, parser: Any) -> None:
+        super().__init__(settings, parser)
+        self.bench: Bench = parser.bench
+
+    def as_yaml(self) -> str:
+        settings = json.loads(json.dumps(self.settings.as_dict(), default=str))
+        return yaml.safe_dump(settings, sort_keys=False)
+
+    def data(self) -> "Fence":
+        settings = self.settings.data.init_args.as_dict()
+        return Fence(self.bench.folder / "card.yaml", self.bench, **settings)
+
+    def objects(self) -> Objects:
+        data, model = self.data(), self.settings.model
+        own = ("stage", "weights", "answer", "quantize", "lora", "trust_remote_code")
+        settings = {name: model[name] for name in (*own, *MODULE_SETTINGS)}
+        module = RBFTModule(model.backbone, data.card, **settings)
+        trainer = {"accelerator": "cpu", "devices": 1, "callbacks": None, "plugins": None}
+        return Objects(data, module, trainer)
+
+    # The commands
+
+    def fit(self, ckpt_path: Path | None = None, **options: Any) -> None:
+        fit(self, ckpt_path, **options)
+
+    def rationalize(self, prompts: list[str] | None = None) -> None:
+        rationalize(self, prompts)
+
+    def score(self, split: str, weights: str) -> None:
+        {"test": score.test, "val": score.validate}[split](self, weights)
+
+    def export(self, output: Path, **options: Any) -> None:
+        export(self, output, **options)
+
+    def store(self) -> RationaleStore:
+        """The rationale file as a command finds it."""
+        return check_inputs(self).rationale_store()
 
 
 class Bench:
-    """Stands for the command line, with Trainers that only note what they are asked to do."""
+    """Makes experiments, whose Trainers only note what they are asked to do."""
 
-    datamodule: Any = None
-    model: Any = None
-    trainer: Any = None
-
-    def __init__(self, folder: Path, backbone: Path) -> None:
+    def __init__(self, folder: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.steps, self.checked = folder, [], []  # type: ignore[var-annotated]
         self.steps: list[Step]
         self.checked: list[list[str]]
@@ -140,39 +192,35 @@ class Bench:
             "trainer.max_epochs": 3,
             "trainer.enable_progress_bar": None,
         }
+        monkeypatch.setattr(rbft.build, "Trainer", self._trainer)
 
-    def method(self, **changes: Any) -> Method:
+    def method(self, **changes: Any) -> Planned:
         """A command of its own; changed settings by dotted name, with __ for the dots."""
         self.changes |= {name.replace("__", "."): value for name, value in changes.items()}
         self.settings = Namespace()
         for name, value in self.changes.items():
             self.settings[name] = value
         self.steps.clear()
-        return Method(self)
-
-    def resolved(self) -> str:
-        settings = json.loads(json.dumps(self.settings.as_dict(), default=str))
-        return yaml.safe_dump(settings, sort_keys=False)
+        return self._planned()
 
     def build_data(self) -> Fence:
-        return Fence(self.folder / "card.yaml", self, **self.settings.data.init_args.as_dict())
+        return self._planned().data()
 
-    def build(self, **trainer: Any) -> None:
-        self.datamodule = self.build_data()
-        own = ("stage", "weights", "answer", "quantize", "lora", "trust_remote_code")
-        model = self.settings.model
-        settings = {name: model[name] for name in (*own, *MODULE_SETTINGS)}
-        self.model = RBFTModule(model.backbone, self.datamodule.card, **settings)
-        made: Any = Trainer(accelerator="cpu", devices=1, **{"callbacks": [], **trainer})
+    def _planned(self) -> Planned:
+        parser: Any = LightningArgumentParser()
+        parser.bench = self
+        return Planned(self.settings, parser)
+
+    def _trainer(self, **given: Any) -> Trainer:
+        made: Any = Trainer(**given)
+        drawn = torch.rand(1).item()
         for name in ("fit", "test", "predict"):
-            setattr(made, name, self._note(name))
-        self.trainer, self.given = made, trainer
-        self.draw = torch.rand(1).item()
+            setattr(made, name, self._note(name, made, given, drawn))
+        return made
 
-    def _note(self, what: str) -> Any:
+    def _note(self, what: str, trainer: Trainer, given: dict[str, Any], drawn: float) -> Any:
         def call(model: RBFTModule, datamodule: Any, **options: Any) -> None:
-            options |= {"draw": self.draw}
-            step = Step(what, model, datamodule, self.trainer, self.given, options)
+            step = Step(what, model, datamodule, trainer, given, {**options, "draw": drawn})
             self.steps.append(step)
             if self.broken == step.name:
                 raise RuntimeError(step.name)
@@ -183,7 +231,7 @@ class Bench:
     def _fit(self, step: Step) -> None:
         """Leaves a folder as training does, with other weights than it began with."""
         handoff = step.callback(StageHandoff)
-        shutil.copytree(step.model.source, handoff.target)
+        shutil.copytree(step.model.loader.source, handoff.target)
         tensors = load_file(handoff.target / "model.safetensors")
         next(iter(tensors.values())).view(-1)[3] += 1
         save_file(tensors, handoff.target / "model.safetensors", {"format": "pt"})
@@ -200,8 +248,8 @@ class Bench:
         write_json(writer.file, {**writer.facts, "metrics": metrics, **counts})
 
     def _predict(self, step: Step) -> None:
-        clips = step.data.predict_clips
-        if step.model.stage.name == "rationale":
+        clips = step.data.feed.predict_clips
+        if isinstance(step.model, RationaleModule):
             for number, store in enumerate(step.callback(RationaleWriter).stores):
                 how = {"finish": "length", "tokens": 3, "source": "self"}
                 lines = [{"id": c.id, "rationale": f"{c.id} {number}.", **how} for c in clips]
@@ -223,22 +271,18 @@ class Bench:
     def names(self) -> list[str]:
         return [step.name for step in self.steps]
 
-    def store_of(self, method: Method) -> RationaleStore:
-        """The rationale file as a command finds it."""
-        method.check()
-        return method._store(self.datamodule)
-
 
 @pytest.fixture
-def bench(tmp_path: Path, qwen: Path) -> Bench:
-    return Bench(tmp_path, qwen)
+def bench(tmp_path: Path, qwen: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, qwen, monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def fitted_folder(backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = Bench(tmp_path_factory.mktemp("fitted"), backbones["qwen2_5_vl"])
-    made.method().fit(None)
-    return made.folder
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        folder = tmp_path_factory.mktemp("fitted")
+        Bench(folder, backbones["qwen2_5_vl"], monkeypatch).method().fit(None)
+    return folder
 
 
 @pytest.fixture
@@ -318,7 +362,7 @@ def test_what_training_is_handed(bench, capsys):
         assert step.given["enable_checkpointing"]
         assert step.trainer.accumulate_grad_batches == 4
     assert first.texts == texts
-    assert second.data.store is None
+    assert second.data.feed.rationales is None
     out = capsys.readouterr().out
     assert f"Stage I (rationales): starting from {bench.settings.model.backbone}\n" in out
     assert f"Stage II (labels): starting from {weights_of(bench, 'rationale')}\n" in out
@@ -332,7 +376,7 @@ def test_what_every_step_is_handed(bench, monkeypatch):
         seeds.append((number, how))
         seed_everything(number, **how)
 
-    monkeypatch.setattr("rbft.method.seed_everything", seed)
+    monkeypatch.setattr("rbft.build.seed_everything", seed)
     bench.method().fit(None)
     assert all(seed == (5, {"workers": True, "verbose": False}) for seed in seeds)
     assert len(seeds) >= len(bench.steps)
@@ -388,7 +432,7 @@ def test_what_scoring_is_handed(bench):
     ):
         writer = step.callback(ResultsWriter)
         assert writer.file == bench.run / place / "test.json"
-        assert writer.split == step.data.scored_split == "test"
+        assert writer.split == step.data.feed.scored_split == "test"
         assert step.model.trained_steps == (11 if folder else 0)
         assert step.options["verbose"] is False
         facts = dict(writer.facts)
@@ -574,7 +618,7 @@ def test_given_weights_are_compared(fitted, capsys):
 def test_only_clips_that_may_teach_are_described(bench, capsys):
     bench.method().fit(None)
     (step,) = (step for step in bench.steps if step.what == "predict")
-    assert [clip.id for clip in step.data.predict_clips] == DESCRIBED
+    assert [clip.id for clip in step.data.feed.predict_clips] == DESCRIBED
     (file,) = (bench.folder / "logs/rationales").glob("*.jsonl")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["id"] for line in lines] == DESCRIBED
@@ -589,24 +633,21 @@ def test_only_clips_that_may_teach_are_described(bench, capsys):
 
 def test_rationales_are_reused_and_added_to(bench, capsys):
     method = bench.method()
-    method.check()
-    method.write_rationales()
+    method.rationalize()
     assert bench.names == ["predict rationale"]
     assert not bench.run.exists()
     bench.contents["train_1"] = "changed"
     capsys.readouterr()
     method = bench.method()
-    method.check()
-    method.write_rationales()
-    assert [clip.id for clip in bench.steps[0].data.predict_clips] == ["train_1"]
+    method.rationalize()
+    assert [clip.id for clip in bench.steps[0].data.feed.predict_clips] == ["train_1"]
     out = capsys.readouterr().out
     assert "Stage 0: 5 of 6 rationales reused from " in out
     assert "Stage 0: 1 rationales to write into " in out
     assert "train_1: train_1 0.\n" in out
     assert "train_0: " not in out
     method = bench.method()
-    method.check()
-    method.write_rationales()
+    method.rationalize()
     assert bench.steps == []
     out = capsys.readouterr().out
     assert "Stage 0: 6 of 6 rationales reused from " in out
@@ -615,14 +656,13 @@ def test_rationales_are_reused_and_added_to(bench, capsys):
 
 def test_where_humans_write_all_the_backbone_writes_nothing(bench, capsys):
     method = bench.method(data__init_args__rationale_ratio=0.0)
-    method.check()
-    method.write_rationales()
+    method.rationalize()
     assert bench.steps == []
 
 
 def test_what_determines_the_rationale_file(bench):
     """Every change names another file; what decides nothing does not."""
-    paths = [bench.store_of(bench.method()).path]
+    paths = [bench.method().store().path]
     assert paths[0].parent == bench.folder / "logs/rationales"
     assert paths[0].name.startswith("yard-qwen2_5_vl-rationale-")
     for change in (
@@ -632,18 +672,18 @@ def test_what_determines_the_rationale_file(bench):
         {"data__init_args__rationale_prompt": "less"},
         {"model__quantize": "4bit"},
     ):
-        paths.append(bench.store_of(bench.method(**change)).path)
+        paths.append(bench.method(**change).store().path)
     assert len(set(paths)) == len(paths)
     assert paths[-1].name.startswith("yard-qwen2_5_vl-4bit-less-")
     for change in ({"data__init_args__reader": "pyav"}, {"name": "other"}):
-        assert bench.store_of(bench.method(**change)).path == paths[-1]
+        assert bench.method(**change).store().path == paths[-1]
     Card.save(replace(CARD, prompts={**CARD.prompts, "less": "Walls?"}), bench.folder / "card.yaml")
-    assert bench.store_of(bench.method()).path != paths[-1]
+    assert bench.method().store().path != paths[-1]
 
 
 def test_what_the_rationale_file_knows_of_its_clips(bench):
     bench.other["train_2"] = {"start": 1.5, "end": 4.0}
-    store = bench.store_of(bench.method())
+    store = bench.method().store()
     assert list(store.clips) == DESCRIBED
     known = store.clips["train_2"]
     assert (known["start"], known["end"]) == (1.5, 4.0)
@@ -653,7 +693,7 @@ def test_what_the_rationale_file_knows_of_its_clips(bench):
     assert known["prompt"] == hashlib.sha256(asked).hexdigest()[:16]
     assert not store.by_id
     file = bench.folder / "mine.jsonl"
-    named = bench.store_of(bench.method(data__init_args__rationale_file=file))
+    named = bench.method(data__init_args__rationale_file=file).store()
     assert named.path == file
     assert named.by_id
     made = named.provenance
@@ -667,16 +707,14 @@ def test_what_the_rationale_file_knows_of_its_clips(bench):
 def test_a_rationale_file_of_other_frames_is_not_used(bench):
     file = bench.folder / "mine.jsonl"
     method = bench.method(data__init_args__rationale_file=file)
-    method.check()
-    method.write_rationales()
+    method.rationalize()
     with pytest.raises(ValueError, match=r"frames\.fps: 1\.0 in the file, 2\.0 now"):
-        bench.store_of(bench.method(data__init_args__fps=2.0))
+        bench.method(data__init_args__fps=2.0).store()
 
 
 def test_several_prompts_in_one_pass(bench, capsys):
     method = bench.method()
-    method.check()
-    method.write_rationales(["rationale", "less"])
+    method.rationalize(["rationale", "less"])
     (step,) = bench.steps
     assert [card.prompts["rationale"] for card in step.model.cards] == [
         CARD.prompts["rationale"],
@@ -695,14 +733,13 @@ def test_several_prompts_in_one_pass(bench, capsys):
     assert bench.settings.data.init_args.rationale_prompt == "rationale"
     file = bench.folder / "mine.jsonl"
     method = bench.method(data__init_args__rationale_file=file)
-    method.check()
     with pytest.raises(ValueError, match=r"^--prompts") as error:
-        method.write_rationales(["rationale", "less"])
+        method.rationalize(["rationale", "less"])
     assert str(error.value) == (
         f"--prompts names 2 prompts, but data.rationale_file ({file}) is the file of one. Set it "
         "to null, or name one prompt."
     )
-    method.write_rationales(["less"])
+    method.rationalize(["less"])
     assert bench.names == ["predict rationale"]
 
 
@@ -813,7 +850,7 @@ def test_one_command_at_a_time_owns_the_run(fitted):
     with Lock(fitted.run, "Run folder"):
         for command in (
             lambda: fitted.method().fit(None),
-            lambda: fitted.method().score_command("test", "run"),
+            lambda: fitted.method().score("test", "run"),
         ):
             with pytest.raises(ValueError, match=r"^Run folder .*/logs/run is in use"):
                 command()
@@ -823,8 +860,7 @@ def test_one_command_at_a_time_owns_the_run(fitted):
 def test_one_command_at_a_time_owns_a_rationale_file(bench):
     """Two runs may share it."""
     other = bench.method(name="other")
-    other.check()
-    path = other._store(other.data).path
+    path = other.store().path
     refused = pytest.raises(ValueError, match=r"^Rationale file .*\.jsonl is in use")
     with Lock(path, "Rationale file"), refused:
         bench.method(name="run").fit(None)
@@ -846,7 +882,7 @@ def test_scoring_again(fitted, capsys):
         ("run", "label", weights_of(fitted, "label")),
         ("backbone", "zero_shot", None),
     ):
-        fitted.method().score_command("test", weights)
+        fitted.method().score("test", weights)
         (step,) = fitted.steps
         assert (step.name, step.weights) == ("test label", folder)
         assert step.callback(ResultsWriter).file == fitted.run / place / "test.json"
@@ -854,18 +890,18 @@ def test_scoring_again(fitted, capsys):
         assert ("after Stage II" in out) == (place == "label")
         assert "backbone, zero-shot" in out
     other = weights_of(fitted, "rationale")
-    fitted.method().score_command("val", other)
+    fitted.method().score("val", other)
     (step,) = fitted.steps
     # Asked with the label's question, whatever made the weights.
     assert (step.name, step.weights) == ("test rationale", other)
-    assert step.data.scored_split == "val"
+    assert step.data.feed.scored_split == "val"
     place = f"weights-{fingerprint(other)[:8]}"
     assert step.callback(ResultsWriter).file == fitted.run / place / "val.json"
 
 
 def test_scoring_in_another_way_stands_beside_the_run_s_own(fitted, capsys):
     own = (fitted.run / "label/test.json").read_bytes()
-    fitted.method(data__init_args__fps=2.0).score_command("test", "run")
+    fitted.method(data__init_args__fps=2.0).score("test", "run")
     (step,) = fitted.steps
     made = step.callback(ResultsWriter).facts["made"]
     file = fitted.run / f"label/test-{digest(made)[:8]}.json"
@@ -882,33 +918,33 @@ def test_scoring_in_another_way_stands_beside_the_run_s_own(fitted, capsys):
 
 def test_what_cannot_be_scored(bench):
     with pytest.raises(ValueError, match=r"^The run") as error:
-        bench.method().score_command("test", "run")
+        bench.method().score("test", "run")
     assert str(error.value) == (
         f"The run {bench.run} has no finished stage (rationale, label). Run fit first, or give "
         "--weights backbone or a weights folder."
     )
     with pytest.raises(ValueError, match=r"^--weights") as error:
-        bench.method().score_command("test", str(bench.folder))
+        bench.method().score("test", str(bench.folder))
     assert str(error.value) == (
         f"--weights {bench.folder} is no weights folder of rbft. Allowed are run, backbone or a "
         f"folder such as {weights_of(bench, 'label')}."
     )
     bench.counts["val"] = 0
     with pytest.raises(ValueError, match=r"^Fence has no val split\. Set data\.val_fraction to "):
-        bench.method().score_command("val", "backbone")
+        bench.method().score("val", "backbone")
 
 
 def test_clips_that_taught_are_not_scored(fitted):
     fitted.contents = {"val_0": "train_2", "val_1": "train_0"}
     with pytest.raises(ValueError, match=r"^weights folder") as error:
-        fitted.method().score_command("val", "run")
+        fitted.method().score("val", "run")
     assert str(error.value) == (
         f"weights folder {weights_of(fitted, 'label')} was trained on 2 of the 2 val clips (first: "
         "val_0, val_1), so a score on them says nothing about others. Give the splits that it was "
         "trained with (data.val_fraction, data.seed, the split lists), or set data.on_leak to warn "
         "to score them anyway."
     )
-    fitted.method(data__init_args__on_leak="warn").score_command("val", "run")
+    fitted.method(data__init_args__on_leak="warn").score("val", "run")
     assert fitted.names == ["test label"]
 
 
@@ -916,7 +952,7 @@ def test_weights_of_before_the_record_are_scored_with_a_word(fitted, capsys):
     folder = fitted.run / "label/weights"
     (folder / "clips.json").unlink()
     (folder / "card.yaml").unlink()
-    fitted.method().score_command("test", "run")
+    fitted.method().score("test", "run")
     out = capsys.readouterr().out
     assert f"weights folder {folder} does not say which clips it was trained on.\n" in out
 
@@ -925,7 +961,8 @@ def predict(bench: Bench, weights: str = "run", rationale: bool = False, **chang
     videos = [bench.folder / f"{number}.mp4" for number in range(3)]
     for video in videos:
         video.touch()
-    bench.method(**changes).predict(videos, bench.folder / "out.jsonl", weights, rationale)
+    method = bench.method(**changes)
+    predict_command(method, videos, bench.folder / "out.jsonl", weights, rationale)
 
 
 def test_what_predicting_is_handed(fitted, capsys):
@@ -933,9 +970,9 @@ def test_what_predicting_is_handed(fitted, capsys):
     (step,) = fitted.steps
     assert (step.name, step.weights) == ("predict label", weights_of(fitted, "label"))
     assert step.options["return_predictions"] is False
-    assert [clip.path.name for clip in step.data.predict_clips] == ["0.mp4", "1.mp4", "2.mp4"]
+    assert [clip.path.name for clip in step.data.feed.predict_clips] == ["0.mp4", "1.mp4", "2.mp4"]
     assert step.callback(StepProgressBar).title == "Predicting 3 videos"
-    assert step.model.explain is False
+    assert step.data.feed.collators["predict"].extra_prompts == ()
     assert step.callback(PredictionWriter).classes == ["quiet", "alarm"]
     output = fitted.folder / "out.jsonl"
     expected = f"Wrote 3 predictions to {output} and {output.with_suffix('.csv')}.\n"
@@ -945,9 +982,9 @@ def test_what_predicting_is_handed(fitted, capsys):
     predict(fitted)
     assert fitted.steps == []
     assert f"3 of 3 videos stand in {output} already.\n" in capsys.readouterr().out
-    fitted.contents[step.data.predict_clips[1].id] = "another video at the same place"
+    fitted.contents[step.data.feed.predict_clips[1].id] = "another video at the same place"
     predict(fitted)
-    assert [clip.path.name for clip in fitted.steps[0].data.predict_clips] == ["1.mp4"]
+    assert [clip.path.name for clip in fitted.steps[0].data.feed.predict_clips] == ["1.mp4"]
     assert "2 of 3 videos stand in" in capsys.readouterr().out
 
 
@@ -955,7 +992,7 @@ def test_weights_of_stage_one_are_asked_for_the_class(fitted):
     predict(fitted, weights_of(fitted, "rationale"), rationale=True)
     (step,) = fitted.steps
     assert step.name == "predict label"
-    assert step.model.explain is True
+    assert step.data.feed.collators["predict"].extra_prompts == ((STAGES["rationale"], CARD),)
 
 
 @pytest.mark.parametrize(
@@ -999,7 +1036,7 @@ def test_predictions_are_not_continued_in_other_words(fitted):
 )
 def test_older_fsdp_is_refused_before_anything_is_built(bench, monkeypatch, strategy, name):
     method = bench.method(trainer__strategy=strategy)
-    monkeypatch.setattr(bench, "build", lambda **_: pytest.fail("built"))
+    monkeypatch.setattr(Planned, "objects", lambda _: pytest.fail("built"))
     with pytest.raises(ValueError, match=rf"^trainer\.strategy is {name}, torch's older FSDP: "):
         method.fit(None)
 
@@ -1007,7 +1044,7 @@ def test_older_fsdp_is_refused_before_anything_is_built(bench, monkeypatch, stra
 def test_exporting_a_split(fitted, capsys):
     for answers, texts in (("label", ["normal", "abnormal"]), ("rationale", ["train_0 0."])):
         output = fitted.folder / f"{answers}.json"
-        fitted.method().export_split("llava", answers, "train", output)
+        fitted.method().export(output, format="llava", answers=answers)
         rows = read_json(output)
         said = [row["conversations"][1]["value"] for row in rows]
         assert said[: len(texts)] == texts
@@ -1018,20 +1055,24 @@ def test_exporting_a_split(fitted, capsys):
 
 def test_exporting_weights(fitted, monkeypatch, capsys):
     told: list[Any] = []
-    monkeypatch.setattr("rbft.method.publish", lambda *given, trust: told.append((*given, trust)))
+    monkeypatch.setattr(
+        "rbft.commands.export.publish", lambda *given, trust: told.append((*given, trust))
+    )
     output, folder = fitted.folder / "mine", Path(weights_of(fitted, "label"))
-    fitted.method().export(output, "run", "bfloat16")
+    fitted.method().export(output, dtype="bfloat16")
     assert told == [(folder, fitted.settings.model.backbone, output, "bfloat16", False)]
     assert capsys.readouterr().out == f"Exported {folder} to {output}.\n"
-    fitted.method(model__trust_remote_code=True).export(output, "run", "base")
+    fitted.method(model__trust_remote_code=True).export(output)
     assert told[-1][-1] is True
     with pytest.raises(ValueError, match=r"^--weights backbone has nothing to export: it is the "):
-        fitted.method().export(output, "backbone", "base")
+        fitted.method().export(output, weights="backbone")
 
 
 def test_the_dry_run_writes_nothing(bench, monkeypatch, capsys):
     plans: list[Any] = []
-    monkeypatch.setattr("rbft.method.report", lambda *given: plans.append(given) or "The plan.")
+    monkeypatch.setattr(
+        "rbft.commands.fit.report", lambda *given: plans.append(given) or "The plan."
+    )
     bench.method().fit(None, dry_run=True, gpu_gb=24.0)
     ((plan, name, memory),) = plans
     assert (name, memory) == ("run", 24.0)
@@ -1044,7 +1085,9 @@ def test_the_dry_run_writes_nothing(bench, monkeypatch, capsys):
 
 def test_the_dry_run_of_a_finished_run(fitted, monkeypatch):
     plans: list[Any] = []
-    monkeypatch.setattr("rbft.method.report", lambda *given: plans.append(given) or "The plan.")
+    monkeypatch.setattr(
+        "rbft.commands.fit.report", lambda *given: plans.append(given) or "The plan."
+    )
     fitted.method().fit(None, dry_run=True)
     assert plans[0][0].scored == {"zero_shot", "rationale", "label"}
     with pytest.raises(ValueError, match=r"\n  model\.weight_decay: 0\.1 -> 0\.2\n"):
@@ -1061,10 +1104,11 @@ def test_the_dry_run_of_a_finished_run(fitted, monkeypatch):
 def test_processes_meet_before_a_run_is_begun_anew(bench, monkeypatch):
     """None reads the folder that the first one is still removing; there may be none yet."""
     told: list[str] = []
-    check = Method._check_record
-    monkeypatch.setattr(Method, "_meet", lambda method: told.append("met"))
+    check = Method.check_record
+    monkeypatch.setattr("rbft.method.wait_for_all", lambda *_: told.append("met"))
+    monkeypatch.setattr("rbft.stage_zero.wait_for_all", lambda *_: None)
     monkeypatch.setattr(
-        Method, "_check_record", lambda method: (told.append("checked"), check(method))
+        Method, "check_record", lambda method: (told.append("checked"), check(method))
     )
     bench.method(stages=[]).fit(None, restart=True)
     assert told == ["met", "checked"]

@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,12 +14,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
+import rbft.backbone_module
 import rbft.module
 from rbft.backbone.adapters import LoRA
 from rbft.backbone.attention import forward_inputs
 from rbft.data.sampler import SampleSlot
-from rbft.inference.generation import prefill, score_candidates
-from rbft.module import Classified, RBFTModule, answer_nll
+from rbft.inference import classifier
+from rbft.inference.classifier import Classified
+from rbft.inference.generation import decode_texts, ended, prefill, score_candidates
+from rbft.module import RBFTModule, answer_nll
+from rbft.stage_zero import Written
 from rbft.stages import STAGES
 from tests.examples import (
     CARD,
@@ -28,12 +33,15 @@ from tests.examples import (
     batch_of,
     collator,
     examples,
+    fed,
     module,
+    rationale_module,
     score_answers,
     trainer,
     write_answers,
     writing,
 )
+from tests.unit.data.test_base import Ids
 
 NORMAL, ABNORMAL, END, NEW_LINE = [269], [64, 292], 376, 198
 
@@ -54,13 +62,15 @@ def fit(
     made = RBFTModule(str(folder), CARD, stage=stage, **{**MODULE_SETTINGS, **(model or {})})
     run = trainer(work, callbacks=list(callbacks), **settings)
     run.accumulate_grad_batches = yard.accumulation(1)  # type: ignore[attr-defined]
-    run.fit(made, yard, ckpt_path=ckpt_path, weights_only=True)
+    run.fit(made, fed(yard, made), ckpt_path=ckpt_path, weights_only=True)
     return made
 
 
 def yard_batches(yard: Yard, split: str) -> list[list[int]]:
     """Clips in the order in which they are scored, by their place in the split, batch by batch."""
-    yard.collators = dict.fromkeys(("test", "val", "predict"), lambda made: made)  # type: ignore[assignment]
+    yard.feed = replace(
+        yard.feed, collators=dict.fromkeys(("test", "val", "predict"), Ids(learns_class=False))
+    )
     loader: Any = yard._eval_loader(split, yard.clips(split))
     return [[example.draw.index for example in made] for made in loader]
 
@@ -112,14 +122,14 @@ def test_the_head_runs_on_answer_tokens_alone(backbone: Path, stage: str):
     model.backbone.lm_head.register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[0].numel() // inputs[0].shape[-1])
     )
-    batch = batch_of(collator(backbone, learn=stage), examples(3))
+    batch = batch_of(collator(backbone, target_stage=stage), examples(3))
     assert model(batch).shape == (int(batch.total), 384)
     assert seen == [int(batch.total)]
 
 
 def test_the_logits_of_padded_rows_are_those_of_the_whole_forward(backbone: Path) -> None:
     model = module(backbone)
-    batch = batch_of(collator(backbone, learn="rationale"), examples(3))
+    batch = batch_of(collator(backbone, target_stage="rationale"), examples(3))
     answer = answer_of(batch)
     assert bool((answer.attention_mask == 0).any())
     whole = model.backbone(**forward_inputs(answer), **batch.video).logits
@@ -128,7 +138,7 @@ def test_the_logits_of_padded_rows_are_those_of_the_whole_forward(backbone: Path
 
 
 def test_a_filler_clip_weighs_nothing(qwen: Path):
-    model, make = module(qwen), collator(qwen, learn="label")
+    model, make = module(qwen), collator(qwen, target_stage="label")
     real = batch_of(make, examples(2))
     total = float(real.total)
     padded = make(
@@ -144,7 +154,7 @@ def test_a_filler_clip_weighs_nothing(qwen: Path):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_learns_its_answers(qwen: Path, tmp_path: Path, stage: str):
-    batch = batch_of(collator(qwen, learn=stage), examples(4))
+    batch = batch_of(collator(qwen, target_stage=stage), examples(4))
     before = module(qwen, stage).loss(batch).item()
     after = fit(qwen, tmp_path, stage=stage, max_epochs=8, model={"learning_rate": 3e-3})
     assert after.loss(batch).item() < 0.8 * before
@@ -233,7 +243,7 @@ def test_the_logged_loss_and_norm_are_those_of_the_global_batch(qwen: Path, tmp_
     logged, gradients = Logged(), Gradients()
     fit(qwen, tmp_path, logged, gradients, data={"batch_size": 2})
     model = module(qwen)
-    batch = batch_of(collator(qwen, learn="label"), examples(4))
+    batch = batch_of(collator(qwen, target_stage="label"), examples(4))
     assert logged.values["train/loss"] == pytest.approx([model.loss(batch).item()], abs=1e-5)
     squares = sum(float((g**2).sum()) for g in gradients.steps[0].values())
     assert logged.values["train/grad_norm"] == pytest.approx([math.sqrt(squares)], rel=1e-4)
@@ -408,7 +418,7 @@ def test_activations_are_recomputed_in_training(
 
 
 def test_recomputing_changes_no_gradient(backbone: Path):
-    batch = batch_of(collator(backbone, learn="rationale"), examples(3))
+    batch = batch_of(collator(backbone, target_stage="rationale"), examples(3))
     gradients = []
     for checkpointing in (False, True):
         model = module(backbone, gradient_checkpointing=checkpointing).train()
@@ -484,7 +494,9 @@ def test_a_resumed_epoch_ends_in_the_same_weights(qwen: Path, tmp_path: Path, ba
 def test_a_checkpoint_of_another_stage_is_refused(qwen: Path):
     model = module(qwen)
     checkpoint: dict[str, Any] = {}
-    module(qwen, "rationale").on_save_checkpoint(checkpoint)
+    other = module(qwen, "rationale")
+    other._trainer = Mock(spec=Trainer)
+    other.on_save_checkpoint(checkpoint)
     with pytest.raises(ValueError, match="checkpoint is of stage") as error:
         model.on_load_checkpoint(checkpoint)
     assert str(error.value) == (
@@ -527,14 +539,16 @@ def test_in_half_precision_counts_and_weights_stay_whole(
 
 
 def classify(model: RBFTModule, folder: Path, count: int = 3) -> Classified:
-    return model.classify(collator(folder, ask=model.stage.classifier.name)(examples(count)))
+    return model.classify(
+        collator(folder, prompt_stage=model.stage.classifier.name)(examples(count))
+    )
 
 
 @pytest.mark.parametrize("stage", ["rationale", "label"])
 def test_scoring_takes_the_likeliest_word(backbone: Path, stage: str):
     model = module(backbone, stage)
     # A module in the rationale stage is asked for the class as well: it classifies like Stage II.
-    batch = collator(backbone, ask="label")(examples(3))
+    batch = collator(backbone, prompt_stage="label")(examples(3))
     assert batch.prompt is not None
     answers = [[*NORMAL, END], [*ABNORMAL, END]]
     expected = score_answers(model.backbone, batch.prompt, batch.video, answers)
@@ -551,7 +565,7 @@ def test_scoring_takes_the_likeliest_word(backbone: Path, stage: str):
 
 
 def writes(monkeypatch: pytest.MonkeyPatch, *answers: list[int]) -> None:
-    monkeypatch.setattr(rbft.module, "greedy_decode", lambda *_: [list(ids) for ids in answers])
+    monkeypatch.setattr(classifier, "greedy_decode", lambda *_: [list(ids) for ids in answers])
 
 
 def ids(folder: Path, text: str) -> list[int]:
@@ -579,7 +593,7 @@ def test_an_answer_cut_off_by_the_limit_still_counts_if_it_is_the_word(
 def test_unparsed_counts_as_wrong(qwen: Path, monkeypatch: pytest.MonkeyPatch):
     model = module(qwen, answer="generate")
     writes(monkeypatch, [*NORMAL, END], ids(qwen, "no idea"), [*NORMAL, END], [*ABNORMAL, END])
-    batch = collator(qwen, ask="label")(examples(4))
+    batch = collator(qwen, prompt_stage="label")(examples(4))
     assert batch.label.tolist() == [0, 1, 0, 1]
     model.test_step(batch)
     metrics = model.test_metrics.compute()
@@ -591,7 +605,9 @@ def test_unparsed_counts_as_wrong(qwen: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_clip_repeated_to_even_out_processes_is_not_counted(qwen: Path):
     model = module(qwen)
-    model.test_step(collator(qwen, ask="label")(examples(2, [SampleSlot(0), SampleSlot(1, 0.0)])))
+    model.test_step(
+        collator(qwen, prompt_stage="label")(examples(2, [SampleSlot(0), SampleSlot(1, 0.0)]))
+    )
     assert model.test_metrics.compute()["n"] == 1
 
 
@@ -606,9 +622,9 @@ def test_a_repeated_clip_counts_neither_in_the_validation_s_loss_nor_its_figures
     ):
         model = module(qwen, stage)
         asked = model.stage.classifier.name
-        make = collator(qwen, learn=stage, ask=asked)
+        make = collator(qwen, target_stage=stage, prompt_stage=asked)
         if stage == "rationale":
-            make = replace(make, besides=((STAGES[stage], CARD),))
+            make = replace(make, extra_prompts=((STAGES[stage], CARD),))
         model.on_validation_epoch_start()
         model.validation_step(make(examples(len(draws), draws)))
         sums.append(model._val_loss)
@@ -668,9 +684,9 @@ def test_what_of_an_elicited_answer_the_class_is_scored_after(
     word = model.collator.class_answers(model.stage)[1]
     writes(monkeypatch, [*before, *word], [*said, END], [*said, OTHER_END], said, [*said, *word])
     seen: list[Any] = []
-    extend = rbft.module.extend
+    extend = classifier.extend
     monkeypatch.setattr(
-        rbft.module, "extend", lambda *given: seen.append(given[2]) or extend(*given)
+        classifier, "extend", lambda *given: seen.append(given[2]) or extend(*given)
     )
     classify(model, merging, 5)
     # What the model wrote before a class stays as it was written.
@@ -679,7 +695,7 @@ def test_what_of_an_elicited_answer_the_class_is_scored_after(
 
 def test_the_class_before_the_rationale_is_scored_up_to_the_line_break(backbone: Path):
     model = module(backbone, "class_rationale")
-    batch = collator(backbone, ask="class_rationale")(examples(3))
+    batch = collator(backbone, prompt_stage="class_rationale")(examples(3))
     assert batch.prompt is not None
     words = [[*NORMAL, NEW_LINE], [*ABNORMAL, NEW_LINE]]
     expected = score_answers(model.backbone, batch.prompt, batch.video, words)
@@ -703,9 +719,10 @@ def test_the_class_before_the_rationale_can_be_parsed_too(
 def test_validation_measures_the_stage_s_loss_and_the_classes(qwen: Path, tmp_path: Path):
     yard = Yard(tmp_path / "card.yaml", {"train": 4, "val": 5}, eval_batch_size=2)
     model = module(qwen, "rationale")
+    yard = fed(yard, model)
     (values,) = trainer(tmp_path).validate(model, yard, verbose=False)
 
-    make = collator(qwen, learn="rationale")
+    make = collator(qwen, target_stage="rationale")
     collate, nll, tokens = make, 0.0, 0.0
     for clip in yard.clips("val"):
         example = yard.val_dataloader().dataset[SampleSlot(int(clip.id[-1]))]  # type: ignore[union-attr]
@@ -721,12 +738,8 @@ def test_validation_measures_the_stage_s_loss_and_the_classes(qwen: Path, tmp_pa
     ("settings", "packed"),
     [({}, True), ({"packing": False}, False), ({"attention": "eager"}, False)],
 )
-def test_prompts_are_packed_as_training_is(
-    qwen: Path, tmp_path: Path, settings: dict[str, Any], packed: bool
-):
-    yard = Yard(tmp_path / "card.yaml", {"test": 3})
-    trainer(tmp_path).test(module(qwen, **settings), yard, verbose=False)
-    made: dict[str, Any] = {**yard.collators}
+def test_prompts_are_packed_as_training_is(qwen: Path, settings: dict[str, Any], packed: bool):
+    made = module(qwen, **settings).collators()
     assert {name: make.packing for name, make in made.items()} == dict.fromkeys(
         ("train", "val", "test", "predict"), packed
     )
@@ -735,31 +748,40 @@ def test_prompts_are_packed_as_training_is(
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_a_scored_split_is_logged_under_its_name(qwen: Path, tmp_path: Path, split: str):
     yard = Yard(tmp_path / "card.yaml", {"test": 3, "val": 2})
-    yard.scored_split = split
+    yard.feed = replace(yard.feed, scored_split=split)
     model = module(qwen)
     model.trained_steps = 7
-    (values,) = trainer(tmp_path).test(model, yard, verbose=False)
+    (values,) = trainer(tmp_path).test(model, fed(yard, model), verbose=False)
     assert values[f"{split}/n"] == len(yard.clips(split))
     assert values["step"] == 7  # where the figures stand in TensorBoard
     assert all(name.startswith(f"{split}/") for name in set(values) - {"step"})
 
 
-def test_stage_0_writes_token_ids_after_the_rationale_s_prompt(qwen: Path, tmp_path: Path):
+def test_stage_0_writes_after_the_rationale_s_prompt(qwen: Path, tmp_path: Path):
     yard = Yard(tmp_path / "card.yaml", {"train": 3})
-    yard.predict_clips = [replace(clip, split="predict") for clip in yard.clips("train")]
-    model = module(qwen, "rationale")
-    written = trainer(tmp_path).predict(model, datamodule=yard)
-    batch = collator(qwen, ask="rationale")(examples(3))
+    yard.feed = replace(
+        yard.feed, predict_clips=[replace(clip, split="predict") for clip in yard.clips("train")]
+    )
+    model = rationale_module(qwen)
+    (found,) = trainer(tmp_path).predict(model, datamodule=fed(yard, model)) or []
+    batch = collator(qwen, prompt_stage="rationale")(examples(3))
     assert batch.prompt is not None
     settings = writing(qwen, model.max_new_tokens)
-    assert written == [[write_answers(model.backbone, batch.prompt, batch.video, settings)]]
+    expected = write_answers(model.backbone, batch.prompt, batch.video, settings)
+    (written,) = found
+    assert isinstance(written, Written)
+    assert written.texts == decode_texts(expected, model.processor.tokenizer, settings)
+    assert written.lengths == list(map(len, expected))
+    assert written.ended == [ended(ids, settings) for ids in expected]
 
 
 def test_predict_gives_classes(qwen: Path, tmp_path: Path):
     yard = Yard(tmp_path / "card.yaml", {"train": 3})
-    yard.predict_clips = [replace(clip, split="predict") for clip in yard.clips("train")]
+    yard.feed = replace(
+        yard.feed, predict_clips=[replace(clip, split="predict") for clip in yard.clips("train")]
+    )
     model = module(qwen)
-    (got,) = trainer(tmp_path).predict(model, datamodule=yard) or []
+    (got,) = trainer(tmp_path).predict(model, datamodule=fed(yard, model)) or []
     assert isinstance(got, Classified)
     assert got.prediction.tolist() == classify(model, qwen).prediction.tolist()
 
@@ -795,18 +817,18 @@ def test_weights_are_in_half_precision_where_nothing_trains(
     for kind in ("test", "validate", "predict", "fit"):
         settings = {"eval_batch_size": 3, "feature_cache_gb": 0.1}
         yard = Yard(tmp_path / "card.yaml", dict.fromkeys(("train", "test", "val"), 3), **settings)
-        yard.predict_clips = yard.clips("test")
+        yard.feed = replace(yard.feed, predict_clips=yard.clips("test"))
         widths = Widths(monkeypatch)
         made = RBFTModule(str(backbone), CARD, **{**MODULE_SETTINGS, "vision_learning_rate": 0.0})
         run = trainer(tmp_path, precision=precision, callbacks=[widths])
-        got = getattr(run, kind)(made, datamodule=yard)
+        got = getattr(run, kind)(made, datamodule=fed(yard, made))
         monkeypatch.undo()
         assert widths.weights == {torch.float32 if kind == "fit" else half}
         assert kind == "fit" or widths.caches == {half}
         if kind == "predict":
             (classified,) = got
             assert classified.scores.dtype == torch.float32
-        digests[kind] = yard.tower
+        digests[kind] = made.tower
     # What a tower in another precision has made is not taken for this one's.
     scored = {digests.pop(kind) for kind in ("test", "validate", "predict")}
     assert len(scored) == 1
@@ -817,10 +839,10 @@ def test_scores_in_half_precision_are_close_to_those_in_32_bits(backbone: Path, 
     found = []
     for precision in ("bf16-mixed", "32-true"):
         yard = Yard(tmp_path / "card.yaml", {"test": 4})
-        yard.predict_clips = yard.clips("test")
+        yard.feed = replace(yard.feed, predict_clips=yard.clips("test"))
         made = RBFTModule(str(backbone), CARD, **MODULE_SETTINGS)
         run = trainer(tmp_path, precision=precision)  # type: ignore[arg-type]
-        (classified,) = run.predict(made, datamodule=yard) or []
+        (classified,) = run.predict(made, datamodule=fed(yard, made)) or []
         assert isinstance(classified, Classified)
         found.append(classified.scores)
     torch.testing.assert_close(*found, atol=0.1, rtol=0)
@@ -854,7 +876,7 @@ def test_scores_that_are_not_finite_end_the_run_by_the_clip_s_name(
 ):
     # In the second batch, of the clips 2 and 3, of three.
     yard = Yard(tmp_path / "card.yaml", dict.fromkeys(("test", "val"), 5), eval_batch_size=2)
-    yard.predict_clips = yard.clips("test")
+    yard.feed = replace(yard.feed, predict_clips=yard.clips("test"))
     calls, kept = [], CachedFeatures()
 
     def spoiled(*args: Any) -> Tensor:
@@ -863,12 +885,13 @@ def test_scores_that_are_not_finite_end_the_run_by_the_clip_s_name(
             scores[1, 0] = value
         return scores
 
-    monkeypatch.setattr(rbft.module, "score_candidates", spoiled)
+    monkeypatch.setattr(classifier, "score_candidates", spoiled)
     split = "val" if kind == "validate" else "test"
     order = [place for batch in yard_batches(yard, split) for place in batch]
     run: Any = getattr(trainer(tmp_path, callbacks=[kept]), kind)
+    model = module(qwen)
     with pytest.raises(ValueError, match="are not finite") as found:
-        run(module(qwen), datamodule=yard)
+        run(model, datamodule=fed(yard, model))
     name = f"{split}_{order[3]}"
     assert str(found.value) == f"The model's scores are not finite for the clip {name}{REASONS}"
     # The validation is looked at once, in the end.
@@ -890,8 +913,9 @@ def test_texts_from_scores_that_are_not_finite_are_not_written(
     qwen: Path, tmp_path: Path, stage: str, kind: str, settings: dict[str, Any]
 ):
     yard = Yard(tmp_path / "card.yaml", dict.fromkeys(("test", "val"), 3), eval_batch_size=3)
-    yard.predict_clips = yard.clips("test")
-    model, kept = module(qwen, stage, **settings), CachedFeatures()
+    yard.feed = replace(yard.feed, predict_clips=yard.clips("test"))
+    made = rationale_module(qwen) if stage == "rationale" else module(qwen, stage, **settings)
+    model, kept = made, CachedFeatures()
 
     def spoil(head: Any, inputs: Any, logits: Tensor) -> Tensor:
         if len(logits) < 3:
@@ -903,7 +927,7 @@ def test_texts_from_scores_that_are_not_finite_are_not_written(
     split = "val" if kind == "validate" else "test"
     (order,) = yard_batches(yard, split)
     with pytest.raises(ValueError, match="are not finite") as found:
-        getattr(trainer(tmp_path, callbacks=[kept]), kind)(model, datamodule=yard)
+        getattr(trainer(tmp_path, callbacks=[kept]), kind)(model, datamodule=fed(yard, model))
     names = ", ".join(f"{split}_{place}" for place in order[1:])
     assert str(found.value) == f"The model's scores are not finite for the clips {names}{REASONS}"
     assert kept.batches == 0
@@ -913,10 +937,10 @@ def test_of_many_clips_without_finite_scores_some_are_named(
     qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     yard = Yard(tmp_path / "card.yaml", {"test": 12}, eval_batch_size=12)
-    lost = torch.full((12, 2), math.nan)
-    monkeypatch.setattr(rbft.module, "score_candidates", lambda *_: lost)
+    lost, model = torch.full((12, 2), math.nan), module(qwen)
+    monkeypatch.setattr(classifier, "score_candidates", lambda *_: lost)
     with pytest.raises(ValueError, match="are not finite") as found:
-        trainer(tmp_path).test(module(qwen), yard, verbose=False)
+        trainer(tmp_path).test(model, fed(yard, model), verbose=False)
     names = (
         str(found.value)
         .split(":")[0]
@@ -926,14 +950,15 @@ def test_of_many_clips_without_finite_scores_some_are_named(
     assert names.count("test_") == 10
 
 
-def test_what_each_split_s_batches_hold(qwen: Path, tmp_path: Path):
-    yard = Yard(tmp_path / "card.yaml", {"train": 3, "test": 3})
+def test_what_each_split_s_batches_hold(qwen: Path):
     asked = {}
     for stage in STAGES:
-        trainer(tmp_path).test(module(qwen, stage), yard, verbose=False)
         asked[stage] = {
-            name: (made.learn and made.learn.name, made.ask and made.ask.name)  # type: ignore[attr-defined]
-            for name, made in yard.collators.items()
+            name: (
+                made.target_stage and made.target_stage.name,
+                made.prompt_stage and made.prompt_stage.name,
+            )
+            for name, made in module(qwen, stage).collators().items()
         }
     assert asked["rationale"] == {
         "train": ("rationale", None),
@@ -952,18 +977,22 @@ def test_what_each_split_s_batches_hold(qwen: Path, tmp_path: Path):
 def test_whole_weights_are_at_hand_while_clips_are_scored(qwen: Path, tmp_path: Path, monkeypatch):
     told: list[str] = []
     for name in ("unshard", "reshard"):
-        monkeypatch.setattr(rbft.module, name, lambda backbone, name=name: told.append(name))
+        monkeypatch.setattr(
+            rbft.backbone_module, name, lambda backbone, name=name: told.append(name)
+        )
     made = fit(qwen, tmp_path, counts={"train": 4, "val": 1})
     assert told == ["unshard", "reshard"]
-    assert made.stopping == 0
+    assert made.monitor.stopping == 0
     yard = Yard(tmp_path / "card.yaml", {"test": 1})
-    yard.predict_clips = [replace(clip, split="predict") for clip in yard.clips("test")]
-    trainer(tmp_path).test(module(qwen), yard, verbose=False)
-    trainer(tmp_path).predict(module(qwen), datamodule=yard)
+    yard.feed = replace(
+        yard.feed, predict_clips=[replace(clip, split="predict") for clip in yard.clips("test")]
+    )
+    trainer(tmp_path).test(made, fed(yard, made), verbose=False)
+    trainer(tmp_path).predict(made, datamodule=fed(yard, made))
     assert told[2:] == ["unshard", "unshard"]
 
 
 def test_no_run_is_asked_to_end_before_it_begins(qwen: Path):
-    made = module(qwen)
-    made.look_back()
-    assert made.stopping == 0
+    made: Any = module(qwen)
+    made.monitor.check_last(Mock(spec=Trainer))
+    assert made.monitor.stopping == 0

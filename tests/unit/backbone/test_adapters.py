@@ -272,7 +272,7 @@ def test_a_run_is_not_trained_before_the_settings_are_looked_at(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("rbft.module.load_model", refuse)
+    monkeypatch.setattr("rbft.backbone.loader.load_model", refuse)
     made = RBFTModule(str(qwen), CARD, **MODULE_SETTINGS, quantize="4bit")
     with pytest.raises(ValueError, match="weights in 4 bits cannot be trained"):
         trainer(tmp_path).fit(made, Yard(tmp_path / "card.yaml", {"train": 2}))

@@ -57,7 +57,7 @@ def note(passed: list[tuple[int, int]], place: tuple[int, int], *_: Any) -> None
 
 
 def gradients(made: RBFTModule, folder: Path, count: int = 3) -> tuple[Tensor, list[Tensor]]:
-    make = replace(collator(folder, learn="rationale"), packing=True)
+    make = replace(collator(folder, target_stage="rationale"), packing=True)
     made.zero_grad()
     loss = made.loss(batch_of(make, examples(count)))
     loss.backward()
@@ -166,7 +166,7 @@ def test_compiled_blocks_have_the_same_gradients(backbone: Path, name: str) -> N
 def test_batches_of_other_lengths_are_not_compiled_anew(backbone: Path) -> None:
     made = as_on_a_gpu(backbone, gradient_checkpointing=0.5)
     counter, counts = compiled(made), []
-    make = replace(collator(backbone, learn="rationale"), packing=True)
+    make = replace(collator(backbone, target_stage="rationale"), packing=True)
     # Other lengths, other numbers of clips, several of one length; single clips after the others.
     for places in ((0, 1), (2, 3, 4), (3, 3), (0, 1, 2, 3, 4), (4, 0), (1,), (2,), (0,), (1, 4)):
         batch = batch_of(make, examples(len(places), [SampleSlot(place) for place in places]))

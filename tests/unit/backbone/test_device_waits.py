@@ -144,7 +144,7 @@ class Copies(TorchDispatchMode):
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("stage", ["rationale", "label"])
 def test_a_step_forward(backbone: Path, gpu: FakeTensorMode, stage: str, packing: bool) -> None:
-    make = replace(collator(backbone, learn=stage), packing=packing)
+    make = replace(collator(backbone, target_stage=stage), packing=packing)
     made = loaded(backbone, stage)
     batch = moved(made, batch_of(make, examples(3)), gpu)
     with gpu, Copies():
@@ -158,14 +158,14 @@ def test_a_step_forward(backbone: Path, gpu: FakeTensorMode, stage: str, packing
 @torch.no_grad()
 def test_scoring(backbone: Path, gpu: FakeTensorMode, stage: str, packing: bool) -> None:
     """From the prompts to the scores, behind a text of the model's own; one prompt and two."""
-    make = collator(backbone, ask=stage, packing=packing)
-    make = replace(make, besides=((STAGES["rationale"], CARD),))
+    make = collator(backbone, prompt_stage=stage, packing=packing)
+    make = replace(make, extra_prompts=((STAGES["rationale"], CARD),))
     made = loaded(backbone, stage).eval()
     batch = moved(made, make(examples(3)), gpu)
     assert batch.prompt is not None
     answers = [[64, 292, 376], [269, 376], [376]]
     with gpu, Copies():
-        for prompts in ([batch.prompt], [batch.prompt, *batch.besides]):
+        for prompts in ([batch.prompt], [batch.prompt, *batch.extra_prompts]):
             shared = batch.shared if len(prompts) > 1 else ()
             for read in prefill(made.backbone, prompts, made.vision(batch), shared):
                 behind = extend(made.backbone, read.copy(), [[64, 71, 198], [75], []])
@@ -190,7 +190,7 @@ def test_what_would_wait(
     backbone: Path, gpu: FakeTensorMode, monkeypatch: pytest.MonkeyPatch, waits: str
 ) -> None:
     """What transformers does of itself, so that the test above is not empty."""
-    make = replace(collator(backbone, learn="label"), packing=True)
+    make = replace(collator(backbone, target_stage="label"), packing=True)
     made = loaded(backbone)
     batch = moved(made, batch_of(make, examples(3)), gpu)
     if waits == "check":
@@ -255,7 +255,7 @@ def whole_step(
     made: RBFTModule, folder: Path, monkeypatch: pytest.MonkeyPatch, packing: bool, stage: str
 ) -> None:
     monkeypatch.setenv("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
-    batch = on_host(batch_of(collator(folder, learn=stage, packing=packing), examples(3)))
+    batch = on_host(batch_of(collator(folder, target_stage=stage, packing=packing), examples(3)))
     in_training(made, monkeypatch)
     freeze(parameter_parts(made.backbone, made.family), made.learning_rates)
     optimizer: Any = made.configure_optimizers()["optimizer"]  # type: ignore[index]
@@ -284,7 +284,7 @@ def test_the_gradient_scaler_reads_once_a_step(qwen: Path, monkeypatch: pytest.M
     """`16-mixed` is the exception: torch's scaler asks whether gradients have overflowed."""
     monkeypatch.setenv("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
     made = module(qwen).train()
-    batch = on_host(batch_of(collator(qwen, learn="label", packing=True), examples(3)))
+    batch = on_host(batch_of(collator(qwen, target_stage="label", packing=True), examples(3)))
     in_training(made, monkeypatch, precision="16-mixed")
     optimizer: Any = made.configure_optimizers()["optimizer"]  # type: ignore[index]
     steps: list[int] = []
@@ -332,8 +332,8 @@ def test_scoring_on_tensors_with_data(
         made, _ = with_flash_attention(backbone, monkeypatch, reads=False)
     else:
         made = module(backbone, attention="eager" if attended == "eager" else "sdpa")
-    make = collator(backbone, ask=stage, packing=attended in ("packed", "flash"))
-    make = replace(make, besides=((STAGES["rationale"], CARD),))
+    make = collator(backbone, prompt_stage=stage, packing=attended in ("packed", "flash"))
+    make = replace(make, extra_prompts=((STAGES["rationale"], CARD),))
     # Padded rows of flash-attention 2 are packed by transformers, in every block.
     clips = examples(1) * 3 if attended == "flash" else examples(3)
     batch = on_host(make(clips))
@@ -342,7 +342,7 @@ def test_scoring_on_tensors_with_data(
     attention._groups.cache_clear()
     found = None
     with no_waits():
-        for prompts in ([batch.prompt], [batch.prompt, *batch.besides]):
+        for prompts in ([batch.prompt], [batch.prompt, *batch.extra_prompts]):
             shared = batch.shared if len(prompts) > 1 else ()
             for read in prefill(made.backbone, prompts, made.vision(batch), shared):
                 read = extend(made.backbone, read, written)
@@ -358,7 +358,7 @@ def test_writing_reads_once_a_token(
 ) -> None:
     monkeypatch.setenv("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
     made = module(backbone)
-    batch = on_host(collator(backbone, ask="rationale", packing=packing)(examples(4)))
+    batch = on_host(collator(backbone, prompt_stage="rationale", packing=packing)(examples(4)))
     assert batch.prompt is not None
     settings = writing(backbone, 5, eos_token_id=[-1])
     with no_waits(reads=5) as counted:
@@ -370,7 +370,7 @@ def test_writing_reads_once_a_token(
 def test_a_step_from_kept_features(
     backbone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    make = replace(collator(backbone, learn="label"), packing=True)
+    make = replace(collator(backbone, target_stage="label"), packing=True)
     batch, made = batch_of(make, examples(3)), module(backbone, vision_learning_rate=0.0).train()
     expected = made.loss(batch).detach()
     cache = FeatureCache(tmp_path, 1 << 30)
@@ -390,7 +390,7 @@ def test_what_would_wait_on_tensors_with_data(
     """What transformers does with video tokens whose places it is not told."""
     monkeypatch.setenv("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
     made = module(backbone).train()
-    batch = batch_of(replace(collator(backbone, learn="label"), packing=True), examples(3))
+    batch = batch_of(replace(collator(backbone, target_stage="label"), packing=True), examples(3))
     batch = without_places(batch)
     if waits == "forward":  # it prints a number into a message that nobody sees
         with Waits(), pytest.raises(RuntimeError, match=r"^waits in aten\._local_scalar_dense"):
@@ -402,7 +402,7 @@ def test_what_would_wait_on_tensors_with_data(
 
 
 def test_batches_move_to_a_gpu_without_waiting(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = replace(collator(qwen, learn="label", ask="label"), packing=True)
+    make = replace(collator(qwen, target_stage="label", prompt_stage="label"), packing=True)
     batch, moves = batch_of(make, examples(2)), []
 
     def move(tensor: Tensor, device: torch.device, *, non_blocking: bool = False) -> Tensor:
@@ -450,7 +450,7 @@ def in_training(
 def test_a_step_of_the_optimiser(
     backbone: Path, gpu: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = replace(collator(backbone, learn="label"), packing=True)
+    make = replace(collator(backbone, target_stage="label"), packing=True)
     made = loaded(backbone)
     batch = moved(made, batch_of(make, examples(3)), gpu)
     logged = in_training(made, monkeypatch)
@@ -463,7 +463,7 @@ def test_a_step_of_the_optimiser(
         optimizer.step()
     assert {value.device for value in logged.values()} == {torch.device("cuda", 0)}
     assert optimizer.found_inf.device == torch.device("cuda", 0)
-    last = made.watch.last()
+    last = made.monitor._closed
     assert last is not None
     assert isinstance(last.ready, Moment)
     assert last.ready.calls == ["record"]

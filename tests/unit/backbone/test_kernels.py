@@ -13,7 +13,7 @@ from rbft.backbone.blocks import TrainingForward
 from rbft.backbone.kernels import apply_kernels, can_compile, choose_attention, has_liger
 from rbft.backbone.loading import load_model, usable_attention
 from rbft.module import RBFTModule
-from tests.examples import CARD, MODULE_SETTINGS, Yard, trainer
+from tests.examples import CARD, MODULE_SETTINGS, Yard, fed, trainer
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -149,7 +149,7 @@ def test_blocks_are_compiled_for_training(
             compile=compile,
         )
         yard = Yard(tmp_path / f"{compile}.yaml", {"train": 4, "val": 2})
-        trainer(tmp_path).fit(made, yard)
+        trainer(tmp_path).fit(made, fed(yard, made))
         weights.append([parameter.detach() for parameter in made.backbone.parameters()])
         names.append([name for name, _ in made.backbone.named_parameters()])
         own = {

@@ -314,7 +314,7 @@ def test_a_frozen_vision_tower_costs_no_backward_pass(
         part.register_forward_hook(
             lambda _, __, out, name=name: seen.update({name: out[0].requires_grad})
         )
-    batch = batch_of(collator(backbones[family], learn="label"), examples(2))
+    batch = batch_of(collator(backbones[family], target_stage="label"), examples(2))
     answer = answer_of(batch)
     model(**forward_inputs(answer), **batch.video).logits.sum().backward()
     assert seen == {"visual": False, "language_model": True}

@@ -7,13 +7,13 @@ from lightning.pytorch import Callback, Trainer
 
 from rbft.callbacks.checks import TrainableParts
 from rbft.module import RBFTModule
-from tests.examples import CARD, MODULE_SETTINGS, Yard, module, trainer
+from tests.examples import CARD, MODULE_SETTINGS, Yard, fed, module, trainer
 
 
 def fit(folder: Path, work: Path, *callbacks: Callback, **settings: Any) -> None:
     model = RBFTModule(str(folder), CARD, stage="label", **{**MODULE_SETTINGS, **settings})
     run = trainer(work, callbacks=list(callbacks))
-    run.fit(model, Yard(work / "card.yaml", {"train": 2}))
+    run.fit(model, fed(Yard(work / "card.yaml", {"train": 2}), model))
 
 
 def test_the_table_at_the_start(

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from rbft.callbacks.cut import CutRationales, cut_note
 from rbft.module import RBFTModule
-from tests.examples import CARD, MODULE_SETTINGS, Texts, Yard, rationale, trainer
+from tests.examples import CARD, MODULE_SETTINGS, Texts, Yard, fed, rationale, trainer
 
 NOTE = (
     "2 of 6 rationales (33.3%) were cut off at model.max_new_tokens (6) and are trained without "
@@ -41,11 +42,11 @@ def test_said_and_logged_before_training(
 
     yard = Yard(tmp_path / "card.yaml", {"train": 6, "val": 1})
     clips = yard.clips("train") + yard.clips("val")
-    yard.store = Texts({c.id: rationale(c) for c in clips}, cut)  # type: ignore[assignment]
+    yard.feed = replace(yard.feed, rationales=Texts({c.id: rationale(c) for c in clips}, cut))
     logger = TensorBoardLogger(tmp_path / "logs", default_hp_metric=False)
     settings: dict[str, Any] = {"callbacks": [CutRationales()], "logger": logger, "max_steps": 1}
     model = RBFTModule(str(qwen), CARD, stage=stage, **MODULE_SETTINGS)
-    trainer(tmp_path, **settings).fit(model, yard)
+    trainer(tmp_path, **settings).fit(model, fed(yard, model))
     assert capsys.readouterr().out == shown
     events = EventAccumulator(logger.log_dir).Reload()
     curves = events.Tags()["scalars"]

@@ -2,6 +2,7 @@ import errno
 import json
 import shutil
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rbft.callbacks.handoff import StageHandoff
 from rbft.card import Card
 from rbft.module import RBFTModule
 from rbft.runs.folder import PROVENANCE, Run, check_weights, provenance
-from tests.examples import CARD, MODULE_SETTINGS, Texts, Yard, module, rationale, trainer
+from tests.examples import CARD, MODULE_SETTINGS, Texts, Yard, fed, module, rationale, trainer
 
 
 def train(
@@ -36,9 +37,11 @@ def train(
     handoff = StageHandoff(run.weights(stage), origin, {"clips.json": {"train": ["a"]}})
     run.folder.mkdir(exist_ok=True)
     yard = Yard(run.folder / "card.yaml", {"train": 2})
-    yard.store = Texts({c.id: rationale(c) for c in yard.clips("train")}, cut)  # type: ignore[assignment]
+    yard.feed = replace(
+        yard.feed, rationales=Texts({c.id: rationale(c) for c in yard.clips("train")}, cut)
+    )  # type: ignore[arg-type]
     whole = trainer(run.folder, callbacks=[*callbacks, saver, handoff], enable_checkpointing=True)
-    whole.fit(made, yard)
+    whole.fit(made, fed(yard, made))
     return made
 
 

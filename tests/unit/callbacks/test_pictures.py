@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rbft.callbacks.pictures import FRAMES, Pictures, film_strip
 from rbft.module import RBFTModule
-from tests.examples import CARD, MODULE_SETTINGS, Damaged, Yard, module, trainer
+from tests.examples import CARD, MODULE_SETTINGS, Damaged, Yard, fed, module, trainer
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -47,7 +47,7 @@ def test_what_is_shown_of_training(qwen: Path, tmp_path: Path) -> None:
     model = RBFTModule(str(qwen), CARD, stage="rationale_class", **MODULE_SETTINGS)
     yard = Yard(tmp_path / "card.yaml", {"train": 3})
     run = trainer(tmp_path, callbacks=[pictures(samples=2)], logger=logger(tmp_path))
-    run.fit(model, yard)
+    run.fit(model, fed(yard, model))
     events = read(tmp_path / "yard/label")
     assert events.Tags()["images"] == ["learnt/clip_0", "learnt/clip_1"]
     assert text(events, "settings") == "```yaml\nname: yard\n```"
@@ -67,7 +67,7 @@ def test_what_is_shown_of_a_scored_split(qwen: Path, tmp_path: Path, answer: str
     model.trained_steps = 7
     yard = Yard(tmp_path / "card.yaml", {"test": 6}, eval_batch_size=2)
     run = trainer(tmp_path, callbacks=[pictures()], logger=logger(tmp_path))
-    (values,) = run.test(model, yard, verbose=False)
+    (values,) = run.test(model, fed(yard, model), verbose=False)
     events = read(tmp_path / "yard/label")
     shown = [f"test/clip_{n}" for n in range(4)]
     assert sorted(events.Tags()["images"]) == [*shown, "test/confusion"]
@@ -87,7 +87,8 @@ def test_what_is_shown_of_a_scored_split(qwen: Path, tmp_path: Path, answer: str
 def test_of_an_undecodable_clip_the_error_is_shown(qwen: Path, tmp_path: Path) -> None:
     yard = Damaged(tmp_path / "card.yaml", {"test": 2}, damaged=["test_1"])
     run = trainer(tmp_path, callbacks=[pictures()], logger=logger(tmp_path))
-    run.test(module(qwen), yard, verbose=False)
+    model = module(qwen)
+    run.test(model, fed(yard, model), verbose=False)
     events = read(tmp_path / "yard/label")
     assert sorted(events.Tags()["images"]) == ["test/clip_0", "test/confusion"]
     said = text(events, "test/clip_1")
@@ -100,6 +101,6 @@ def test_nothing_is_shown_without_tensorboard(qwen: Path, tmp_path: Path) -> Non
     yard = Yard(tmp_path / "card.yaml", {"train": 2, "test": 2})
     run = trainer(tmp_path, callbacks=[pictures()])
     model = RBFTModule(str(qwen), CARD, stage="label", **MODULE_SETTINGS)
-    run.fit(model, yard)
-    run.test(model, yard, verbose=False)
+    run.fit(model, fed(yard, model))
+    run.test(model, fed(yard, model), verbose=False)
     assert [path.name for path in tmp_path.iterdir()] == ["card.yaml"]

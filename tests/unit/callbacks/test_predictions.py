@@ -11,7 +11,7 @@ from rbft.callbacks.predictions import PredictionWriter
 from rbft.clip import Clip
 from rbft.data.base import VideoDataModule
 from rbft.video.sampling import Video, VideoError
-from tests.examples import CARD, Yard, clips, module, trainer
+from tests.examples import CARD, Yard, clips, fed, module, trainer
 
 
 def content(clip: Clip) -> str:
@@ -23,9 +23,10 @@ def predict(folder: Path, work: Path, **settings: Any) -> list[dict[str, Any]]:
     yard = Yard(work / "card.yaml", {"test": 5}, eval_batch_size=2)
     output = work / "new/predictions.jsonl"
     writer = PredictionWriter(output, yard.clips("test"), CARD.classes, {"weights": "abc"}, content)
-    yard.predict_clips = writer.todo
+    yard.feed = replace(yard.feed, predict_clips=writer.todo)
+    model = module(folder, **settings)
     trainer(work, callbacks=[writer]).predict(
-        module(folder, **settings), datamodule=yard, return_predictions=False
+        model, datamodule=fed(yard, model), return_predictions=False
     )
     return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
 
@@ -73,9 +74,9 @@ def again(
     yard.damaged = damaged
     videos = [replace(clip, split="predict") for clip in yard.clips("test")]
     writer = PredictionWriter(work / OUTPUT, videos, CARD.classes, {"weights": "abc"}, content)
-    yard.predict_clips = writer.todo
+    yard.feed = replace(yard.feed, predict_clips=writer.todo)
     model = module(folder)
-    model.explain = explain
+    yard.feed = replace(yard.feed, collators=model.collators(rationale=explain))
     trainer(work, callbacks=[writer, *callbacks]).predict(
         model, datamodule=yard, return_predictions=False
     )

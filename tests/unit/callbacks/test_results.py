@@ -1,24 +1,25 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lightning.pytorch import Callback
 
-import rbft.module
 from rbft.callbacks.results import ResultsWriter
+from rbft.inference import classifier
 from rbft.runs.folder import PROVENANCE, digest
-from tests.examples import Yard, module, trainer
+from tests.examples import Yard, fed, module, trainer
 
 
 def score(
     folder: Path, work: Path, *callbacks: Callback, split: str = "test", **settings: Any
 ) -> dict[str, Any]:
     yard = Yard(work / "card.yaml", {"test": 5, "val": 3}, eval_batch_size=2)
-    yard.scored_split = split
+    yard.feed = replace(yard.feed, scored_split=split)
     model = module(folder, **settings)
-    trainer(work, callbacks=list(callbacks)).test(model, yard, verbose=False)
+    trainer(work, callbacks=list(callbacks)).test(model, fed(yard, model), verbose=False)
     return json.loads((work / f"label/{split}.json").read_text(encoding="utf-8"))
 
 
@@ -63,7 +64,8 @@ def test_what_a_scored_split_leaves(
 def test_a_class_without_clips_is_said(qwen: Path, tmp_path: Path) -> None:
     yard = Yard(tmp_path / "card.yaml", {"test": 1})
     writer = ResultsWriter(tmp_path / "label/test.json", "test", {})
-    trainer(tmp_path, callbacks=[writer]).test(module(qwen), yard, verbose=False)
+    model = module(qwen)
+    trainer(tmp_path, callbacks=[writer]).test(model, fed(yard, model), verbose=False)
     result = json.loads(
         (tmp_path / "label/test.json").read_text(encoding="utf-8"),
         parse_constant=lambda name: pytest.fail(f"{name} is no JSON"),
@@ -78,7 +80,7 @@ def test_an_unparsed_answer_is_named(
     qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        rbft.module, "greedy_decode", lambda _, prompt, *__: [[75]] * len(prompt.hidden)
+        classifier, "greedy_decode", lambda _, prompt, *__: [[75]] * len(prompt.hidden)
     )
     result = score(
         qwen, tmp_path, ResultsWriter(tmp_path / "label/test.json", "test", {}), answer="generate"
@@ -94,7 +96,7 @@ def test_an_unparsed_answer_is_named(
 def test_ties_are_broken_by_the_card_and_counted(
     qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    score_candidates = rbft.module.score_candidates
+    score_candidates = classifier.score_candidates
     calls: list[int] = []
 
     def even(*args: Any) -> Any:
@@ -102,7 +104,7 @@ def test_ties_are_broken_by_the_card_and_counted(
         calls.append(1)  # the first of three batches has the classes alike
         return scores if len(calls) > 1 else scores[:, :1].repeat(1, 2)
 
-    monkeypatch.setattr(rbft.module, "score_candidates", even)
+    monkeypatch.setattr(classifier, "score_candidates", even)
     result = score(qwen, tmp_path, ResultsWriter(tmp_path / "label/test.json", "test", {}))
     predictions = rows(tmp_path / "label/test_predictions.jsonl")
     tied = [row["id"] for row in predictions if row.get("tied")]

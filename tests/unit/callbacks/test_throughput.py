@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 import rbft.callbacks.throughput
 from rbft.callbacks.throughput import Throughput
 from rbft.module import RBFTModule
-from tests.examples import CARD, MODULE_SETTINGS, Yard, trainer
+from tests.examples import CARD, MODULE_SETTINGS, Yard, fed, trainer
 
 
 class Keep(Callback):
@@ -37,7 +37,7 @@ def test_speed_is_logged_per_window_of_steps(
     model = RBFTModule(str(qwen), CARD, stage="label", **MODULE_SETTINGS)
     run = trainer(tmp_path, callbacks=[Throughput(), keep], log_every_n_steps=every)
     run.accumulate_grad_batches = yard.accumulation(1)  # type: ignore[attr-defined]
-    run.fit(model, yard)
+    run.fit(model, fed(yard, model))
     assert [len(values) for values in keep.values.values()] == [windows, windows]
 
 

@@ -49,7 +49,10 @@ class Ids:
 
 
 def with_collators(yard: Yard, **settings: bool) -> Yard:
-    yard.collators = {split: Ids(**settings) for split in ("train", "val", "test", "predict")}
+    yard.feed = replace(
+        yard.feed,
+        collators={split: Ids(**settings) for split in ("train", "val", "test", "predict")},
+    )
     return yard
 
 
@@ -237,7 +240,7 @@ def test_processes_compare_the_clips_that_they_use(
     monkeypatch.setattr("rbft.data.base.agree", compared.append)
     yard = Yard(card_file, {"train": 2, "test": 2})
     yard.usable = {"train_1", "test_0"}
-    yard.predict_clips = clips(1, "predict")
+    yard.feed = replace(yard.feed, predict_clips=clips(1, "predict"))
     for world in (1, 2):
         yard.trainer = SimpleNamespace(world_size=world)  # type: ignore[assignment]
         for stage in ("fit", "predict"):
@@ -297,7 +300,7 @@ def test_which_of_the_mixed_rationales_were_cut_off(card_file: Path) -> None:
     yard = Described(card_file, {"train": 10, "val": 4}, rationale_ratio=0.6)
     clips = yard.clips("train") + yard.clips("val")
     cut = [f"train_{n}" for n in range(5)] + ["val_1", "val_3", "test_0"]
-    yard.store = Texts({c.id: rationale(c) for c in clips}, cut)  # type: ignore[assignment]
+    yard.feed = replace(yard.feed, rationales=Texts({c.id: rationale(c) for c in clips}, cut))
     own = {name for name, text in yard.rationales("train").items() if not text.startswith("human")}
     # Those written by humans are whole.
     assert yard.cut_rationales("train") == own & set(cut)
@@ -305,17 +308,17 @@ def test_which_of_the_mixed_rationales_were_cut_off(card_file: Path) -> None:
     assert yard.cut_rationales("val") == {"val_1", "val_3"}
     count = len(own & set(cut))
     assert yard.rationale_counts() == {"learnt": 10, "cut": count, "share_cut": count / 10}
-    yard.store = None
+    yard.feed = replace(yard.feed, rationales=None)
     yard.rationale_ratio = 0.0
     assert yard.cut_rationales("train") == set()
 
 
 def test_a_training_clip_without_a_rationale(card_file: Path) -> None:
     yard = Yard(card_file, {"train": 3})
-    yard.store = Texts({"train_0": "x"})  # type: ignore[assignment]
+    yard.feed = replace(yard.feed, rationales=Texts({"train_0": "x"}))
     with pytest.raises(ValueError, match=r"^No self-generated rationale for 2 of the 3 clips"):
         yard.rationales("train")
-    yard.store = None
+    yard.feed = replace(yard.feed, rationales=None)
     with pytest.raises(ValueError, match=r"for 3 of the 3 clips that should take one \(first: tr"):
         yard.rationales("train")
 
@@ -339,7 +342,7 @@ def test_training_batches(card_file: Path) -> None:
 
 def test_labels_are_learnt_without_rationales(card_file: Path) -> None:
     yard = with_collators(Yard(card_file, {"train": 5}))
-    yard.store = None
+    yard.feed = replace(yard.feed, rationales=None)
     batches: list[list[Example]] = list(yard.train_dataloader())  # type: ignore[arg-type]
     assert {example.rationale for batch in batches for example in batch} == {None}
 
@@ -424,17 +427,17 @@ def test_scored_splits_longest_first(card_file: Path) -> None:
         ["test_4", "test_0"],
         ["test_2"],
     ]
-    yard.scored_split = "val"
+    yard.feed = replace(yard.feed, scored_split="val")
     batches = list(yard.test_dataloader())  # type: ignore[arg-type]
     assert [e.clip.id for batch in batches for e in batch] == ["val_1", "val_0", "val_2"]
-    yard.predict_clips = clips(2)
+    yard.feed = replace(yard.feed, predict_clips=clips(2))
     batches = list(yard.predict_dataloader())  # type: ignore[arg-type]
     assert [e.clip.id for batch in batches for e in batch] == ["train_1", "train_0"]
 
 
 def test_videos_that_were_not_scanned_in_their_order(card_file: Path) -> None:
     yard = with_collators(Yard(card_file, {}))
-    yard.predict_clips = clips(3, "predict")
+    yard.feed = replace(yard.feed, predict_clips=clips(3, "predict"))
     batches: list[list[Example]] = list(yard.predict_dataloader())  # type: ignore[arg-type]
     names = [e.clip.id for batch in batches for e in batch]
     assert names == ["predict_0", "predict_1", "predict_2"]
@@ -463,9 +466,9 @@ def test_validation(card_file: Path, needs_rationales: bool) -> None:
 
 def test_a_batch_through_the_real_collator(card_file: Path, qwen: Path) -> None:
     yard = Yard(card_file, {"train": 4}, batch_size=2, global_batch_size=4)
-    make = collator(qwen, learn="rationale")
+    make = collator(qwen, target_stage="rationale")
     assert isinstance(make, ClipCollator)
-    yard.collators = {"train": make}
+    yard.feed = replace(yard.feed, collators={"train": make})
     batches: list[Any] = list(yard.train_dataloader())
     tokens = sum(make.answer_tokens(e.clip, e.rationale) for e in examples(4))
     assert [float(batch.total) for batch in batches] == [tokens, tokens]
@@ -590,7 +593,7 @@ def test_cut_rationales_reach_the_batches_of_training_and_validation(card_file: 
         needs_rationales=True,
     )
     texts = {clip.id: "word" for split in ("train", "val") for clip in yard.clips(split)}
-    yard.store = Texts(texts, ["train_1", "val_0", "val_2"])  # type: ignore[assignment]
+    yard.feed = replace(yard.feed, rationales=Texts(texts, ["train_1", "val_0", "val_2"]))
     batches: list[list[Example]] = list(yard.train_dataloader())  # type: ignore[arg-type]
     found = [example for batch in batches for example in batch if example.draw.weight]
     assert {example.clip.id for example in found if example.cut} == {"train_1"}

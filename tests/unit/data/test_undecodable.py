@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from rbft.batch import IGNORED
 from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.results import ResultsWriter
 from rbft.clip import Clip
-from rbft.commands.rationalize import RationaleWriter, rationalize
 from rbft.data.dataset import REPLACEMENTS, ClipDataset, Example
 from rbft.data.rationales import UNDECODABLE, RationaleStore, about
 from rbft.data.sampler import SampleSlot
 from rbft.module import RBFTModule
+from rbft.stage_zero import RationaleWriter
 from rbft.video.sampling import Video, VideoError
 from tests.examples import (
     CARD,
@@ -27,9 +28,11 @@ from tests.examples import (
     Texts,
     clips,
     collator,
+    fed,
     module,
     random_video,
     rationale,
+    rationale_module,
     trainer,
 )
 
@@ -94,7 +97,7 @@ def test_the_loss_stays_normalised(tmp_path: Path, qwen: Path, stage: str) -> No
     yard = Damaged(
         tmp_path / "card.yaml", {"train": 8}, damaged=["train_3", "train_6"], class_weights=True
     )
-    yard.collators = {"train": collator(qwen, learn=stage)}
+    yard.feed = replace(yard.feed, collators={"train": collator(qwen, target_stage=stage)})
     for epoch in (list(yard.train_dataloader()),):
         for first in range(0, len(epoch), 4):
             batches: list[Any] = epoch[first : first + 4]
@@ -114,9 +117,11 @@ def test_a_clip_that_stage_0_could_not_describe_has_its_share(
     texts = {clip.id: rationale(clip) * (number + 1) for number, clip in enumerate(clips(8))}
     # train_3 lacks one too, so that train_5 is the next of the class of train_1.
     lost = {"train_1", "train_3", "train_6"}
-    yard.store = Texts({n: t for n, t in texts.items() if n not in lost}, cut, lost)  # type: ignore[assignment]
-    make = collator(qwen, learn="rationale")
-    yard.collators = {"train": make}
+    yard.feed = replace(
+        yard.feed, rationales=Texts({n: t for n, t in texts.items() if n not in lost}, cut, lost)
+    )  # type: ignore[arg-type]
+    make = collator(qwen, target_stage="rationale")
+    yard.feed = replace(yard.feed, collators={"train": make})
     epoch: list[Any] = list(yard.train_dataloader())
     assert yard.rationale_counts()["learnt"] == 5
     tokens, stand_ins = 0, []
@@ -147,10 +152,10 @@ def test_a_clip_whose_class_has_no_rationale_at_all(tmp_path: Path) -> None:
     yard = Damaged(tmp_path / "card.yaml", {"train": 4}, damaged=[])
     texts = {"train_0": "word", "train_2": "word"}
     lost = {"train_1", "train_3"}
-    yard.store = Texts(texts, (), lost)  # type: ignore[assignment]
+    yard.feed = replace(yard.feed, rationales=Texts(texts, (), lost))
     from tests.unit.data.test_base import Ids
 
-    yard.collators = {"train": Ids(needs_rationales=True)}
+    yard.feed = replace(yard.feed, collators={"train": Ids(needs_rationales=True)})
     with pytest.raises(ValueError, match=r"No other clip can take the place of train_[13]: "):
         list(yard.train_dataloader())
 
@@ -176,7 +181,7 @@ def test_replaced_clips_are_counted_and_named(
     logged = Logged()
     with caplog.at_level(logging.WARNING):
         fitter = trainer(tmp_path, callbacks=[logged, Pictures("", {})])
-        fitter.fit(model, yard)
+        fitter.fit(model, fed(yard, model))
     assert sum(logged.replaced) == 2
     named = [record.getMessage() for record in caplog.records if "place of" in record.getMessage()]
     assert sorted(name.split()[1] for name in named) == ["train_0.mp4", "train_3.mp4"]
@@ -192,7 +197,8 @@ def test_an_undecodable_clip_is_wrong_and_named(
 ) -> None:
     yard = Damaged(tmp_path / "card.yaml", {"test": 4}, damaged=["test_2"], eval_batch_size=3)
     writer = ResultsWriter(tmp_path / "label/test.json", "test", {})
-    trainer(tmp_path, callbacks=[writer, Pictures("", {})]).test(module(qwen), yard, verbose=False)
+    model, callbacks = module(qwen), [writer, Pictures("", {})]
+    trainer(tmp_path, callbacks=callbacks).test(model, fed(yard, model), verbose=False)
     result = json.loads((tmp_path / "label/test.json").read_text())
     assert (result["n_undecodable"], result["undecodable"]) == (1, ["test_2"])
     assert (result["n_scored"], result["n_unparsed"]) == (4, 1)
@@ -218,18 +224,19 @@ def test_stage_0_notes_what_it_could_not_describe(
     clips = {c.id: about(yard.video_digest(c), None, None, "") for c in yard.clips("train")}
     stores = [RationaleStore(tmp_path / name, {}, clips) for name in names]
     worker = trainer(tmp_path, callbacks=[RationaleWriter(stores)])
-    model = module(qwen, "rationale")
-    model.cards = [CARD, CARD.using("less")]
-    rationalize(worker, model, yard, stores, yard.clips("train"))
+    model = rationale_module(qwen, CARD, CARD.using("less"))
+    yard.feed = replace(yard.feed, predict_clips=yard.clips("train"))
+    worker.predict(model, fed(yard, model), return_predictions=False)
     for name in names:
-        yard.store = RationaleStore(tmp_path / name, {}, clips)
-        assert yard.store.undecodable() == {"train_1"}
-        assert yard.store.missing([clip.id for clip in yard.clips("train")]) == []
-        assert yard.store.records["train_1"]["finish"] == UNDECODABLE
+        store = RationaleStore(tmp_path / name, {}, clips)
+        yard.feed = replace(yard.feed, rationales=store)
+        assert store.undecodable() == {"train_1"}
+        assert store.missing([clip.id for clip in yard.clips("train")]) == []
+        assert store.records["train_1"]["finish"] == UNDECODABLE
         assert set(yard.rationales("train")) == {"train_0", "train_2", "train_3"}
         assert f"To try again, take its line out of {tmp_path / name}." in caplog.text
     assert "Clip train_1 has no rationale; in training another takes its place." in caplog.text
     yard.damaged = []
-    data = ClipDataset(yard.clips("train"), yard.see, yard.rationales("train"), [1, 1, 1, 1])
+    data = ClipDataset(yard.clips("train"), yard.load, yard.rationales("train"), [1, 1, 1, 1])
     got: Example = data[SampleSlot(1)]
     assert got.clip.id == "train_3"

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_spawned_workers_give_the_same_batches(folder: Path, qwen: Path) -> None
     seen = []
     for workers, start in ((0, None), (2, "fork"), (1, "spawn")):
         data = Folder(folder, num_workers=workers, batch_size=2, seed=3)
-        data.collators = {"train": collator(qwen, learn="label")}
+        data.feed = replace(data.feed, collators={"train": collator(qwen, target_stage="label")})
         data.trainer = trainer(folder)
         seen.append(list(loader(data, start)))
     for one, *others in zip(*seen, strict=True):
@@ -94,13 +95,13 @@ def test_spawned_workers_give_the_same_batches(folder: Path, qwen: Path) -> None
 
 
 def test_workers_get_neither_trainer_nor_model(folder: Path) -> None:
-    class Unpicklable:
+    class Unpicklable(Report):
         def __reduce__(self) -> Any:
             raise AssertionError("is sent to the workers")
 
     data = Folder(folder)
     data.trainer = Unpicklable()  # type: ignore[assignment]
-    data.collators = {"train": Unpicklable()}  # type: ignore[dict-item]
+    data.feed = replace(data.feed, collators={"train": Unpicklable()})  # type: ignore[arg-type]
     clip = data.read()[3]
     copy = pickle.loads(pickle.dumps(data))
     assert torch.equal(copy.decode(clip).frames, data.decode(clip).frames)
@@ -116,7 +117,7 @@ def test_batches_are_made_ahead(folder: Path) -> None:
             return super().__call__(examples)
 
     data = Folder(folder, num_workers=1, batch_size=1, global_batch_size=1)
-    data.collators = {"train": Marking()}
+    data.feed = replace(data.feed, collators={"train": Marking()})
     batches = iter(loader(data, "fork"))
     next(batches)
     deadline = time.monotonic() + 60
@@ -133,7 +134,7 @@ def test_the_memory_of_a_worker_does_not_grow(folder: Path, cache: float) -> Non
     data = Folder(
         folder, size, num_workers=1, batch_size=4, global_batch_size=4, frame_cache_gb=cache
     )
-    data.collators = {"train": Report()}
+    data.feed = replace(data.feed, collators={"train": Report()})
     batches = list(loader(data, "fork"))
     assert sorted(int(name) for batch in batches for name in batch["ids"]) == list(range(size))
     assert len({batch["process"] for batch in batches} - {os.getpid()}) == 1

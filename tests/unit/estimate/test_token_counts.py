@@ -41,7 +41,7 @@ def data(tmp_path: Path) -> Shaped:
 
 @pytest.mark.parametrize("stage", ["rationale", "label", "rationale_class"])
 def test_counts_are_those_of_the_batch(stage, data, backbone):
-    make = collator(backbone, learn=stage)
+    make = collator(backbone, target_stage=stage)
     texts = {clip.id: rationale(clip) for clip in clips(5)}
     counts = count_tokens(data, make, clips(5), texts, longest_rationale=99)
     for number, example in enumerate(examples(5)):
@@ -55,7 +55,7 @@ def test_counts_are_those_of_the_batch(stage, data, backbone):
 
 
 def test_an_unknown_rationale_is_as_long_as_it_may_get(data, qwen):
-    make = collator(qwen, learn="rationale")
+    make = collator(qwen, target_stage="rationale")
     known = {"train_0": rationale(clips(1)[0])}
     counts = count_tokens(data, make, clips(2), known, longest_rationale=99)
     assert counts["train_1"].answer == 99 + 1  # and the end of the turn
@@ -64,7 +64,7 @@ def test_an_unknown_rationale_is_as_long_as_it_may_get(data, qwen):
 
 def test_a_clip_that_cannot_be_decoded_is_left_out(data, qwen):
     data.lost = frozenset({"train_1"})
-    make = collator(qwen, learn="label")
+    make = collator(qwen, target_stage="label")
     assert list(count_tokens(data, make, clips(3), {}, 0)) == ["train_0", "train_2"]
     data.lost = frozenset(clip.id for clip in clips(3))
     with pytest.raises(ValueError, match="Frames of 1 x 900 pixels cannot be used"):

@@ -60,7 +60,7 @@ def sharded(folder: Path, strategy: FSDP2, *, half: bool = False) -> Any:
 
 
 def logits(model: Any, folder: Path) -> Tensor:
-    batch = collator(folder, learn="label")(examples(2))
+    batch = collator(folder, target_stage="label")(examples(2))
     assert batch.answer is not None
     return model(**forward_inputs(batch.answer), **batch.video, use_cache=False).logits
 

@@ -19,33 +19,31 @@ def file(tmp_path: Path) -> Path:
     return made
 
 
-def yard(work: Path, tower: str, **settings: Any) -> Yard:
-    made = Yard(work / "card.yaml", {"train": 1}, feature_cache_gb=1.0, **settings)
-    made.tower = tower
-    return made
+def yard(work: Path, **settings: Any) -> Yard:
+    return Yard(work / "card.yaml", {"train": 1}, feature_cache_gb=1.0, **settings)
 
 
 def test_each_tower_sees_a_clip_for_itself(tmp_path: Path, file: Path) -> None:
     clip = replace(clips(1)[0], path=file)
-    one = yard(tmp_path, "one tower")
-    frames, key = one.see(clip)
+    one = yard(tmp_path)
+    frames, key = one.load(clip, "one tower")
     assert not isinstance(frames, EncodedVideo)
     features = EncodedVideo(torch.ones(4, 2), [1, 2, 2], 1.0)
     one.feature_cache.put(key, features)
-    again, same = yard(tmp_path, "one tower").see(clip)
+    again, same = yard(tmp_path).load(clip, "one tower")
     assert isinstance(again, EncodedVideo)
     assert torch.equal(again.features, features.features)
     assert same == key
-    for other in (
-        yard(tmp_path, "another tower"),
-        yard(tmp_path, "one tower", fps=2.0),
-        yard(tmp_path, "one tower", max_pixels=56 * 56),
+    for other, tower in (
+        (yard(tmp_path), "another tower"),
+        (yard(tmp_path, fps=2.0), "one tower"),
+        (yard(tmp_path, max_pixels=56 * 56), "one tower"),
     ):
-        found, name = other.see(clip)
+        found, name = other.load(clip, tower)
         assert not isinstance(found, EncodedVideo)
         assert name != key
     copy = tmp_path / "copy.mp4"
     shutil.copyfile(file, copy)
     copy.write_bytes(b"A video")
-    found, _ = one.see(replace(clip, path=copy))
+    found, _ = one.load(replace(clip, path=copy), "one tower")
     assert not isinstance(found, EncodedVideo)

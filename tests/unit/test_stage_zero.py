@@ -1,25 +1,24 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 
-from rbft.commands.rationalize import RationaleWriter, check_prompts, passes
 from rbft.data.rationales import RationaleStore, about
 from rbft.data.sampler import SampleSlot
 from rbft.inference.generation import prefill
+from rbft.stage_zero import RationaleWriter, Written, check_prompts, passes
 from tests.examples import (
     CARD,
     Damaged,
-    Yard,
     clips,
     collator,
     examples,
-    module,
+    fed,
     prompt_of,
+    rationale_module,
     trainer,
 )
 from tests.tiny import tiny_backbone
@@ -40,27 +39,22 @@ def two_ends(tmp_path: Path) -> Path:
 
 def test_what_a_rationale_s_line_says(two_ends: Path, tmp_path: Path):
     """How it ended, its tokens with the end and its text without; clips repeated have no line."""
-    model: Any = module(two_ends, "rationale")
-    yard = Yard(tmp_path / "card.yaml", {"train": 5})
-    yard.predict_clips = yard.clips("train")
-    model._trainer = SimpleNamespace(datamodule=yard)
     draws = [SampleSlot(0), SampleSlot(1), SampleSlot(2), SampleSlot(3), SampleSlot(0, 0.0)]
     made = examples(4, draws[:4])
     made = [*made, replace(made[0], draw=draws[4])]
     made[3] = replace(made[3], error="Video train_3.mp4 is damaged.")
-    batch = collator(two_ends, ask="rationale")(made)
-    text = model.processor.tokenizer("It climbs.")["input_ids"]
-    assert OTHER_END not in text
-    written = [[*text, END], [*text, OTHER_END], [198, *text], [*text, END], [*text, END]]
+    batch = collator(two_ends, prompt_stage="rationale")(made)
+    texts = ["It climbs.", "It climbs. ", "\nIt climbs.", "", "It climbs."]
+    written = Written(texts, [4, 5, 6, 0, 4], [True, True, False, True, True])
     store = RationaleStore(tmp_path / "texts.jsonl", {}, ABOUT)
-    RationaleWriter([store]).on_predict_batch_end(trainer(tmp_path), model, [written], batch, 0)
-    size = len(text)
+    worker, model = trainer(tmp_path), LightningModule()
+    RationaleWriter([store]).on_predict_batch_end(worker, model, [written], batch, 0)
     lines = (tmp_path / "texts.jsonl.part0").read_text(encoding="utf-8").splitlines()
     found = [json.loads(line) for line in lines]
     assert [(r["id"], r["rationale"], r["finish"], r["tokens"]) for r in found] == [
-        ("train_0", "It climbs.", "stop", size + 1),
-        ("train_1", "It climbs.", "stop", size + 1),
-        ("train_2", "It climbs.", "length", size + 1),
+        ("train_0", "It climbs.", "stop", 4),
+        ("train_1", "It climbs.", "stop", 5),
+        ("train_2", "It climbs.", "length", 6),
         ("train_3", "", "undecodable", 0),
     ]
     assert {record["source"] for record in found} == {"self"}
@@ -70,17 +64,17 @@ def test_what_a_rationale_s_line_says(two_ends: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("finish", ["stop", "length"])
 def test_how_the_model_s_own_texts_end(two_ends: Path, tmp_path: Path, finish: str):
-    model = module(two_ends, "rationale", max_new_tokens=3)
+    model = rationale_module(two_ends, max_new_tokens=3)
     if finish == "stop":
-        batch = collator(two_ends, ask="rationale")(examples(5))
+        batch = collator(two_ends, prompt_stage="rationale")(examples(5))
         (read,) = prefill(model.backbone, [prompt_of(batch)], batch.video)
         with torch.no_grad():  # the second end becomes the likeliest token
             model.backbone.lm_head.weight[OTHER_END] = read.hidden.mean(0).sign()
     yard = Damaged(tmp_path / "card.yaml", {"train": 5}, damaged=["train_1"], eval_batch_size=2)
-    yard.predict_clips = yard.clips("train")
+    yard.feed = replace(yard.feed, predict_clips=yard.clips("train"))
     store = RationaleStore(tmp_path / "texts.jsonl", {}, ABOUT)
     worker = trainer(tmp_path, callbacks=[RationaleWriter([store])])
-    worker.predict(model, yard, return_predictions=False)
+    worker.predict(model, fed(yard, model), return_predictions=False)
     ends = {name: (r["finish"], r["tokens"]) for name, r in store.records.items()}
     assert ends.pop("train_1") == ("undecodable", 0)
     assert set(ends) == {"train_0", "train_2", "train_3", "train_4"}

@@ -1,0 +1,235 @@
+"""From settings, stage and starting weights to data module, module and Trainer; nowhere else."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from rbft.backbone_module import BackboneModule
+from rbft.callbacks.pictures import Pictures
+from rbft.callbacks.progress import StepProgressBar
+from rbft.data.base import Feed, VideoDataModule
+from rbft.module import RBFTModule
+from rbft.runs.folder import Run
+from rbft.runtime.experiment_file import own_message
+from rbft.runtime.fault_tolerance import explained, take_signals
+from rbft.training.checkpoints import StepCheckpoint, WholeCheckpoints
+
+LOGS = "lightning_logs"
+
+
+@dataclass(frozen=True)
+class Built:
+    """Data module, module and Trainer of one step, made for each other.
+
+    Attributes:
+        data: The benchmark, with what its loaders serve.
+        module: What the Trainer runs.
+        trainer: The Trainer.
+    """
+
+    data: VideoDataModule
+    module: BackboneModule
+    trainer: Trainer
+
+    def fit(self, ckpt_path: Path | None = None) -> None:
+        """Trains, from a checkpoint of the same stage if one is given."""
+        with explained(self.data.clips_at_hand):
+            self.trainer.fit(self.module, self.data, ckpt_path=ckpt_path, weights_only=True)
+
+    def test(self) -> None:
+        """Scores the feed's split."""
+        with explained(self.data.clips_at_hand):
+            self.trainer.test(self.module, self.data, verbose=False)
+
+    def predict(self) -> None:
+        """Runs over the feed's clips; callbacks take what comes of it."""
+        with explained(self.data.clips_at_hand):
+            self.trainer.predict(self.module, datamodule=self.data, return_predictions=False)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What the settings name, made: nothing is loaded yet.
+
+    Attributes:
+        data: The benchmark.
+        model: The module.
+        trainer: Arguments of the Trainer.
+    """
+
+    data: VideoDataModule
+    model: RBFTModule
+    trainer: Mapping[str, Any]
+
+
+class Experiment:
+    """The settings of an experiment, and all that is made of them.
+
+    Args:
+        settings: All settings of a command, resolved; a copy is kept and never changed.
+        parser: Makes the classes that the settings name.
+
+    Attributes:
+        settings: The settings, by dotted name.
+        logs: Folder of all runs.
+        run: The run's folder.
+        single: The one stage that `model.stage` asks for; None runs the whole list.
+        given: The weights folder that `model.weights` asks to start from.
+        stages: Names of the stages, in order.
+    """
+
+    def __init__(self, settings: Namespace, parser: LightningArgumentParser) -> None:
+        self.settings, self.parser = settings.clone(), parser
+        self.logs = Path(settings.trainer.default_root_dir or LOGS)
+        self.run = Run(self.logs / (settings.name or "unnamed"))
+        self.single: str | None = settings.model.stage
+        self.given: Path | None = settings.model.weights
+        self.stages: list[str] = [self.single] if self.single else list(settings.stages)
+
+    def changed(self, **settings: Any) -> "Experiment":
+        """The same experiment with other settings.
+
+        Args:
+            **settings: By dotted name, with two underscores for each dot.
+        """
+        made = self.settings.clone()
+        for name, value in settings.items():
+            made[name.replace("__", ".")] = value
+        return type(self)(made, self.parser)
+
+    def as_yaml(self) -> str:
+        """All settings as YAML."""
+        # Defaults of Lightning's callbacks can be members of an Enum, which the YAML writer of
+        # jsonargparse does not know where they are not checked.
+        yaml.SafeDumper.add_multi_representer(
+            Enum, lambda dumper, member: dumper.represent_str(member.name)
+        )
+        return self.parser.dump(self.settings, skip_none=False, skip_validation=True)
+
+    def objects(self) -> Objects:
+        """Makes what the settings name.
+
+        Raises:
+            ValueError: If a class refuses its settings.
+        """
+        made = _instantiate(self.parser, self.settings)
+        return Objects(made.data, made.model, vars(made.trainer))
+
+    def data(self) -> VideoDataModule:
+        """The benchmark alone, which needs no backbone."""
+        parser = type(self.parser)()
+        parser.add_lightning_class_args(VideoDataModule, "data", subclass_mode=True)
+        return _instantiate(parser, parser.parse_object({"data": self.settings.data})).data
+
+
+def quiet_trainer(objects: Objects, **trainer: Any) -> Trainer:
+    """A Trainer that is only looked at: it logs, saves and shows nothing.
+
+    Args:
+        objects: What the settings name.
+        **trainer: Arguments that differ from the settings'.
+    """
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    return _trainer(objects, **quiet, **trainer)
+
+
+def build(
+    experiment: Experiment,
+    stage: str,
+    weights: Path | None,
+    title: str,
+    callbacks: Sequence[Any] = (),
+    *,
+    feed: Mapping[str, Any] | None = None,
+    folder: str | None = None,
+    module: Callable[[RBFTModule], BackboneModule] | None = None,
+    collating: Mapping[str, Any] | None = None,
+) -> Built:
+    """Everything that one step of the method needs, made anew.
+
+    Args:
+        experiment: The settings.
+        stage: Name of the stage.
+        weights: Weights folder to start from, None for the bare backbone.
+        title: What the progress bar says.
+        callbacks: The step's own, beside those that every step has.
+        feed: What the loaders serve, see `rbft.data.base.Feed`.
+        folder: Folder within the run's for TensorBoard's files; None logs nothing.
+        module: Makes another module of the stage's, such as Stage 0's.
+        collating: Arguments of the module's `collators`.
+    """
+    settings = experiment.settings
+    seed_everything(settings.seed_everything, workers=True, verbose=False)
+    experiment = experiment.changed(model__stage=stage, model__weights=weights)
+    objects = experiment.objects()
+    made: Any = objects.model if module is None else module(objects.model)
+    callbacks, logger = list(callbacks), False
+    if settings.trainer.enable_progress_bar is not False:
+        callbacks.append(StepProgressBar(title))
+    if folder is not None:
+        logger = TensorBoardLogger(experiment.logs, settings.name, folder, default_hp_metric=False)
+        callbacks.append(Pictures(experiment.as_yaml(), _hparams(settings, folder)))
+    trainer = _trainer(
+        objects,
+        logger=logger,
+        callbacks=callbacks,
+        enable_checkpointing=any(isinstance(one, StepCheckpoint) for one in callbacks),
+        plugins=[WholeCheckpoints()],
+        enable_model_summary=False,
+    )
+    trainer.accumulate_grad_batches = objects.data.accumulation(trainer.world_size)
+    collators = made.collators(**(collating or {}))
+    served = Feed(collators, tower=lambda: made.tower, **(feed or {}))
+    return Built(objects.data.with_feed(served), made, trainer)
+
+
+def _instantiate(parser: LightningArgumentParser, settings: Namespace) -> Any:
+    try:
+        return parser.instantiate_classes(settings)
+    except ValueError as error:
+        if own := own_message(str(error)):
+            raise ValueError(own) from error
+        raise
+
+
+def _trainer(objects: Objects, **trainer: Any) -> Trainer:
+    """The Trainer that the settings ask for, its signals taken by rbft."""
+    for name in ("callbacks", "plugins"):  # ours come on top of the user's
+        own = objects.trainer[name] or []
+        trainer[name] = [*(own if isinstance(own, list) else [own]), *trainer.get(name, [])]
+    made = Trainer(**{**objects.trainer, **trainer})
+    take_signals(made)
+    return made
+
+
+def _hparams(settings: Namespace, stage: str) -> dict[str, Any]:
+    """Settings that tell runs apart in TensorBoard's table."""
+    model, data = settings.model, settings.data
+    return {
+        "run": settings.name,
+        "stage": stage,
+        "backbone": model.backbone,
+        "benchmark": data.class_path.rsplit(".", 1)[-1],
+        "learning_rate": model.learning_rate,
+        "epochs": settings.trainer.max_epochs,
+        "rationale_ratio": data.init_args.rationale_ratio,
+        "rationale_prompt": data.init_args.rationale_prompt,
+        "seed": settings.seed_everything,
+    }
+
+
+def with_precision(settings: Namespace) -> Namespace:
+    """The settings with a precision where none is given: bfloat16 where the GPU has it."""
+    made = settings.clone()
+    if torch.cuda.is_available() and made.trainer.precision is None:
+        made.trainer.precision = "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    return made

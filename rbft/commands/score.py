@@ -1,0 +1,46 @@
+"""`test` and `validate`: score a split with any weights."""
+
+from rbft.build import Experiment
+from rbft.inputs import check_inputs, find_weights
+from rbft.method import Method
+from rbft.runs.folder import ZERO_SHOT
+from rbft.stages import find_stage
+
+
+def test(experiment: Experiment, weights: str = "run") -> None:  # noqa: PT028 (is no test)
+    """Score the test split with a run, a weights folder or the bare backbone.
+
+    Args:
+        experiment: The settings.
+        weights: run takes the run's last finished stage (or model.stage), backbone the bare
+            backbone (zero-shot); anything else is a weights folder.
+    """
+    _score(experiment, "test", weights)
+
+
+def validate(experiment: Experiment, weights: str = "run") -> None:
+    """Score the validation split with a run, a weights folder or the bare backbone.
+
+    Args:
+        experiment: The settings.
+        weights: run takes the run's last finished stage (or model.stage), backbone the bare
+            backbone (zero-shot); anything else is a weights folder.
+    """
+    _score(experiment, "val", weights)
+
+
+def _score(experiment: Experiment, split: str, weights: str) -> None:
+    place, stage, folder = find_weights(experiment, weights)
+    inputs = check_inputs(experiment)
+    if not inputs.data.clips(split):
+        raise ValueError(
+            f"{type(inputs.data).__name__} has no {split} split. Set "
+            "data.val_fraction to carve a validation split from the training clips."
+        )
+    if folder is not None:
+        inputs.check_words(folder, find_stage(stage).classifier)
+        inputs.check_unseen(folder, split)
+    method = Method(inputs)
+    with method.owned():
+        made = method.score(place, stage, folder, split, again=True)
+        method.print_table(split, made, [ZERO_SHOT, place])

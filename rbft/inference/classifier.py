@@ -1,0 +1,167 @@
+"""How a clip gets its class: by the probabilities of the class words, or by what is written."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rbft.batch import Batch, Transferable
+from rbft.collator import Collator
+from rbft.inference.generation import (
+    NotFiniteError,
+    PrefilledPrompt,
+    decode_texts,
+    ended,
+    extend,
+    find_class,
+    greedy_decode,
+    score_candidates,
+)
+from rbft.inference.metrics import unparsed
+from rbft.runtime.transfer import send
+from rbft.stages import CLASS, RATIONALE, Stage
+
+NAMED = 10  # clips that a message names
+
+
+@dataclass(frozen=True)
+class Classified(Transferable):
+    """What the model says about a batch of clips.
+
+    Attributes:
+        prediction: Class index, or `unparsed` for an answer that is no class.
+        scores: Log-probability of each whole class answer; None where the answer was written.
+        texts: What the model wrote, "" where it only scored.
+        rationales: The rationales, where they were asked for besides.
+        tied: Whether several classes share the highest score; the first of them on the card is the
+            prediction.
+    """
+
+    prediction: Int[Tensor, " clips"]
+    scores: Float[Tensor, "clips classes"] | None
+    texts: list[str]
+    rationales: list[str] | None = None
+    tied: Bool[Tensor, " clips"] | None = None
+
+    @classmethod
+    def by_scores(cls, scores: Float[Tensor, "clips classes"], texts: list[str]) -> "Classified":
+        """The likeliest class of each clip; of several as likely, the first one on the card."""
+        likeliest = scores == scores.amax(-1, keepdim=True)
+        # argmax promises an order of equal values on no device that is not the processor.
+        places = torch.arange(scores.shape[1], device=scores.device)
+        first = places.where(likeliest, scores.shape[1]).amin(-1)
+        return cls(first, scores, texts, tied=likeliest.sum(-1) > 1)
+
+    def check_finite(self) -> None:
+        """Reads the scores, for which it waits where they are on a device.
+
+        Raises:
+            NotFiniteError: If some are not finite. No class is the likeliest then.
+        """
+        if self.scores is None:
+            return
+        finite = self.scores.isfinite().all(-1).tolist()
+        if broken := [clip for clip, fine in enumerate(finite) if not fine]:
+            raise NotFiniteError(broken)
+
+    @property
+    def probabilities(self) -> Float[Tensor, "clips classes"] | None:
+        """The scores normalised over the classes."""
+        return None if self.scores is None else self.scores.softmax(-1)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Classifies clips whose prompts the backbone has read.
+
+    Attributes:
+        collator: Tokenizes; has the processor and the card.
+        stage: The stage whose question is asked.
+        generation: How the model writes, see `rbft.backbone.loading.generation_settings`.
+        answer: `score` compares the probabilities of all class words, `generate` lets the model
+            write and parses it.
+    """
+
+    collator: Collator
+    stage: Stage
+    generation: Mapping[str, Any]
+    answer: str = "score"
+
+    @torch.no_grad()
+    def classify(self, backbone: Any, batch: Batch, prompt: PrefilledPrompt) -> Classified:
+        """The class of each clip; a clip that cannot be decoded has no answer.
+
+        Args:
+            backbone: The model.
+            batch: The clips.
+            prompt: What they are asked, as the backbone has read it.
+        """
+        words = self.collator.class_answers(self.stage)
+        none = unparsed(words)
+        classified = self._classify(backbone, batch, prompt, words)
+        prediction = classified.prediction
+        lost = send([bool(error) for error in batch.errors], prediction.device)
+        return replace(classified, prediction=prediction.masked_fill(lost, none))
+
+    def _classify(
+        self, backbone: Any, batch: Batch, prompt: PrefilledPrompt, words: list[list[int]]
+    ) -> Classified:
+        texts = [""] * len(batch)
+        elicited = self.stage.parts[0] == RATIONALE
+        if self.answer == "generate" or elicited:
+            tokenizer = self.collator.processor.tokenizer
+            written = greedy_decode(backbone, prompt.copy(), self.generation)
+            texts = decode_texts(written, tokenizer, self.generation)
+            # Whatever ended the turn, class words are trained with the tokenizer's end.
+            end = tokenizer.eos_token_id
+            turns = [[*ids[:-1], end] if ended(ids, self.generation) else ids for ids in written]
+            found = [find_class(ids, words, at_end=elicited) for ids in turns]
+            if self.answer == "generate":
+                classes = [index for index, _ in found]
+                if self.stage.parts == (CLASS,):
+                    classes = [self.collator.card.parse(text) for text in texts]
+                classes = [unparsed(words) if index is None else index for index in classes]
+                return Classified(send(classes, batch.weight.device), None, texts)
+            # The class is scored after the model's own rationale; where no class followed it,
+            # after the rationale as it stands before a class in training.
+            rationales = [
+                self.collator.part_ids(text.strip(), last=False) if index is None else rest
+                for (index, rest), text in zip(found, texts, strict=True)
+            ]
+            prompt = extend(backbone, prompt, rationales)
+        return Classified.by_scores(score_candidates(backbone, prompt, words), texts)
+
+
+@contextmanager
+def naming_clips(batch: Batch) -> Iterator[None]:
+    """Names the clips of a batch whose scores are not finite.
+
+    Raises:
+        ValueError: Instead of `NotFiniteError`. The results of the batch are not written then.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        names = [batch.clips[clip].id for clip in error.clips]
+        raise ValueError(not_finite(names)) from error
+
+
+def not_finite(clips: Sequence[str]) -> str:
+    """The message about clips whose scores are not finite.
+
+    Args:
+        clips: Their ids.
+    """
+    names = list(dict.fromkeys(clips))
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return (
+        f"The model's scores are not finite for the clip{'s' * (len(names) > 1)} "
+        f"{', '.join(names[:NAMED])}{more}: no class and no text follows from them, and none was "
+        "written. Weights that are not finite do this, numbers that half precision cannot hold "
+        "(set trainer.precision to 32-true to see) and faults of an attention kernel (set "
+        "model.attention to eager to see)."
+    )

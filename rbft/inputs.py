@@ -1,0 +1,272 @@
+"""What an experiment is made from, looked at before anything is loaded or written."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Trainer
+
+from rbft.backbone.adapters import is_adapter, weights_fingerprint
+from rbft.backbone.loading import fingerprint, load_config, short_name
+from rbft.backbone.positions import POSITION_RULE
+from rbft.backbone.vision_features import check_frozen
+from rbft.build import Experiment, quiet_trainer
+from rbft.card import Card
+from rbft.data.base import VideoDataModule
+from rbft.data.content import describe_clips
+from rbft.data.rationales import NOT_DETERMINING, RationaleStore, about
+from rbft.module import RBFTModule
+from rbft.runs.folder import CARD, CLIPS, ZERO_SHOT, provenance, read_json, read_provenance
+from rbft.runs.record import (
+    ClipRecord,
+    Record,
+    card_differences,
+    digest,
+    indented,
+    scoring_settings,
+    trained_on,
+)
+from rbft.runtime.console import print_rank_zero
+from rbft.runtime.differences import flat
+from rbft.stages import Stage, find_stage
+from rbft.training.fsdp2 import check_strategy
+from rbft.video.sampling import determining
+
+TRAINING_SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """An experiment's settings, data, words and weights, checked; by content where it counts.
+
+    Attributes:
+        experiment: The settings.
+        data: The benchmark.
+        model: The module, without weights.
+        trainer: A Trainer that is only looked at.
+        backbone: Fingerprint of the backbone.
+    """
+
+    experiment: Experiment
+    data: VideoDataModule
+    model: RBFTModule
+    trainer: Trainer
+    backbone: str
+
+    @property
+    def card(self) -> Card:
+        """The benchmark's card."""
+        return self.data.card
+
+    @cached_property
+    def record(self) -> Record:
+        """What the run is made from."""
+        given = self.experiment.given
+        weights = None if given is None else self.fingerprint(given)
+        clips = describe_clips(self.data)
+        return Record(self.experiment.as_yaml(), self.card, clips, self.backbone, weights)
+
+    @property
+    def clips(self) -> dict[str, list[ClipRecord]]:
+        """The usable clips of each split, by content."""
+        return self.record.clips
+
+    @property
+    def training_clips(self) -> dict[str, str]:
+        """Digest of the clips of each split that training uses."""
+        return {split: digest(self.clips[split]) for split in TRAINING_SPLITS}
+
+    def fingerprint(self, weights: Path) -> str:
+        """Fingerprint of a weights folder, see `rbft.backbone.adapters.weights_fingerprint`."""
+        return weights_fingerprint(weights, self.experiment.settings.model.backbone)
+
+    def origin(self) -> tuple[list[str], str]:
+        """Stages that made the starting weights, and the backbone's fingerprint before them."""
+        given = self.experiment.given
+        if given is None:
+            return [], self.backbone
+        found = read_provenance(given)
+        if found is None:
+            return [], self.fingerprint(given)
+        return found["stages"], found["backbone"]
+
+    def conditions(self, stage: str, weights: Path | None) -> dict[str, Any]:
+        """What determines the answer to a clip: frames, words, weights, precision."""
+        settings = scoring_settings(flat(yaml.safe_load(self.experiment.as_yaml())))
+        made = {**settings, "card": self.card.digest, "stage": find_stage(stage).classifier.name}
+        return {**made, "weights": self.fingerprint(weights) if weights else self.backbone}
+
+    def determining(self, split: str, stage: str, weights: Path | None) -> dict[str, Any]:
+        """What determines the results of a split; they are found by it."""
+        return {**self.conditions(stage, weights), "clips": digest(self.clips[split])}
+
+    def rationale_store(self, data: VideoDataModule | None = None) -> RationaleStore:
+        """The rationale file, named after what determines it.
+
+        Args:
+            data: The benchmark with the prompt that asks for the rationales; None takes the
+                experiment's.
+        """
+        data, model = data or self.data, self.experiment.settings.model
+        writer, stored = short_name(model.backbone), {}
+        if model.quantize:  # in 4 bits it writes other texts
+            writer, stored = f"{writer}-{model.quantize}", {"quantize": model.quantize}
+        made_from = provenance(
+            POSITION_RULE,
+            backbone=self.backbone,
+            prompt=data.card.prompt("rationale"),
+            frames=determining(asdict(data.frames)),
+            generation=self.model.generation,
+            **stored,
+        )
+        known = digest({name: made_from[name] for name in made_from if name != NOT_DETERMINING})
+        name = f"{data.benchmark}-{writer}-{data.rationale_prompt}-{known[:8]}"
+        path = data.rationale_file or self.experiment.logs / "rationales" / f"{name}.jsonl"
+        clips = {
+            clip.id: about(
+                data.video_digest(clip),
+                clip.start,
+                clip.end,
+                find_stage("rationale").prompt(data.card, clip),
+            )
+            for clip in data.clips_to_describe()
+        }
+        return RationaleStore(path, made_from, clips, by_id=data.rationale_file is not None)
+
+    def compare_given(self) -> None:
+        """Looks at weights that training starts from: their words are said, their clips checked."""
+        weights = self.experiment.given
+        if weights is None:
+            return
+        file = weights / CARD
+        if file.exists() and (
+            changes := card_differences(asdict(Card.load(file)), asdict(self.card))
+        ):
+            print_rank_zero(
+                f"model.weights {weights} was trained with another card:\n{indented(changes)}"
+            )
+        for split in [split for split in ("val", "test") if self.clips[split]]:
+            self.check_unseen(weights, split)
+
+    def check_words(self, weights: Path, stage: Stage) -> None:
+        """Refuses to ask weights in other words than they were trained with.
+
+        Raises:
+            ValueError: Naming every difference.
+        """
+        file = weights / CARD
+        if not file.exists():
+            return
+        before = Card.load(file)
+        changes = card_differences(before.shown(stage.prompts), self.card.shown(stage.prompts))
+        if changes:
+            raise ValueError(
+                f"weights folder {weights} was trained with other words than it would be asked "
+                f"with:\n{indented(changes)}\nSet data.card to {file}, or train on the new words "
+                "(fit, with model.weights)."
+            )
+
+    def check_unseen(self, weights: Path, split: str) -> None:
+        """Refuses to score clips that the weights were trained on.
+
+        Raises:
+            ValueError: Naming some of them.
+        """
+        file = weights / CLIPS
+        if not file.exists():
+            print_rank_zero(f"weights folder {weights} does not say which clips it was trained on.")
+            return
+        rows = self.data.manifest.rows
+        durations = {row.digest: row.duration for row in rows if row.digest is not None}
+        known = trained_on(read_json(file)["train"], self.clips[split], durations)
+        if not known:
+            return
+        message = (
+            f"weights folder {weights} was trained on {len(known)} of the {len(self.clips[split])} "
+            f"{split} clips (first: {', '.join(known[:3])}), so a score on them says nothing about "
+            "others."
+        )
+        if self.data.on_leak == "error":
+            raise ValueError(
+                f"{message} Give the splits that it was trained with (data.val_fraction, "
+                "data.seed, the split lists), or set data.on_leak to warn to score them anyway."
+            )
+        print_rank_zero(message)
+
+
+def check_inputs(
+    experiment: Experiment,
+    *,
+    benchmark: bool = True,
+    weights: bool = True,
+    devices: Mapping[str, Any] | None = None,
+) -> Inputs:
+    """Finds what would fail later, before anything is loaded or written.
+
+    Args:
+        experiment: The settings.
+        benchmark: Whether the benchmark's annotations and videos are needed.
+        weights: Whether the backbone's weights are needed, not only its configuration.
+        devices: Arguments of the Trainer that stand for devices which are not there.
+
+    Raises:
+        ValueError: Naming the setting or file, what was got and what to do.
+    """
+    settings, given = experiment.settings, experiment.given
+    source = settings.model.backbone
+    load_config(source, settings.model.trust_remote_code)
+    if given is not None and not is_adapter(given) and not (given / "config.json").is_file():
+        raise ValueError(
+            f"model.weights {given} is no weights folder: it holds no config.json. Give "
+            f"a folder such as {experiment.run.weights('rationale')}, or leave it out to start "
+            "from the backbone."
+        )
+    backbone = fingerprint(source, bare=not weights)
+    strategy = settings.trainer.strategy  # a name, or a class with its arguments
+    check_strategy(str(getattr(strategy, "class_path", strategy)).rpartition(".")[2])
+    objects = experiment.objects()
+    trainer = quiet_trainer(objects, **(devices or {}))
+    data, model = objects.data, objects.model
+    data.accumulation(trainer.world_size)
+    if experiment.stages:
+        check_frozen(data.feature_cache.max_bytes, model.learning_rates["vision"], trainer.strategy)
+    if benchmark:
+        data.check(experiment.stages)
+        for note in data.notes:
+            print_rank_zero(note)
+    return Inputs(experiment, data, model, trainer, backbone)
+
+
+def find_weights(experiment: Experiment, weights: str) -> tuple[str, str, Path | None]:
+    """Place of the results, stage and weights folder that a command's `--weights` names.
+
+    Args:
+        experiment: The settings.
+        weights: `run`, `backbone` or a weights folder.
+
+    Raises:
+        ValueError: If there are no such weights.
+    """
+    run, stages = experiment.run, experiment.stages
+    if weights == "backbone":
+        return ZERO_SHOT, "label", None
+    if weights != "run":
+        found = read_provenance(Path(weights))
+        if found is None:
+            raise ValueError(
+                f"--weights {weights} is no weights folder of rbft. Allowed are run, backbone "
+                f"or a folder such as {run.weights('label')}."
+            )
+        # The name alone is no proof: most weights folders are called weights.
+        known = weights_fingerprint(Path(weights), experiment.settings.model.backbone)[:8]
+        return f"{Path(weights).name}-{known}", found["stages"][-1], Path(weights)
+    done = [stage for stage in stages if run.trained(stage)]
+    if not done:
+        raise ValueError(
+            f"The run {run.folder} has no finished stage ({', '.join(stages)}). Run "
+            "fit first, or give --weights backbone or a weights folder."
+        )
+    return done[-1], done[-1], run.weights(done[-1])
