@@ -35,6 +35,7 @@ from qwen_vl_utils.vision_process import fetch_video
 from table import machine, middle
 
 from rbft.runtime.console import print_rank_zero, table
+from rbft.video.frame_settings import FrameSettings
 from rbft.video.packet_index import VideoInfo
 from rbft.video.sampling import decode_video, plan_frames
 from tests.variants import FROM_FFMPEG, MADE, UPRIGHT, decode_all, make_variant
@@ -67,18 +68,18 @@ def by_decord(path: Path, settings: dict[str, Any]) -> Frames:
     video = decord.VideoReader(str(path), num_threads=1)
     height, width = video[0].shape[:2]
     info = VideoInfo(len(video), float(video.get_avg_fps()), width, height, 0.0)
-    indices, _ = plan_frames(info, **settings)
+    indices, _ = plan_frames(info, FrameSettings(**settings))
     return torch.from_numpy(video.get_batch(indices).asnumpy()).permute(0, 3, 1, 2)
 
 
 def rbft(path: Path, settings: dict[str, Any]) -> Frames:
     """`decode_video`."""
-    return decode_video(path, **settings).frames
+    return decode_video(path, FrameSettings(**settings)).frames
 
 
 def rbft_decord(path: Path, settings: dict[str, Any]) -> Frames:
     """`decode_video` with decord, where rbft lets it."""
-    return decode_video(path, **settings, reader="decord").frames
+    return decode_video(path, FrameSettings(**settings, reader="decord")).frames
 
 
 READERS = {"qwen-vl-utils": qwen, "decord": by_decord, "rbft": rbft, "rbft, decord": rbft_decord}

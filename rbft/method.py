@@ -70,7 +70,7 @@ from rbft.runtime.lock import Lock
 from rbft.stages import Stage, find_stage
 from rbft.training.checkpoints import StepCheckpoint, WholeCheckpoints
 from rbft.training.fsdp2 import META, check_strategy
-from rbft.video.sampling import determining
+from rbft.video.frame_settings import determining
 
 LOGS = "lightning_logs"
 RATIONALES = "rationales.json"  # in a stage's folder: digest of each that it learns from
