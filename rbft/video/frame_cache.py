@@ -1,15 +1,15 @@
-"""Decoded clips on disk, so that each is decoded once and then read."""
+"""Decoded clips on disk, so that each is decoded once."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rbft.video.frame_settings import FrameSettings, determining
-from rbft.video.readers import DEFAULT
+from rbft.video.readers import DEFAULT_READER
 from rbft.video.sampling import Video, decode_video
 from rbft.video.tensor_cache import DiskCache, file_key
 
-# Part of every key: raise it when the same settings begin to give other frames.
+# Part of every key: to be raised when the same settings give other frames than before.
 VERSION = 2
 
 
@@ -20,12 +20,13 @@ def clip_key(
     start: float | None = None,
     end: float | None = None,
 ) -> str:
-    """A key for what is made from a clip's frames.
+    """The cache key of a clip's frames, or of what is computed from them.
 
     Args:
         path: The video file. A file changed since has another key, see `file_key`.
         settings: Which frames, and their size.
-        *facts: What else it is made from; whatever JSON can hold.
+        *facts: What else the cached tensor depends on, such as the vision tower; as JSON can
+            hold it.
         start: See `decode_video`.
         end: See `decode_video`.
 
@@ -35,18 +36,18 @@ def clip_key(
     """
     frames = determining(asdict(settings)) | {"start": start, "end": end}
     # Other readers may convert colours in another way, or not notice that a frame is damaged.
-    reader = settings.reader or DEFAULT
-    if reader != DEFAULT:
+    reader = settings.reader or DEFAULT_READER
+    if reader != DEFAULT_READER:
         frames["reader"] = reader
     return file_key(path, VERSION, frames, *facts)
 
 
 class FrameCache(DiskCache):
-    """Decoded clips."""
+    """A `DiskCache` of decoded clips."""
 
     suffix = ".clip"
     name = "frame cache"
-    otherwise = "clips are decoded every time"
+    fallback = "clips are decoded every time"
 
     def get_or_decode(
         self,
@@ -56,7 +57,7 @@ class FrameCache(DiskCache):
         start: float | None = None,
         end: float | None = None,
     ) -> Video:
-        """The clip, from the folder if it is there, else decoded and put there.
+        """The clip's frames, from the cache where they are there, else decoded and put there.
 
         Args:
             path: The video file.
@@ -73,9 +74,9 @@ class FrameCache(DiskCache):
         except (OSError, ValueError):
             return decode_video(path, settings, start=start, end=end)  # says what is wrong
         if found := self.read(key):
-            frames, facts = found
-            return Video(frames, **facts)
+            frames, metadata = found
+            return Video(frames, **metadata)
         video = decode_video(path, settings, start=start, end=end)
-        facts = {"indices": video.indices, "total_frames": video.total_frames, "fps": video.fps}
-        self.write(key, video.frames, facts)
+        metadata = {"indices": video.indices, "total_frames": video.total_frames, "fps": video.fps}
+        self.write(key, video.frames, metadata)
         return video

@@ -21,13 +21,13 @@ from torch import Tensor
 from rbft.video.frame_settings import FrameSettings
 from rbft.video.packet_index import (
     MAX_ASPECT_RATIO,
-    Listing,
+    FrameList,
     VideoError,
     VideoInfo,
     list_frames,
     probe,
 )
-from rbft.video.readers import Irregular, Picture, check_damage, find_reader
+from rbft.video.readers import IndexMismatch, Picture, check_damage, find_reader
 
 __all__ = [
     "Video",
@@ -48,16 +48,16 @@ MAX_FRAME_TOKENS = 768
 
 
 class NoFrames(ValueError):  # noqa: N818
-    """A part of a video that holds no frame."""
+    """No frame lies in the given part of a video."""
 
 
 @dataclass(frozen=True)
 class Video:
-    """Frames of a clip and when they were.
+    """Frames of a clip and when they are shown.
 
     Attributes:
-        frames: The pictures, resized.
-        indices: Frame number in the file of each picture.
+        frames: Resized.
+        indices: Number of each frame in the file.
         total_frames: Frames of the file, or of the part of it that is used.
         fps: Frames per second of the file.
     """
@@ -69,7 +69,7 @@ class Video:
 
     @property
     def sampled_fps(self) -> float:
-        """Pictures per second of video time, as qwen-vl-utils computes it."""
+        """Sampled frames per second of video time, as qwen-vl-utils computes it."""
         return len(self.indices) / self.total_frames * self.fps
 
     def seconds_per_pair(self, temporal_patch_size: int = TEMPORAL_PATCH) -> float:
@@ -105,13 +105,13 @@ def decode_video(
         raise VideoError.of(path, f"is truncated: {listing.info.truncated}.")
     try:
         return _decode(listing, read, settings, start, end)
-    except Irregular:
+    except IndexMismatch:
         return _decode(list_frames(path, decode=True), read, settings, start, end)
 
 
 def _decode(
-    listing: Listing,
-    read: Callable[[Listing, list[int]], Iterator[Picture]],
+    listing: FrameList,
+    read: Callable[[FrameList, list[int]], Iterator[Picture]],
     settings: FrameSettings,
     start: float | None,
     end: float | None,
@@ -119,7 +119,7 @@ def _decode(
     """`decode_video` of a file whose frames are listed.
 
     Raises:
-        Irregular: If they turn out to be others.
+        IndexMismatch: If decoding gives other frames.
     """
     info = listing.info
     try:
@@ -254,10 +254,9 @@ def sample_times(
 ) -> tuple[list[int], int, float]:
     """Numbers of the frames that are shown at evenly spaced times, the first and last included.
 
-    As many as `sample_indices` takes. Where the frame rate varies, this shows a clip as it is
-    seen: a picture that stands for long comes up several times, and many within a moment do not
-    crowd out the rest. Of a constant frame rate they are those of `sample_indices`, up to
-    rounding.
+    As many as `sample_indices` takes. Where the frame rate varies, a frame that is shown for long
+    is taken several times, and frames that are shown for a moment are skipped. With a constant
+    frame rate they are those of `sample_indices`, up to rounding.
 
     Args:
         seconds: When each frame of the file is shown, from the first one on, ascending.
@@ -267,8 +266,8 @@ def sample_times(
         end: Seconds from the file's start, negative from its end.
 
     Returns:
-        Frame numbers, the number of frames in the part, and their average rate, which puts as
-        many pictures into a second as the true times do.
+        Frame numbers, the number of frames in the part, and their average rate by the time
+        stamps.
 
     Raises:
         ValueError: If a setting is out of range or the part holds no frame.
@@ -286,7 +285,7 @@ def sample_times(
     span = seconds[last] - seconds[first]
     rate = (used - 1) / span if span else len(seconds) / duration
     count = _frame_count(used, rate, settings)
-    # What is shown at a time, or is about to be within half the usual distance of two frames.
+    # The frame shown at a time; the next one where it is less than half the median gap away.
     gaps = sorted(b - a for a, b in pairwise(seconds[first : last + 1]))
     ahead = gaps[(len(gaps) - 1) // 2] / 2 if gaps else 0.0
     times = np.linspace(seconds[first], seconds[last], count)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from rbft.video.completeness import what_is_cut
+from rbft.video.completeness import find_truncation
 from rbft.video.frame_settings import FrameSettings
-from rbft.video.packet_index import Listing, VideoError, list_frames, probe
-from rbft.video.readers import Irregular, read_pyav
+from rbft.video.packet_index import FrameList, VideoError, list_frames, probe
+from rbft.video.readers import IndexMismatch, read_pyav
 from rbft.video.sampling import decode_video
 from tests.variants import FROM_FFMPEG, MADE, UPRIGHT, decode_all, make_variant
 from tests.videos import make_video, numbers
@@ -32,11 +32,11 @@ def variant(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return lambda name: make_variant(name, folder)
 
 
-def _read(listing: Listing, wanted: list[int]) -> tuple[Listing, list[np.ndarray]]:
+def _read(listing: FrameList, wanted: list[int]) -> tuple[FrameList, list[np.ndarray]]:
     """The pictures as `decode_video` gets them."""
     try:
         return listing, list(read_pyav(listing, wanted))
-    except Irregular:
+    except IndexMismatch:
         listing = list_frames(listing.path, decode=True)
         return listing, list(read_pyav(listing, wanted))
 
@@ -48,7 +48,7 @@ def _check(path: Path, upright: Callable[[np.ndarray], np.ndarray]) -> list[np.n
     assert listing.info.frames == len(truth) > 0
     assert not listing.info.truncated
     assert not listing.damaged
-    assert what_is_cut(path) == ""
+    assert find_truncation(path) == ""
     assert (listing.info.height, listing.info.width) == truth[0].shape[:2]
     assert all(np.array_equal(one, other) for one, other in zip(found, truth, strict=True))
     draw = random.Random(path.name)
@@ -119,7 +119,7 @@ def test_sound_time_stamps_are_not_repaired(variant: Callable[[str], Path]) -> N
 def test_times_that_nothing_tells(
     variant: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rbft.video.packet_index.MOST_FPS", 0.005)
+    monkeypatch.setattr("rbft.video.packet_index.MAX_FPS", 0.005)
     with pytest.raises(VideoError, match=r"does not tell when its frames are shown: its time st"):
         probe(variant("h264_b_frames_mp4"))
 
@@ -141,9 +141,9 @@ def test_packets_are_trusted_only_where_they_prove_the_frames(
 
 def test_decord_gets_only_what_it_reads_right(variant: Callable[[str], Path]) -> None:
     for name in ("h264_b_frames_mp4", "h264_odd_444", "vp8", "turned_90", "turned_180"):
-        assert list_frames(variant(name)).plain
+        assert list_frames(variant(name)).reader_independent
     for name in ("h264_interlaced", "vp9_odd", "mirrored", "transposed", "h264_refresh_mp4"):
-        assert not list_frames(variant(name)).plain
+        assert not list_frames(variant(name)).reader_independent
 
 
 def _zeroed(path: Path, start: float, length: float) -> Path:
@@ -246,7 +246,7 @@ def test_other_ways_to_be_cut(variant: Callable[[str], Path], tmp_path: Path) ->
     for data, words in cases.items():
         path = tmp_path / "a"
         path.write_bytes(data)
-        assert what_is_cut(path) == words
+        assert find_truncation(path) == words
 
 
 def test_a_still_in_a_long_file_is_no_leap(tmp_path: Path) -> None:
