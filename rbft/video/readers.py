@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Picture = UInt8[ndarray, "height width 3"]
 Fetch = Callable[[list[int]], UInt8[ndarray, "frames height width 3"]]
-DEFAULT_READER = "pyav"  # needs 0.4 to 0.7 of the processor time that decord does
+DEFAULT_READER = "pyav"  # the fastest, or no slower: see benchmarks/README.md
 
 
 class IndexMismatch(Exception):  # noqa: N818

@@ -136,8 +136,8 @@ def _decode(
     size = _frame_size(info, len(indices), settings)
     if settings.damaged == "error":
         check_damage(listing, indices)
-    # Resized in small batches into one tensor: the frames of a long clip in full resolution would
-    # fill the memory.
+    # Resized in small batches into one tensor: all frames of a long clip in full resolution would
+    # not fit into memory.
     frames = torch.empty((len(indices), 3, *size), dtype=torch.uint8)
     batch, done = [], 0
     for picture in read(listing, indices):
@@ -161,8 +161,8 @@ def plan_frames(
 
     Args:
         info: What is known about the file.
-        settings: Which frames, and their size. When each frame is shown is not known here: where
-            they are sampled by time, only how many there are is what `decode_video` takes.
+        settings: Which frames, and their size. When each frame is shown is not known here: with
+            `sampling` time, only the number of frames, and so the size, is that of `decode_video`.
         start: See `frame_range`.
         end: See `frame_range`.
 
