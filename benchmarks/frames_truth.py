@@ -4,8 +4,8 @@ The kinds are those of `tests/variants.py`: containers, codecs, clocks, turned p
 the program ffmpeg also what PyAV cannot write. FFmpeg's decoding of each file from start to end
 is the truth. Every reader then takes its frames at 2 per second; they are right if each is the
 truth's frame at the evenly spaced place, up to the rounding of colours and of resizing. A crash of
-the process, and a reader that hangs, count as refused. Last come the
-processor seconds for two long clips and any others.
+the process, and a reader that hangs, count as refused. Last come the processor seconds for
+three long clips and any others. torchcodec takes part where it is installed.
 
 Run: python benchmarks/frames_truth.py [--rounds 3] [--clips FILE ...] [--only NAME ...]
 """
@@ -21,6 +21,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from qwen_vl_utils.vision_process import fetch_video
 from table import machine, middle
 
 from rbft.runtime.console import print_rank_zero, table
+from rbft.video.frame_settings import FrameSettings
 from rbft.video.packet_index import VideoInfo
 from rbft.video.sampling import decode_video, plan_frames
 from tests.variants import FROM_FFMPEG, MADE, UPRIGHT, decode_all, make_variant
@@ -67,21 +69,32 @@ def by_decord(path: Path, settings: dict[str, Any]) -> Frames:
     video = decord.VideoReader(str(path), num_threads=1)
     height, width = video[0].shape[:2]
     info = VideoInfo(len(video), float(video.get_avg_fps()), width, height, 0.0)
-    indices, _ = plan_frames(info, **settings)
+    indices, _ = plan_frames(info, FrameSettings(**settings))
     return torch.from_numpy(video.get_batch(indices).asnumpy()).permute(0, 3, 1, 2)
 
 
 def rbft(path: Path, settings: dict[str, Any]) -> Frames:
     """`decode_video`."""
-    return decode_video(path, **settings).frames
+    return decode_video(path, FrameSettings(**settings)).frames
 
 
 def rbft_decord(path: Path, settings: dict[str, Any]) -> Frames:
     """`decode_video` with decord, where rbft lets it."""
-    return decode_video(path, **settings, reader="decord").frames
+    return decode_video(path, FrameSettings(**settings, reader="decord")).frames
+
+
+def rbft_torchcodec(path: Path, settings: dict[str, Any]) -> Frames:
+    """`decode_video` with torchcodec, where rbft lets it."""
+    return decode_video(path, FrameSettings(**settings, reader="torchcodec")).frames
 
 
 READERS = {"qwen-vl-utils": qwen, "decord": by_decord, "rbft": rbft, "rbft, decord": rbft_decord}
+LIBRARIES = ["av", "decord", "qwen-vl-utils", "torch"]
+if find_spec("torchcodec"):
+    import torchcodec.decoders  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+    READERS["rbft, torchcodec"] = rbft_torchcodec
+    LIBRARIES.append("torchcodec")
 
 
 def apart(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -195,7 +208,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    print_rank_zero(machine("av", "decord", "qwen-vl-utils", "torch"))
+    print_rank_zero(machine(*LIBRARIES))
     names = [*MADE, *FROM_FFMPEG] if shutil.which("ffmpeg") else MADE
     if not shutil.which("ffmpeg"):
         print_rank_zero(f"{len(FROM_FFMPEG)} kinds need the program ffmpeg and are left out.")

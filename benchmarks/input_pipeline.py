@@ -28,9 +28,9 @@ import torch
 
 from rbft.runtime.console import print_rank_zero, table
 from rbft.video.frame_cache import FrameCache
+from rbft.video.frame_settings import FrameSettings
 
-SAMPLING = {"fps": 1.0, "min_pixels": 128 * 28 * 28, "max_pixels": 360 * 420}
-FRAMES = {"min_frames": 4, "max_frames": 768}
+SAMPLING: dict[str, Any] = {"fps": 1.0, "min_pixels": 128 * 28 * 28, "max_pixels": 360 * 420}
 LIBRARIES = ("torch", "transformers", "qwen-vl-utils", "decord", "av")
 
 
@@ -81,8 +81,8 @@ def peer(path: Path, cache: Path) -> tuple[torch.Tensor, list[list[int]]]:
 
 def rbft(path: Path, cache: Path) -> tuple[torch.Tensor, list[list[int]]]:
     """Our reader through its cache, then the processor."""
-    frames = FrameCache(cache, 1 << 34).get_or_decode(path, **SAMPLING, **FRAMES).frames
-    return patches(frames)
+    settings = FrameSettings(**SAMPLING)
+    return patches(FrameCache(cache, 1 << 34).get_or_decode(path, settings).frames)
 
 
 def uncached(path: Path, cache: Path) -> tuple[torch.Tensor, list[list[int]]]:

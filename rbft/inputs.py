@@ -33,7 +33,7 @@ from rbft.runtime.console import print_rank_zero
 from rbft.runtime.differences import flat
 from rbft.stages import Stage, find_stage
 from rbft.training.fsdp2 import check_strategy
-from rbft.video.sampling import determining
+from rbft.video.frame_settings import determining
 
 TRAINING_SPLITS = ("train", "val")
 

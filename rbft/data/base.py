@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from copy import copy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -28,29 +28,11 @@ from rbft.runtime.digests import default_cache, file_digest
 from rbft.runtime.ranges import check_ranges
 from rbft.video.feature_cache import EncodedVideo, FeatureCache
 from rbft.video.frame_cache import FrameCache, clip_key
+from rbft.video.frame_settings import FrameSettings
 from rbft.video.sampling import Video, VideoError, VideoInfo, patch_grid, plan_frames, probe
 
 SCAN_THREADS = 8  # opening a file waits for the disk more than for the processor
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FrameSettings:
-    """How frames are taken from a file, see `VideoDataModule`."""
-
-    fps: float
-    num_frames: int | None
-    min_pixels: int
-    max_pixels: int
-    min_frames: int
-    max_frames: int
-    reader: str | None
-    sampling: Literal["frame", "time"] = "frame"
-    damaged: Literal["error", "use"] = "error"
-
-    def of(self, clip: Clip) -> dict[str, Any]:
-        """Arguments of `decode_video` for one clip."""
-        return {**asdict(self), "start": clip.start, "end": clip.end}
 
 
 @runtime_checkable
@@ -193,15 +175,15 @@ class VideoDataModule(LightningDataModule):
             )
         self.card = Card.load(Path(card_path)).using(rationale_prompt)
         self.frames = FrameSettings(
-            fps,
-            num_frames,
-            min_pixels,
-            max_pixels,
-            min_frames,
-            max_frames,
-            reader,
-            sampling,
-            damaged,
+            fps=fps,
+            num_frames=num_frames,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            min_frames=min_frames,
+            max_frames=max_frames,
+            reader=reader,
+            sampling=sampling,
+            damaged=damaged,
         )
         self.on_missing: Literal["error", "skip", "warn"] = on_missing
         self.min_coverage = min_coverage
@@ -312,7 +294,9 @@ class VideoDataModule(LightningDataModule):
                 as broken files, they would be replaced, or scored as wrong answers.
         """
         try:
-            return self.frame_cache.get_or_decode(clip.path, **self.frames.of(clip))
+            return self.frame_cache.get_or_decode(
+                clip.path, self.frames, start=clip.start, end=clip.end
+            )
         except VideoError as error:
             if clip.split != "predict" and not clip.path.parent.is_dir():
                 raise ValueError(
@@ -335,7 +319,7 @@ class VideoDataModule(LightningDataModule):
         if not tower:
             return self.decode(clip), ""
         try:
-            key = clip_key(clip.path, self.frames.of(clip), tower)
+            key = clip_key(clip.path, self.frames, tower, start=clip.start, end=clip.end)
         except (OSError, ValueError):
             return self.decode(clip), ""  # says what is wrong
         return self.feature_cache.get(key) or self.decode(clip), key
@@ -357,11 +341,7 @@ class VideoDataModule(LightningDataModule):
         else:
             seconds = row.duration or row.frames / row.fps
             info = VideoInfo(row.frames, row.fps, row.width, row.height, seconds)
-        if self.frames.sampling == "time":
-            info = replace(info, fps=info.frames / info.duration)
-        apart = ("reader", "sampling", "damaged")
-        settings = {name: v for name, v in self.frames.of(clip).items() if name not in apart}
-        indices, size = plan_frames(info, **settings)
+        indices, size = plan_frames(info, self.frames, start=clip.start, end=clip.end)
         return patch_grid(len(indices), size)
 
     @cached_property

@@ -14,7 +14,7 @@ from rbft.clip import interval
 from rbft.runs.folder import CARD, CLIPS, read_json
 from rbft.runtime.differences import differences, flat
 from rbft.runtime.files import write_json, write_text
-from rbft.video.sampling import determining
+from rbft.video.frame_settings import determining
 
 SETTINGS, DIGESTS = "settings.yaml", "record.json"  # in a run's folder, beside CARD and CLIPS
 SPLITS = ("train", "val", "test")

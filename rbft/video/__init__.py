@@ -1,1 +1,1 @@
-"""From a video file to frames, and what is kept of them."""
+"""From a video file to frames, and the caches of frames and of vision features."""

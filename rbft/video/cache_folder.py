@@ -1,4 +1,4 @@
-"""What rbft keeps in its cache folder, how large it is, and how to be rid of it."""
+"""The parts of the cache folder: their sizes, and how to clear them."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whether a video file holds all that its header promises, told from its bytes.
+"""Whether a video file is complete, told from its bytes alone.
 
 Demuxers read a file that was cut off (a broken download, a full disk) as a shorter one. Most
 containers say somewhere how long they are, or mark their end.
@@ -18,15 +18,15 @@ _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"moof", b"pnot")
 
 
-def what_is_cut(path: Path) -> str:
-    """What a file's bytes lack of what it promises, such as "it holds 900 of 1,000 bytes".
+def find_truncation(path: Path) -> str:
+    """In words, how a file is truncated, such as "it holds 900 of the 1,000 bytes that it states".
 
     Known are AVI, MP4 and MOV, Matroska and WebM, ASF (WMV), FLV, Ogg, GIF, MPEG program and
-    transport streams (these are read whole: their damage shows nowhere else). Of other files,
-    and of headers that promise nothing (a live recording), nothing is said.
+    transport streams (the last are read whole: their damage shows nowhere else). Other files, and
+    headers that state no length (a live recording), are taken to be complete.
 
     Returns:
-        Empty where nothing is known to be missing.
+        The words; empty where nothing is known to be missing.
 
     Raises:
         OSError: If the file cannot be read.

@@ -1,4 +1,4 @@
-"""Outputs of a frozen vision tower on disk: later epochs and stages neither decode nor run it."""
+"""Outputs of a frozen vision tower on disk: later epochs and stages skip decoding and tower."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +12,12 @@ from rbft.video.tensor_cache import DiskCache
 
 @dataclass(frozen=True)
 class EncodedVideo:
-    """A clip as the vision tower has seen it; takes the place of its frames.
+    """The vision tower's output for a clip, which is used in place of its frames.
 
     Attributes:
         features: The tower's output for each patch, before the merger, in the patches' order.
         grid: Frame pairs, patch rows and patch columns.
-        sampled_fps: Pictures per second of video time that the tower was shown.
+        sampled_fps: Frames per second of video time that went into the tower.
     """
 
     features: Float[Tensor, "patches width"]
@@ -30,18 +30,18 @@ class EncodedVideo:
 
 
 class FeatureCache(DiskCache):
-    """Outputs of vision towers."""
+    """A `DiskCache` of vision tower outputs."""
 
     suffix = ".features"
     name = "feature cache"
-    otherwise = "the vision tower runs every time"
+    fallback = "the vision tower runs every time"
 
     def get(self, key: str) -> EncodedVideo | None:
-        """What is kept under the key; None where there is nothing."""
+        """The features kept under the key; None where there are none."""
         found = self.read(key)
         return None if found is None else EncodedVideo(found[0], **found[1])
 
-    def put(self, key: str, seen: EncodedVideo) -> None:
-        """Keeps a clip's features."""
-        facts: dict[str, Any] = {"grid": seen.grid, "sampled_fps": seen.sampled_fps}
-        self.write(key, seen.features, facts)
+    def put(self, key: str, video: EncodedVideo) -> None:
+        """Keeps a clip's features under the key."""
+        metadata: dict[str, Any] = {"grid": video.grid, "sampled_fps": video.sampled_fps}
+        self.write(key, video.features, metadata)

@@ -1,9 +1,9 @@
 """Which frames a video file holds, and when each is shown.
 
-The truth is FFmpeg's own decoding from a file's first packet to its last: the frames it gives, in
-its order, are the file's frames. Where a file's packets prove by themselves which frames will
-come out, they are listed and nothing but the first picture is decoded; of all other files every
-frame is decoded once to list them.
+The reference is FFmpeg decoding the file from its first packet to its last: the frames it gives, in
+its order, are the file's frames. Where the packets alone determine which frames that will be,
+only the packets are read and the first frame is decoded; of all other files every frame is decoded
+once to list them.
 """
 
 import math
@@ -18,7 +18,7 @@ from stat import S_ISREG
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rbft.video.completeness import what_is_cut
+from rbft.video.completeness import find_truncation
 
 if TYPE_CHECKING:
     from av import Packet
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from av.video import VideoFrame, VideoStream
 
 MAX_ASPECT_RATIO = 200
-MOST_FPS = 1000  # a higher rate is no rate
-LEAP = 60.0  # seconds without a frame after which time stamps are doubted
-LEAP_OF_STREAMS = 10.0  # the same in formats whose clock may start again, as FFmpeg has it
-# Codecs whose packets tell which frames come out, in containers that give each its time.
+MAX_FPS = 1000  # a higher frame rate is taken for a wrong one
+MAX_GAP = 60.0  # seconds without a frame above which time stamps are not trusted
+MAX_STREAM_GAP = 10.0  # the same in MPEG streams, whose clock may start again, as FFmpeg has it
+# Codecs whose packets tell which frames they decode to, where the container times each packet.
 INDEXED = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg", "prores", "dnxhd", "ffv1")
 
 
 class VideoError(ValueError):
-    """A file that gives no clip.
+    """A video file that cannot be used.
 
     Attributes:
         reason: What is wrong with it, without the file's name.
@@ -93,18 +93,19 @@ class PacketIndex:
 
 
 @dataclass(frozen=True)
-class Listing:
+class FrameList:
     """The frames of a file.
 
     Attributes:
         path: The file.
         info: Its frame count, rate and size.
-        seconds: When each frame is shown, from the first one on; ascending.
-        packets: How to decode single frames; None where all frames before are decoded as well.
-        damaged: Frames that FFmpeg decodes with errors. Where there are packets, that is seen
-            only when frames are decoded.
-        plain: Whether readers that number frames on their own arrive at the same numbers and
-            the same pictures.
+        seconds: When each frame is shown, in seconds after the first one; ascending.
+        packets: The packets to decode for a frame; None where a frame is found only by decoding
+            the file from its start.
+        damaged: Frames that FFmpeg decodes with errors. Empty where there are `packets`: the
+            reader then notices errors as it decodes.
+        reader_independent: Whether decord and torchcodec, which number frames on their own,
+            give the same pictures for the same numbers.
     """
 
     path: Path
@@ -112,7 +113,7 @@ class Listing:
     seconds: list[float]
     packets: PacketIndex | None
     damaged: frozenset[int]
-    plain: bool
+    reader_independent: bool
 
 
 def probe(path: Path) -> VideoInfo:
@@ -124,29 +125,29 @@ def probe(path: Path) -> VideoInfo:
     return list_frames(path).info
 
 
-def list_frames(path: Path, *, decode: bool = False) -> Listing:
+def list_frames(path: Path, *, decode: bool = False) -> FrameList:
     """Lists a video's frames.
 
     Args:
         path: The file.
-        decode: List what decoding all of it gives, whatever its packets tell.
+        decode: Decode the whole file to list them, even where its packets would do.
 
     Raises:
         VideoError: See `probe`.
     """
-    cut = _cut(path)
+    cut = _find_truncation(path)
     with open_file(path) as container:
         stream = video_stream(path, container)
         decode = decode or not (
             container.format.name.startswith(("mov", "matroska")) and _codec(stream) in INDEXED
         )
-        walk = _walk(container, stream, decode=decode)
-        first = walk.first
-        if not walk.packets or first is None:
+        demuxed = _demux(container, stream, decode=decode)
+        first = demuxed.first
+        if not demuxed.packets or first is None:
             raise VideoError.of(
                 path, f"has no frame that can be decoded: {cut or 'it is damaged'}."
             )
-        index = None if decode else _index(stream, walk)
+        index = None if decode else _index(stream, demuxed)
         if decode or index is not None:
             width, height = first.width, first.height
             if orientation(first)[0]:
@@ -158,27 +159,29 @@ def list_frames(path: Path, *, decode: bool = False) -> Listing:
                     "times the other.",
                 )
             if index is None:
-                times, damaged = _decoded(walk, container.format.name)
+                times, damaged = _decoded(demuxed, container.format.name)
             else:
                 times, damaged = [index.times[number] for number in index.shown], frozenset()
-            fps, seconds, note = _clock(path, container, stream, walk, times)
+            fps, seconds, note = _timestamps(path, container, stream, demuxed, times)
             duration = len(seconds) / fps
             if len(seconds) > 1:
                 timed = seconds[-1] * len(seconds) / (len(seconds) - 1)
                 if abs(timed - duration) > 0.5 / fps:
                     duration = timed
-            truncated = _truncated(container, stream, walk, cut)
+            truncated = _truncated(container, stream, demuxed, cut)
             if truncated:
                 truncated += f"; {len(seconds)} frames ({duration:.1f} s) are there"
-            return Listing(
+            return FrameList(
                 path=path,
                 info=VideoInfo(len(seconds), fps, width, height, duration, truncated, note),
                 seconds=seconds,
                 packets=index,
                 damaged=damaged,
-                plain=index is not None and not truncated and _is_plain(stream, walk, index),
+                reader_independent=index is not None
+                and not truncated
+                and _is_reader_independent(stream, demuxed, index),
             )
-    return list_frames(path, decode=True)  # by a decoder that has seen nothing yet
+    return list_frames(path, decode=True)  # with a new decoder: this one is in mid-stream
 
 
 def full_name(path: Path) -> str:
@@ -206,7 +209,7 @@ def open_file(path: Path) -> "InputContainer":
     if not status.st_size:
         raise VideoError.of(path, "is empty (0 bytes).")
     try:
-        # A playlist that calls itself a video must not make us open other places.
+        # A playlist that calls itself a video must not make FFmpeg open URLs.
         return av.open(
             full_name(path), metadata_errors="ignore", options={"protocol_whitelist": "file"}
         )
@@ -219,7 +222,7 @@ def open_file(path: Path) -> "InputContainer":
 
 
 def video_stream(path: Path, container: "InputContainer") -> "VideoStream":
-    """The stream that a player would show, decoding in one thread.
+    """The stream that a player would show, set up to decode in one thread.
 
     Raises:
         VideoError: If there is none.
@@ -278,11 +281,11 @@ def packet_number(frame: "VideoFrame") -> int | None:
 
 
 def orientation(frame: "VideoFrame") -> tuple[bool, bool, bool]:
-    """What a player does to a picture before it shows it (a phone held upright, a mirror).
+    """How a player turns or mirrors a frame before it shows it (a phone held upright).
 
     Returns:
-        Whether rows and columns change places, and whether the rows, and the columns, of what
-        comes of that are shown in reverse order.
+        Whether the picture is transposed, and whether the rows, and the columns, of the result
+        are then reversed.
     """
     from av.sidedata.sidedata import Type
 
@@ -312,16 +315,17 @@ class _Frame(NamedTuple):
 
 
 @dataclass
-class _Walk:
-    """One way through a file.
+class _Demuxed:
+    """What one pass over a file's packets found.
 
     Attributes:
         packets: The video stream's packets.
-        frames: What they decode to; empty where only the first picture was decoded.
+        frames: What they decode to; empty where only the first frame was decoded.
         errors: Packets that the decoder refused.
-        first: The first picture.
+        first: The first decoded frame.
         end: Seconds that all streams span.
-        clean: Whether the packets say by themselves which frames come out.
+        clean: Whether nothing was found that keeps packets from telling which frames they
+            decode to.
         layers: Whether pictures of one temporal layer may refer to any of a lower one.
         refreshes: Whether packets are marked as keyframes that are none.
         is_cut: Whether the last packet is incomplete.
@@ -338,19 +342,19 @@ class _Walk:
     is_cut: bool = False
 
 
-def _walk(container: "InputContainer", stream: "VideoStream", *, decode: bool) -> _Walk:
-    """Reads all packets; decodes them all, or until there is a picture."""
-    walk = _Walk([], [], [])
+def _demux(container: "InputContainer", stream: "VideoStream", *, decode: bool) -> _Demuxed:
+    """Reads all packets; decodes all of them, or only until there is a frame."""
+    demuxed = _Demuxed([], [], [])
     spans: dict[int, tuple[int, int, Fraction]] = {}  # by stream, in units of its time base
     parameters: set[bytes] | None = None
     codec, sized = _codec(stream), _has_sizes(stream)
 
     def take(pictures: "list[VideoFrame]") -> None:
-        walk.first = walk.first or next(iter(pictures), None)
+        demuxed.first = demuxed.first or next(iter(pictures), None)
         if decode:
             for picture in pictures:
                 number, is_key = packet_number(picture), picture.key_frame
-                walk.frames.append(_Frame(number, picture.pts, is_key, picture.is_corrupt))
+                demuxed.frames.append(_Frame(number, picture.pts, is_key, picture.is_corrupt))
 
     for packet in stream_packets(container):
         time = packet.pts if packet.pts is not None else packet.dts
@@ -358,48 +362,48 @@ def _walk(container: "InputContainer", stream: "VideoStream", *, decode: bool) -
             begin, end, unit = spans.get(packet.stream_index, (time, time, packet.time_base))
             stop = time + (packet.duration or 0)
             spans[packet.stream_index] = min(begin, time), max(end, stop), unit
-        walk.is_cut = packet.is_corrupt
+        demuxed.is_cut = packet.is_corrupt
         if packet.stream_index != stream.index:
             continue
-        number, is_key = len(walk.packets), packet.is_keyframe
+        number, is_key = len(demuxed.packets), packet.is_keyframe
         if not decode:
             if packet.is_corrupt or (number and packet.has_sidedata("new_extradata")):
-                walk.clean = False
+                demuxed.clean = False
             if codec in ("h264", "hevc"):
-                units = _Units.of(bytes(packet), codec) if sized else None
+                units = _NalUnits.of(bytes(packet), codec) if sized else None
                 if units is None:
-                    walk.clean = False
+                    demuxed.clean = False
                 else:
                     if parameters is None:
                         parameters = units.parameters
-                    walk.clean &= units.parameters <= parameters
-                    walk.layers |= units.is_layer
+                    demuxed.clean &= units.parameters <= parameters
+                    demuxed.layers |= units.is_layer
                     # Streams that refresh the picture bit by bit mark packets as keyframes
                     # after which frames go missing.
-                    walk.refreshes |= is_key and not units.is_key
+                    demuxed.refreshes |= is_key and not units.is_key
                     is_key = is_key and units.is_key
             elif codec == "vp8" and packet.size:
-                walk.clean &= bool(bytes(packet)[0] & 16)  # a picture that is only referred to
+                demuxed.clean &= bool(bytes(packet)[0] & 16)  # a picture that is only referred to
             elif codec == "mpeg4":
                 # DivX and XviD pack two pictures into one packet, and an empty one after it.
-                walk.clean &= b"DivX" not in bytes(packet) and b"XviD" not in bytes(packet)
-        walk.packets.append(_Packet(packet.pts, packet.dts, is_key, packet.is_discard))
-        if decode or walk.first is None:
+                demuxed.clean &= b"DivX" not in bytes(packet) and b"XviD" not in bytes(packet)
+        demuxed.packets.append(_Packet(packet.pts, packet.dts, is_key, packet.is_discard))
+        if decode or demuxed.first is None:
             pictures, failed = decode_packet(stream, packet, number)
-            walk.errors += [number] if failed else []
+            demuxed.errors += [number] if failed else []
             take(pictures)
-    if decode or walk.first is None:
+    if decode or demuxed.first is None:
         pictures, failed = decode_packet(stream, None)
-        walk.errors += [len(walk.packets)] if failed else []
+        demuxed.errors += [len(demuxed.packets)] if failed else []
         take(pictures)
     begin = min((float(begin * unit) for begin, _, unit in spans.values()), default=math.inf)
     end = max((float(end * unit) for _, end, unit in spans.values()), default=-math.inf)
-    walk.end = end - begin
-    return walk
+    demuxed.end = end - begin
+    return demuxed
 
 
-class _Units(NamedTuple):
-    """What the packet of H.264 or HEVC begins with, up to the first slice of its picture.
+class _NalUnits(NamedTuple):
+    """The NAL units of an H.264 or HEVC packet, up to the first slice of its picture.
 
     Attributes:
         parameters: Its parameter sets.
@@ -412,7 +416,7 @@ class _Units(NamedTuple):
     is_layer: bool
 
     @classmethod
-    def of(cls, data: bytes, codec: str) -> "_Units | None":
+    def of(cls, data: bytes, codec: str) -> "_NalUnits | None":
         """None where the packet does not consist of units with their sizes before them."""
         parameters: set[bytes] = set()
         at = 0
@@ -443,20 +447,20 @@ def _has_sizes(stream: "VideoStream") -> bool:
     return len(data) > where and data[0] == 1 and data[where] & 3 == 3
 
 
-def _index(stream: "VideoStream", walk: _Walk) -> PacketIndex | None:
-    """The frames by packets, None where the packets do not prove them."""
-    times = [packet.time for packet in walk.packets if packet.time is not None]
-    stored = [packet.decode_time for packet in walk.packets]  # Matroska does not tell the first
+def _index(stream: "VideoStream", demuxed: _Demuxed) -> PacketIndex | None:
+    """The index of the packets; None where they do not determine the frames."""
+    times = [packet.time for packet in demuxed.packets if packet.time is not None]
+    stored = [packet.decode_time for packet in demuxed.packets]  # Matroska does not tell the first
     known = [time for time in stored if time is not None]
-    keys = [number for number, packet in enumerate(walk.packets) if packet.is_key]
+    keys = [number for number, packet in enumerate(demuxed.packets) if packet.is_key]
     if (
-        not walk.clean
-        or walk.errors
-        or walk.first is None
-        or walk.first.is_corrupt
+        not demuxed.clean
+        or demuxed.errors
+        or demuxed.first is None
+        or demuxed.first.is_corrupt
         or not keys
         or keys[0] != 0
-        or not len(walk.packets) == len(times) == len(set(times))
+        or not len(demuxed.packets) == len(times) == len(set(times))
         or any(b < a for a, b in pairwise(known))
         # Times of decoding in the place of those of showing.
         or (stream.codec_context.has_b_frames and len(times) > 1 and times == stored)
@@ -464,37 +468,37 @@ def _index(stream: "VideoStream", walk: _Walk) -> PacketIndex | None:
         return None
     shown = [
         number
-        for number, packet in enumerate(walk.packets)
+        for number, packet in enumerate(demuxed.packets)
         if times[number] >= times[0] and not packet.is_hidden
     ]
     shown.sort(key=times.__getitem__)
     skips = (
         _codec(stream) in ("h264", "hevc", "mpeg4")
-        and not walk.layers
-        and not walk.first.interlaced_frame
+        and not demuxed.layers
+        and not demuxed.first.interlaced_frame
     )
     return PacketIndex(times, keys, shown, skips) if shown else None
 
 
-def _decoded(walk: _Walk, container: str) -> "tuple[list[int | None], frozenset[int]]":
+def _decoded(demuxed: _Demuxed, container: str) -> "tuple[list[int | None], frozenset[int]]":
     """Times of all frames, and those that come after an error with no keyframe in between."""
-    stored = [walk.packets[f.packet].decode_time for f in walk.frames if f.packet is not None]
+    stored = [demuxed.packets[f.packet].decode_time for f in demuxed.frames if f.packet is not None]
     slots = [time for time in stored if time is not None]
     times: list[int | None]
-    if container == "avi" and len(slots) == len(walk.frames):
+    if container == "avi" and len(slots) == len(demuxed.frames):
         times = [*sorted(slots)]  # AVI knows no times of showing, and FFmpeg guesses them badly
     else:
         # PyAV counts where FFmpeg has no time.
-        timed = all(packet.time is not None for packet in walk.packets)
-        times = [frame.time if timed else None for frame in walk.frames]
+        timed = all(packet.time is not None for packet in demuxed.packets)
+        times = [frame.time if timed else None for frame in demuxed.frames]
     # What cannot be decoded before the first picture is the end of something not in the file.
-    start = next((frame.packet for frame in walk.frames), None) or 0
-    errors = [number for number in walk.errors if start < number < len(walk.packets)]
-    errors += [f.packet or 0 for f in walk.frames if f.is_corrupt]
+    start = next((frame.packet for frame in demuxed.frames), None) or 0
+    errors = [number for number in demuxed.errors if start < number < len(demuxed.packets)]
+    errors += [f.packet or 0 for f in demuxed.frames if f.is_corrupt]
     errors.sort()
     damaged = set()
-    keys = [f for f in walk.frames if f.is_key and not f.is_corrupt and f.packet is not None]
-    for number, frame in enumerate(walk.frames):
+    keys = [f for f in demuxed.frames if f.is_key and not f.is_corrupt and f.packet is not None]
+    for number, frame in enumerate(demuxed.frames):
         if frame.packet is None:  # the decoder does not tell: everything after an error
             if errors:
                 damaged.add(number)
@@ -512,18 +516,18 @@ def _decoded(walk: _Walk, container: str) -> "tuple[list[int | None], frozenset[
     return times, frozenset(damaged)
 
 
-def _clock(
+def _timestamps(
     path: Path,
     container: "InputContainer",
     stream: "VideoStream",
-    walk: _Walk,
+    demuxed: _Demuxed,
     times: Sequence[int | None],
 ) -> tuple[float, list[float], str]:
-    """Frames per second, when each frame is shown, and what had to be repaired.
+    """Frames per second, the time of each frame in seconds, and a note of what was repaired.
 
-    The rate is the one that the file states, which other readers use as well, unless it is off
-    by more than half (recordings of browsers state 1000). Time stamps that make no sense give way
-    to the frame's number, at the usual distance of two frames.
+    The rate is the one that the file states, which other readers use as well, unless the time
+    stamps give less than half or more than twice of it (recordings of browsers state 1000). Time
+    stamps that make no sense are replaced: frames are then spaced evenly at their median distance.
 
     Raises:
         VideoError: If nothing tells when frames are shown.
@@ -536,25 +540,25 @@ def _clock(
         fault, gaps = "", []
     else:
         gaps = [b - a for a, b in pairwise(known)]
-        fault = _fault(known, gaps, container.format.name)
+        fault = _timestamp_fault(known, gaps, container.format.name)
         if not fault:
             if len(known) > 1 and known[-1] > known[0]:
                 real = (len(known) - 1) / (known[-1] - known[0])
                 stated = stated if real / 2 <= stated <= real * 2 else real
-            if stated <= MOST_FPS:
+            if stated <= MAX_FPS:
                 return stated or 1.0, [time - known[0] for time in known], ""
             fault = f"its time stamps give {stated:.0f} frames per second"
     usual = [gap for gap in gaps if gap > 0]
     own = [float(stream.codec_context.framerate or 0), float(stream.base_rate or 0)]
     if not fault:
         rates = [stated, *own]
-    elif not usual or 1 / median(usual) > MOST_FPS:
+    elif not usual or 1 / median(usual) > MAX_FPS:
         rates = [*own, stated]  # what is stated was computed from the time stamps
     else:
         rates = [1 / median(usual)]
         if rates[0] / 3 <= stated <= rates[0] * 3:
             rates = [stated]
-    sane = [rate for rate in rates if 0.01 <= rate <= MOST_FPS]
+    sane = [rate for rate in rates if 0.01 <= rate <= MAX_FPS]
     if not sane:
         raise VideoError.of(
             path, f"does not tell when its frames are shown: {fault or 'it has no time stamps'}."
@@ -564,7 +568,7 @@ def _clock(
     return fps, [number / fps for number in range(len(times))], note
 
 
-def _fault(times: list[float], gaps: list[float], container: str) -> str:
+def _timestamp_fault(times: list[float], gaps: list[float], container: str) -> str:
     """What is wrong with the time stamps of frames in the order of decoding; empty for nothing."""
     for number, gap in enumerate(gaps):
         if gap < 0:
@@ -578,7 +582,7 @@ def _fault(times: list[float], gaps: list[float], container: str) -> str:
     rest = times[-1] - times[0] - longest
     at = gaps.index(longest) if gaps else 0
     streams = container in ("mpegts", "mpeg", "mpegtsraw")
-    if (streams and longest > LEAP_OF_STREAMS) or longest > max(LEAP, 10 * rest):
+    if (streams and longest > MAX_STREAM_GAP) or longest > max(MAX_GAP, 10 * rest):
         return (
             f"its time stamps leap at frame {at + 1} (from {times[at]:.3f} to "
             f"{times[at + 1]:.3f} s)"
@@ -586,31 +590,35 @@ def _fault(times: list[float], gaps: list[float], container: str) -> str:
     return ""
 
 
-def _truncated(container: "InputContainer", stream: "VideoStream", walk: _Walk, cut: str) -> str:
+def _truncated(
+    container: "InputContainer", stream: "VideoStream", demuxed: _Demuxed, cut: str
+) -> str:
     """What the file lacks of what it promises."""
     if container.format.name.startswith(("mov", "avi")):  # others index other things
-        held, stated = len(walk.packets), len(stream.index_entries)
+        held, stated = len(demuxed.packets), len(stream.index_entries)
         if held < stated:
             return f"it holds {held} of the {stated} frames that it lists"
     if cut:
         return cut
-    if walk.is_cut:
+    if demuxed.is_cut:
         return "it ends within a frame"
     unit = stream.time_base
     if container.format.name == "avi" and stream.duration and unit:
-        stored = [packet.decode_time for packet in walk.packets if packet.decode_time is not None]
+        stored = [
+            packet.decode_time for packet in demuxed.packets if packet.decode_time is not None
+        ]
         held, stated = max(stored, default=0) + 1, stream.duration
         if held < stated - 1:
             return f"it holds {held} of the {stated} frames that it states"
     # Not closer than half: the last picture of a stream without sound may stay for long.
     length = (container.duration or 0) / 1_000_000
-    if length and walk.end < length / 2:
-        return f"it ends after {max(walk.end, 0):.1f} of the {length:.1f} s that it states"
+    if length and demuxed.end < length / 2:
+        return f"it ends after {max(demuxed.end, 0):.1f} of the {length:.1f} s that it states"
     return ""
 
 
-def _is_plain(stream: "VideoStream", walk: _Walk, index: PacketIndex) -> bool:
-    first = walk.first
+def _is_reader_independent(stream: "VideoStream", demuxed: _Demuxed, index: PacketIndex) -> bool:
+    first = demuxed.first
     assert first is not None
     chroma = first.format.components[-1]
     whole = first.width % chroma.width == 0 and first.height % chroma.height == 0
@@ -623,7 +631,7 @@ def _is_plain(stream: "VideoStream", walk: _Walk, index: PacketIndex) -> bool:
         and stream.frames in (0, len(index.times))
         # decord takes a keyframe's place among the packets for its place among the frames.
         and all(index.shown[key] == key for key in index.keys)
-        and not walk.refreshes
+        and not demuxed.refreshes
         # It converts the colours of interlaced and of odd-sized pictures in another way.
         and not first.interlaced_frame
         and whole
@@ -632,8 +640,8 @@ def _is_plain(stream: "VideoStream", walk: _Walk, index: PacketIndex) -> bool:
     )
 
 
-def _cut(path: Path) -> str:
+def _find_truncation(path: Path) -> str:
     with suppress(OSError, ValueError):  # `open_file` says what is wrong
         if S_ISREG(path.stat().st_mode):
-            return what_is_cut(path)
+            return find_truncation(path)
     return ""

@@ -1,7 +1,7 @@
 """Readers: from frame numbers to pictures.
 
-PyAV is the one that is always right. decord and torchcodec read a file only where their own
-numbering of frames and their pictures are known to agree with it.
+PyAV reads every file. decord and torchcodec number frames on their own, so they are used only for
+files of which they are known to give the same pictures for the same numbers; PyAV reads the others.
 """
 
 from bisect import bisect_right
@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from rbft.video.packet_index import (
-    Listing,
+    FrameList,
     PacketIndex,
     VideoError,
     VideoInfo,
@@ -32,32 +32,33 @@ if TYPE_CHECKING:
 
 Picture = UInt8[ndarray, "height width 3"]
 Fetch = Callable[[list[int]], UInt8[ndarray, "frames height width 3"]]
-DEFAULT = "pyav"  # needs 0.4 to 0.7 of the processor time that decord does
+DEFAULT_READER = "pyav"  # the fastest, or no slower: see benchmarks/README.md
 
 
-class Irregular(Exception):  # noqa: N818
-    """The packets of a file promise other frames than come out: list what decoding it gives."""
+class IndexMismatch(Exception):  # noqa: N818
+    """Decoding gave other frames than the packets announce: list them with `decode=True`."""
 
 
-def read_pyav(listing: Listing, wanted: list[int]) -> Iterator[Picture]:
+def read_pyav(listing: FrameList, wanted: list[int]) -> Iterator[Picture]:
     """Pictures of frames (in ascending order) by PyAV.
 
     Where the listing has an index of packets, those that no wanted frame depends on are not
     decoded.
 
     Raises:
-        Irregular: If a frame does not come out that way, or with an error.
+        IndexMismatch: If decoding by that index misses a frame or gives it with an error.
+        VideoError: If the file lost frames since it was listed.
     """
     if listing.packets is None:
         return _read_counted(listing, wanted)
     return _read_indexed(listing, listing.packets, wanted)
 
 
-def check_damage(listing: Listing, wanted: list[int]) -> None:
-    """Refuses frames that are known to be damaged.
+def check_damage(listing: FrameList, wanted: list[int]) -> None:
+    """Raises an error if a wanted frame is known to be damaged.
 
     Raises:
-        VideoError: If one is.
+        VideoError: Naming the first damaged one and its time.
     """
     for frame in wanted:
         if frame in listing.damaged:
@@ -68,14 +69,14 @@ def check_damage(listing: Listing, wanted: list[int]) -> None:
             )
 
 
-def _read_counted(listing: Listing, wanted: list[int]) -> Iterator[Picture]:
-    """Pictures by their place among all that the decoder gives."""
+def _read_counted(listing: FrameList, wanted: list[int]) -> Iterator[Picture]:
+    """Pictures of a file without packet index: decodes it from the start and counts."""
     to_rgb = _Converter(listing.info)
     waiting = wanted[::-1]
     count = 0
     with open_file(listing.path) as container:
         stream = video_stream(listing.path, container)
-        for packet in _and_none(stream_packets(container, stream)):
+        for packet in _with_flush(stream_packets(container, stream)):
             for picture in decode_packet(stream, packet)[0]:
                 if waiting and waiting[-1] == count:
                     converted = to_rgb(picture)
@@ -88,8 +89,8 @@ def _read_counted(listing: Listing, wanted: list[int]) -> Iterator[Picture]:
     raise VideoError.of(listing.path, "changed while it was read: it has fewer frames now.")
 
 
-def _read_indexed(listing: Listing, index: PacketIndex, wanted: list[int]) -> Iterator[Picture]:
-    """Pictures from those runs of packets that they depend on."""
+def _read_indexed(listing: FrameList, index: PacketIndex, wanted: list[int]) -> Iterator[Picture]:
+    """Pictures of a file with packet index: decodes only what they depend on."""
     to_rgb = _Converter(listing.info)
     spans = _spans(index, wanted)[::-1]
     waiting = [index.shown[frame] for frame in reversed(wanted)]
@@ -105,7 +106,7 @@ def _read_indexed(listing: Listing, index: PacketIndex, wanted: list[int]) -> It
             if number < start:
                 continue
             if packet.pts != index.times[number]:
-                raise Irregular
+                raise IndexMismatch
             if index.skips:
                 # Frames that no other frame refers to need no decoding.
                 now = "DEFAULT" if number in needed else "NONREF"
@@ -114,7 +115,7 @@ def _read_indexed(listing: Listing, index: PacketIndex, wanted: list[int]) -> It
             pictures, failed = decode_packet(stream, packet, number)
             # A frame that is shown before its keyframe is not ours: the next span has it.
             if failed and index.times[number] >= index.times[start]:
-                raise Irregular
+                raise IndexMismatch
             if number == stop:
                 pictures += decode_packet(stream, None)[0]
                 codec.flush_buffers()
@@ -124,31 +125,31 @@ def _read_indexed(listing: Listing, index: PacketIndex, wanted: list[int]) -> It
                 if time is None or time < index.times[start]:
                     continue
                 if picture.is_corrupt or (index.skips and picture.interlaced_frame):
-                    raise Irregular
+                    raise IndexMismatch
                 own = packet_number(picture)
                 if own in needed:
                     if not waiting or own != waiting[-1]:
-                        raise Irregular
+                        raise IndexMismatch
                     converted = to_rgb(picture)
                     while waiting and waiting[-1] == own:
                         waiting.pop()
                         yield converted
     if waiting:
-        raise Irregular
+        raise IndexMismatch
 
 
-def _and_none(packets: Iterator[Any]) -> Iterator[Any]:
-    """The packets, and the None that makes a decoder give what it holds."""
+def _with_flush(packets: Iterator[Any]) -> Iterator[Any]:
+    """The packets, then the None that flushes the decoder."""
     yield from packets
     yield None
 
 
-def read_decord(listing: Listing, wanted: list[int]) -> Iterator[Picture]:
+def read_decord(listing: FrameList, wanted: list[int]) -> Iterator[Picture]:
     """Pictures of frames (in ascending order) by decord, see `read_pyav`.
 
     decord 0.6 returns other frames than asked for from transport streams, AVI files and open
     groups of pictures, converts the colours of interlaced and odd-sized ones in another way, and
-    aborts the process on some broken headers. Such files never reach it. What it cannot tell is
+    aborts the process on some broken headers; such files are left to PyAV. It does not tell
     whether a frame was decoded with errors that the decoder concealed.
     """
 
@@ -156,7 +157,7 @@ def read_decord(listing: Listing, wanted: list[int]) -> Iterator[Picture]:
         import decord
 
         decord.logging.set_level(decord.logging.FATAL)
-        # A share of frames: not one may be silently replaced by its neighbour.
+        # The share of frames that may fail to decode and be replaced by a neighbour: none.
         tolerance: Any = 0.0001
         video = decord.VideoReader(path, num_threads=1, fault_tol=tolerance)
         return len(video), lambda numbers: video.get_batch(numbers).asnumpy()
@@ -164,7 +165,7 @@ def read_decord(listing: Listing, wanted: list[int]) -> Iterator[Picture]:
     return _read(listing, wanted, open_with)
 
 
-def read_torchcodec(listing: Listing, wanted: list[int]) -> Iterator[Picture]:
+def read_torchcodec(listing: FrameList, wanted: list[int]) -> Iterator[Picture]:
     """Pictures of frames (in ascending order) by torchcodec, see `read_pyav`."""
 
     def open_with(path: str) -> tuple[int, Fetch]:
@@ -179,14 +180,14 @@ def read_torchcodec(listing: Listing, wanted: list[int]) -> Iterator[Picture]:
 
 
 def _read(
-    listing: Listing, wanted: list[int], open_with: Callable[[str], tuple[int, Fetch]]
+    listing: FrameList, wanted: list[int], open_with: Callable[[str], tuple[int, Fetch]]
 ) -> Iterator[Picture]:
-    """Pictures by a reader with frame numbers of its own, as far as they agree; then by PyAV."""
+    """Pictures by another library as far as its frames agree with the listing; the rest by PyAV."""
     done = 0
     size = (listing.info.height, listing.info.width)
     # Neither library says what is wrong with a file; PyAV then does, or reads it.
     with suppress(Exception):
-        if listing.plain:
+        if listing.reader_independent:
             frames, fetch = open_with(full_name(listing.path))
             while frames == listing.info.frames and done < len(wanted):
                 pictures = fetch(wanted[done : done + 16])
@@ -198,23 +199,24 @@ def _read(
         yield from read_pyav(listing, wanted[done:])
 
 
-READERS: dict[str, Callable[[Listing, list[int]], Iterator[Picture]]] = {
+READERS: dict[str, Callable[[FrameList, list[int]], Iterator[Picture]]] = {
     "decord": read_decord,
     "pyav": read_pyav,
     "torchcodec": read_torchcodec,
 }
 
 
-def find_reader(name: str | None) -> Callable[[Listing, list[int]], Iterator[Picture]]:
+def find_reader(name: str | None) -> Callable[[FrameList, list[int]], Iterator[Picture]]:
     """The reader of that name; None is PyAV.
 
     Raises:
         ValueError: If there is no such reader or it is not installed.
     """
-    name = name or DEFAULT
+    name = name or DEFAULT_READER
     if name not in READERS:
         raise ValueError(
-            f"data.reader is '{name}'; allowed are {', '.join(READERS)} and null ({DEFAULT})."
+            f"data.reader is '{name}'; allowed are {', '.join(READERS)} and null "
+            f"({DEFAULT_READER})."
         )
     if name != "pyav":
         try:
@@ -245,7 +247,7 @@ def _spans(index: PacketIndex, wanted: list[int]) -> list[tuple[int, int]]:
 
 
 class _Converter:
-    """Makes pictures of decoded frames: RGB, of the size and the way up that are shown."""
+    """Converts decoded frames to RGB pictures of the size and orientation that a player shows."""
 
     def __init__(self, info: VideoInfo) -> None:
         self.info = info

@@ -1,40 +1,39 @@
 """From a video file to the frames that the model sees.
 
 Frames are chosen and sized as qwen-vl-utils 0.0.14 does (`fetch_video`), with which Qwen2-VL and
-Qwen2.5-VL were tuned. `listing.py` tells which frames a file holds, `readers.py` fetches them.
-Frames, their numbers and the frame rate travel together, so that whoever takes a clip can tell
-when each frame was.
+Qwen2.5-VL were tuned. `packet_index.py` lists the frames that a file holds, `readers.py` decodes
+them. A `Video` holds the frames with their numbers and the frame rate, from which the model's time
+positions are computed.
 """
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from rbft.video.frame_settings import FrameSettings
 from rbft.video.packet_index import (
     MAX_ASPECT_RATIO,
-    Listing,
+    FrameList,
     VideoError,
     VideoInfo,
     list_frames,
     probe,
 )
-from rbft.video.readers import Irregular, check_damage, find_reader
+from rbft.video.readers import IndexMismatch, Picture, check_damage, find_reader
 
 __all__ = [
     "Video",
     "VideoError",
     "VideoInfo",
     "decode_video",
-    "determining",
     "frame_size",
     "patch_grid",
     "plan_frames",
@@ -49,30 +48,16 @@ MAX_FRAME_TOKENS = 768
 
 
 class NoFrames(ValueError):  # noqa: N818
-    """A part of a video that holds no frame."""
-
-
-def determining(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings of `decode_video` that decide which frames are seen.
-
-    What was added since with a default that changes nothing is left out where it has that default,
-    so that what was made before stays known.
-    """
-    same = {"sampling": "frame", "damaged": "error"}
-    return {
-        name: value
-        for name, value in settings.items()
-        if name != "reader" and not (name in same and value == same[name])
-    }
+    """No frame lies in the given part of a video."""
 
 
 @dataclass(frozen=True)
 class Video:
-    """Frames of a clip and when they were.
+    """Frames of a clip and when they are shown.
 
     Attributes:
-        frames: The pictures, resized.
-        indices: Frame number in the file of each picture.
+        frames: Resized.
+        indices: Number of each frame in the file.
         total_frames: Frames of the file, or of the part of it that is used.
         fps: Frames per second of the file.
     """
@@ -84,7 +69,7 @@ class Video:
 
     @property
     def sampled_fps(self) -> float:
-        """Pictures per second of video time, as qwen-vl-utils computes it."""
+        """Sampled frames per second of video time, as qwen-vl-utils computes it."""
         return len(self.indices) / self.total_frames * self.fps
 
     def seconds_per_pair(self, temporal_patch_size: int = TEMPORAL_PATCH) -> float:
@@ -94,18 +79,10 @@ class Video:
 
 def decode_video(
     path: Path,
+    settings: FrameSettings,
     *,
-    fps: float,
-    min_pixels: int,
-    max_pixels: int,
-    num_frames: int | None = None,
-    min_frames: int = 4,
-    max_frames: int = 768,
-    sampling: Literal["frame", "time"] = "frame",
     start: float | None = None,
     end: float | None = None,
-    reader: str | None = None,
-    damaged: Literal["error", "use"] = "error",
 ) -> Video:
     """Decodes and resizes the sampled frames of a clip, and as few others as possible.
 
@@ -113,91 +90,70 @@ def decode_video(
 
     Args:
         path: The video file.
-        fps: See `sample_indices`.
-        min_pixels: See `frame_size`.
-        max_pixels: See `frame_size`.
-        num_frames: See `sample_indices`.
-        min_frames: See `sample_indices`.
-        max_frames: See `sample_indices`.
-        sampling: Frames evenly spaced by their number, see `sample_indices`, or by the time at
-            which they are shown, see `sample_times`.
+        settings: Which frames, and their size.
         start: See `frame_range`.
         end: See `frame_range`.
-        reader: pyav, decord or torchcodec; None for PyAV.
-        damaged: Whether a file that was cut off, or frames that are decoded with errors, are an
-            error or are used as they are.
 
     Raises:
         VideoError: If the file gives no clip: missing, empty, truncated, damaged, no video, too
             elongated, or without frames between start and end.
         ValueError: If a setting is out of range.
     """
-    read = find_reader(reader)
+    read = find_reader(settings.reader)
     listing = list_frames(path)
-    if listing.info.truncated and damaged == "error":
+    if listing.info.truncated and settings.damaged == "error":
         raise VideoError.of(path, f"is truncated: {listing.info.truncated}.")
-
-    def sample(listing: Listing) -> Video:
-        info = listing.info
-        try:
-            if sampling == "time":
-                indices, used, rate = sample_times(
-                    listing.seconds,
-                    info.duration,
-                    fps=fps,
-                    num_frames=num_frames,
-                    min_frames=min_frames,
-                    max_frames=max_frames,
-                    start=start,
-                    end=end,
-                )
-            else:
-                first, last = frame_range(info.frames, info.fps, start, end)
-                used, rate, indices = last - first + 1, info.fps, None
-        except NoFrames as error:
-            raise VideoError.of(path, f"has no such part: {error}") from error
-        plan = plan_frames(
-            info,
-            fps=fps,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
-            num_frames=num_frames if indices is None else len(indices),
-            min_frames=min_frames,
-            max_frames=max_frames,
-            start=start if indices is None else None,
-            end=end if indices is None else None,
-        )
-        indices = plan[0] if indices is None else indices
-        if damaged == "error":
-            check_damage(listing, indices)
-        # Resized in small batches, into their place: a long clip in full resolution would fill the
-        # memory.
-        frames = torch.empty((len(indices), 3, *plan[1]), dtype=torch.uint8)
-        batch, done = [], 0
-        for picture in read(listing, indices):
-            batch.append(picture)
-            if len(batch) == 16 or done + len(batch) == len(indices):
-                own = slice(done, done + len(batch))
-                frames[own] = _resize(torch.from_numpy(np.stack(batch)), plan[1])
-                batch, done = [], own.stop
-        assert done == len(indices)
-        return Video(frames, indices, used, rate)
-
     try:
-        return sample(listing)
-    except Irregular:
-        return sample(list_frames(path, decode=True))
+        return _decode(listing, read, settings, start, end)
+    except IndexMismatch:
+        return _decode(list_frames(path, decode=True), read, settings, start, end)
+
+
+def _decode(
+    listing: FrameList,
+    read: Callable[[FrameList, list[int]], Iterator[Picture]],
+    settings: FrameSettings,
+    start: float | None,
+    end: float | None,
+) -> Video:
+    """`decode_video` of a file whose frames are listed.
+
+    Raises:
+        IndexMismatch: If decoding gives other frames.
+    """
+    info = listing.info
+    try:
+        if settings.sampling == "time":
+            indices, used, rate = sample_times(
+                listing.seconds, info.duration, settings, start=start, end=end
+            )
+        else:
+            first, last = frame_range(info.frames, info.fps, start, end)
+            used, rate = last - first + 1, info.fps
+            indices = sample_indices(info.frames, info.fps, settings, start=start, end=end)
+    except NoFrames as error:
+        raise VideoError.of(listing.path, f"has no such part: {error}") from error
+    size = _frame_size(info, len(indices), settings)
+    if settings.damaged == "error":
+        check_damage(listing, indices)
+    # Resized in small batches into one tensor: all frames of a long clip in full resolution would
+    # not fit into memory.
+    frames = torch.empty((len(indices), 3, *size), dtype=torch.uint8)
+    batch, done = [], 0
+    for picture in read(listing, indices):
+        batch.append(picture)
+        if len(batch) == 16 or done + len(batch) == len(indices):
+            own = slice(done, done + len(batch))
+            frames[own] = _resize(torch.from_numpy(np.stack(batch)), size)
+            batch, done = [], own.stop
+    assert done == len(indices)
+    return Video(frames, indices, used, rate)
 
 
 def plan_frames(
     info: VideoInfo,
+    settings: FrameSettings,
     *,
-    fps: float,
-    min_pixels: int,
-    max_pixels: int,
-    num_frames: int | None = None,
-    min_frames: int = 4,
-    max_frames: int = 768,
     start: float | None = None,
     end: float | None = None,
 ) -> tuple[list[int], tuple[int, int]]:
@@ -205,12 +161,8 @@ def plan_frames(
 
     Args:
         info: What is known about the file.
-        fps: See `sample_indices`.
-        min_pixels: See `frame_size`.
-        max_pixels: See `frame_size`.
-        num_frames: See `sample_indices`.
-        min_frames: See `sample_indices`.
-        max_frames: See `sample_indices`.
+        settings: Which frames, and their size. When each frame is shown is not known here: with
+            `sampling` time, only the number of frames, and so the size, is that of `decode_video`.
         start: See `frame_range`.
         end: See `frame_range`.
 
@@ -220,24 +172,9 @@ def plan_frames(
     Raises:
         ValueError: See `sample_indices` and `frame_size`.
     """
-    indices = sample_indices(
-        info.frames,
-        info.fps,
-        fps=fps,
-        num_frames=num_frames,
-        min_frames=min_frames,
-        max_frames=max_frames,
-        start=start,
-        end=end,
-    )
-    size = frame_size(
-        info.height,
-        info.width,
-        len(indices),
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
-    )
-    return indices, size
+    rate = info.fps if settings.sampling == "frame" else info.frames / info.duration
+    indices = sample_indices(info.frames, rate, settings, start=start, end=end)
+    return indices, _frame_size(info, len(indices), settings)
 
 
 def patch_grid(frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
@@ -278,11 +215,8 @@ def frame_range(
 def sample_indices(
     total_frames: int,
     native_fps: float,
+    settings: FrameSettings,
     *,
-    fps: float,
-    num_frames: int | None = None,
-    min_frames: int = 4,
-    max_frames: int = 768,
     start: float | None = None,
     end: float | None = None,
 ) -> list[int]:
@@ -295,10 +229,7 @@ def sample_indices(
     Args:
         total_frames: Frames in the file.
         native_fps: Frames per second of the file.
-        fps: Frames to take per second of video time.
-        num_frames: Frames to take, rounded to an even number, instead of `fps`.
-        min_frames: Fewest frames to take, as far as the clip has them.
-        max_frames: Most frames to take; longer clips are sampled more thinly.
+        settings: How many frames to take.
         start: See `frame_range`.
         end: See `frame_range`.
 
@@ -309,41 +240,34 @@ def sample_indices(
         ValueError: If a setting is out of range or the part holds no frame.
     """
     first, last = frame_range(total_frames, native_fps, start, end)
-    count = _frame_count(last - first + 1, native_fps, fps, num_frames, min_frames, max_frames)
+    count = _frame_count(last - first + 1, native_fps, settings)
     return torch.linspace(first, last, count).round().long().tolist()
 
 
 def sample_times(
     seconds: Sequence[float],
     duration: float,
+    settings: FrameSettings,
     *,
-    fps: float,
-    num_frames: int | None = None,
-    min_frames: int = 4,
-    max_frames: int = 768,
     start: float | None = None,
     end: float | None = None,
 ) -> tuple[list[int], int, float]:
     """Numbers of the frames that are shown at evenly spaced times, the first and last included.
 
-    As many as `sample_indices` takes. Where the frame rate varies, this shows a clip as it is
-    seen: a picture that stands for long comes up several times, and many within a moment do not
-    crowd out the rest. Of a constant frame rate they are those of `sample_indices`, up to
-    rounding.
+    As many as `sample_indices` takes. Where the frame rate varies, a frame that is shown for long
+    is taken several times, and frames that are shown for a moment are skipped. With a constant
+    frame rate they are those of `sample_indices`, up to rounding.
 
     Args:
         seconds: When each frame of the file is shown, from the first one on, ascending.
         duration: Seconds that all of them are shown for.
-        fps: See `sample_indices`.
-        num_frames: See `sample_indices`.
-        min_frames: See `sample_indices`.
-        max_frames: See `sample_indices`.
+        settings: How many frames to take.
         start: Seconds from the file's start; a frame before it that is still shown does not count.
         end: Seconds from the file's start, negative from its end.
 
     Returns:
-        Frame numbers, the number of frames in the part, and their average rate, which puts as
-        many pictures into a second as the true times do.
+        Frame numbers, the number of frames in the part, and their average rate by the time
+        stamps.
 
     Raises:
         ValueError: If a setting is out of range or the part holds no frame.
@@ -360,8 +284,8 @@ def sample_times(
     used = last - first + 1
     span = seconds[last] - seconds[first]
     rate = (used - 1) / span if span else len(seconds) / duration
-    count = _frame_count(used, rate, fps, num_frames, min_frames, max_frames)
-    # What is shown at a time, or is about to be within half the usual distance of two frames.
+    count = _frame_count(used, rate, settings)
+    # The frame shown at a time; the next one where it is less than half the median gap away.
     gaps = sorted(b - a for a, b in pairwise(seconds[first : last + 1]))
     ahead = gaps[(len(gaps) - 1) // 2] / 2 if gaps else 0.0
     times = np.linspace(seconds[first], seconds[last], count)
@@ -369,30 +293,23 @@ def sample_times(
     return indices, used, rate
 
 
-def _frame_count(
-    used: int,
-    native_fps: float,
-    fps: float,
-    num_frames: int | None,
-    min_frames: int,
-    max_frames: int,
-) -> int:
+def _frame_count(used: int, native_fps: float, settings: FrameSettings) -> int:
     """Frames to take of a part with `used` frames."""
+    num_frames, fps, max_frames = settings.num_frames, settings.fps, settings.max_frames
     if num_frames is not None:
         count = round(num_frames / TEMPORAL_PATCH) * TEMPORAL_PATCH
         if count < TEMPORAL_PATCH:
             raise ValueError(f"data.num_frames ({num_frames}) must be at least 2, or null.")
-    else:
-        if fps <= 0:
-            raise ValueError(f"data.fps ({fps}) must be above 0.")
-        if max_frames < TEMPORAL_PATCH:
-            raise ValueError(f"data.max_frames ({max_frames}) must be at least 2.")
-        fewest = math.ceil(min_frames / TEMPORAL_PATCH) * TEMPORAL_PATCH
-        most = max_frames // TEMPORAL_PATCH * TEMPORAL_PATCH
-        asked = min(max(used / native_fps * fps, fewest), most, used)
-        # Only a clip of one frame comes below a pair.
-        count = max(math.floor(asked / TEMPORAL_PATCH) * TEMPORAL_PATCH, TEMPORAL_PATCH)
-    return count
+        return count
+    if fps <= 0:
+        raise ValueError(f"data.fps ({fps}) must be above 0.")
+    if max_frames < TEMPORAL_PATCH:
+        raise ValueError(f"data.max_frames ({max_frames}) must be at least 2.")
+    fewest = math.ceil(settings.min_frames / TEMPORAL_PATCH) * TEMPORAL_PATCH
+    most = max_frames // TEMPORAL_PATCH * TEMPORAL_PATCH
+    asked = min(max(used / native_fps * fps, fewest), most, used)
+    # Only a clip of one frame comes below a pair.
+    return max(math.floor(asked / TEMPORAL_PATCH) * TEMPORAL_PATCH, TEMPORAL_PATCH)
 
 
 def frame_size(
@@ -449,6 +366,16 @@ def frame_size(
         rows = math.ceil(height * grow / FACTOR) * FACTOR
         columns = math.ceil(width * grow / FACTOR) * FACTOR
     return rows, columns
+
+
+def _frame_size(info: VideoInfo, num_frames: int, settings: FrameSettings) -> tuple[int, int]:
+    return frame_size(
+        info.height,
+        info.width,
+        num_frames,
+        min_pixels=settings.min_pixels,
+        max_pixels=settings.max_pixels,
+    )
 
 
 def _resize(

@@ -1,9 +1,15 @@
-"""A folder of tensors that are made once and then read: decoded clips, outputs of a frozen tower.
+"""A folder of cached tensors: decoded clips, outputs of a frozen vision tower.
 
-One file per tensor: a header, then the values, each with a checksum. They are read, not mapped: a
-mapped file that another process cuts kills its reader. Files appear whole or not at all (written
-under another name, then renamed) and are never changed, so any number of processes may read, write
-and remove them at once.
+One file per tensor: a header, then the values, each with a checksum. Files are read, not mapped: if
+another process truncates a mapped file, its reader dies of SIGBUS. They are written atomically (to
+another name, then renamed) and never changed, so any number of processes may read, write and remove
+them at once.
+
+The format is not safetensors, which was slower. Processor seconds beside those of `read_entry`
+without check and `DiskCache.write` (safetensors 0.8.0, numpy 2.4, torch 2.15, 2 cores that others
+used too, files in the page cache, medians of 21 runs in turns): `safe_open(backend="pread")` 0.8 to
+1.1 times for 1 to 10 MB, 1.2 to 1.3 for 25 to 30 MB, 3.9 for 60 MB; `load` of the file's bytes 0.9
+to 1.4 times for 1 to 10 MB, 2.8 for 25 MB, 6.1 for 60 MB; `save_file` 0.8 to 2.1 times.
 """
 
 import hashlib
@@ -38,9 +44,9 @@ FREED = 0.1  # share of the folder that a full one is emptied by, for the same r
 
 
 class DiskCache:
-    """Tensors on disk, least recently used ones removed first. Subclasses say what they are.
+    """Tensors on disk within a size limit, the least recently used removed first.
 
-    A folder that cannot be written, or a full disk, costs a line in the log and nothing else.
+    A folder that cannot be written, or a full disk, is logged once; nothing is kept then.
 
     Args:
         folder: Where the files are; made where it does not exist.
@@ -50,28 +56,28 @@ class DiskCache:
     Attributes:
         suffix: Ending of the files' names.
         name: What the cache is called in messages.
-        otherwise: What happens where the folder cannot be written, for the message.
+        fallback: What happens where the folder cannot be written, for the message.
     """
 
     suffix: ClassVar[str]
     name: ClassVar[str]
-    otherwise: ClassVar[str]
+    fallback: ClassVar[str]
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         if max_bytes < 0:
             raise ValueError(f"The {self.name}'s size ({max_bytes} bytes) must not be negative.")
         self.folder, self.max_bytes = Path(folder), max_bytes
-        self._complained = False
+        self._warned = False
         self._room = 0.0  # bytes that may be written before the folder is listed again
         self._checked: set[str] = set()  # keys whose values were compared with their checksum
 
     def read(self, key: str) -> tuple[Tensor, dict[str, Any]] | None:
-        """The tensor kept under the key and the facts kept with it; None where there is none.
+        """The tensor kept under the key and its metadata; None where there is none.
 
         Its values are compared with their checksum when this process first reads them. The tensor
         is the caller's own; the file stays as it is.
         """
-        entry = self.place(key)
+        entry = self.path(key)
         try:
             found = read_entry(entry, check=key not in self._checked)
         except OSError:
@@ -86,18 +92,18 @@ class DiskCache:
             os.utime(entry)  # when it was last used
         return found
 
-    def write(self, key: str, tensor: Tensor, facts: dict[str, Any]) -> None:
-        """Keeps a tensor and facts about it under the key, as far as there is room.
+    def write(self, key: str, tensor: Tensor, metadata: dict[str, Any]) -> None:
+        """Keeps a tensor and its metadata under the key; not if it exceeds the size limit.
 
         Args:
             key: The key.
             tensor: Of any type and shape.
-            facts: Whatever JSON can hold.
+            metadata: Whatever JSON can hold.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             values = tensor.contiguous().flatten().view(torch.uint8).cpu().numpy()
-            header = _header(tensor, facts, zlib.crc32(values.data))
+            header = _header(tensor, metadata, zlib.crc32(values.data))
             bytes_needed = len(header) + tensor.nbytes
             if bytes_needed > self.max_bytes:
                 return
@@ -107,31 +113,31 @@ class DiskCache:
                 with os.fdopen(handle, "wb") as file:
                     file.write(header)
                     file.write(values.data)
-                Path(part).replace(self.place(key))
+                Path(part).replace(self.path(key))
             except BaseException:
                 _remove(Path(part))
                 raise
         except OSError as error:
-            if not self._complained:
+            if not self._warned:
                 log.warning(
                     "%s: %s cannot be written (%s); %s.",
                     self._title,
                     self.folder,
                     error.strerror,
-                    self.otherwise,
+                    self.fallback,
                 )
-            self._complained = True
+            self._warned = True
 
-    def place(self, key: str) -> Path:
-        """The key's file."""
+    def path(self, key: str) -> Path:
+        """The file of a key."""
         return self.folder / f"{key}{self.suffix}"
 
     def size(self) -> int:
-        """Bytes that the folder's files take."""
+        """Bytes that the cache's files take, unfinished ones included."""
         return sum(size for _, size, _ in self._files())
 
     def clear(self) -> None:
-        """Removes all of them."""
+        """Removes all files of the cache; others stay."""
         for _, _, file in self._files():
             _remove(file)
 
@@ -186,7 +192,7 @@ def file_key(path: Path, *facts: Any) -> str:
 
 
 def read_entry(entry: Path, check: bool = True) -> tuple[Tensor, dict[str, Any]]:
-    """Reads a file of a cache.
+    """Reads a file of a cache into memory of its own.
 
     Args:
         entry: The file.
@@ -194,7 +200,7 @@ def read_entry(entry: Path, check: bool = True) -> tuple[Tensor, dict[str, Any]]
 
     Raises:
         OSError: If it cannot be opened.
-        ValueError: If it is not whole or not ours.
+        ValueError: If it is incomplete, damaged or no cache file.
     """
     with entry.open("rb") as file:
         prefix = file.read(PREFIX.size)
@@ -204,9 +210,9 @@ def read_entry(entry: Path, check: bool = True) -> tuple[Tensor, dict[str, Any]]
         header = file.read(min(length, 1 << 24))
         if magic != MAGIC or len(header) < length or zlib.crc32(header) != checksum:
             raise ValueError("wrong header")
-        facts = json.loads(header)
-        shape, dtype = facts.pop("shape"), getattr(torch, facts.pop("dtype"))
-        checksum = facts.pop("checksum")
+        metadata = json.loads(header)
+        shape, dtype = metadata.pop("shape"), getattr(torch, metadata.pop("dtype"))
+        checksum = metadata.pop("checksum")
         offset, size = PREFIX.size + length, int(np.prod(shape)) * dtype.itemsize
         if os.fstat(file.fileno()).st_size != offset + size:
             raise ValueError("wrong size")
@@ -216,13 +222,13 @@ def read_entry(entry: Path, check: bool = True) -> tuple[Tensor, dict[str, Any]]
         raise ValueError("wrong size")
     if check and zlib.crc32(values.data) != checksum:
         raise ValueError("its values do not match their checksum")
-    return torch.from_numpy(values).view(dtype).view(shape), facts
+    return torch.from_numpy(values).view(dtype).view(shape), metadata
 
 
-def _header(tensor: Tensor, facts: dict[str, Any], checksum: int) -> bytes:
+def _header(tensor: Tensor, metadata: dict[str, Any], checksum: int) -> bytes:
     dtype = str(tensor.dtype).removeprefix("torch.")
     own = {"shape": list(tensor.shape), "dtype": dtype, "checksum": checksum}
-    header = json.dumps({**own, **facts}).encode()
+    header = json.dumps({**own, **metadata}).encode()
     header += b" " * (-(PREFIX.size + len(header)) % ALIGNMENT)
     return PREFIX.pack(MAGIC, len(header), zlib.crc32(header)) + header
 

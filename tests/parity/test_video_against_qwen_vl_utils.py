@@ -15,6 +15,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from rbft.video.frame_settings import FrameSettings
 from rbft.video.sampling import Video, decode_video, frame_size, sample_indices
 from tests.variants import make_variant
 from tests.videos import make_video, numbers
@@ -79,7 +80,9 @@ def test_clips(folder: Path, name: str, settings: dict[str, Any]) -> None:
 
 def _check_same(path: Path, settings: dict[str, Any]) -> Video:
     frames, metadata, sampled_fps = _reference_clip(path, settings)
-    clip = decode_video(path, **settings)
+    part = {name: settings[name] for name in ("start", "end") if name in settings}
+    frames_of = {name: value for name, value in settings.items() if name not in part}
+    clip = decode_video(path, FrameSettings(**frames_of), **part)
     assert clip.indices == list(metadata["frames_indices"])
     assert clip.total_frames == metadata["total_num_frames"]
     assert clip.fps == pytest.approx(metadata["fps"], rel=1e-12)
@@ -156,10 +159,14 @@ def test_indices(
     found = sample_indices(
         total_frames,
         native_fps,
-        fps=fps,
-        min_frames=min_frames,
-        max_frames=max_frames,
-        num_frames=num_frames,
+        FrameSettings(
+            fps=fps,
+            min_frames=min_frames,
+            max_frames=max_frames,
+            num_frames=num_frames,
+            min_pixels=0,
+            max_pixels=0,
+        ),
         start=start,
         end=end,
     )
@@ -204,4 +211,5 @@ def test_the_token_budget_of_long_clips(folder: Path) -> None:
     del settings["fps"]
     size = frame_size(180, 320, len(frames), **settings, max_video_tokens=600)
     assert size == tuple(frames.shape[2:]) == (140, 252)
-    assert decode_video(path, fps=8.0, **settings).frames.shape[2:] == (168, 308)
+    decoded = decode_video(path, FrameSettings(fps=8.0, **settings))
+    assert decoded.frames.shape[2:] == (168, 308)

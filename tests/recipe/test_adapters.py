@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from rbft.callbacks.checks import TrainableParts
 from rbft.card import Card
 from rbft.runs.folder import revision
+from rbft.video.frame_settings import FrameSettings
 from rbft.video.sampling import decode_video
 from tests.recipe.runs import (
     EXPERIMENTS,
@@ -236,10 +237,8 @@ def test_an_exported_run_scores_the_same_in_a_fresh_process(any_run, cache, tmp_
     rows = read_lines(tmp_path / "predictions.jsonl")
 
     card = Card.load(tmp_path / "mine/card.yaml")
-    frames = [
-        decode_video(file, fps=1.0, min_frames=2, max_frames=2, min_pixels=784, max_pixels=3136)
-        for file in files
-    ]
+    settings = FrameSettings(fps=1.0, min_frames=2, max_frames=2, min_pixels=784, max_pixels=3136)
+    frames = [decode_video(file, settings) for file in files]
     given = {"prompt": card.prompt("label"), "words": list(card.words.values())}
     torch.save({**given, "videos": [video.frames for video in frames]}, tmp_path / "given.pt")
     subprocess.run(

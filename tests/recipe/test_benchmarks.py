@@ -257,6 +257,6 @@ def test_frames_are_compared_with_those_of_other_readers():
     pytest.importorskip("qwen_vl_utils")
     kinds = ["h264_b_frames_mp4", "packed_avi", "mirrored"]
     said = run("frames_truth.py", "--rounds=0", "--only", *kinds, tiny=False)
-    assert re.search(r"^h264_b_frames_mp4 40 right right right right$", said, re.MULTILINE)
-    assert re.search(r"^packed_avi 40 wrong wrong right right$", said, re.MULTILINE)
+    assert re.search(r"^h264_b_frames_mp4 40 right right right right( right)?$", said, re.MULTILINE)
+    assert re.search(r"^packed_avi 40 wrong wrong right right( right)?$", said, re.MULTILINE)
     assert re.search(r"^rbft 3 0 0 \d", said, re.MULTILINE)

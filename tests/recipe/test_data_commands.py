@@ -18,6 +18,7 @@ from rbft.card import Card
 from rbft.cli import main
 from rbft.data.videofolder import VideoFolder
 from rbft.miniature import folders
+from rbft.video.frame_settings import FrameSettings
 from rbft.video.sampling import VideoError, decode_video
 from tests.recipe.runs import (
     LOGS,
@@ -237,7 +238,10 @@ def test_a_run_goes_on_past_files_that_cannot_be_decoded(
     damage(tmp_path / "train/fail" / train[1])
     damage(tmp_path / "test/pass" / latin)
     with pytest.raises(VideoError, match="is damaged: frame"):
-        decode_video(tmp_path / "train/fail" / train[1], fps=1.0, min_pixels=784, max_pixels=3136)
+        decode_video(
+            tmp_path / "train/fail" / train[1],
+            FrameSettings(fps=1.0, min_pixels=784, max_pixels=3136),
+        )
     rbft(tmp_path, "init", "--domain=belt", "--classes=[pass, fail]", "--output=belt.yaml")
     options = (
         "--config=belt_experiment.yaml",

@@ -12,6 +12,7 @@ from numpy import ndarray
 from rbft.backbone.positions import position_ids
 from rbft.miniature.language import LABEL_PROMPT, PERSONAS, RATIONALE_PROMPT, factors
 from rbft.miniature.world import make_clips, read_annotations
+from rbft.video.frame_settings import FrameSettings
 from rbft.video.sampling import decode_video
 
 BATCH = 32  # videos that are asked about at a time
@@ -133,5 +134,6 @@ def accuracies(references: Sequence[str], answers: Sequence[str]) -> dict[str, f
 
 
 def _frames(path: Path) -> UInt8[ndarray, "frames height width 3"]:
-    video = decode_video(path, fps=1.0, min_pixels=56 * 56, max_pixels=84 * 84)
+    settings = FrameSettings(fps=1.0, min_pixels=56 * 56, max_pixels=84 * 84)
+    video = decode_video(path, settings)
     return video.frames.permute(0, 2, 3, 1).numpy()

@@ -4,21 +4,22 @@ import random
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from rbft.video.completeness import what_is_cut
-from rbft.video.packet_index import Listing, VideoError, list_frames, probe
-from rbft.video.readers import Irregular, read_pyav
+from rbft.video.completeness import find_truncation
+from rbft.video.frame_settings import FrameSettings
+from rbft.video.packet_index import FrameList, VideoError, list_frames, probe
+from rbft.video.readers import IndexMismatch, read_pyav
 from rbft.video.sampling import decode_video
 from tests.variants import FROM_FFMPEG, MADE, UPRIGHT, decode_all, make_variant
 from tests.videos import make_video, numbers
 
-SETTINGS: dict[str, Any] = {"fps": 2.0, "min_pixels": 28 * 28, "max_pixels": 150_000}
+SETTINGS = FrameSettings(fps=2.0, min_pixels=28 * 28, max_pixels=150_000)
 # The number in the first picture, where it is not 0, and in the last.
 FIRST = {name: 12 for name in MADE if "no_keyframe" in name} | {"decoding_times": 2}
 LAST = {"joined_ts": 79, "joined_mpg": 79, "joined_sizes": 79, "h264_one_frame": 0, "cinepak": 11}
@@ -31,11 +32,11 @@ def variant(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return lambda name: make_variant(name, folder)
 
 
-def _read(listing: Listing, wanted: list[int]) -> tuple[Listing, list[np.ndarray]]:
+def _read(listing: FrameList, wanted: list[int]) -> tuple[FrameList, list[np.ndarray]]:
     """The pictures as `decode_video` gets them."""
     try:
         return listing, list(read_pyav(listing, wanted))
-    except Irregular:
+    except IndexMismatch:
         listing = list_frames(listing.path, decode=True)
         return listing, list(read_pyav(listing, wanted))
 
@@ -47,7 +48,7 @@ def _check(path: Path, upright: Callable[[np.ndarray], np.ndarray]) -> list[np.n
     assert listing.info.frames == len(truth) > 0
     assert not listing.info.truncated
     assert not listing.damaged
-    assert what_is_cut(path) == ""
+    assert find_truncation(path) == ""
     assert (listing.info.height, listing.info.width) == truth[0].shape[:2]
     assert all(np.array_equal(one, other) for one, other in zip(found, truth, strict=True))
     draw = random.Random(path.name)
@@ -55,7 +56,7 @@ def _check(path: Path, upright: Callable[[np.ndarray], np.ndarray]) -> list[np.n
         some = sorted(draw.choices(range(len(truth)), k=draw.randint(1, 5)))
         _, found = _read(listing, some)
         assert all(np.array_equal(found[n], truth[frame]) for n, frame in enumerate(some))
-    clip = decode_video(path, **SETTINGS)
+    clip = decode_video(path, SETTINGS)
     assert len(clip.frames) == len(clip.indices)
     assert clip.indices[-1] < len(truth)
     return truth
@@ -118,7 +119,7 @@ def test_sound_time_stamps_are_not_repaired(variant: Callable[[str], Path]) -> N
 def test_times_that_nothing_tells(
     variant: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rbft.video.packet_index.MOST_FPS", 0.005)
+    monkeypatch.setattr("rbft.video.packet_index.MAX_FPS", 0.005)
     with pytest.raises(VideoError, match=r"does not tell when its frames are shown: its time st"):
         probe(variant("h264_b_frames_mp4"))
 
@@ -140,9 +141,9 @@ def test_packets_are_trusted_only_where_they_prove_the_frames(
 
 def test_decord_gets_only_what_it_reads_right(variant: Callable[[str], Path]) -> None:
     for name in ("h264_b_frames_mp4", "h264_odd_444", "vp8", "turned_90", "turned_180"):
-        assert list_frames(variant(name)).plain
+        assert list_frames(variant(name)).reader_independent
     for name in ("h264_interlaced", "vp9_odd", "mirrored", "transposed", "h264_refresh_mp4"):
-        assert not list_frames(variant(name)).plain
+        assert not list_frames(variant(name)).reader_independent
 
 
 def _zeroed(path: Path, start: float, length: float) -> Path:
@@ -160,11 +161,11 @@ def test_damage_is_an_error_of_the_clip(tmp_path: Path, ending: str) -> None:
     )
     _zeroed(path, 0.45, 0.1)
     with pytest.raises(VideoError, match=r"is damaged: frame \d+ \(at \d+\.\d s\) cannot be dec"):
-        decode_video(path, **SETTINGS)
+        decode_video(path, SETTINGS)
     # What was decoded before is sound, and so is a clip that ends there.
-    clip = decode_video(path, **SETTINGS, end=2.0)
+    clip = decode_video(path, SETTINGS, end=2.0)
     assert numbers(clip.frames) == clip.indices
-    taken = decode_video(path, **SETTINGS, damaged="use")
+    taken = decode_video(path, replace(SETTINGS, damaged="use"))
     assert len(taken.frames) == len(taken.indices) > 10
 
 
@@ -182,8 +183,8 @@ def test_damage_ends_at_the_next_keyframe(tmp_path: Path, ending: str) -> None:
     assert min(damaged) > 20
     last = listing.info.frames - 1
     with pytest.raises(VideoError, match=rf"is damaged: frame {damaged[0]} "):
-        decode_video(path, **SETTINGS, start=listing.seconds[damaged[0]], end=-0.1)
-    clip = decode_video(path, **SETTINGS, start=9.0)
+        decode_video(path, SETTINGS, start=listing.seconds[damaged[0]], end=-0.1)
+    clip = decode_video(path, SETTINGS, start=9.0)
     assert clip.indices[-1] == last
     assert numbers(clip.frames)[-1] == 119
 
@@ -194,7 +195,7 @@ def test_packets_of_a_transport_stream_that_are_damaged(tmp_path: Path) -> None:
     _zeroed(path, 0.45, 0.05)
     words = rf"is truncated: \d+ of its {packets} packets are damaged; \d+ frames \("
     with pytest.raises(VideoError, match=words):
-        decode_video(path, **SETTINGS)
+        decode_video(path, SETTINGS)
 
 
 CUT = {
@@ -226,8 +227,8 @@ def test_files_that_were_cut_off(
     assert info.truncated.endswith(f"; {info.frames} frames ({info.duration:.1f} s) are there")
     assert 0 < info.frames <= 40
     with pytest.raises(VideoError, match=f"is truncated: {CUT[name]}"):
-        decode_video(path, **SETTINGS)
-    assert decode_video(path, **SETTINGS, damaged="use").total_frames <= info.frames
+        decode_video(path, SETTINGS)
+    assert decode_video(path, replace(SETTINGS, damaged="use")).total_frames <= info.frames
 
 
 def test_other_ways_to_be_cut(variant: Callable[[str], Path], tmp_path: Path) -> None:
@@ -245,7 +246,7 @@ def test_other_ways_to_be_cut(variant: Callable[[str], Path], tmp_path: Path) ->
     for data, words in cases.items():
         path = tmp_path / "a"
         path.write_bytes(data)
-        assert what_is_cut(path) == words
+        assert find_truncation(path) == words
 
 
 def test_a_still_in_a_long_file_is_no_leap(tmp_path: Path) -> None:

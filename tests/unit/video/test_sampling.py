@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from fractions import Fraction
 from importlib.util import find_spec
 from itertools import accumulate
@@ -19,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rbft.video.frame_settings import FrameSettings
 from rbft.video.packet_index import list_frames
 from rbft.video.readers import READERS
 from rbft.video.sampling import (
@@ -43,7 +45,8 @@ def _can_read(reader: str) -> bool:
 
 
 READER_NAMES = ["pyav", *(name for name in ("decord", "torchcodec") if _can_read(name))]
-SETTINGS: dict[str, Any] = {"fps": 2.0, "min_pixels": 28 * 28, "max_pixels": 150_000}
+SETTINGS = FrameSettings(fps=2.0, min_pixels=28 * 28, max_pixels=150_000)
+SLOW = replace(SETTINGS, fps=1.0)
 UNEVEN = list(accumulate(random.Random(0).randrange(10, 300) for _ in range(40)))
 B_FRAMES = {"g": "12", "bf": "3"}
 REFRESH = {"x264-params": "intra-refresh=1:keyint=20:bframes=0"}
@@ -129,8 +132,8 @@ def test_every_reader_gives_the_frames_asked_for(
 def test_clips_do_not_depend_on_the_reader(
     video: Callable[[str], Path], name: str, reader: str
 ) -> None:
-    expected = decode_video(video(name), **SETTINGS, reader="pyav")
-    found = decode_video(video(name), **SETTINGS, reader=reader)
+    expected = decode_video(video(name), replace(SETTINGS, reader="pyav"))
+    found = decode_video(video(name), replace(SETTINGS, reader=reader))
     assert (found.indices, found.fps) == (expected.indices, expected.fps)
     assert found.frames.shape == expected.frames.shape
     # torchcodec converts colours with its own FFmpeg, one step of rounding apart.
@@ -150,7 +153,7 @@ def test_phone_videos_stand_upright(tmp_path: Path, rotation: int, reader: str) 
 
 
 def test_what_a_clip_carries(video: Callable[[str], Path]) -> None:
-    clip = decode_video(video("plain"), **SETTINGS)
+    clip = decode_video(video("plain"), SETTINGS)
     assert clip.indices == [0, 6, 11, 17, 22, 28, 33, 39]
     assert numbers(clip.frames) == clip.indices
     assert clip.frames.shape == (8, 3, 84, 140)
@@ -160,16 +163,16 @@ def test_what_a_clip_carries(video: Callable[[str], Path]) -> None:
 
 
 def test_a_part_of_a_file(video: Callable[[str], Path]) -> None:
-    clip = decode_video(video("plain"), **SETTINGS, start=1.0, end=3.0)
+    clip = decode_video(video("plain"), SETTINGS, start=1.0, end=3.0)
     assert clip.indices == [10, 17, 23, 30]
     assert numbers(clip.frames) == clip.indices
     assert clip.total_frames == 21
-    from_end = decode_video(video("plain"), **SETTINGS, start=1.0, end=-1.0)
+    from_end = decode_video(video("plain"), SETTINGS, start=1.0, end=-1.0)
     assert from_end.indices == clip.indices
 
 
 def test_one_frame_is_shown_twice(video: Callable[[str], Path]) -> None:
-    clip = decode_video(video("one_frame"), **SETTINGS)
+    clip = decode_video(video("one_frame"), SETTINGS)
     assert clip.indices == [0, 0]
     assert torch.equal(clip.frames[0], clip.frames[1])
     assert clip.seconds_per_pair() == pytest.approx(1 / 10)
@@ -197,7 +200,7 @@ def test_any_file_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: st
     make_video(tmp_path / "clip.mp4").rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     for reader in READER_NAMES:
-        assert len(decode_video(Path(name), **SETTINGS, reader=reader).indices) == 8
+        assert len(decode_video(Path(name), replace(SETTINGS, reader=reader)).indices) == 8
 
 
 def _damage(path: Path, start: float, share: float) -> None:
@@ -244,7 +247,7 @@ def test_bad_files(tmp_path: Path) -> None:
     for words, path in _bad_files(tmp_path).items():
         for reader in READER_NAMES:
             with pytest.raises(VideoError) as caught:
-                decode_video(path, **SETTINGS, reader=reader)
+                decode_video(path, replace(SETTINGS, reader=reader))
             assert str(caught.value) == f"Video {path} {caught.value.reason}"
             assert words in caught.value.reason
             assert "decord" not in caught.value.reason
@@ -276,12 +279,12 @@ def test_a_playlist_opens_no_other_place(tmp_path: Path) -> None:
     path = tmp_path / "list.mp4"
     path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/a.ts\n")
     with pytest.raises(VideoError):
-        decode_video(path, **SETTINGS)
+        decode_video(path, SETTINGS)
 
 
 def test_a_part_without_frames(video: Callable[[str], Path]) -> None:
     with pytest.raises(VideoError, match=r"plain\.mp4 has no such part: no frame lies between"):
-        decode_video(video("plain"), **SETTINGS, start=3.0, end=1.0)
+        decode_video(video("plain"), SETTINGS, start=3.0, end=1.0)
 
 
 def test_a_ribbon(tmp_path: Path) -> None:
@@ -289,13 +292,13 @@ def test_a_ribbon(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="is 3216 x 16 pixels; one side may be at most 200 times"):
         probe(path)
     with pytest.raises(VideoError, match="is 3216 x 16 pixels; one side may be at most 200 times"):
-        decode_video(path, **SETTINGS)
+        decode_video(path, SETTINGS)
 
 
 def test_settings_out_of_range(video: Callable[[str], Path]) -> None:
     def fails(words: str, **settings: Any) -> None:
         with pytest.raises(ValueError, match=words) as caught:
-            decode_video(video("plain"), **SETTINGS | settings)
+            decode_video(video("plain"), replace(SETTINGS, **settings))
         assert not isinstance(caught.value, VideoError)
 
     fails(r"data\.fps \(0\.0\) must be above 0", fps=0.0)
@@ -313,8 +316,8 @@ def test_a_reader_that_is_not_installed(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     with pytest.raises(ValueError, match=r"Run: pip install torchcodec, or set data\.reader"):
-        decode_video(video("plain"), **SETTINGS, reader="torchcodec")
-    assert decode_video(video("plain"), **SETTINGS).indices[-1] == 39
+        decode_video(video("plain"), replace(SETTINGS, reader="torchcodec"))
+    assert decode_video(video("plain"), SETTINGS).indices[-1] == 39
 
 
 @pytest.mark.skipif("decord" not in READER_NAMES, reason="decord is not installed")
@@ -326,37 +329,37 @@ def test_decord_reads_where_it_can(
 
     monkeypatch.setattr("rbft.video.readers.read_pyav", refuse)
     for name in ("plain", "sound", "b_frames", "one_group", "uneven", "odd_size", "webm"):
-        decode_video(video(name), **SETTINGS, reader="decord")
+        decode_video(video(name), replace(SETTINGS, reader="decord"))
 
 
 def test_sampling() -> None:
-    assert sample_indices(300, 30.0, fps=1.0) == [0, 33, 66, 100, 133, 166, 199, 233, 266, 299]
-    assert len(sample_indices(30, 30.0, fps=1.0)) == 4  # min_frames
-    assert len(sample_indices(30_000, 30.0, fps=1.0)) == 768  # max_frames
-    assert sample_indices(3, 30.0, fps=1.0) == [0, 2]
-    assert sample_indices(1, 30.0, fps=1.0) == [0, 0]
-    assert sample_indices(300, 30.0, fps=1.0, num_frames=5) == [0, 100, 199, 299]
-    assert sample_indices(3, 30.0, fps=1.0, num_frames=6) == [0, 0, 1, 1, 2, 2]
-    assert sample_indices(300, 30.0, fps=1.0, start=9.9, end=99.0) == [297, 299]
-    assert sample_indices(300, 30.0, fps=1.0, start=5.0, end=5.0) == [150, 150]
-    assert sample_indices(300, 30.0, fps=1.0, start=-5.0, end=-9.0) == [0, 10, 20, 30]
+    assert sample_indices(300, 30.0, SLOW) == [0, 33, 66, 100, 133, 166, 199, 233, 266, 299]
+    assert len(sample_indices(30, 30.0, SLOW)) == 4  # min_frames
+    assert len(sample_indices(30_000, 30.0, SLOW)) == 768  # max_frames
+    assert sample_indices(3, 30.0, SLOW) == [0, 2]
+    assert sample_indices(1, 30.0, SLOW) == [0, 0]
+    assert sample_indices(300, 30.0, replace(SLOW, num_frames=5)) == [0, 100, 199, 299]
+    assert sample_indices(3, 30.0, replace(SLOW, num_frames=6)) == [0, 0, 1, 1, 2, 2]
+    assert sample_indices(300, 30.0, SLOW, start=9.9, end=99.0) == [297, 299]
+    assert sample_indices(300, 30.0, SLOW, start=5.0, end=5.0) == [150, 150]
+    assert sample_indices(300, 30.0, SLOW, start=-5.0, end=-9.0) == [0, 10, 20, 30]
 
 
 def test_sampling_by_time() -> None:
     # Five pictures within a moment, one that stands for long, and one more.
     seconds = [0.0, 0.04, 0.08, 0.12, 0.16, 9.0, 10.0]
-    indices, used, rate = sample_times(seconds, 10.2, fps=1.0, num_frames=6)
+    indices, used, rate = sample_times(seconds, 10.2, replace(SLOW, num_frames=6))
     assert indices == [0, 4, 4, 4, 4, 6]
     assert (used, rate) == (7, 0.6)
     # Seconds for two pictures are those of the true times.
     assert Video(
         torch.zeros(6, 3, 28, 28, dtype=torch.uint8), indices, used, rate
     ).seconds_per_pair() == pytest.approx(2 / (6 / (7 / 0.6)))
-    assert sample_times(seconds, 10.2, fps=1.0)[0] == [0, 4, 4, 4, 4, 6]  # no more than there are
-    assert sample_times(seconds, 10.2, fps=1.0, start=0.1, end=-1.0)[0] == [3, 5]
-    assert sample_times([0.0], 0.1, fps=1.0) == ([0, 0], 1, 10.0)
+    assert sample_times(seconds, 10.2, SLOW)[0] == [0, 4, 4, 4, 4, 6]  # no more than there are
+    assert sample_times(seconds, 10.2, SLOW, start=0.1, end=-1.0)[0] == [3, 5]
+    assert sample_times([0.0], 0.1, SLOW) == ([0, 0], 1, 10.0)
     with pytest.raises(ValueError, match=r"no frame lies between start 1\.0 s and end 2\.0 s; the"):
-        sample_times(seconds, 10.2, fps=1.0, start=1.0, end=2.0)
+        sample_times(seconds, 10.2, SLOW, start=1.0, end=2.0)
 
 
 @given(
@@ -365,9 +368,10 @@ def test_sampling_by_time() -> None:
     fps=st.floats(0.2, 8),
 )
 def test_sampling_by_time_of_a_constant_rate(frames: int, rate: float, fps: float) -> None:
-    by_number = sample_indices(frames, rate, fps=fps)
+    settings = replace(SETTINGS, fps=fps)
+    by_number = sample_indices(frames, rate, settings)
     seconds = [number / rate for number in range(frames)]
-    by_time, used, found = sample_times(seconds, frames / rate, fps=fps)
+    by_time, used, found = sample_times(seconds, frames / rate, settings)
     assert used == frames
     assert found == pytest.approx(rate)
     # The count may differ by a pair where it is on the brink; a time may fall between two frames.
@@ -379,17 +383,18 @@ def test_sampling_by_time_of_a_constant_rate(frames: int, rate: float, fps: floa
 def test_a_phone_clip_by_time(tmp_path: Path) -> None:
     times = [*range(0, 1000, 50), *range(1000, 9001, 1000)]
     path = make_video(tmp_path / "phone.mp4", len(times), times=times)
-    by_number = decode_video(path, **SETTINGS, num_frames=10)
-    by_time = decode_video(path, **SETTINGS, num_frames=10, sampling="time")
+    by_number = decode_video(path, replace(SETTINGS, num_frames=10))
+    by_time = decode_video(path, replace(SETTINGS, num_frames=10, sampling="time"))
     assert sum(frame < 20 for frame in by_number.indices) == 7
     assert sum(frame < 20 for frame in by_time.indices) == 1
     assert by_time.indices == [0, *range(20, 29)]
     assert numbers(by_time.frames) == by_time.indices
     assert by_time.fps == pytest.approx(28 / 9)
-    part = decode_video(path, **SETTINGS, num_frames=4, sampling="time", start=2.0, end=5.0)
+    few = replace(SETTINGS, num_frames=4, sampling="time")
+    part = decode_video(path, few, start=2.0, end=5.0)
     assert part.indices == [21, 22, 23, 24]
     with pytest.raises(VideoError, match=r"has no such part: no frame lies between start 9\.5"):
-        decode_video(path, **SETTINGS, sampling="time", start=9.5)
+        decode_video(path, replace(SETTINGS, sampling="time"), start=9.5)
 
 
 def test_sizes_of_the_paper() -> None:
@@ -413,7 +418,7 @@ def test_decoders_are_not_imported_before_they_are_needed() -> None:
 
 
 def _decode(path: Path) -> tuple[list[int], int]:
-    clip = decode_video(path, **SETTINGS)
+    clip = decode_video(path, SETTINGS)
     return numbers(clip.frames), int(clip.frames.int().sum())
 
 
@@ -434,12 +439,12 @@ def test_memory_stays_flat(video: Callable[[str], Path], reader: str) -> None:
 
     paths = [video("b_frames"), video("transport_stream")]
     for _ in range(20):
-        decode_video(paths[0], **SETTINGS, reader=reader)
-        decode_video(paths[1], **SETTINGS, reader=reader)
+        decode_video(paths[0], replace(SETTINGS, reader=reader))
+        decode_video(paths[1], replace(SETTINGS, reader=reader))
     before = resident()
     for _ in range(60):
-        decode_video(paths[0], **SETTINGS, reader=reader)
-        decode_video(paths[1], **SETTINGS, reader=reader)
+        decode_video(paths[0], replace(SETTINGS, reader=reader))
+        decode_video(paths[1], replace(SETTINGS, reader=reader))
     assert resident() - before < 8_000_000  # a clip's frames alone are 0.8 MB
 
 
@@ -471,7 +476,7 @@ def _decode_mutated(files: list[Path], folder: Path, cases: int) -> None:
         path = folder / f"case{original.suffix}"
         path.write_bytes(data)
         try:
-            clip = decode_video(path, **SETTINGS)
+            clip = decode_video(path, SETTINGS)
             assert isinstance(clip, Video)
             assert len(clip.frames) == len(clip.indices)
             outcomes["decoded"] += 1

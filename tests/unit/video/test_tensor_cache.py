@@ -18,7 +18,7 @@ VALUES = torch.zeros(100)
 class SmallCache(DiskCache):
     suffix = ".x"
     name = "small cache"
-    otherwise = "nothing is kept"
+    fallback = "nothing is kept"
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def fill(cache: SmallCache, names: range) -> None:
     """Writes `VALUES` under each number, so that the lowest was used longest ago."""
     for number in names:
         cache.write(str(number), VALUES, {})
-        if cache.place(str(number)).exists():
-            os.utime(cache.place(str(number)), (number, number))
+        if cache.path(str(number)).exists():
+            os.utime(cache.path(str(number)), (number, number))
 
 
 def kept(cache: SmallCache) -> list[int]:
@@ -204,7 +204,7 @@ def test_values_are_checked_once_a_process(tmp_path: Path, monkeypatch: pytest.M
     assert checked.count(VALUES.nbytes) == 1
     # What another process has put in the place of a removed file is new to this one.
     other = SmallCache(tmp_path, 1 << 20)
-    cache.place("0").unlink()
+    cache.path("0").unlink()
     assert cache.read("0") is None
     other.write("0", VALUES, {})
     checked.clear()
@@ -217,8 +217,8 @@ def test_a_file_that_is_cut_while_it_is_used_kills_nobody(tmp_path: Path) -> Non
     cache.write("0", torch.ones(1 << 20, dtype=torch.uint8), {})
     found = cache.read("0")
     # A mapped file that has been cut ends the process by SIGBUS, this one too.
-    assert str(cache.place("0")) not in Path("/proc/self/maps").read_text()
-    os.truncate(cache.place("0"), 4096)
+    assert str(cache.path("0")) not in Path("/proc/self/maps").read_text()
+    os.truncate(cache.path("0"), 4096)
     assert found is not None
     assert int(found[0].sum()) == 1 << 20
 
@@ -230,4 +230,4 @@ def test_a_file_that_is_cut_while_it_is_read(
     cache.write("0", VALUES, {})
     monkeypatch.setattr(diskcache.np, "fromfile", lambda *_: VALUES.numpy().view("uint8")[:-1])
     with pytest.raises(ValueError, match="wrong size"):
-        diskcache.read_entry(cache.place("0"), check=False)
+        diskcache.read_entry(cache.path("0"), check=False)
