@@ -56,7 +56,7 @@ from rbft.backbone.family import FAMILIES, Family
 from rbft.backbone.loading import load_model, parameter_parts
 from rbft.backbone.vision_features import show
 from rbft.estimate.flops import ClipTokens, Flops, StepCounter
-from rbft.estimate.memory import Setup, step_memory
+from rbft.estimate.memory import MemorySettings, step_memory
 from rbft.module import answer_nll
 from rbft.runtime.console import print_rank_zero, table
 from rbft.training.optim import freeze
@@ -486,7 +486,7 @@ def measure(case: Case, size: str, clips: list[ClipTokens], device: Device, shar
     needed = sum(map(counter.step, seen), Flops())
     words = [ClipTokens((0, 0, 0), 0, c.video + c.prompt, c.answer) for c in clips]
     language = sum(map(counter.step, words), Flops())
-    setup = Setup(2, case.share, shards=shards)
+    setup = MemorySettings(2, case.share, shards=shards)
     held, _ = empty_model(size, case)
     if case.train == "full":
         held.float()  # the shares, of which bf16 is gathered

@@ -71,7 +71,7 @@ from rbft.training.fsdp2 import (
 )
 from rbft.training.loss import token_nll
 from rbft.training.optim import cosine_schedule, freeze, parameter_groups
-from rbft.training.step_monitor import Step, StepWatch, signal_of
+from rbft.training.step_monitor import Step, StepMonitor, signal_of
 
 log = logging.getLogger(__name__)
 NAMED = 10  # clips that a message names
@@ -257,7 +257,7 @@ class RBFTModule(LightningModule):
             False  # checkpoints hold what trains, see rbft/training/checkpoints.py
         )
         self.stopping = 0  # the signal that has asked the run to end after this step
-        self.watch = StepWatch()
+        self.watch = StepMonitor()
 
     @property
     def data(self) -> VideoDataModule:

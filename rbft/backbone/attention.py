@@ -31,7 +31,9 @@ TEXT = "rbft_packed"
 # "flash" in the name has the vision tower hand over all windows at once (transformers asks for it).
 VISION = "rbft_flash_windows"
 FLASH = "flash_attention_2"
-MASKED = 1 << 26  # places of a mask at a time, of new tokens and what they see: 0.2 GB with copies
+MASK_CHUNK = (
+    1 << 26
+)  # places of a mask at a time, of new tokens and what they see: 0.2 GB with copies
 
 
 def attend_in_segments(model: "PreTrainedModel") -> None:
@@ -181,7 +183,7 @@ def _attend_to_cache(
     cache of a block.
     """
     few, groups = key.shape[1], query.shape[1] // key.shape[1]
-    size = max(1, MASKED // (groups * mask.shape[2] * mask.shape[3]))  # rows at a time
+    size = max(1, MASK_CHUNK // (groups * mask.shape[2] * mask.shape[3]))  # rows at a time
     whole = (query.unflatten(1, (few, groups)).flatten(2, 3), key, value, mask)
     made = [
         nn.functional.scaled_dot_product_attention(

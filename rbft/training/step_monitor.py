@@ -1,8 +1,8 @@
-"""How an optimiser step went, over its micro-batches and processes; read a step later.
+"""Loss, gradient norm and counts of an optimiser step over all processes, read a step later.
 
-On a GPU the host queues work far ahead of the device. To look at a number of the step that it is
-queueing, it would have to wait until the device has caught up, and the device then for the host.
-The numbers of the step before have long been there.
+On a GPU the host queues work far ahead of the device. To read a number of the current step, the
+host would have to wait for the device, and the device would then have to wait for the host. The
+numbers of the previous step have been computed long before.
 """
 
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ MicroBatch = tuple[Int[Tensor, " clips"], Float[Tensor, ""]]
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step as this process has seen it.
+    """One optimiser step of this process.
 
     Attributes:
         number: Its number, from 1.
-        batches: This process's micro-batches: their clips' indices in the split, their losses.
-        figures: Gradient norm, loss, replaced clips and processes that got each signal, over all
-            processes; on the device.
-        copy: The same on the way into the host's memory.
-        ready: The device's event after which the copy is there; None where it is there at once.
+        batches: Of each micro-batch the indices of its clips in the split, and its loss.
+        figures: Gradient norm, loss, number of replaced clips, and for each signal the number of
+            processes that received it; over all processes, on the device.
+        copy: A copy in CPU memory, which may still be under way.
+        ready: Event on the device after which the copy is complete; None if it is already.
     """
 
     number: int
@@ -37,14 +37,14 @@ class Step:
     ready: Any
 
     def read(self) -> list[float]:
-        """The figures; waits for this step's gradients, not for what was queued after them."""
+        """The figures; waits for the gradients of this step, not for work queued after them."""
         if self.ready is not None:
             self.ready.synchronize()
         return self.copy.tolist()
 
 
-class StepWatch:
-    """Gathers what the micro-batches of a step show and keeps it until the host asks."""
+class StepMonitor:
+    """Collects the figures of a step from its micro-batches until the host reads them."""
 
     def __init__(self) -> None:
         self._batches: list[MicroBatch] = []
@@ -52,18 +52,18 @@ class StepWatch:
         self._closed: Step | None = None
 
     def add(self, clips: Int[Tensor, " clips"], loss: Float[Tensor, ""], replaced: int = 0) -> None:
-        """Takes a micro-batch.
+        """Adds a micro-batch of the current step.
 
         Args:
             clips: Indices of its clips in the split.
             loss: Its share of the global batch's loss.
-            replaced: How many of its clips stand for one that cannot be decoded.
+            replaced: Number of its clips that replace one that cannot be decoded.
         """
         self._batches.append((clips, loss.detach()))
         self._replaced += replaced
 
     def close(self, number: int, norm: Float[Tensor, ""], world: int) -> Step:
-        """Ends a step, without waiting for the device; collective.
+        """Ends the current step without waiting for the device; collective.
 
         Args:
             number: The step's number, from 1.
@@ -85,11 +85,11 @@ class StepWatch:
         return self._closed
 
     def last(self) -> Step | None:
-        """The step that was closed last; once."""
+        """The step that ended last, or None if it was returned before."""
         step, self._closed = self._closed, None
         return step
 
 
 def signal_of(figures: list[float]) -> int:
-    """The signal that a process has got, 0 for none; the same on all of them."""
+    """The signal that any process received, 0 for none; the same on all processes."""
     return next((int(n) for n, count in zip(SIGNALS, figures[3:], strict=True) if count), 0)

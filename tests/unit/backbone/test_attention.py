@@ -321,7 +321,7 @@ def test_new_tokens_attend_to_many_without_copies_of_their_keys(
 
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watched)
     if places is not None:
-        monkeypatch.setattr(attention, "MASKED", places)
+        monkeypatch.setattr(attention, "MASK_CHUNK", places)
     made, _ = text_attention(
         module, query, key, value, mask, attend=attend, scaling=0.3, dropout=0.0
     )
