@@ -54,7 +54,7 @@ from rbft.backbone.attention import TEXT, packed_inputs
 from rbft.backbone.embeddings import PLACES
 from rbft.backbone.family import FAMILIES, Family
 from rbft.backbone.loading import load_model, parameter_parts
-from rbft.backbone.vision_features import show
+from rbft.backbone.vision_features import embed_features
 from rbft.estimate.flops import ClipTokens, Flops, StepCounter
 from rbft.estimate.memory import MemorySettings, step_memory
 from rbft.module import answer_nll
@@ -413,9 +413,9 @@ def run_step(
         follow(model, counted, cached=case.train == "lora")
         with counted:
             with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-                if case.train == "lora":  # as `rbft.backbone.vision_features.show` does
+                if case.train == "lora":  # as `rbft.backbone.vision_features.embed_features` does
                     merge = model.config.vision_config.spatial_merge_size
-                    inputs |= show(model, kept, merge)
+                    inputs |= embed_features(model, kept, merge)
                 logits = model(**inputs, use_cache=False).logits.flatten(0, -2)
                 loss = answer_nll(logits, *targets)
             counted.part = "head"

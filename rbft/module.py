@@ -30,17 +30,17 @@ from rbft.backbone.adapters import (
     weights_dtype,
 )
 from rbft.backbone.attention import forward_inputs, tower_inputs
-from rbft.backbone.embeddings import PLACES, states_in_one_row
-from rbft.backbone.kernels import apply_kernels, choose_attention
+from rbft.backbone.embeddings import PLACES, flatten_hidden_states
+from rbft.backbone.kernels import apply_kernels, set_cudnn_attention
 from rbft.backbone.loading import (
+    available_attention,
     generation_settings,
     load_config,
     load_model,
     load_processor,
     parameter_parts,
-    usable_attention,
 )
-from rbft.backbone.vision_features import show, tower_digest, tower_features
+from rbft.backbone.vision_features import embed_features, tower_digest, tower_features
 from rbft.batch import Batch, Transferable
 from rbft.card import Card
 from rbft.collator import Collator
@@ -237,7 +237,7 @@ class RBFTModule(LightningModule):
         }
         self.weight_decay, self.warmup_ratio = weight_decay, warmup_ratio
         self.gradient_checkpointing = gradient_checkpointing
-        self.attention = usable_attention(attention)
+        self.attention = available_attention(attention)
         self.packing = packing and attention != "eager"
         self.faster = {"compile": compile, "liger": liger}
         self.cudnn_attention = cudnn_attention
@@ -398,7 +398,7 @@ class RBFTModule(LightningModule):
                 autocast=precision.endswith("-mixed"),
             )
         compiled = self.faster["compile"] and training  # generation grows by a token at a time
-        choose_attention(cudnn=self.cudnn_attention)
+        set_cudnn_attention(cudnn=self.cudnn_attention)
         apply_kernels(backbone, compile=compiled, liger=self.faster["liger"], device=device)
         return backbone
 
@@ -409,7 +409,7 @@ class RBFTModule(LightningModule):
             tower = tower_inputs(vision._attn_implementation, batch.tower, batch.weight.device)
             return {**batch.video, **tower}
         features = tower_features(self.backbone, self.family, batch, self.data.feature_cache)
-        return show(self.backbone, features, self.config.vision_config.spatial_merge_size)
+        return embed_features(self.backbone, features, self.config.vision_config.spatial_merge_size)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with one learning rate per part, and a cosine schedule with warm-up."""
@@ -433,7 +433,7 @@ class RBFTModule(LightningModule):
         answer, targets = batch.answer, batch.targets
         assert answer is not None
         assert targets is not None
-        with nullcontext() if answer.packed else states_in_one_row(self.backbone):
+        with nullcontext() if answer.packed else flatten_hidden_states(self.backbone):
             logits = self.backbone(
                 **forward_inputs(answer, self.backbone.config.text_config._attn_implementation),
                 **self.vision(batch),

@@ -302,7 +302,7 @@ def memory_table(memory: StepMemory, clips: int) -> str:
     rows = [
         ["weights", memory.weights, ""],
         ["gradients", memory.gradients, ""],
-        ["optimiser state", memory.optimiser, "AdamW's two moments"],
+        ["optimiser state", memory.optimizer_states, "AdamW's two moments"],
         ["activations, decoder", memory.saved_decoder, f"saved for the backward pass, {batch}"],
         ["activations, vision tower", memory.saved_vision, "the same"],
         ["logits", memory.logits, "at answer tokens only"],

@@ -12,10 +12,10 @@ from rbft.backbone.attention import (
     TEXT,
     VISION,
     attend,
-    attend_in_segments,
     packed_inputs,
     text_attention,
     text_mask,
+    use_segment_attention,
     vision_attention,
 )
 from tests.tiny import tiny_model
@@ -216,7 +216,7 @@ def test_on_a_processor_windows_stay_apart(gpu: bool, monkeypatch: pytest.Monkey
     model, chosen = tiny_model("qwen2_5_vl"), []
     monkeypatch.setattr(model, "set_attn_implementation", chosen.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    attend_in_segments(model)
+    use_segment_attention(model)
     assert chosen == [{"text_config": TEXT, **({"vision_config": VISION} if gpu else {})}]
 
 

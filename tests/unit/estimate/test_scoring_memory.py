@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.peak import Peak
-from rbft.backbone.attention import attend_in_segments
+from rbft.backbone.attention import use_segment_attention
 from rbft.backbone.embeddings import copy_video_tokens
 from rbft.backbone.family import FAMILIES
 from rbft.batch import IGNORED, Sequences
@@ -76,7 +76,7 @@ def made(family: Any, size: dict[str, int], precision: str, frozen: bool) -> tup
         model = backbone(family, size).eval()
     model.config.video_token_id = VIDEO
     copy_video_tokens(model)
-    attend_in_segments(model)
+    use_segment_attention(model)
     # Without a cache of what is cast, as Lightning runs it.
     mixed = precision == "bf16-mixed"
     return model, torch.autocast("cpu", torch.bfloat16, enabled=mixed, cache_enabled=False)
