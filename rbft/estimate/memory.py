@@ -32,6 +32,24 @@ and that of a block. The optimizer step is one kernel and takes nothing more. No
 context and libraries (about 1 GB), fragmentation (leave a tenth free), and buffers for
 communication. Liger and torch.compile save less than the above; how much less is not counted.
 
+torch's own MemTracker could follow the step on fake tensors instead. Measured with torch 2.15.0 and
+transformers 5.23.0 on 2 cores, no GPU, at the size of Qwen2-VL-7B and Qwen2.5-VL-7B in bf16-mixed
+on one device (clips of 60, 30, 40 and 60, of 60 and 60, or of 220 frames):
+
+    case                              formulas     tracker
+    all weights, all recomputed       137.6 GiB    136.1 GiB    clips of 60 and 60 frames
+    all weights, all recomputed       147.5 GiB    145.4 GiB    Qwen2-VL, 220 frames
+    all weights, none recomputed      305.3 GiB    296.0 GiB    clips of 60 and 60 frames
+    all weights, none recomputed      383.7 GiB    368.6 GiB    Qwen2-VL, four clips
+    LoRA, all recomputed               28.8 GiB     27.9 GiB    four clips
+    LoRA, none recomputed             127.4 GiB    120.5 GiB    four clips
+
+The formulas take 0.01 to 0.03 s, the tracker 125 to 133 s, or 6 to 47 s if it keeps no peak for
+each module; the dry run needs up to 21 such estimates to find the share of recomputed blocks. The
+process takes 0.88 GB instead of 0.84. The tracker fails on frozen parameters (for LoRA its hooks
+were changed) and needs a replacement for the attention kernels of a GPU. A count of all tensors is
+within 0.6 % of the tracker. So the formulas stay; they overestimate by 1 to 6 %.
+
 """
 
 from collections.abc import Sequence
