@@ -62,7 +62,7 @@ from rbft.backbone.adapters import LoRA
 from rbft.backbone.kernels import can_compile, has_liger
 from rbft.backbone.loader import BackboneLoader
 from rbft.estimate.flops import Flops, StepCounter, tower_width
-from rbft.estimate.memory import Setup, step_memory
+from rbft.estimate.memory import MemorySettings, compute_bytes_of, step_memory
 from rbft.module import RBFTModule
 from rbft.runtime.fault_tolerance import take_signals
 from rbft.stage_zero import RationaleModule
@@ -257,7 +257,7 @@ def train(found: Findings, device: torch.device, folder: Path, setting: Training
 
 def estimate(module: RBFTModule, data: Noise, setting: Training) -> float:
     """The dry run's estimate of a step's peak, in GiB."""
-    setup = Setup(Setup.product_bytes(setting.precision), setting.checkpointing)
+    setup = MemorySettings(compute_bytes_of(setting.precision), setting.checkpointing)
     counts = data.tokens(module.collator)
     memory = step_memory(module.backbone, module.family, module.config, counts, setup)
     return memory.peak / GIB

@@ -12,7 +12,7 @@ from table import machine
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rbft.backbone.attention
-from rbft.backbone.attention import attend_in_segments
+from rbft.backbone.attention import use_segment_attention
 from rbft.batch import IGNORED, Sequences
 from rbft.inference.generation import prefill, score_candidates
 from rbft.runtime.console import print_rank_zero, table
@@ -46,7 +46,7 @@ def measure(size: str, lengths: tuple[int, ...], *, packed: bool) -> list[float]
     rbft.backbone.attention._groups.cache_clear()
     with FakeTensorMode():
         model = Qwen2_5_VLForConditionalGeneration(make_config(size)).eval()
-        attend_in_segments(model)
+        use_segment_attention(model)
         prompt = make_prompts(lengths, packed=packed)
         with Peak(*model.parameters()) as peak:
             weights = peak.bytes

@@ -54,9 +54,9 @@ from rbft.backbone.attention import TEXT, packed_inputs
 from rbft.backbone.embeddings import PLACES
 from rbft.backbone.family import FAMILIES, Family
 from rbft.backbone.loading import load_model, parameter_parts
-from rbft.backbone.vision_features import show
+from rbft.backbone.vision_features import embed_features
 from rbft.estimate.flops import ClipTokens, Flops, StepCounter
-from rbft.estimate.memory import Setup, step_memory
+from rbft.estimate.memory import MemorySettings, step_memory
 from rbft.module import answer_nll
 from rbft.runtime.console import print_rank_zero, table
 from rbft.training.optim import freeze
@@ -413,9 +413,9 @@ def run_step(
         follow(model, counted, cached=case.train == "lora")
         with counted:
             with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-                if case.train == "lora":  # as `rbft.backbone.vision_features.show` does
+                if case.train == "lora":  # as `rbft.backbone.vision_features.embed_features` does
                     merge = model.config.vision_config.spatial_merge_size
-                    inputs |= show(model, kept, merge)
+                    inputs |= embed_features(model, kept, merge)
                 logits = model(**inputs, use_cache=False).logits.flatten(0, -2)
                 loss = answer_nll(logits, *targets)
             counted.part = "head"
@@ -486,7 +486,7 @@ def measure(case: Case, size: str, clips: list[ClipTokens], device: Device, shar
     needed = sum(map(counter.step, seen), Flops())
     words = [ClipTokens((0, 0, 0), 0, c.video + c.prompt, c.answer) for c in clips]
     language = sum(map(counter.step, words), Flops())
-    setup = Setup(2, case.share, shards=shards)
+    setup = MemorySettings(2, case.share, shards=shards)
     held, _ = empty_model(size, case)
     if case.train == "full":
         held.float()  # the shares, of which bf16 is gathered

@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rbft.backbone.attention import tower_inputs
 from rbft.backbone.family import Family
 from rbft.backbone.loader import BackboneLoader
-from rbft.backbone.vision_features import show, tower_digest, tower_features
+from rbft.backbone.vision_features import embed_features, tower_digest, tower_features
 from rbft.batch import Batch
 from rbft.collator import Collator
 from rbft.data.base import VideoDataModule
@@ -144,7 +144,7 @@ class BackboneModule(LightningModule):
             tower = tower_inputs(vision._attn_implementation, batch.tower, batch.weight.device)
             return {**batch.video, **tower}
         features = tower_features(self.backbone, self.family, batch, self.data.feature_cache)
-        return show(self.backbone, features, self.config.vision_config.spatial_merge_size)
+        return embed_features(self.backbone, features, self.config.vision_config.spatial_merge_size)
 
     def on_validation_start(self) -> None:
         """Gathers the weights, where they are sharded."""

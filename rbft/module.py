@@ -21,9 +21,9 @@ from torch import Tensor
 
 from rbft.backbone.adapters import LoRA, check_adapters
 from rbft.backbone.attention import forward_inputs
-from rbft.backbone.embeddings import PLACES, states_in_one_row
+from rbft.backbone.embeddings import PLACES, flatten_hidden_states
 from rbft.backbone.loader import BackboneLoader
-from rbft.backbone.loading import parameter_parts, usable_attention
+from rbft.backbone.loading import available_attention, parameter_parts
 from rbft.backbone_module import BackboneModule
 from rbft.batch import Batch
 from rbft.card import Card
@@ -154,7 +154,7 @@ class RBFTModule(BackboneModule):
         loader = BackboneLoader(
             backbone=backbone,
             weights=weights,
-            attention=usable_attention(attention),
+            attention=available_attention(attention),
             gradient_checkpointing=gradient_checkpointing,
             lora=lora,
             quantize=quantize,
@@ -257,7 +257,7 @@ class RBFTModule(BackboneModule):
         answer, targets = batch.answer, batch.targets
         assert answer is not None
         assert targets is not None
-        with nullcontext() if answer.packed else states_in_one_row(self.backbone):
+        with nullcontext() if answer.packed else flatten_hidden_states(self.backbone):
             logits = self.backbone(
                 **forward_inputs(answer, self.backbone.config.text_config._attn_implementation),
                 **self.vision(batch),

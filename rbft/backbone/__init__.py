@@ -1,1 +1,1 @@
-"""The vision-language model: loading, adapters, attention, and what tells families apart."""
+"""The vision-language model: loading, adapters, attention, and differences between families."""

@@ -1,6 +1,6 @@
-"""LoRA adapters on the language model: ordinary peft adapters, in place.
+"""LoRA adapters on the language model: ordinary peft adapters, added in place.
 
-The backbone stays the class it is, and its parameters keep their names with a suffix of peft's.
+The backbone keeps its class, and its parameters keep their names with peft's suffix.
 """
 
 from contextlib import suppress
@@ -16,7 +16,7 @@ from rbft.runs.folder import read_provenance
 from rbft.runtime.ranges import check_ranges
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# The whole path: bare names (gate_proj, ...) and peft's "all-linear" hit the vision tower too.
+# The whole path: bare names (gate_proj, ...) and peft's "all-linear" match the vision tower too.
 TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 MERGER = "merger"  # its module's name, in both families
 PREFIX = "base_model.model."  # before every name in a peft file
@@ -29,7 +29,7 @@ class LoRA:
     Args:
         rank: Rank of each adapter.
         alpha: Scale of the adapters, divided by the rank.
-        dropout: Share of each adapter's inputs that is dropped in training.
+        dropout: Dropout of each adapter's inputs in training.
     """
 
     rank: int = 64
@@ -53,11 +53,11 @@ def find_base(backbone: str, weights: Path | None) -> str:
         weights: A weights folder to start from: whole weights, an adapter, or None.
 
     Returns:
-        The weights folder if it is whole, else what its adapter was trained on: the backbone or
-        the place that rbft noted, whichever has the noted fingerprint.
+        The weights folder if it has whole weights, else the base of its adapter: the backbone or
+        the source that rbft noted in the folder, whichever has the noted fingerprint.
 
     Raises:
-        ValueError: If neither has it.
+        ValueError: If neither has that fingerprint.
     """
     if weights is None or not is_adapter(weights):
         return str(weights or backbone)
@@ -79,7 +79,7 @@ def find_base(backbone: str, weights: Path | None) -> str:
 
 
 def base_note(source: str) -> dict[str, str]:
-    """What rbft.json says of an adapter's base."""
+    """The entry of rbft.json that describes an adapter's base."""
     return {"name": source, "fingerprint": fingerprint(source)}
 
 
@@ -88,10 +88,10 @@ def weights_fingerprint(weights: Path, backbone: str) -> str:
 
     Args:
         weights: Whole weights, or an adapter, whose digest covers its base.
-        backbone: The backbone of the settings, which an adapter without rbft's note stands on.
+        backbone: The backbone of the settings, the base of an adapter without rbft's note.
 
     Raises:
-        ValueError: If the base of an adapter is not to be found, see `find_base`.
+        ValueError: If the base of an adapter is not found, see `find_base`.
     """
     if not is_adapter(weights):
         return fingerprint(str(weights))
@@ -104,7 +104,7 @@ def check_adapters(
     weights: Path | None,
     learning_rates: dict[str, float],
 ) -> None:
-    """Refuses what cannot be trained, before anything is loaded.
+    """Refuses settings that cannot be trained, before anything is loaded.
 
     Args:
         lora: The adapters to train, or None to train the weights themselves.
@@ -154,19 +154,19 @@ def weights_dtype(
     sharded: bool,
     training: bool,
 ) -> torch.dtype:
-    """Precision in which whole weights are loaded: lower where they themselves do not train.
+    """The dtype in which whole weights are loaded: half precision if they are frozen.
 
-    They train in 32 bits in the mixed precisions too, which only compute in half. To score, to
-    write and to predict, that would be twice the memory, for weights and for the cache of keys and
-    values, and a copy of all weights in half precision for every token that is written.
+    In the mixed precisions, trainable weights are in 32 bits and only the computation is in half
+    precision. Scoring, writing and prediction would take twice the memory with such weights, for
+    the weights and for the KV cache, and would cast all weights for every new token.
 
     Args:
         lora: The adapters to train, or None to train the weights themselves.
         quantize: How the frozen weights are stored.
         weights: Weights folder to start from.
         precision: The Trainer's.
-        sharded: Whether the weights are shared out, of which FSDP2 gathers one precision only.
-        training: Whether anything trains, instead of scoring or writing.
+        sharded: Whether the weights are sharded; FSDP2 requires one dtype.
+        training: Whether the model is trained, not only scored or used to write.
     """
     frozen = not training or lora is not None or quantize is not None or is_adapter(weights)
     return frozen_dtype(precision) if frozen and not sharded else torch.get_default_dtype()
@@ -181,18 +181,18 @@ def add_adapters(
     read: bool = True,
     autocast: bool = False,
 ) -> None:
-    """Puts adapters into a model, in place; nothing else trains afterwards.
+    """Adds adapters to a model in place, and freezes everything else.
 
     Args:
-        model: The backbone, frozen weights in any form.
+        model: The backbone, its weights in any dtype or in 4 bits.
         lora: Adapters to train; None to only use those of `weights`.
-        weights: Adapter folder to read; None starts anew, which changes no output.
-        merger: Train the merger besides; it is saved with the adapters.
-        read: Whether this process needs the values.
+        weights: Adapter folder to read; None makes new adapters, which change no output yet.
+        merger: Train the merger too; it is saved with the adapters.
+        read: Whether this process reads the values.
         autocast: Whether the model runs under autocast, see `leave_casts_to_autocast`.
 
     Raises:
-        ValueError: If the folder's adapters are not those of this backbone.
+        ValueError: If the folder's adapters do not fit this backbone.
     """
     from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -208,11 +208,11 @@ def add_adapters(
             modules_to_save=[MERGER] if merger else None,
             task_type="CAUSAL_LM",
         )
-    config.inference_mode = False  # peft would keep the values in the frozen weights' precision
+    config.inference_mode = False  # peft would keep the values in the frozen weights' dtype
     model.add_adapter(config)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            # The frozen weights may be in half precision, which loses small updates.
+            # Not the dtype of the frozen weights: half precision loses small updates.
             parameter.data = parameter.data.to(torch.get_default_dtype())
     if autocast:
         leave_casts_to_autocast(model)

@@ -1,14 +1,14 @@
 """Attention within segments of one long row: clips of a packed batch, windows of the vision tower.
 
-Several clips stand in one row without padding, and each attends to itself alone. Instead of a
-mask over the whole row (its length squared), every segment is a call of its own, and segments of
-equal length are one call: nothing is computed across segments, no mask is built, and torch
-takes its flash kernels. On a GPU in half precision one kernel takes all segments at once; that has
-not been run on a GPU yet, tests put a stand-in in the kernel's place.
+Several clips are packed into one row without padding, and each clip attends to itself only. No mask
+over the whole row (its length squared) is built. Instead each segment is an attention call of its
+own, and segments of equal length share a call: nothing is computed across segments, and torch uses
+its flash kernels. On a GPU in half precision one kernel takes all segments at once. That has not
+been run on a GPU yet; tests replace the kernel.
 
-transformers calls this under the two names below. Training and the reading of prompts are packed.
-What goes on from cached prompts is padded, with a mask as wide as the prompts are long but only as
-high as the few new tokens; it goes the way of transformers' own sdpa.
+transformers calls this under the two names below. Training and prefill are packed. Tokens that
+continue from a KV cache are padded: their mask is as wide as the prompts but only as high as the
+few new tokens, and they use transformers' own sdpa attention.
 """
 
 import inspect
@@ -28,30 +28,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TEXT = "rbft_packed"
-# "flash" in the name has the vision tower hand over all windows at once (transformers asks for it).
+# transformers passes all windows in one call to attention with "flash" in its name.
 VISION = "rbft_flash_windows"
 FLASH = "flash_attention_2"
-MASKED = 1 << 26  # places of a mask at a time, of new tokens and what they see: 0.2 GB with copies
+MASK_CHUNK = (
+    1 << 26
+)  # places of a mask at a time, of new tokens and what they see: 0.2 GB with copies
 
 
-def attend_in_segments(model: "PreTrainedModel") -> None:
-    """Has a backbone with sdpa attention call the two functions of this file.
+def use_segment_attention(model: "PreTrainedModel") -> None:
+    """Registers the attention of this file and sets it in a backbone with sdpa attention.
 
     Args:
         model: The backbone; changed in place.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    # What is done for each segment would be compiled anew for each batch.
-    apart: Any = torch.compiler.disable
-    AttentionInterface.register(TEXT, apart(partial(text_attention, attend=attend)))
-    AttentionInterface.register(VISION, apart(vision_attention))
+    # A loop over segments would be compiled again for each batch.
+    uncompiled: Any = torch.compiler.disable
+    AttentionInterface.register(TEXT, uncompiled(partial(text_attention, attend=attend)))
+    AttentionInterface.register(VISION, uncompiled(vision_attention))
     AttentionMaskInterface.register(TEXT, text_mask)
     parts = {"text_config": TEXT}
-    # A processor is faster with a call for each window than with sorting them.
+    # A CPU is faster with a call for each window than with sorting them.
     if torch.cuda.is_available():
         parts["vision_config"] = VISION
-    # Not when it is loaded: transformers would look for a package by the name of the second.
+    # Not while it is loaded: transformers would look for a package of the second name.
     model.set_attn_implementation(parts)
 
 
@@ -63,8 +65,8 @@ def forward_inputs(text: Sequences, attention: str = "any") -> dict[str, Any]:
         attention: Attention of the text model, by its name in transformers' registry.
     """
     if text.packed:
-        apart = packed_inputs(attention, text.lengths, text.position_ids)
-        return {"input_ids": text.input_ids, **apart}
+        packed = packed_inputs(attention, text.lengths, text.position_ids)
+        return {"input_ids": text.input_ids, **packed}
     masked = text.padded_left and len(set(text.lengths)) > 1
     return {
         "input_ids": text.input_ids,
@@ -76,19 +78,19 @@ def forward_inputs(text: Sequences, attention: str = "any") -> dict[str, Any]:
 def packed_inputs(
     attention: str, lengths: Sequence[int], positions: Int[Tensor, "3 1 tokens"]
 ) -> dict[str, Any]:
-    """Arguments of the backbone's forward that keep the clips of a packed row apart.
+    """Arguments of the backbone's forward that separate the clips of a packed row.
 
     Args:
         attention: Attention implementation of the backbone's text model, as its config names it.
         lengths: Tokens of each clip.
-        positions: Rotary positions of the row, each clip's its own.
+        positions: Rotary positions of the row; they start anew with each clip.
     """
     if attention == TEXT:
         return {"position_ids": positions, "attention_mask": None, "segments": tuple(lengths)}
     if len(lengths) == 1:
         return {"position_ids": positions, "attention_mask": None}
     if attention == FLASH:
-        # Else it would look in the positions, in every block, and wait for the device each time.
+        # Otherwise transformers reads the positions in every block, and waits for the device.
         bounds, longest = _bounds(tuple(lengths), positions.device), max(lengths)
         return {
             "position_ids": positions,
@@ -98,18 +100,18 @@ def packed_inputs(
             "max_length_q": longest,
             "max_length_k": longest,
         }
-    # transformers tells packed clips apart by positions that start anew, in a row of their own.
+    # transformers separates packed clips by text positions that start anew, in a row of their own.
     text = torch.cat([torch.arange(length, device=positions.device) for length in lengths])
     return {"position_ids": torch.cat([text.expand(1, 1, -1), positions]), "attention_mask": None}
 
 
 def tower_inputs(attention: str, given: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """What the vision tower is told ahead of time, each where this attention reads it.
+    """Precomputed arguments of the vision tower, on the device where this attention reads them.
 
     Args:
         attention: Attention implementation of the vision tower, as its config names it.
-        given: See `rbft.backbone.family.Family.tower_inputs`; bounds of windows and frames in the
-            processor's memory, where all but flash-attention read them.
+        given: From `rbft.backbone.family.Family.tower_inputs`, in CPU memory, where all attention
+            but flash-attention reads the bounds of windows and frames.
         device: Where the tower runs.
     """
     if attention != FLASH:
@@ -121,21 +123,21 @@ def tower_inputs(attention: str, given: dict[str, Any], device: torch.device) ->
 
 
 def text_mask(*args: Any, **settings: Any) -> Bool[Tensor, "rows 1 tokens seen"] | None:
-    """The mask of transformers' sdpa, in which padding before a prompt sees the whole row.
+    """The mask of transformers' sdpa, except that padding before a prompt attends to the whole row.
 
-    transformers has it see nothing. What attention makes of such a token differs by kernel and may
-    be NaN, and NaN in its keys and values reaches the tokens that do not see it: 0 x NaN. Nothing
-    that counts sees the padding, so what it sees itself changes no result.
+    In transformers' mask it attends to nothing. The output of such a token differs between kernels
+    and may be NaN, and NaN in its values reaches tokens that do not attend to it, as 0 x NaN. No
+    real token attends to padding, so this changes no result.
 
-    A mask that is given is taken to hide something: to look would be to wait for the device.
-    Whoever knows that there is no padding gives none.
+    A given attention mask is assumed to mask something, because looking would wait for the device.
+    Callers without padding give none.
     """
     from transformers.masking_utils import sdpa_mask
 
     if settings.get("attention_mask") is not None:
         settings["allow_is_causal_skip"] = False
     mask = sdpa_mask(*args, **settings)
-    # A single token that goes on from what is cached is no padding.
+    # A single token that continues from the KV cache is not padding.
     if mask is None or mask.shape[2] == 1:
         return mask
     # In place: it has as many entries as tokens squared.
@@ -153,7 +155,7 @@ def text_attention(
     segments: Iterable[int] = (),
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """The decoder's attention: causal, and within each of the row's segments if it has several."""
+    """Causal attention of the decoder, within each segment if the row has several."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     lengths = tuple(segments)
@@ -175,13 +177,13 @@ def _attend_to_cache(
     scaling: float,
     dropout: float,
 ) -> Float[Tensor, "rows tokens heads width"]:
-    """A few new tokens after many: heads that share keys stand behind each other as more tokens.
+    """Attention of a few new tokens to many: query heads that share keys become more tokens.
 
-    transformers repeats keys and values for each of the heads that share them, seven times the
-    cache of a block.
+    transformers repeats keys and values for each query head, which takes seven times the KV cache
+    of a block.
     """
     few, groups = key.shape[1], query.shape[1] // key.shape[1]
-    size = max(1, MASKED // (groups * mask.shape[2] * mask.shape[3]))  # rows at a time
+    size = max(1, MASK_CHUNK // (groups * mask.shape[2] * mask.shape[3]))  # rows at a time
     whole = (query.unflatten(1, (few, groups)).flatten(2, 3), key, value, mask)
     made = [
         nn.functional.scaled_dot_product_attention(
@@ -223,7 +225,7 @@ def vision_attention(
             causal=False,
             dtype=dtype,
         ), None
-    # From a batch they come in the processor's memory: nothing waits for the device here.
+    # A batch has them in CPU memory: this does not wait for the device.
     segments = tuple(cu_seq_lens_q.diff().tolist())
     return attend(query, key, value, segments, scaling=scaling, dropout=dropout, causal=False), None
 
@@ -242,12 +244,12 @@ def attend(
 
     Args:
         query: Queries.
-        key: Keys; their heads may be fewer and are then shared.
+        key: Keys; with fewer heads than the queries, each is shared by several (GQA).
         value: Values.
         segments: Tokens of each segment, in order; they add up to the row.
-        scaling: Factor of the scores.
-        dropout: Share of the weights that are dropped.
-        causal: Whether a token only sees itself and those before it in its segment.
+        scaling: Factor of the attention scores.
+        dropout: Dropout of the attention weights.
+        causal: Whether a token attends only to itself and earlier tokens of its segment.
     """
     dtype = _kernel_dtype(query.device, query.dtype, query.shape[-1])
     if dtype is not None and not dropout:
@@ -284,7 +286,7 @@ def attend(
 
 @lru_cache(maxsize=8)
 def _bounds(segments: tuple[int, ...], device: torch.device) -> Int[Tensor, " bounds"]:
-    """Where each segment begins, and the end of the last; the same for all blocks of a forward."""
+    """Start of each segment and end of the last; cached for all blocks of a forward pass."""
     with torch.inference_mode(False):
         return send(torch.tensor([0, *segments]).cumsum(0, dtype=torch.int32), device)
 
@@ -293,17 +295,17 @@ def _bounds(segments: tuple[int, ...], device: torch.device) -> Int[Tensor, " bo
 def _groups(
     segments: tuple[int, ...], device: torch.device
 ) -> tuple[list[tuple[int, int]], Tensor | None, Tensor | None]:
-    """Segments by length.
+    """Groups segments of equal length.
 
     Returns:
-        Length and number of each group, the tokens in the order of the groups, and the way back, on
-        the device; None where the groups stand together already.
+        Length and number of segments of each group; on the device, the index that sorts the tokens
+        by group, and its inverse. Both are None if the tokens are sorted already.
     """
     groups = [(length, segments.count(length)) for length in dict.fromkeys(segments)]
     if [length for length, count in groups for _ in range(count)] == list(segments):
         return groups, None, None
     starts = list(zip(accumulate(segments, initial=0), segments, strict=False))
-    with torch.inference_mode(False):  # training may ask for the same ones after scoring
+    with torch.inference_mode(False):  # training may use the cached ones after scoring
         order = torch.cat(
             [
                 torch.arange(start, start + length)
@@ -316,11 +318,11 @@ def _groups(
 
 
 def _kernel_dtype(device: torch.device, dtype: torch.dtype, width: int) -> torch.dtype | None:
-    """The precision of the kernel that takes all segments at once, None where it cannot run."""
+    """The dtype of the kernel that takes all segments at once; None if it cannot run."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return None
     if torch.is_autocast_enabled("cuda"):
-        dtype = torch.get_autocast_dtype("cuda")  # the kernel is not on autocast's list
+        dtype = torch.get_autocast_dtype("cuda")  # autocast does not know the kernel
     fits = dtype in (torch.float16, torch.bfloat16) and width % 8 == 0 and width <= 256
     return dtype if fits and _varlen_attn() is not None else None
 
@@ -360,12 +362,12 @@ def _varlen_attn() -> Callable[..., Any] | None:
     arguments = inspect.signature(varlen_attn).parameters
     if "window_size" not in arguments:  # torch 2.10, which takes no scale either
         return None
-    return varlen_attn if "enable_gqa" in arguments else partial(_shares_unasked, varlen_attn)
+    return varlen_attn if "enable_gqa" in arguments else partial(_ignore_enable_gqa, varlen_attn)
 
 
-def _shares_unasked(
+def _ignore_enable_gqa(
     kernel: Callable[..., Any], *heads: Any, enable_gqa: bool, **settings: Any
 ) -> Any:
-    """The kernel of torch 2.11, which is not told that keys are shared: it counts the heads."""
+    """Calls the kernel of torch 2.11, which has no such argument and compares the head counts."""
     del enable_gqa
     return kernel(*heads, **settings)

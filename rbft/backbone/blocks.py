@@ -1,4 +1,4 @@
-"""How the blocks of decoder and vision tower run in training: compiled, or computed twice."""
+"""Compilation and gradient checkpointing of the blocks of decoder and vision tower."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -10,11 +10,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-class Unseen:
-    """Numbers that torch.compile does not look into: it would compile anew for each of them.
+class OpaqueIntegers:
+    """Integers that torch.compile does not guard on; it would compile again for other values.
 
     Args:
-        numbers: The numbers, to be had again by iterating.
+        numbers: The integers; iterate to get them.
     """
 
     def __init__(self, numbers: Iterable[int]) -> None:
@@ -25,16 +25,16 @@ class Unseen:
 
 
 class TrainingForward:
-    """Stands for a block's `forward`: another way to compute the same while the block trains.
+    """Replaces the `forward` of a block to compile or checkpoint it in training.
 
-    Without gradients it is the block's own: what is kept of a frozen tower must not depend on
-    whether it was training at the time, and a cache of keys and values grows by a token at a time,
-    which is no work for a compiler and cannot be computed twice.
+    Without gradients it calls the block's own forward. Cached outputs of a frozen tower must not
+    depend on whether the model was training, and a KV cache grows by one token at a time, which is
+    not worth compiling and cannot be recomputed.
 
     Attributes:
         plain: The block's own forward.
-        compiled: The same, compiled; None where it is not.
-        recompute: Keep the block's inputs only, and compute the rest again in the backward pass.
+        compiled: The same, compiled; None if it is not compiled.
+        recompute: Use gradient checkpointing: save the inputs only, and recompute the rest.
     """
 
     def __init__(self, block: nn.Module) -> None:
@@ -51,29 +51,29 @@ class TrainingForward:
         if self.compiled is not None:
             run = self.compiled
             if "segments" in settings:
-                settings["segments"] = Unseen(settings["segments"])
-            if args[0]._base is not None:  # the first block's input; another graph for a view
+                settings["segments"] = OpaqueIntegers(settings["segments"])
+            if args[0]._base is not None:  # the first block's input; a view would be a second graph
                 args = (args[0].clone(), *args[1:])
         if not self.recompute:
             return run(*args, **settings)
-        # Around what is compiled, not within: the compiler would have to see through attention.
+        # Checkpointing encloses the compiled code: inside, the compiler would trace attention.
         return checkpoint(partial(run, **settings), *args, use_reentrant=False)
 
 
 def stacks(model: Any) -> tuple[list[Any], list[Any]]:
-    """The decoder's blocks and the vision tower's, in order; all families name them alike."""
+    """The blocks of decoder and vision tower, in order; all families use the same names."""
     return list(model.model.language_model.layers), list(model.model.visual.blocks)
 
 
 def recomputed(blocks: int, share: bool | float) -> list[bool]:
-    """Which blocks of a stack are computed again in the backward pass, spread evenly.
+    """Which blocks of a stack are recomputed in the backward pass, evenly spaced.
 
-    The last block is the first to be kept: when the backward pass comes to one that it must
-    compute again, it has given back at least as much.
+    The last block is recomputed only if all are. Its activations are freed before the first block
+    is recomputed and leave room for those of that block.
 
     Args:
-        blocks: Blocks of the stack.
-        share: Share of them, rounded to whole blocks.
+        blocks: Number of blocks in the stack.
+        share: Share of them that is recomputed, rounded to whole blocks.
     """
     number = round(share * blocks)
     bounds = [-(-place * number // blocks) for place in range(blocks + 1)]
@@ -81,33 +81,33 @@ def recomputed(blocks: int, share: bool | float) -> list[bool]:
 
 
 def recompute_blocks(model: Any, share: bool | float) -> None:
-    """Has a share of the blocks, in decoder and tower alike, keep their inputs only, in place.
+    """Applies gradient checkpointing to a share of the blocks of decoder and tower, in place.
 
     Args:
         model: The backbone.
-        share: 1 computes every block a second time, 0.5 every other one, 0 none.
+        share: 1 recomputes every block, 0.5 every other one, 0 none.
     """
     for stack in stacks(model):
         for block, again in zip(stack, recomputed(len(stack), share), strict=True):
             if again:
-                _forward_of(block).recompute = True
+                _training_forward(block).recompute = True
 
 
 def compile_blocks(blocks: Sequence[nn.Module], backend: Any = "inductor") -> None:
-    """Has torch.compile make kernels of all that blocks compute but attention, in place.
+    """Compiles blocks with torch.compile in place, except their attention.
 
     Args:
         blocks: The blocks.
-        backend: What makes kernels of a graph.
+        backend: Backend of torch.compile.
     """
     for block in blocks:
-        own = _forward_of(block)
+        own = _training_forward(block)
         # Clips differ in length: one graph for all lengths.
         own.compiled = torch.compile(own.plain, dynamic=True, backend=backend)
 
 
-def _forward_of(block: nn.Module) -> TrainingForward:
-    """What stands for the block's forward, put there if it does not yet."""
+def _training_forward(block: nn.Module) -> TrainingForward:
+    """The block's `TrainingForward`, which replaces its forward if it does not yet."""
     found = block.forward
     if not isinstance(found, TrainingForward):
         found = TrainingForward(block)

@@ -1,8 +1,7 @@
-"""Video tokens among the embeddings of text, copied to places that are known beforehand.
+"""Copies video tokens into the embeddings of the text at positions that are known beforehand.
 
-transformers looks for the places on the device, and counts them there: the host waits for the
-vision tower to finish, in every forward pass and, where the merger trains, in the backward pass
-once more.
+transformers finds and counts the positions on the device. The host then waits for the vision tower
+to finish in every forward pass and, if the merger is trainable, again in the backward pass.
 """
 
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ PLACES = "video_places"  # argument of the backbone's forward
 
 
 def copy_video_tokens(model: Any) -> None:
-    """Has a backbone that is told the places copy its video tokens there; else it looks for them.
+    """Has a backbone copy video tokens to the positions in the argument `PLACES`, if it is given.
 
     Args:
         model: The backbone; changed in place.
@@ -24,11 +23,11 @@ def copy_video_tokens(model: Any) -> None:
 
 
 @contextmanager
-def states_in_one_row(model: Any) -> Iterator[None]:
-    """Has a backbone hand its head the hidden states of all rows as one row, in this context.
+def flatten_hidden_states(model: Any) -> Iterator[None]:
+    """Context in which the head of a backbone gets the hidden states of all rows as one row.
 
-    `logits_to_keep` then takes places among all rows' tokens, in padded batches too. By a mask, its
-    other way to say places in several rows, they would be counted on the device, with a wait.
+    `logits_to_keep` is then an index into the tokens of all rows, in padded batches too. As a mask,
+    the other form for several rows, it would be counted on the device, and the host would wait.
 
     Args:
         model: The backbone.
@@ -47,10 +46,10 @@ def states_in_one_row(model: Any) -> Iterator[None]:
 def _embed(
     model: Any, args: tuple[Any, ...], given: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Puts embeddings in the place of token ids and video, before the model's own forward."""
+    """Replaces token ids and video by embeddings, before the model's own forward."""
     if (places := given.pop(PLACES, None)) is None:
         return args, given
-    # What the tower takes besides patches, see `Family.tower_inputs`, goes by names of its own.
+    # The other inputs of the tower, see `Family.tower_inputs`, have names that begin like this.
     text = {name: value for name, value in given.items() if not name.startswith("video_")}
     tower = {name: given[name] for name in given.keys() - text.keys()}
     embeddings = model.get_input_embeddings()(text.pop("input_ids"))

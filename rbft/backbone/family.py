@@ -1,7 +1,7 @@
-"""Backbone families: what rbft must know of an architecture and cannot ask transformers.
+"""Backbone families: facts about an architecture that transformers does not provide.
 
 A family is chosen by `model_type` in the backbone's config.json, never by the folder's name. To
-add one, write a file beside this one and enter it in `FAMILIES`.
+add one, write a module in this folder and add it to `FAMILIES`.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class Family(Protocol):
         seconds_per_pair: float,
         config: Any,
     ) -> Int[Tensor, "3 tokens"]:
-        """Rotary positions of one sequence with one video, by the rule the weights learnt."""
+        """Rotary positions of one sequence with one video, by the rule of the pretraining."""
         ...
 
     def features(
@@ -42,13 +42,13 @@ class Family(Protocol):
         ...
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
-        """Decoder and vision blocks, the units that sharding gathers at a time."""
+        """Blocks of decoder and vision tower, the units that FSDP shards and unshards."""
         ...
 
     def tower_inputs(self, grids: Int[Tensor, "clips 3"], config: Any) -> dict[str, Any]:
-        """What the vision tower computes from the grids, ahead of time and on the processor.
+        """Precomputes on the CPU what the vision tower derives from the grids.
 
-        transformers takes it as arguments of the backbone's forward; without it, it would wait for
+        transformers takes these as arguments of the backbone's forward. Without them it waits for
         the device in every step to read the grids.
         """
         ...

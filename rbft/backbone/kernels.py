@@ -1,4 +1,4 @@
-"""Faster ways to compute the same: each says so where it is not to be had, and is left out."""
+"""Optional faster kernels; each prints a message and is skipped where it is not available."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from rbft.backbone.blocks import compile_blocks, stacks
 from rbft.runtime.console import print_rank_zero
 
-CASTS = "cast_input_dtype_enabled"  # whether a layer of peft casts its input itself
+CASTS = "cast_input_dtype_enabled"  # attribute of a peft layer: whether it casts its input
 
 
 class PatchProjection(nn.Conv3d):
-    """The vision tower's patch embedding as the matrix product that it is.
+    """The patch embedding of the vision tower as a matrix product instead of a convolution.
 
-    Its convolution is given single patches, each as large as its kernel. As convolutions these are
-    slow, up to seconds in bfloat16 on some GPUs. The weights keep their name and shape.
+    The convolution gets single patches, each as large as its kernel. Such convolutions are slow, up
+    to seconds in bfloat16 on some GPUs. The weights keep their name and shape.
     """
 
     @classmethod
     def of(cls, convolution: nn.Conv3d) -> "PatchProjection":
-        """The same convolution, with the same weights."""
+        """A projection with the weights of a convolution."""
         assert convolution.stride == convolution.kernel_size
         with torch.device("meta"):
             made = cls(
@@ -40,26 +40,26 @@ class PatchProjection(nn.Conv3d):
     def forward(
         self, input: Float[Tensor, "patches channels frames height width"]
     ) -> Float[Tensor, "patches out 1 1 1"]:
-        """The product of each patch with the weights."""
+        """Multiplies each patch with the weights."""
         rows = nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)
         return rows[:, :, None, None, None]
 
 
-def multiply_patches(model: Any) -> None:
-    """Has a backbone embed patches by a matrix product, in place; see `PatchProjection`."""
+def use_linear_patch_embedding(model: Any) -> None:
+    """Replaces the patch embedding of a backbone by a `PatchProjection`, in place."""
     embed = model.model.visual.patch_embed
     embed.proj = PatchProjection.of(embed.proj)
 
 
 def apply_kernels(model: Any, *, compile: bool, liger: bool, device: torch.device) -> None:
-    """Changes how a backbone computes, in place, as far as this machine can.
+    """Applies faster kernels to a backbone in place, if they run on this machine.
 
     Args:
         model: The backbone.
-        compile: Have torch.compile make kernels of what the blocks of decoder and vision tower
-            compute in training, but for attention.
-        liger: Take the Liger kernels for the norms and MLPs of decoder and vision tower.
-        device: Where it will run.
+        compile: Compile the blocks of decoder and vision tower with torch.compile for training,
+            except their attention.
+        liger: Use the Liger kernels for the norms and MLPs of decoder and vision tower.
+        device: The device that the backbone will run on.
     """
     if liger and has_liger(device):
         import liger_kernel.transformers as kernels  # type: ignore[import-not-found]
@@ -68,50 +68,49 @@ def apply_kernels(model: Any, *, compile: bool, liger: bool, device: torch.devic
         # The head runs on answer tokens alone, which costs less than Liger's loss over all.
         apply(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
         for block in stacks(model)[1]:
-            if hasattr(block.mlp, "gate_proj"):  # Liger leaves the tower's MLPs as they are
+            if hasattr(block.mlp, "gate_proj"):  # Liger does not replace the tower's MLPs
                 block.mlp.forward = MethodType(kernels.LigerSwiGLUMLP.forward, block.mlp)
     if compile and can_compile(device):
         decoder, tower = stacks(model)
         compile_blocks(decoder)
-        # transformers' other attentions of the tower are a call for each window, whose number
-        # differs from clip to clip: it would be compiled anew for each.
+        # Other attention in transformers is a call for each window; their number differs between
+        # clips, and each number would be compiled again.
         if "flash" in model.config.vision_config._attn_implementation:
             compile_blocks(tower)
 
 
 def leave_casts_to_autocast(model: Any) -> None:
-    """Has adapters take their inputs in the precision that these come in, in place.
+    """Has adapters not cast their inputs, in place.
 
-    peft casts each to the adapter's 32 bits, and autocast casts it back: the same bits, for a pass
-    over memory each way. On weights in 4 bits peft heeds autocast by itself; old versions of it
-    always cast.
+    peft casts them to the 32 bits of the adapter, and autocast casts them back: the same bits after
+    two passes over memory. With weights in 4 bits, peft leaves the casts to autocast by itself. Old
+    versions of peft always cast.
 
     Args:
         model: The backbone with adapters; it must run under autocast.
     """
     for module in model.modules():
-        # As peft.helpers.disable_input_dtype_casting does it for a while.
+        # As peft.helpers.disable_input_dtype_casting does, but not only in a context.
         if hasattr(module, CASTS) and not hasattr(module.base_layer.weight, "quant_state"):
             setattr(module, CASTS, False)
 
 
-def choose_attention(*, cudnn: bool) -> None:
-    """Says whether torch may take cuDNN's attention, for the whole process.
+def set_cudnn_attention(*, cudnn: bool) -> None:
+    """Enables or disables cuDNN's attention for the whole process.
 
-    Of several kernels torch takes cuDNN's first on the newest GPUs. It plans anew for every length
-    that it has not seen, tens to hundreds of milliseconds each, and clips and texts differ in
-    length; faults of its backward pass are open. So torch's flash kernels run unless it is asked
-    for.
+    On the newest GPUs torch prefers cuDNN's kernel. It makes a plan for every new sequence length,
+    which takes tens to hundreds of milliseconds, and clips and texts differ in length. Defects of
+    its backward pass are known and open. So it is off by default, and torch uses its flash kernels.
 
     Args:
-        cudnn: Let torch choose cuDNN's kernel.
+        cudnn: Whether torch may use cuDNN's kernel.
     """
     torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
 
 @cache
 def has_liger(device: torch.device) -> bool:
-    """Whether Liger's kernels run here; says why not."""
+    """Whether Liger's kernels run here; prints the reason if not."""
     if device.type != "cuda":
         print_rank_zero("model.liger: the Liger kernels need a GPU; going on without.")
         return False
@@ -126,7 +125,7 @@ def has_liger(device: torch.device) -> bool:
 
 @cache
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile works here, by trying it; says why not."""
+    """Whether torch.compile works here, by a trial; prints the reason if not."""
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=device))
     except (RuntimeError, OSError) as error:  # no compiler, no Triton, ...

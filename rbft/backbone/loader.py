@@ -9,7 +9,7 @@ import torch
 
 from rbft.backbone.adapters import LoRA, add_adapters, find_base, is_adapter, weights_dtype
 from rbft.backbone.family import Family
-from rbft.backbone.kernels import apply_kernels, choose_attention
+from rbft.backbone.kernels import apply_kernels, set_cudnn_attention
 from rbft.backbone.loading import generation_settings, load_config, load_model, load_processor
 
 
@@ -120,6 +120,6 @@ class BackboneLoader:
                 autocast=precision.endswith("-mixed"),
             )
         compiled = self.compile and training  # generation grows by a token at a time
-        choose_attention(cudnn=self.cudnn_attention)
+        set_cudnn_attention(cudnn=self.cudnn_attention)
         apply_kernels(model, compile=compiled, liger=self.liger, device=device)
         return model

@@ -1,4 +1,4 @@
-"""The backbone: a Qwen-VL folder or hub id, read through transformers."""
+"""Loads the backbone, a Qwen-VL folder or hub id, through transformers."""
 
 from functools import cache
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rbft.backbone.attention import attend_in_segments
+from rbft.backbone.attention import use_segment_attention
 from rbft.backbone.blocks import recompute_blocks
 from rbft.backbone.embeddings import copy_video_tokens
 from rbft.backbone.family import FAMILIES, PARTS, Family
-from rbft.backbone.kernels import multiply_patches
+from rbft.backbone.kernels import use_linear_patch_embedding
 from rbft.runs.folder import read_provenance
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.digests import folder_digest
@@ -19,8 +19,8 @@ from rbft.runtime.digests import folder_digest
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
-# Beside the weights, all that transformers and peft read: configuration, tokenizer, chat templates,
-# processors, and the code that model.trust_remote_code runs.
+# Files that transformers and peft read besides the weights: configuration, tokenizer, chat
+# templates, processors, and the code that model.trust_remote_code runs.
 MODEL_FILES = (
     "*config.json",
     "*.safetensors.index.json",
@@ -45,7 +45,7 @@ def load_config(source: str, trust: bool = False) -> tuple["PretrainedConfig", F
         trust: Run code that comes with it.
 
     Raises:
-        ValueError: If nothing can be read there, or the architecture is not supported.
+        ValueError: If the configuration cannot be read, or the architecture is not supported.
     """
     from transformers import AutoConfig
 
@@ -74,8 +74,8 @@ def load_processor(source: str, trust: bool = False) -> "ProcessorMixin":
 
 
 @cache
-def usable_attention(name: str) -> str:
-    """The attention implementation, or sdpa where it is not to be had, which is said once.
+def available_attention(name: str) -> str:
+    """The attention implementation, or sdpa with a message if it is not installed.
 
     Args:
         name: As in `model.attention`.
@@ -106,19 +106,19 @@ def load_model(
     Args:
         source: A `from_pretrained` folder or a hub id.
         attention: Attention implementation of transformers: sdpa, eager or flash_attention_2.
-        checkpointing: Share of the blocks, in decoder and vision tower alike, whose activations are
-            recomputed in the backward pass instead of kept; True is all, False none.
-        empty: Read no weights and leave the model on the meta device, for a process that is
-            handed its share of them.
-        dtype: Precision of the weights; None takes torch's default.
-        four_bit: Store the weights of the language model's blocks in 4 bits, on this device,
-            which reads them; None stores them as they are.
+        checkpointing: Share of the blocks of decoder and vision tower with gradient checkpointing;
+            True is all, False none.
+        empty: Read no weights and leave the model on the meta device, for a process that gets its
+            shard by broadcast.
+        dtype: Dtype of the weights; None takes torch's default.
+        four_bit: Device on which the decoder blocks are read and stored in 4 bits; None stores
+            them in `dtype`.
         trust: Run code that comes with the weights.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    # Lightning sets the default dtype by trainer.precision; the file's own (bf16) would lose
-    # small updates in 32-bit training.
+    # Lightning sets the default dtype by trainer.precision. The dtype of the files (bf16) would
+    # lose small updates in 32-bit training.
     dtype = dtype or torch.get_default_dtype()
     how: Any = {"trust_remote_code": trust}
     how |= {"dtype": dtype, "attn_implementation": attention}
@@ -128,22 +128,22 @@ def load_model(
             model = AutoModelForImageTextToText.from_config(config, **how)
     else:
         if four_bit is not None:
-            how |= {"quantization_config": _four_bits(dtype), "device_map": {"": four_bit}}
+            how |= {"quantization_config": _four_bit_config(dtype), "device_map": {"": four_bit}}
         model = AutoModelForImageTextToText.from_pretrained(source, **how)
-    if torch.cuda.is_available():  # a processor has no such trouble; its results keep their bits
-        multiply_patches(model)
+    if torch.cuda.is_available():  # not needed on a CPU, whose results keep their bits
+        use_linear_patch_embedding(model)
     copy_video_tokens(model)
     if attention == "sdpa":
-        attend_in_segments(model)
-    # Not by transformers: it would not compile what is recomputed, nor recompute a share in all its
-    # versions; and it has embeddings and patches ask for gradients, which costs a backward pass
-    # through a frozen vision tower.
+        use_segment_attention(model)
+    # Not transformers' checkpointing: it does not compile recomputed blocks, not all its versions
+    # can checkpoint a share, and it has embeddings and patches require gradients, which costs a
+    # backward pass through a frozen vision tower.
     recompute_blocks(model, checkpointing)
     # from_pretrained leaves it in eval mode, in which nothing is recomputed.
     return model.train()
 
 
-def _four_bits(dtype: torch.dtype) -> Any:
+def _four_bit_config(dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -157,10 +157,10 @@ def _four_bits(dtype: torch.dtype) -> Any:
 
 
 def frozen_dtype(precision: str) -> torch.dtype:
-    """Precision of weights that do not train: the one they are computed in.
+    """Dtype of frozen weights: the compute dtype.
 
     Args:
-        precision: The Trainer's. In the mixed ones, weights that train stay in 32 bits.
+        precision: The Trainer's. In the mixed ones, trainable weights stay in 32 bits.
     """
     halves = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
     return halves.get(precision, torch.get_default_dtype())
@@ -175,18 +175,18 @@ def parameter_parts(model: nn.Module, family: Family) -> dict[str, list[tuple[st
 
 
 def fingerprint(source: str, base: str | None = None, *, bare: bool = False) -> str:
-    """Content digest of a model: all that decides what `from_pretrained` makes of a folder.
+    """Content digest of a model: everything that `from_pretrained` depends on.
 
-    Covers every byte of the weights, of tokenizer, chat template and processor, and all
-    configuration and code; neither README, card nor notes, nor the folder's name. A file is read
-    once, see `rbft.runtime.digests`. An adapter's covers what it stands on as well. A hub id stands
-    for itself, with the revision that the local cache holds.
+    Covers every byte of weights, tokenizer, chat template, processor, configuration and code, but
+    not README, card, notes or the folder's name. A file is read once, see `rbft.runtime.digests`.
+    The fingerprint of an adapter covers its base too. That of a hub id is the id with the revision
+    in the local cache.
 
     Args:
         source: A `from_pretrained` folder, whole or an adapter, or a hub id.
-        base: Fingerprint of what an adapter stands on; None takes the one that rbft noted in the
-            folder. See `rbft.backbone.adapters.weights_fingerprint`, which finds the base.
-        bare: Let a folder pass that holds no weights, only what they would be read with.
+        base: Fingerprint of an adapter's base; None takes the one that rbft noted in the folder.
+            See `rbft.backbone.adapters.weights_fingerprint`, which finds the base.
+        bare: Accept a folder without weights.
 
     Returns:
         32 hexadecimal characters, or `<hub id>@<commit>`.
@@ -227,9 +227,9 @@ def fingerprint(source: str, base: str | None = None, *, bare: bool = False) -> 
 
 
 def _model_files(folder: Path) -> list[Path]:
-    """The files of a folder that decide what the model does."""
+    """The files of a folder that the model depends on."""
     found = {file for pattern in MODEL_FILES for file in folder.glob(pattern)}
-    # transformers and peft take safetensors where there are both.
+    # transformers and peft prefer safetensors if there are both.
     found |= set(folder.glob("*.safetensors")) or set(folder.glob("*.bin"))
     return [file for file in found if file.is_file() and not file.name.startswith(".")]
 
@@ -242,11 +242,11 @@ def short_name(source: str) -> str:
 def generation_settings(
     source: str, processor: "ProcessorMixin", max_new_tokens: int, trust: bool = False
 ) -> dict[str, Any]:
-    """How the backbone writes, as arguments of transformers' `generate`.
+    """Settings of text generation, as arguments of transformers' `generate`.
 
-    Of the backbone's `generation_config.json`, what ends an answer and the repetition penalty
-    count. Its sampling settings do not: writing is greedy, so that a text depends on clip, prompt
-    and weights alone.
+    End-of-sequence tokens and repetition penalty come from the backbone's
+    `generation_config.json`. Its sampling settings are ignored: generation is greedy, so that a
+    text depends on clip, prompt and weights alone.
 
     Args:
         source: A `from_pretrained` folder or a hub id.
@@ -255,8 +255,8 @@ def generation_settings(
         trust: Run code that comes with the backbone.
 
     Returns:
-        `max_new_tokens`, `eos_token_id` (in order, the tokenizer's and every one of the
-        generation config, each of which ends an answer) and `repetition_penalty`.
+        `max_new_tokens`, `eos_token_id` (sorted; the tokenizer's and all of the generation config)
+        and `repetition_penalty`.
 
     Raises:
         ValueError: If the repetition penalty is not above 0.

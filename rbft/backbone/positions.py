@@ -1,6 +1,6 @@
-"""Where each token stands: the three-axis rotary positions of Qwen2-VL and Qwen2.5-VL.
+"""The three-axis rotary positions of Qwen2-VL and Qwen2.5-VL.
 
-The pretrained weights learnt one rule: the text after a video starts one past the largest
+The backbones were pretrained with one rule: the text after a video starts one past the largest
 position used so far, on any axis. transformers up to 5.2, vLLM and Qwen's own trainer follow it;
 transformers 5.3 to 5.23 start the text at max(height, width) of the grid instead, so that for clips
 longer than a few seconds the question shares its positions with the video's time axis. rbft
@@ -30,7 +30,7 @@ def video_positions(
             `tokens_per_second` times the seconds per frame pair, for Qwen2-VL 1.
 
     Returns:
-        One column per video token after merging.
+        One column per video token, that is after the merger.
     """
     frames, rows, columns = grid_thw[0], grid_thw[1] // merge_size, grid_thw[2] // merge_size
     # Truncated after the product, as in vLLM: 2.29 s per pair at 2 positions a second is 0, 4, 9.
@@ -46,10 +46,10 @@ def position_ids(
     merge_size: int,
     time_step: float,
 ) -> Int[Tensor, "3 tokens"]:
-    """Positions of one unpadded sequence that holds one video.
+    """Positions of one unpadded sequence with one video.
 
     Args:
-        input_ids: The token ids, the video's placeholder tokens among them.
+        input_ids: The token ids, with the placeholder tokens of the video.
         video_token_id: The placeholder's id.
         grid_thw: The video's patch grid, see `video_positions`.
         merge_size: See `video_positions`.
@@ -59,7 +59,7 @@ def position_ids(
         Positions (time, height, width), one column per token.
 
     Raises:
-        ValueError: If the number of placeholder tokens is not what the grid asks for.
+        ValueError: If the number of placeholder tokens does not match the grid.
     """
     is_video = input_ids == video_token_id
     expected = grid_thw[0] * (grid_thw[1] // merge_size) * (grid_thw[2] // merge_size)

@@ -26,7 +26,7 @@ class Qwen2_5VL(Qwen2VL):  # noqa: N801 (the architecture's own name)
         from transformers.vision_utils import get_vision_window_index
 
         windowed = super().features(visual, pixels, grids)
-        # The tower works on windows; a unit of them is what the merger joins to one token.
+        # The tower sorts patches by window, in units that the merger joins to one token.
         order, _ = get_vision_window_index(
             grids, visual.spatial_merge_size, visual.window_size, visual.patch_size
         )
@@ -34,7 +34,7 @@ class Qwen2_5VL(Qwen2VL):  # noqa: N801 (the architecture's own name)
         return units[torch.argsort(order.to(units.device))].flatten(0, 1)
 
     def tower_inputs(self, grids: Int[Tensor, "clips 3"], config: Any) -> dict[str, Any]:
-        """Places of the patches, the frames' bounds, and the windows."""
+        """Positions of the patches, and the bounds of frames and windows."""
         from transformers.vision_utils import get_vision_window_index
 
         vision = config.vision_config
@@ -49,7 +49,7 @@ class Qwen2_5VL(Qwen2VL):  # noqa: N801 (the architecture's own name)
         }
 
     def vision_pairs(self, grid_thw: Sequence[int], config: Any) -> int:
-        """Pairs of patches that attend to each other: in windows, and in some blocks in frames."""
+        """Pairs of patches that attend to each other, in windows or, in some blocks, in frames."""
         pairs, rows, columns = grid_thw
         vision = config.vision_config
         side = vision.window_size // vision.patch_size
@@ -60,5 +60,5 @@ class Qwen2_5VL(Qwen2VL):  # noqa: N801 (the architecture's own name)
 
 
 def _squares(length: int, side: int) -> int:
-    """Squares of the parts, added up, that an axis is cut into; the last may be shorter."""
+    """Sum of squared lengths of the parts of an axis; the last part may be shorter."""
     return length // side * side**2 + (length % side) ** 2

@@ -16,7 +16,7 @@ class Qwen2VL:
 
     def part(self, name: str) -> str:
         """The part of a parameter, by its in-memory name."""
-        # Files keep older names (`visual.*`, `model.layers.*`): never match on those.
+        # Files have older names (`visual.*`, `model.layers.*`), which this does not match.
         if "visual.merger." in name:
             return "merger"
         return "vision" if "visual." in name else "language"
@@ -54,7 +54,7 @@ class Qwen2VL:
         return [block for stack in stacks for block in model.get_submodule(stack).children()]
 
     def tower_inputs(self, grids: Int[Tensor, "clips 3"], config: Any) -> dict[str, Any]:
-        """Places of the patches, and the frames' bounds."""
+        """Positions of the patches, and the bounds of frames."""
         from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
         bounds = get_vision_cu_seqlens(grids)
@@ -66,6 +66,6 @@ class Qwen2VL:
         }
 
     def vision_pairs(self, grid_thw: Sequence[int], config: Any) -> int:
-        """Pairs of patches that attend to each other, over all blocks: those of a frame pair."""
+        """Pairs of patches of the same frame pair, over all blocks; they attend to each other."""
         pairs, rows, columns = grid_thw
         return config.vision_config.depth * pairs * (rows * columns) ** 2

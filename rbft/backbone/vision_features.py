@@ -1,4 +1,4 @@
-"""A frozen vision tower sees each clip once: its outputs are kept on disk, see `FeatureCache`."""
+"""Runs a frozen vision tower once per clip and caches its outputs, see `FeatureCache`."""
 
 import hashlib
 import json
@@ -13,17 +13,17 @@ from rbft.backbone.loading import parameter_parts
 from rbft.batch import Batch
 from rbft.video.feature_cache import EncodedVideo, FeatureCache
 
-# Facts of the video processor that decide what the tower is given.
+# Attributes of the video processor that the tower's inputs depend on.
 PROCESSING = ("rescale_factor", "image_mean", "image_std", "patch_size", "temporal_patch_size")
-# Part of every digest: raise it when the same tower begins to give other features.
+# Part of every digest: raise it when the same tower computes other features than before.
 VERSION = 1
 
 
 def check_frozen(max_bytes: int, learning_rate: float, strategy: Strategy) -> None:
-    """Refuses to keep the outputs of a vision tower that trains, or that is in shards.
+    """Refuses to cache the outputs of a vision tower that is trainable or sharded.
 
     Args:
-        max_bytes: Size that the outputs are kept within; 0 keeps none.
+        max_bytes: Maximum size of the cache; 0 disables it.
         learning_rate: The vision tower's.
         strategy: How the Trainer spreads the model.
 
@@ -47,9 +47,9 @@ def check_frozen(max_bytes: int, learning_rate: float, strategy: Strategy) -> No
 
 
 def tower_digest(backbone: Any, family: Family, processor: Any, precision: str) -> str:
-    """What tells one vision tower's outputs from another's: its weights and what it is fed.
+    """Digest of everything that a vision tower's outputs depend on: weights and preprocessing.
 
-    Reads all of the tower's weights, a second or two for the 0.7 billion of Qwen2.5-VL.
+    Reads all weights of the tower, a second or two for the 0.7 billion of Qwen2.5-VL.
 
     Args:
         backbone: The model.
@@ -71,13 +71,13 @@ def tower_digest(backbone: Any, family: Family, processor: Any, precision: str) 
 def tower_features(
     backbone: Any, family: Family, batch: Batch, cache: FeatureCache
 ) -> list[Tensor]:
-    """The vision tower's output for each clip of a batch; runs on those it has not seen.
+    """The vision tower's output for each clip of a batch; runs for clips without cached output.
 
     Args:
         backbone: The model; its vision tower must be frozen.
         family: Its family.
         batch: A batch with `kept`.
-        cache: Keeps what was not there yet.
+        cache: Stores new outputs.
     """
     kept = batch.kept
     assert kept is not None
@@ -87,12 +87,12 @@ def tower_features(
         batch.video["pixel_values_videos"].split(grids[todo].prod(-1).tolist()) if todo else ()
     )
     for index, pixels in zip(todo, patches, strict=True):
-        # One by one: rounding then depends on nothing but the clip, and a run that is killed and
-        # started again ends with the same bits.
+        # One by one: rounding then depends on the clip alone, and an interrupted run that resumes
+        # ends with the same bits.
         with torch.no_grad():
             grid = grids[index : index + 1].to(pixels.device)
             own = family.features(backbone.model.visual, pixels, grid)
-        # In the batch too: it may be shown to the model more than once.
+        # In the batch too: the model may run on it more than once.
         kept.features[index] = own
         if kept.keys[index]:
             seen = EncodedVideo(own, grids[index].tolist(), kept.sampled_fps[index])
@@ -100,10 +100,10 @@ def tower_features(
     return [found for found in kept.features if found is not None]
 
 
-def show(backbone: Any, features: list[Tensor], merge_size: int) -> dict[str, Any]:
-    """Arguments of the backbone's forward that show it clips by their tower outputs.
+def embed_features(backbone: Any, features: list[Tensor], merge_size: int) -> dict[str, Any]:
+    """Arguments of the backbone's forward with video embeddings instead of pixels.
 
-    The merger runs here, so that it can be trained.
+    Runs the merger, which may be trainable, on the tower's outputs.
 
     Args:
         backbone: The model.

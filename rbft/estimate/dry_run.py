@@ -1,4 +1,4 @@
-"""The dry run: what `fit` would do, how much of it, and whether it fits; loads no weights."""
+"""The dry run: the steps of a run, their arithmetic and memory, without loading weights."""
 
 import math
 import shutil
@@ -18,8 +18,13 @@ from rbft.collator import Collator
 from rbft.data.base import VideoDataModule
 from rbft.data.rationales import RationaleStore, mix
 from rbft.estimate.flops import ClipTokens, Flops, StepCounter, tower_width
-from rbft.estimate.memory import Memory, Setup, step_memory
-from rbft.estimate.scoring_memory import Asked, ScoringMemory, scoring_memory
+from rbft.estimate.memory import (
+    MemorySettings,
+    StepMemory,
+    compute_bytes_of,
+    step_memory,
+)
+from rbft.estimate.scoring_memory import ScoringMemory, ScoringTask, scoring_memory
 from rbft.estimate.token_counts import check_context, count_tokens
 from rbft.module import RBFTModule
 from rbft.runs.folder import ZERO_SHOT, Run
@@ -30,23 +35,23 @@ from rbft.training.optim import freeze, parameter_groups, parameter_table
 from rbft.video.sampling import PATCH, TEMPORAL_PATCH
 
 GIB = 2**30
-CONTEXT_BYTES = 1.0 * GIB  # what CUDA and its libraries take
-SPARE = 1.1  # room for fragmentation
-SHARES = 20  # steps in which the share of recomputed blocks is looked for
+CUDA_CONTEXT_BYTES = 1.0 * GIB  # what CUDA and its libraries take
+FRAGMENTATION = 1.1  # factor of the estimated peak, for what the allocator wastes
+CHECKPOINTING_STEPS = 20  # shares of gradient checkpointing that are tried: 0, 0.05, ..., 1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the dry run looks at.
+    """The run that the dry run reports on.
 
     Attributes:
         data: The benchmark.
         model: The module, without weights.
-        trainer: The Trainer; of the number of devices that are asked for, whether there or not.
+        trainer: The Trainer; with the requested number of devices, whether they exist or not.
         run: The run on disk.
         stages: Names of the stages, in order.
         store: The rationale file.
-        scored: Places in the run's folder whose results are there, made as this run makes them.
+        scored: Names of the results that the run's folder has already, made as this run would.
         whole: Whether the whole method runs, not a single stage.
         score_each: Whether the backbone and every stage are scored, not only the last.
     """
@@ -63,43 +68,43 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Tokens of every clip that a stage trains on or scores.
+class SplitTokens:
+    """Tokens of every clip that a stage trains on or that is scored.
 
     Attributes:
         clips: The clips.
-        counts: Their tokens.
-        guessed: How many rationales are taken to be as long as they may get.
-        val: Tokens of the clips that are validated after each epoch of the stage.
-        word: Tokens of the longest class word, with what ends it.
+        tokens: Their tokens.
+        unwritten: Number of rationales that are not written yet, and counted at their longest.
+        val: Tokens of the validation clips.
+        class_word: Tokens of the longest class word, end of turn included.
     """
 
     clips: list[Clip]
-    counts: list[ClipTokens]
-    guessed: int = 0
+    tokens: list[ClipTokens]
+    unwritten: int = 0
     val: tuple[ClipTokens, ...] = ()
-    word: int = 1
+    class_word: int = 1
 
 
 def stand_in(accelerator: str, devices: Any) -> dict[str, Any]:
-    """Arguments of a Trainer for as many devices as are asked for, on a machine without them.
+    """Arguments that give a Trainer the requested number of devices on a machine without them.
 
     Args:
         accelerator: The Trainer's setting.
         devices: The Trainer's setting.
 
     Returns:
-        Nothing where the devices are there.
+        Empty if the machine has the devices.
     """
-    asked = str(len(devices) if isinstance(devices, list) else devices)
-    number = int(asked) if asked.isdecimal() else 1
+    requested = str(len(devices) if isinstance(devices, list) else devices)
+    number = int(requested) if requested.isdecimal() else 1
     if accelerator == "cpu" or 0 < number <= torch.cuda.device_count():
         return {}
     return {"accelerator": "cpu", "devices": number}
 
 
-def count_tokens_of_stages(plan: Plan) -> dict[str, Lengths]:
-    """Tokens of the clips of every stage, and of those that are scored ("test").
+def count_tokens_of_stages(plan: Plan) -> dict[str, SplitTokens]:
+    """Counts the tokens of the clips of every stage and of the test split ("test").
 
     Raises:
         ValueError: If a clip is longer than the backbone's context.
@@ -124,17 +129,17 @@ def count_tokens_of_stages(plan: Plan) -> dict[str, Lengths]:
             clips = data.clips("train")
             val = tuple(counts[clip.id] for clip in data.clips("val") if clip.id in counts)
         clips = [clip for clip in clips if clip.id in counts]
-        guessed = sum(not texts.get(clip.id) for clip in clips) if stage.needs_rationales else 0
+        unwritten = sum(not texts.get(clip.id) for clip in clips) if stage.needs_rationales else 0
         word = max(map(len, collator.class_answers(stage.classifier)))
-        found[name] = Lengths(clips, [counts[clip.id] for clip in clips], guessed, val, word)
+        found[name] = SplitTokens(clips, [counts[clip.id] for clip in clips], unwritten, val, word)
     return found
 
 
 def report(plan: Plan, name: str, gpu_gb: float | None) -> str:
-    """What would run, what would train, how long clips are, memory and disk, as text.
+    """The dry run's text: steps, trainable parameters, tokens, memory and disk space.
 
     Args:
-        plan: What to look at.
+        plan: The run.
         name: The run's name.
         gpu_gb: Memory of the GPU to compare with, in GiB; None takes the one present.
 
@@ -156,10 +161,10 @@ def report(plan: Plan, name: str, gpu_gb: float | None) -> str:
         f"precision     {plan.trainer.precision}; {strategy}, {devices}",
     ]
     if not plan.stages:
-        lines += ["", steps_table(plan, found, None), "", lengths_table(plan, found), ""]
+        lines += ["", steps_table(plan, found, None), "", tokens_table(plan, found), ""]
         scoring = scoring_peaks(plan, found, None, 0)
         peak = max((own.peak for own in scoring.values()), default=0)
-        lines += [scoring_table(scoring, data.eval_batch_size), verdict(peak, gpu_gb)]
+        lines += [scoring_table(scoring, data.eval_batch_size), fit_message(peak, gpu_gb)]
         return "\n".join(lines)
     groups = parameter_groups(parts, model.learning_rates, model.weight_decay)
     accumulation = data.accumulation(world)
@@ -167,37 +172,37 @@ def report(plan: Plan, name: str, gpu_gb: float | None) -> str:
     lines += [
         f"global batch  {data.global_batch_size} = {batch}",
         "",
-        steps_table(plan, found, _counter(plan, backbone)),
+        steps_table(plan, found, _step_counter(plan, backbone)),
         "",
     ]
     headers, rows = parameter_table(groups, parts)
-    lines += [table(rows, headers), "", lengths_table(plan, found), ""]
-    longest = max((found[stage] for stage in plan.stages), key=lambda own: _largest(own.counts, 1))
-    micro = sorted(longest.counts, key=lambda count: count.total)[-data.batch_size :]
-    shown = _seen(plan, micro if model.packing else _padded(micro))
-    setup = _setup(plan)
-    memory = step_memory(backbone, model.family, model.config, shown, setup)
-    scoring = scoring_peaks(plan, found, backbone, memory.optimiser)
+    lines += [table(rows, headers), "", tokens_table(plan, found), ""]
+    longest = max((found[stage] for stage in plan.stages), key=_longest_clip)
+    micro = sorted(longest.tokens, key=lambda count: count.total)[-data.batch_size :]
+    micro_batch = _without_cached_tower(plan, micro if model.packing else _pad_to_longest(micro))
+    settings = _memory_settings(plan)
+    memory = step_memory(backbone, model.family, model.config, micro_batch, settings)
+    scoring = scoring_peaks(plan, found, backbone, memory.optimizer_states)
     scored = max((own.peak for own in scoring.values()), default=0)
 
-    def worst(share: float) -> int:
-        own = replace(setup, checkpointing=share)
-        return max(scored, step_memory(backbone, model.family, model.config, shown, own).peak)
+    def peak_with(share: float) -> int:
+        own = replace(settings, checkpointing=share)
+        return max(scored, step_memory(backbone, model.family, model.config, micro_batch, own).peak)
 
     lines += [memory_table(memory, len(micro)), "", scoring_table(scoring, data.eval_batch_size)]
-    lines += [verdict(max(memory.peak, scored), gpu_gb)]
-    lines += [*advice(setup.checkpointing, worst, gpu_gb), ""]
+    lines += [fit_message(max(memory.peak, scored), gpu_gb)]
+    lines += [*suggest_checkpointing(settings.checkpointing, peak_with, gpu_gb), ""]
     lines += [disk_table(plan, found, backbone)]
     return "\n".join(lines)
 
 
 def empty_backbone(model: RBFTModule, trainer: Trainer, *, training: bool = True) -> Any:
-    """The backbone without weights, with the precisions and adapters that it trains with.
+    """The backbone on the meta device, with the dtypes and adapters that it trains with.
 
     Args:
         model: The module.
         trainer: The Trainer.
-        training: Whether it trains; otherwise the precisions are those that it is scored with.
+        training: Whether it trains; otherwise the dtypes are those that it is scored with.
     """
     sharded = is_sharded(trainer.strategy)
     precision = str(trainer.precision)
@@ -224,8 +229,8 @@ def empty_backbone(model: RBFTModule, trainer: Trainer, *, training: bool = True
     return backbone
 
 
-def steps_table(plan: Plan, found: Mapping[str, Lengths], counter: StepCounter | None) -> str:
-    """The steps of the method, what is done of them, and the arithmetic of those that train."""
+def steps_table(plan: Plan, found: Mapping[str, SplitTokens], counter: StepCounter | None) -> str:
+    """The steps of the method, whether they are done, and the arithmetic of training."""
     data, rows = plan.data, []
     scored = len(found["test"].clips)
 
@@ -248,7 +253,10 @@ def steps_table(plan: Plan, found: Mapping[str, Lengths], counter: StepCounter |
         if checkpoint is not None and state != "done":
             state = f"resumes at {checkpoint.stem}"
         assert counter is not None
-        flops = sum(map(counter.step, _seen(plan, found[stage].counts)), Flops()) * epochs
+        flops = (
+            sum(map(counter.step, _without_cached_tower(plan, found[stage].tokens)), Flops())
+            * epochs
+        )
         title = STAGES[stage].paper + (f", {epochs} epochs" if epochs > 1 else "")
         work = flops.total / 1e15
         arithmetic = f"{work:.3g}" if work < 1000 else f"{work:,.0f}"
@@ -258,11 +266,11 @@ def steps_table(plan: Plan, found: Mapping[str, Lengths], counter: StepCounter |
     return table(rows, ["step", "clips", "optimiser steps", "PFLOP", "state"], align="lrrrl")
 
 
-def lengths_table(plan: Plan, found: Mapping[str, Lengths]) -> str:
-    """Tokens of a clip: mean, 95th percentile and the most, with the clip that has it."""
+def tokens_table(plan: Plan, found: Mapping[str, SplitTokens]) -> str:
+    """Tokens of a clip: mean, 95th percentile and maximum, and the clip that has the maximum."""
     rows = []
 
-    def row(title: str, own: Lengths, numbers: list[int]) -> None:
+    def row(title: str, own: SplitTokens, numbers: list[int]) -> None:
         most = max(range(len(numbers)), key=numbers.__getitem__)
         mean = sum(numbers) / len(numbers)
         high = sorted(numbers)[math.ceil(0.95 * len(numbers)) - 1]
@@ -270,116 +278,125 @@ def lengths_table(plan: Plan, found: Mapping[str, Lengths]) -> str:
 
     for name, own in found.items():
         title = "test" if name == "test" else STAGES[name].paper
-        if not own.counts:
+        if not own.tokens:
             continue
-        row(f"{title}: video", own, [count.video for count in own.counts])
-        row("  prompt", own, [count.prompt for count in own.counts])
-        guess = " (at most)" if own.guessed else ""
-        row(f"  answer{guess}", own, [count.answer for count in own.counts])
-        row("  together", own, [count.total for count in own.counts])
+        row(f"{title}: video", own, [count.video for count in own.tokens])
+        row("  prompt", own, [count.prompt for count in own.tokens])
+        guess = " (at most)" if own.unwritten else ""
+        row(f"  answer{guess}", own, [count.answer for count in own.tokens])
+        row("  together", own, [count.total for count in own.tokens])
     context = plan.model.config.text_config.max_position_embeddings
     headers = ["tokens of a clip", "mean", "p95", "most", "clip"]
     return f"{table(rows, headers, align='lrrrl')}\ncontext of the backbone: {context:,} tokens"
 
 
-def memory_table(memory: Memory, clips: int) -> str:
-    """Bytes on one device, by what they are for."""
+def memory_table(memory: StepMemory, clips: int) -> str:
+    """The estimated memory of a training step, by what it is used for."""
     batch = "the longest clip" if clips == 1 else f"the {clips} longest clips"
     rows = [
         ["weights", memory.weights, ""],
         ["gradients", memory.gradients, ""],
-        ["optimiser state", memory.optimiser, "AdamW's two moments"],
-        ["activations, decoder", memory.kept, f"kept for the backward pass, {batch}"],
-        ["activations, vision tower", memory.kept_vision, "the same"],
+        ["optimiser state", memory.optimizer_states, "AdamW's two moments"],
+        ["activations, decoder", memory.saved_decoder, f"saved for the backward pass, {batch}"],
+        ["activations, vision tower", memory.saved_vision, "the same"],
         ["logits", memory.logits, "at answer tokens only"],
-        ["head's gradient", memory.head, "for a moment"],
-        ["backward pass of a block", memory.block, "for a moment"],
-        ["weights in half precision", memory.copies, "copies that autocast makes"],
-        ["gathered weights", memory.gathered, "sharding: for a moment"],
+        ["head's gradient", memory.head_gradient, "for a moment"],
+        ["backward pass of a block", memory.block_backward, "for a moment"],
+        ["weights in half precision", memory.autocast_copies, "copies that autocast makes"],
+        ["gathered weights", memory.unsharded, "sharding: for a moment"],
     ]
     lines = [[name, f"{size / GIB:.2f}", note] for name, size, note in rows if size]
-    where = max(memory.moments, key=memory.moments.__getitem__)
+    where = max(memory.phases, key=memory.phases.__getitem__)
     lines.append(["peak", f"{memory.peak / GIB:.2f}", where])
     return table(lines, ["memory of one device (estimate)", "GiB", ""], align="lrl")
 
 
 def scoring_peaks(
-    plan: Plan, found: Mapping[str, Lengths], backbone: Any, optimiser: int
+    plan: Plan, found: Mapping[str, SplitTokens], backbone: Any, optimizer_states: int
 ) -> dict[str, ScoringMemory]:
-    """Memory of what is written and scored, by its title, each with its longest clips.
+    """Estimated memory of writing and scoring with the longest clips, by title.
 
     Args:
-        plan: What to look at.
+        plan: The run.
         found: Tokens of the clips, from `count_tokens_of_stages`.
-        backbone: The backbone as it trains; None where nothing does.
-        optimiser: Bytes of the optimiser's state, which are there while a stage is validated.
+        backbone: The backbone as it trains; None if nothing is trained.
+        optimizer_states: Their bytes, which are allocated during validation.
     """
     data, model = plan.data, plan.model
     frozen = empty_backbone(model, plan.trainer, training=False)
-    texts = model.max_new_tokens
+    longest_text = model.max_new_tokens
 
-    def peak(counts: Sequence[ClipTokens], asked: Asked, learning: bool = False) -> ScoringMemory:
-        prompted = sorted(counts, key=lambda count: count.video + count.prompt)
-        micro = _seen(plan, prompted[-data.eval_batch_size :])
-        used, beside = (backbone, optimiser) if learning else (frozen, 0)
-        asked = replace(asked, packed=model.packing, eager=model.loader.attention == "eager")
-        setup = _setup(plan)
-        return scoring_memory(used, model.family, model.config, micro, setup, asked, beside)
+    def memory_of(
+        tokens: Sequence[ClipTokens], task: ScoringTask, training: bool = False
+    ) -> ScoringMemory:
+        longest = sorted(tokens, key=lambda count: count.video + count.prompt)
+        batch = _without_cached_tower(plan, longest[-data.eval_batch_size :])
+        used, other = (backbone, optimizer_states) if training else (frozen, 0)
+        task = replace(task, packed=model.packing, eager=model.loader.attention == "eager")
+        settings = _memory_settings(plan)
+        return scoring_memory(used, model.family, model.config, batch, settings, task, other)
 
-    def classes(stage: Stage, word: int, held: int = 0) -> Asked:
+    def classification(stage: Stage, class_word: int, extra_caches: int = 0) -> ScoringTask:
         rationale = stage.parts[0] == RATIONALE
-        written = texts if rationale or model.answer == "generate" else 0
+        new_tokens = longest_text if rationale or model.answer == "generate" else 0
         scored = len(model.card.words) if model.answer == "score" else 0
-        return Asked(scored, word, written, max(held, int(bool(written))))
+        return ScoringTask(scored, class_word, new_tokens, max(extra_caches, int(new_tokens > 0)))
 
     peaks = {}
     described = [found[name] for name in plan.stages if find_stage(name).needs_rationales]
     if described and data.rationale_ratio:
-        peaks["Stage 0, writing"] = peak(described[0].counts, Asked(written=texts))
+        peaks["Stage 0, writing"] = memory_of(
+            described[0].tokens, ScoringTask(new_tokens=longest_text)
+        )
     for name in plan.stages:
         own, stage = found[name], find_stage(name)
         if own.val:
-            # The classes are scored from a copy of the prompt, and the loss goes on from another;
-            # of two prompts about a clip, what they begin with is held besides.
-            held = 1 if stage.classifier is stage else 2
-            asked = [classes(stage.classifier, own.word, held)]
+            # The classes are scored from one copy of the prompt's KV cache and the loss from
+            # another; the common beginning of two prompts about a clip is a third.
+            extra = 1 if stage.classifier is stage else 2
+            tasks = [classification(stage.classifier, own.class_word, extra)]
             if stage.parts != (CLASS,):
-                asked.append(Asked(1, max(count.answer for count in own.val), 0, held))
+                tasks.append(ScoringTask(1, max(count.answer for count in own.val), 0, extra))
             peaks[f"validation, {stage.paper}"] = max(
-                (peak(own.val, one, learning=True) for one in asked), key=lambda made: made.peak
+                (memory_of(own.val, task, training=True) for task in tasks),
+                key=lambda memory: memory.peak,
             )
     last = find_stage(plan.stages[-1] if plan.stages else "label").classifier
-    if found["test"].counts:
-        peaks["scoring"] = peak(found["test"].counts, classes(last, found["test"].word))
+    if found["test"].tokens:
+        peaks["scoring"] = memory_of(
+            found["test"].tokens, classification(last, found["test"].class_word)
+        )
     return peaks
 
 
 def scoring_table(peaks: Mapping[str, ScoringMemory], clips: int) -> str:
-    """Bytes on one device as texts are written and classes scored."""
+    """The estimated memory of writing and scoring, one row for each title."""
     rows = []
     for title, memory in peaks.items():
-        sizes = (memory.weights, memory.pixels, memory.cache, memory.peak)
-        where = max(memory.moments, key=memory.moments.__getitem__)
+        sizes = (memory.weights, memory.pixels, memory.kv_cache, memory.peak)
+        where = max(memory.phases, key=memory.phases.__getitem__)
         rows.append([title, *(f"{size / GIB:.2f}" for size in sizes), where])
     batch = "the longest clip" if clips == 1 else f"the {clips} longest clips"
     headers = [f"{batch} (estimate, GiB)", "weights", "pixels", "keys, values", "peak", ""]
     return table(rows, headers, align="lrrrrl")
 
 
-def advice(share: float, peak: Callable[[float], int], gpu_gb: float | None) -> list[str]:
-    """The least gradient checkpointing with which a step fits the GPU, if it is another share.
+def suggest_checkpointing(
+    share: float, peak: Callable[[float], int], gpu_gb: float | None
+) -> list[str]:
+    """Names the least gradient checkpointing that fits the GPU, if the settings have another.
 
     Args:
-        share: Share of the blocks that is recomputed by the settings.
-        peak: Bytes of a step by that share.
+        share: Share of the blocks with gradient checkpointing in the settings.
+        peak: Estimates the peak in bytes with a share.
         gpu_gb: Memory of the GPU in GiB; None takes the one present.
 
     Returns:
-        A line, or none where the share is right or no share fits.
+        One line, or none if the share is the least that fits, or none fits.
     """
-    room = None if (card := _card(gpu_gb)) is None else card[0]
-    shares = (step / SHARES for step in range(SHARES + 1))
-    least = next((s for s in shares if room is not None and _needed(peak(s)) <= room), None)
+    room = None if (gpu := _gpu(gpu_gb)) is None else gpu[0]
+    shares = (step / CHECKPOINTING_STEPS for step in range(CHECKPOINTING_STEPS + 1))
+    least = next((s for s in shares if room is not None and _required_bytes(peak(s)) <= room), None)
     if least is None or math.isclose(least, share):
         return []
     value = {0.0: "false", 1.0: "true"}.get(least, f"{least:g}")
@@ -389,25 +406,25 @@ def advice(share: float, peak: Callable[[float], int], gpu_gb: float | None) -> 
     return [f"There is room for {setting}, which recomputes fewer blocks and so is faster."]
 
 
-def verdict(peak: int, gpu_gb: float | None) -> str:
-    """Whether the peak fits the GPU."""
-    found = _card(gpu_gb)
+def fit_message(peak: int, gpu_gb: float | None) -> str:
+    """Says whether the peak fits the GPU, and which settings help if it does not."""
+    found = _gpu(gpu_gb)
     if found is None:
         return "No GPU here: compare the peak with your card's memory, or give --gpu_gb."
-    room, card = found
-    needed = _needed(peak)
+    room, gpu = found
+    needed = _required_bytes(peak)
     what = f"{peak / GIB:.1f} GiB, with a tenth to spare and 1 GiB for CUDA {needed / GIB:.1f} GiB"
     if needed <= room:
-        return f"Fits {card}: {what}."
+        return f"Fits {gpu}: {what}."
     cures = "more devices with trainer.strategy fsdp2, model.lora, model.gradient_checkpointing, a "
     cures += "smaller data.batch_size, data.eval_batch_size, data.max_pixels or data.max_frames"
-    if peak + CONTEXT_BYTES <= room:
-        return f"Tight on {card}: {what}. What helps: {cures}."
-    return f"Does NOT fit {card}: {what}. What helps: {cures}."
+    if peak + CUDA_CONTEXT_BYTES <= room:
+        return f"Tight on {gpu}: {what}. What helps: {cures}."
+    return f"Does NOT fit {gpu}: {what}. What helps: {cures}."
 
 
-def _card(gpu_gb: float | None) -> tuple[float, str] | None:
-    """Bytes and name of the GPU to compare with; None where there is none."""
+def _gpu(gpu_gb: float | None) -> tuple[float, str] | None:
+    """Memory in bytes and name of the GPU to compare with; None if there is none."""
     if gpu_gb is not None:
         return gpu_gb * GIB, f"a GPU of {gpu_gb:g} GiB"
     if not torch.cuda.is_available():
@@ -416,15 +433,19 @@ def _card(gpu_gb: float | None) -> tuple[float, str] | None:
     return facts.total_memory, f"{facts.name} ({facts.total_memory / GIB:.1f} GiB)"
 
 
-def _needed(peak: int) -> float:
-    """Bytes that a GPU must have for a peak."""
-    return peak * SPARE + CONTEXT_BYTES
+def _required_bytes(peak: int) -> float:
+    """Memory that a GPU must have for an estimated peak, in bytes."""
+    return peak * FRAGMENTATION + CUDA_CONTEXT_BYTES
 
 
-def disk_table(plan: Plan, found: Mapping[str, Lengths], backbone: Any) -> str:
-    """What run and caches take on disk when all is done."""
+def disk_table(plan: Plan, found: Mapping[str, SplitTokens], backbone: Any) -> str:
+    """Disk space of the run and the caches when all is done."""
     data = plan.data
-    grids = {clip.id: count.grid for own in found.values() for clip, count in _pairs(own)}
+    grids = {
+        clip.id: count.grid
+        for own in found.values()
+        for clip, count in zip(own.clips, own.tokens, strict=True)
+    }
     patches = sum(math.prod(grid) for grid in grids.values())
     frames = patches * PATCH**2 * TEMPORAL_PATCH * 3
     trained = sum(p.numel() * p.element_size() for p in backbone.parameters() if p.requires_grad)
@@ -437,17 +458,19 @@ def disk_table(plan: Plan, found: Mapping[str, Lengths], backbone: Any) -> str:
         ["checkpoints", 2 * 3 * trained, "while a stage trains, two for a moment"],
     ]
     if data.feature_cache.max_bytes:
-        size = patches * tower_width(plan.model.config) * _setup(plan).products
+        size = patches * tower_width(plan.model.config) * _memory_settings(plan).compute_bytes
         note = f"within data.feature_cache_gb {data.feature_cache.max_bytes / 1e9:g}"
         rows.insert(1, ["feature cache", size, note])
     lines = [[name, f"{size / 1e9:.3g}", note] for name, size, note in rows]
-    free = {folder: shutil.disk_usage(_existing(folder)).free / 1e9 for folder in (runs, cache)}
+    free = {
+        folder: shutil.disk_usage(_existing_parent(folder)).free / 1e9 for folder in (runs, cache)
+    }
     text = table(lines, ["disk", "GB", ""], align="lrl")
     return f"{text}\nfree: {free[runs]:.0f} GB for the run, {free[cache]:.0f} GB for the caches"
 
 
 def _known_rationales(plan: Plan) -> dict[str, str]:
-    """Rationales that are written already, or come with the benchmark and are mixed in."""
+    """Rationales that are written already or come with the benchmark."""
     data, own = plan.data, plan.store.texts()
     train = [clip.id for clip in data.clips("train")]
     human = {c.id: c.reference for c in data.clips("train") if c.reference is not None}
@@ -455,43 +478,39 @@ def _known_rationales(plan: Plan) -> dict[str, str]:
     return own | mix(every, human, data.rationale_ratio, train, data.seed)
 
 
-def _setup(plan: Plan) -> Setup:
+def _memory_settings(plan: Plan) -> MemorySettings:
     trainer, model = plan.trainer, plan.model
     sharded = is_sharded(trainer.strategy)
-    return Setup(
-        products=Setup.product_bytes(str(trainer.precision)),
+    return MemorySettings(
+        compute_bytes=compute_bytes_of(str(trainer.precision)),
         checkpointing=float(model.loader.gradient_checkpointing),
         shards=trainer.world_size if sharded else 1,
-        replicas=isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1,
+        ddp=isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1,
         four_bit=model.loader.quantize == "4bit",
     )
 
 
-def _counter(plan: Plan, backbone: Any) -> StepCounter:
+def _step_counter(plan: Plan, backbone: Any) -> StepCounter:
     return StepCounter(backbone, plan.model.family, plan.model.config)
 
 
-def _seen(plan: Plan, counts: Sequence[ClipTokens]) -> list[ClipTokens]:
-    """What the vision tower has to do: nothing where its outputs are kept."""
+def _without_cached_tower(plan: Plan, counts: Sequence[ClipTokens]) -> list[ClipTokens]:
+    """The clips without patches if the tower's outputs are cached: then it does not run."""
     if not plan.data.feature_cache.max_bytes:
         return list(counts)
     return [replace(count, grid=(0, 0, 0)) for count in counts]
 
 
-def _padded(batch: Sequence[ClipTokens]) -> list[ClipTokens]:
-    """Clips as long as the longest; padding is as large as what it stands for."""
+def _pad_to_longest(batch: Sequence[ClipTokens]) -> list[ClipTokens]:
+    """The clips as long as the longest one; padding takes as much memory as text."""
     most = max(count.total for count in batch)
     return [replace(count, prompt=count.prompt + most - count.total) for count in batch]
 
 
-def _pairs(own: Lengths) -> list[tuple[Clip, ClipTokens]]:
-    return list(zip(own.clips, own.counts, strict=True))
+def _longest_clip(own: SplitTokens) -> int:
+    return max((count.total for count in own.tokens), default=0)
 
 
-def _largest(counts: Sequence[ClipTokens], number: int) -> int:
-    return sum(sorted(count.total for count in counts)[-number:])
-
-
-def _existing(folder: Path) -> Path:
+def _existing_parent(folder: Path) -> Path:
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if path.exists())

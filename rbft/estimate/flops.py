@@ -1,22 +1,22 @@
-"""How much arithmetic a training step needs, counted from the model's own layers.
+"""Counts the floating-point operations of a training step from the layers of the model.
 
-A product of an `a x b` with a `b x c` matrix is 2abc floating-point operations. Per clip, with
-`R` rows going through a layer of `W` weights:
+An `a x b` matrix times a `b x c` matrix takes 2abc floating-point operations. Per clip, with `R`
+rows going through a layer of `W` weights:
 
     forward              2 R W for every linear layer
-    backward             2 R W for the gradient of its input, where something below it trains,
-                         and 2 R W for the gradient of its weights, where they train
+    backward             2 R W for the gradient of its input, if it has one,
+                         and 2 R W for the gradient of its weights, if they are trainable
     attention, forward   4 x (pairs that see each other) x width: scores, and weighted values
-    attention, backward  twice that, where something below it trains
+    attention, backward  twice that, if its input has a gradient
 
 `R` is the clip's patches in the vision tower, its video tokens in the merger, all its tokens in the
 decoder and its answer tokens in the head. The decoder's pairs are those of a causal mask,
-`T (T + 1) / 2`. What is computed a second time (gradient checkpointing, the scores in a fused
-backward pass) is left out, and so is everything that is no product of matrices: this is what the
-model needs, not what a program spends.
+`T (T + 1) / 2`. Recomputation (gradient checkpointing, the scores in a fused backward pass) is not
+counted, and neither is anything but matrix products and attention: this is what the model needs,
+not what a program executes.
 
-Model FLOPs utilisation (MFU) is this count, per second, over the device's peak in the precision
-of the products.
+Model FLOPs utilisation (MFU) is this count, per second, over the device's peak in the compute
+dtype.
 """
 
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ from rbft.backbone.family import PARTS, Family
 
 @dataclass(frozen=True)
 class ClipTokens:
-    """How long a clip is to each part of the model.
+    """The length of a clip for each part of the model.
 
     Attributes:
         grid: Frame pairs, patch rows and patch columns.
-        video: Video tokens of the language model.
+        video: Video tokens in the language model.
         prompt: All other tokens before the answer.
-        answer: Tokens of the answer, the end of the turn included.
+        answer: Tokens of the answer, end of turn included.
     """
 
     grid: tuple[int, int, int]
@@ -45,7 +45,7 @@ class ClipTokens:
 
     @property
     def patches(self) -> int:
-        """Patches that the vision tower sees."""
+        """Patches in the vision tower."""
         return self.grid[0] * self.grid[1] * self.grid[2]
 
     @property
@@ -59,8 +59,8 @@ class Flops:
     """Floating-point operations.
 
     Attributes:
-        linear: In layers with weights.
-        attention: In scores and weighted values.
+        linear: Of linear layers.
+        attention: Of attention scores and weighted values.
     """
 
     linear: int = 0
@@ -79,54 +79,54 @@ class Flops:
 
 
 class StepCounter:
-    """Counts forward and backward of clips through one model.
+    """Counts the operations of clips in one model, forward and backward.
 
     With LoRA the first decoder block's input is counted as needing a gradient, which is less than
     a percent of a 7 B model.
 
     Args:
-        model: The backbone, on any device (meta does), with `requires_grad` set as it trains.
+        model: The backbone, on any device (meta works), with `requires_grad` set as it trains.
         family: Its family.
         config: Its configuration.
     """
 
     def __init__(self, model: nn.Module, family: Family, config: Any) -> None:
         self.family, self.config = family, config
-        trains: dict[str, bool] = dict.fromkeys(PARTS, False)
+        trainable: dict[str, bool] = dict.fromkeys(PARTS, False)
         for name, parameter in model.named_parameters():
-            trains[family.part(name)] |= parameter.requires_grad
-        vision = trains["vision"]
-        merger = vision or trains["merger"]
-        # Whether the gradient of a layer's input is needed, by part.
-        self._through = {
+            trainable[family.part(name)] |= parameter.requires_grad
+        vision = trainable["vision"]
+        merger = vision or trainable["merger"]
+        # Whether the input of a layer has a gradient, by part.
+        self._input_gradient = {
             "vision": vision,
             "merger": merger,
-            "language": merger or trains["language"],
+            "language": merger or trainable["language"],
         }
-        # Products of one row, by what its rows are.
-        self._products: dict[str, int] = dict.fromkeys((*PARTS, "head"), 0)
+        # Multiply-adds of one row in all layers that have the same rows.
+        self._multiply_adds: dict[str, int] = dict.fromkeys((*PARTS, "head"), 0)
         for name, module in model.named_modules():
             if not isinstance(module, nn.Linear | nn.Conv3d):
                 continue
             part = family.part(f"{name}.weight")
-            # The patches are data: the convolution that takes them gives no gradient to them.
-            inputs = self._through[part] and isinstance(module, nn.Linear)
-            products = module.weight.numel() * (1 + inputs + module.weight.requires_grad)
-            self._products["head" if name.endswith("lm_head") else part] += products
+            # Patches are data: the convolution over them computes no gradient of its input.
+            inputs = self._input_gradient[part] and isinstance(module, nn.Linear)
+            multiply_adds = module.weight.numel() * (1 + inputs + module.weight.requires_grad)
+            self._multiply_adds["head" if name.endswith("lm_head") else part] += multiply_adds
 
     def step(self, clip: ClipTokens) -> Flops:
-        """Forward and backward of one clip."""
+        """Operations of one clip, forward and backward."""
         rows = {"vision": clip.patches, "merger": clip.video, "language": clip.total}
         rows["head"] = clip.answer
         text = self.config.text_config
         causal = text.num_hidden_layers * clip.total * (clip.total + 1) // 2
         return Flops(
-            linear=sum(2 * rows[name] * products for name, products in self._products.items()),
-            attention=4 * causal * text.hidden_size * (3 if self._through["language"] else 1)
+            linear=sum(2 * rows[name] * number for name, number in self._multiply_adds.items()),
+            attention=4 * causal * text.hidden_size * (3 if self._input_gradient["language"] else 1)
             + 4
             * self.family.vision_pairs(clip.grid, self.config)
             * tower_width(self.config)
-            * (3 if self._through["vision"] else 1),
+            * (3 if self._input_gradient["vision"] else 1),
         )
 
 

@@ -1,11 +1,11 @@
-"""How much memory a training step takes on one GPU, estimated from the architecture.
+"""Estimates the memory of a training step on one GPU from the architecture.
 
-Weights, gradients and optimiser state are counted exactly. What is kept for the backward pass is
-what autograd keeps, per token (or patch) and block, in bytes; `c` is the width of the precision
-of the products, `r` that of the hidden state between decoder blocks (both 2 in bf16-true, both 4
-in 32-true, 2 and 4 in bf16-mixed where the embedding trains). A norm's output goes to `n` and `m`
-linear layers (q, k, v; gate, up); it is kept once, or where autocast or an adapter casts it for
-each of them, `n` = 3 and `m` = 2 times:
+Weights, gradients and optimizer states are counted exactly. Saved activations are those that
+autograd saves for the backward pass, in bytes per token (or patch) and block. `c` is the size of
+a number in the compute dtype, `r` its size in the residual stream between decoder blocks (both 2 in
+bf16-true, both 4 in 32-true, 2 and 4 in bf16-mixed where the embedding trains). The output of a
+norm goes to `n` and `m` linear layers (q, k, v; gate, up). It is saved once, or once for each of
+them (`n` = 3, `m` = 2) where autocast or an adapter casts it:
 
     decoder   2 (4 + r) H     both norms: input in 32 bits, and normalised
               (n + m) c H     inputs of q, k, v and of gate, up
@@ -15,20 +15,41 @@ each of them, `n` = 3 and `m` = 2 times:
               8 c D           qkv and its input, rotated queries and keys, output, its copy
               m c D + 4 c I   inputs of gate and up, and the four above (Qwen2-VL: c D + 3 c I)
 
-with `H`, `K`, `I` the widths of hidden state, keys and gate in the decoder and `D`, `I` in the
-tower; fused attention keeps no scores. With gradient checkpointing a block keeps only its input,
-`r H` or `c D`, and the above is there for one block at a time; with a share of it, in that share of
-the blocks, and the room for one comes from a block that was kept, whose backward pass is first. A
-block's backward pass holds, at its widest, three gradients of width `I` and two of the hidden
-state. Weights in another precision than that of the products are copied each time they are used,
-since Lightning has autocast keep no copies; autograd keeps those of merger, head and the blocks
-that keep their activations. The head takes `c V` a token, the logits and later their gradient, and
-12 bytes for each of those that the loss takes at a time.
+`H`, `K`, `I` are the widths of hidden state, keys and MLP in the decoder, `D` and `I` those in the
+vision tower. Fused attention saves no scores. With gradient checkpointing a block saves only its
+input, `r H` or `c D`, and the activations above exist for one block at a time. Where only a share
+of the blocks is checkpointed, the last block is not: it runs backward first, and its activations
+leave room for those of a recomputed block. The backward pass of a block holds at most three
+gradients of width `I` and two of the hidden state.
 
-The peak is the largest of three moments: the end of the forward pass, and the backward passes of
-the head and of a block; the optimiser's step, one kernel, takes nothing besides. Left out: the CUDA
-context and libraries (about 1 GB), fragmentation (keep a tenth free), and the communication's own
-buffers. Liger and torch.compile keep less than the above; what, is not counted.
+Weights in another dtype than the compute dtype are cast each time they are used, because Lightning
+turns autocast's cache off. Autograd saves the copies of the merger, the head and the blocks that
+save their activations. The head takes `c V` per answer token, for the logits and later for their
+gradient, and 12 bytes for each logit of the chunk that the loss works on.
+
+The peak is the largest of three phases: the end of the forward pass, the backward pass of the head
+and that of a block. The optimizer step is one kernel and takes nothing more. Not counted: the CUDA
+context and libraries (about 1 GB), fragmentation (leave a tenth free), and buffers for
+communication. Liger and torch.compile save less than the above; how much less is not counted.
+
+torch's own MemTracker could follow the step on fake tensors instead. Measured with torch 2.15.0 and
+transformers 5.23.0 on 2 cores, no GPU, at the size of Qwen2-VL-7B and Qwen2.5-VL-7B in bf16-mixed
+on one device (clips of 60, 30, 40 and 60, of 60 and 60, or of 220 frames):
+
+    case                              formulas     tracker
+    all weights, all recomputed       137.6 GiB    136.1 GiB    clips of 60 and 60 frames
+    all weights, all recomputed       147.5 GiB    145.4 GiB    Qwen2-VL, 220 frames
+    all weights, none recomputed      305.3 GiB    296.0 GiB    clips of 60 and 60 frames
+    all weights, none recomputed      383.7 GiB    368.6 GiB    Qwen2-VL, four clips
+    LoRA, all recomputed               28.8 GiB     27.9 GiB    four clips
+    LoRA, none recomputed             127.4 GiB    120.5 GiB    four clips
+
+The formulas take 0.01 to 0.03 s, the tracker 125 to 133 s, or 6 to 47 s if it keeps no peak for
+each module; the dry run needs up to 21 such estimates to find the share of recomputed blocks. The
+process takes 0.88 GB instead of 0.84. The tracker fails on frozen parameters (for LoRA its hooks
+were changed) and needs a replacement for the attention kernels of a GPU. A count of all tensors is
+within 0.6 % of the tracker. So the formulas stay; they overestimate by 1 to 6 %.
+
 """
 
 from collections.abc import Sequence
@@ -41,152 +62,164 @@ from rbft.backbone.blocks import recomputed, stacks
 from rbft.backbone.family import Family
 from rbft.backbone.kernels import CASTS
 from rbft.estimate.flops import ClipTokens, tower_width
-from rbft.training.loss import PART
+from rbft.training.loss import LOGITS_CHUNK
 
-OPTIMISER_STATES = 2  # AdamW's two moments
+OPTIMIZER_STATES = 2  # AdamW's two moments
 # bitsandbytes' nf4 with quantised constants: half a byte, and 8 bits + 32/256 bits for 64 weights.
-FOUR_BIT = 0.5 + (1 + 4 / 256) / 64
-SUM = 4  # bytes of a gradient while processes add it up
+FOUR_BIT_BYTES = 0.5 + (1 + 4 / 256) / 64
+REDUCE_BYTES = 4  # of a gradient while FSDP reduces it over processes
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What decides, besides the model, how much a device holds.
+class MemorySettings:
+    """The settings that decide how much memory a model takes on one device.
 
     Attributes:
-        products: Bytes of a number in the inputs and outputs of linear layers and attention.
-        checkpointing: Share of the blocks that keep their inputs only; True is all, False none.
-        shards: Devices that share weights, gradients and optimiser state; 1 where each has all.
-        replicas: Whether several devices hold all of it and average gradients (DDP).
-        four_bit: Whether the frozen weights of the decoder's blocks are held in 4 bits.
+        compute_bytes: Size of a number in the compute dtype, see `compute_bytes_of`.
+        checkpointing: Share of the blocks with gradient checkpointing; True is all, False none.
+        shards: Devices that weights, gradients and optimizer states are sharded over; 1 where each
+            device has all of them.
+        ddp: Whether several devices have all of them and average their gradients.
+        four_bit: Whether the frozen weights of the decoder blocks are stored in 4 bits.
     """
 
-    products: int
+    compute_bytes: int
     checkpointing: bool | float
     shards: int = 1
-    replicas: bool = False
+    ddp: bool = False
     four_bit: bool = False
-
-    @classmethod
-    def product_bytes(cls, precision: str) -> int:
-        """`products` by the Trainer's precision."""
-        return 2 if precision.startswith(("bf16", "16")) else 4
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes on one device, by what they are for.
+class StepMemory:
+    """Memory of a training step on one device, in bytes.
 
     Attributes:
         weights: Parameters.
-        gradients: Of what trains; twice under DDP, which has buckets of its own.
-        optimiser: AdamW's two moments.
-        kept: Kept for the backward pass by decoder, head and merger.
-        kept_vision: Kept for the backward pass by the vision tower.
-        logits: The head's scores at the answer tokens, and the loss.
-        head: The head's gradient, before it is added to that of the micro-batches before.
-        block: One block's forward computed again (checkpointing), its backward pass, and `copies`.
-        copies: Of weights, that autocast makes in the precision of the products and autograd keeps.
-        gathered: Weights and gradients that FSDP holds whole for a moment.
+        gradients: Of the trainable parameters; twice under DDP, which has buckets of its own.
+        optimizer_states: AdamW's two moments.
+        saved_decoder: Activations saved for the backward pass by decoder, head and merger.
+        saved_vision: Activations saved for the backward pass by the vision tower.
+        logits: Logits at the answer tokens, and what the loss takes.
+        head_gradient: The head's gradient, before it is added to that of earlier micro-batches.
+        block_backward: Recomputed activations of one block (checkpointing), its backward pass, and
+            `autocast_copies`.
+        autocast_copies: Copies of weights in the compute dtype that autograd saves.
+        unsharded: Weights and gradients that FSDP holds in full for a short time.
     """
 
     weights: int
     gradients: int
-    optimiser: int
-    kept: int
-    kept_vision: int
+    optimizer_states: int
+    saved_decoder: int
+    saved_vision: int
     logits: int
-    head: int
-    block: int
-    copies: int
-    gathered: int
+    head_gradient: int
+    block_backward: int
+    autocast_copies: int
+    unsharded: int
 
     @property
-    def always(self) -> int:
-        """What is there all the time."""
-        return self.weights + self.gradients + self.optimiser
+    def persistent(self) -> int:
+        """Bytes that are allocated during the whole step."""
+        return self.weights + self.gradients + self.optimizer_states
 
     @property
-    def moments(self) -> dict[str, int]:
-        """Bytes at the moments that can be the peak."""
-        passing = self.always + self.kept + self.kept_vision + self.gathered
+    def phases(self) -> dict[str, int]:
+        """Bytes in each phase of the step that can be the peak."""
+        saved = self.persistent + self.saved_decoder + self.saved_vision + self.unsharded
+        copies = self.autocast_copies
         return {
-            "end of the forward pass": passing + self.logits + self.copies,
-            "backward pass of the head": passing + self.logits + self.head + self.copies,
-            "backward pass of a block": passing + self.block,
+            "end of the forward pass": saved + self.logits + copies,
+            "backward pass of the head": saved + self.logits + self.head_gradient + copies,
+            "backward pass of a block": saved + self.block_backward,
         }
 
     @property
     def peak(self) -> int:
-        """The largest of the moments."""
-        return max(self.moments.values())
+        """Bytes of the largest phase."""
+        return max(self.phases.values())
+
+
+def compute_bytes_of(precision: str) -> int:
+    """Size of a number in the compute dtype of a Trainer's precision.
+
+    Args:
+        precision: Such as bf16-mixed, 16-true or 32-true.
+    """
+    return 2 if precision.startswith(("bf16", "16")) else 4
 
 
 def step_memory(
-    model: Any, family: Family, config: Any, clips: Sequence[ClipTokens], setup: Setup
-) -> Memory:
-    """Memory of training one micro-batch of clips.
+    model: Any,
+    family: Family,
+    config: Any,
+    clips: Sequence[ClipTokens],
+    settings: MemorySettings,
+) -> StepMemory:
+    """Estimates the memory of a training step with one micro-batch.
 
     Args:
         model: The backbone with the dtypes and `requires_grad` that it trains with, on any device
-            (meta does).
+            (meta works).
         family: Its family.
         config: Its configuration.
         clips: The clips of the micro-batch.
-        setup: Precision, checkpointing and sharding.
+        settings: Precision, checkpointing and sharding.
     """
-    products, text = setup.products, config.text_config
-    trained = [p for p in model.parameters() if p.requires_grad]
-    gradients = sum(p.numel() * p.element_size() for p in trained) // setup.shards
+    c, text = settings.compute_bytes, config.text_config
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    gradients = sum(p.numel() * p.element_size() for p in trainable) // settings.shards
     named = model.named_parameters()
     vision = any(p.requires_grad for name, p in named if family.part(name) == "vision")
     tokens, patches = (sum(getattr(clip, name) for clip in clips) for name in ("total", "patches"))
     answers, merged = (sum(getattr(clip, name) for clip in clips) for name in ("answer", "video"))
-    sums = _sums(model, setup)
-    decoder, tower = decoder_bytes(model, config, setup), tower_bytes(model, config, setup)
-    state, tower_state = sums * text.hidden_size, products * tower_width(config)
+    r = _residual_bytes(model, settings)
+    decoder = decoder_bytes_per_token(model, config, settings)
+    tower = tower_bytes_per_patch(model, config, settings)
+    state, tower_state = r * text.hidden_size, c * tower_width(config)
     # The hidden state that enters the decoder, its last norm, and the merger's three layers.
-    ends = tokens * (2 * sums + 4) * text.hidden_size
-    ends += merged * config.vision_config.spatial_merge_size**2 * tower_state * 3
-    gate = 3 * products * text.intermediate_size + 2 * state
-    whole = setup.checkpointing == 1
-    block = tokens * (gate + (decoder if whole else 0))
+    outside = tokens * (2 * r + 4) * text.hidden_size
+    outside += merged * config.vision_config.spatial_merge_size**2 * tower_state * 3
+    gradient = 3 * c * text.intermediate_size + 2 * state
+    all_recomputed = settings.checkpointing == 1
+    block = tokens * (gradient + (decoder if all_recomputed else 0))
     if vision:
-        gate = 3 * products * tower_mlp(model).in_features + 2 * tower_state
-        block = max(block, patches * (gate + (tower if whole else 0)))
-    if setup.four_bit:  # one layer's weights, as they are multiplied
-        block += text.hidden_size * text.intermediate_size * products
-    scores = answers * text.vocab_size
-    copies, block_copies = autocast_copies(model, setup, vision=vision)
+        gradient = 3 * c * vision_down_proj(model).in_features + 2 * tower_state
+        block = max(block, patches * (gradient + (tower if all_recomputed else 0)))
+    if settings.four_bit:  # the weights of one layer, dequantised to be multiplied
+        block += text.hidden_size * text.intermediate_size * c
+    logits = answers * text.vocab_size
+    copies, block_copies = autocast_copy_bytes(model, settings, vision=vision)
     weight = model.get_output_embeddings().weight
     head = weight.numel() * weight.element_size() if weight.requires_grad else 0
-    again = [sum(recomputed(len(stack), setup.checkpointing)) for stack in stacks(model)]
-    kept, kept_vision = (
+    checkpointed = [sum(recomputed(len(stack), settings.checkpointing)) for stack in stacks(model)]
+    saved_decoder, saved_vision = (
         number * inputs + (len(stack) - number) * activations
         for stack, number, inputs, activations in zip(
-            stacks(model), again, (state, tower_state), (decoder, tower), strict=True
+            stacks(model), checkpointed, (state, tower_state), (decoder, tower), strict=True
         )
     )
-    return Memory(
-        weights=weight_bytes(model, family, setup) // setup.shards,
-        gradients=gradients * (2 if setup.replicas else 1),
-        optimiser=gradients * OPTIMISER_STATES,
-        kept=ends + tokens * kept,
-        kept_vision=vision * patches * kept_vision,
-        logits=scores * products + min(scores, PART) * 12,
-        head=head if setup.shards == 1 else 0,  # there, part of `gathered`
-        block=block + copies + block_copies,
-        copies=copies,
-        gathered=_gathered(model, family, products) if setup.shards > 1 else 0,
+    return StepMemory(
+        weights=weight_bytes(model, family, settings) // settings.shards,
+        gradients=gradients * (2 if settings.ddp else 1),
+        optimizer_states=gradients * OPTIMIZER_STATES,
+        saved_decoder=outside + tokens * saved_decoder,
+        saved_vision=vision * patches * saved_vision,
+        logits=logits * c + min(logits, LOGITS_CHUNK) * 12,
+        head_gradient=head if settings.shards == 1 else 0,  # sharded, it is part of `unsharded`
+        block_backward=block + copies + block_copies,
+        autocast_copies=copies,
+        unsharded=_unsharded_bytes(model, family, c) if settings.shards > 1 else 0,
     )
 
 
-def decoder_bytes(model: Any, config: Any, setup: Setup) -> int:
-    """What a decoder block keeps of one token, see above."""
-    text, c, r = config.text_config, setup.products, _sums(model, setup)
+def decoder_bytes_per_token(model: Any, config: Any, settings: MemorySettings) -> int:
+    """Activations that a decoder block saves for one token; the formula is above."""
+    text, c, r = config.text_config, settings.compute_bytes, _residual_bytes(model, settings)
     hidden = text.hidden_size
     keys = hidden // text.num_attention_heads * text.num_key_value_heads
-    copies = 5 if r != c or _adapters_cast(model, c) else 2
+    copies = 5 if r != c or _adapters_cast_inputs(model, c) else 2
     return (
         2 * (4 + r) * hidden
         + copies * c * hidden
@@ -195,19 +228,20 @@ def decoder_bytes(model: Any, config: Any, setup: Setup) -> int:
     )
 
 
-def tower_bytes(model: Any, config: Any, setup: Setup) -> int:
-    """What a block of the vision tower keeps of one patch, see above."""
-    width, c, last = tower_width(config), setup.products, tower_mlp(model)
-    if _is_gated(model):
-        copies = 2 if last.weight.element_size() != c and setup.shards == 1 else 1
-        norms, mlp = 2 * (4 + c) * width, copies * c * width + 4 * c * last.in_features
+def tower_bytes_per_patch(model: Any, config: Any, settings: MemorySettings) -> int:
+    """Activations that a block of the vision tower saves for one patch; the formula is above."""
+    width, c, down_proj = tower_width(config), settings.compute_bytes, vision_down_proj(model)
+    if _has_gated_mlp(model):
+        copies = 2 if down_proj.weight.element_size() != c and settings.shards == 1 else 1
+        norms = 2 * (4 + c) * width
+        mlp = copies * c * width + 4 * c * down_proj.in_features
     else:
-        norms, mlp = 2 * c * width, c * width + 3 * c * last.in_features
+        norms, mlp = 2 * c * width, c * width + 3 * c * down_proj.in_features
     return norms + 8 * c * width + mlp
 
 
-def weight_bytes(model: Any, family: Family, setup: Setup) -> int:
-    """All weights, in 4 bits where they are held so."""
+def weight_bytes(model: Any, family: Family, settings: MemorySettings) -> int:
+    """Bytes of all weights, with those that are stored in 4 bits."""
     frozen = {
         id(layer.weight)
         for block in family.blocks(model)
@@ -215,83 +249,84 @@ def weight_bytes(model: Any, family: Family, setup: Setup) -> int:
         if isinstance(layer, nn.Linear) and not layer.weight.requires_grad
     }
     tower = {id(p) for name, p in model.named_parameters() if family.part(name) != "language"}
-    packed = frozen - tower if setup.four_bit else set()
+    quantized = frozen - tower if settings.four_bit else set()
     return sum(
-        round(p.numel() * FOUR_BIT) if id(p) in packed else p.numel() * p.element_size()
+        round(p.numel() * FOUR_BIT_BYTES) if id(p) in quantized else p.numel() * p.element_size()
         for p in model.parameters()
     )
 
 
-def autocast_copies(model: Any, setup: Setup, *, vision: bool) -> tuple[int, int]:
-    """Copies of weights in the precision of the products.
-
-    FSDP gathers in that precision to begin with.
+def autocast_copy_bytes(model: Any, settings: MemorySettings, *, vision: bool) -> tuple[int, int]:
+    """Copies of weights in the compute dtype. FSDP has none: it gathers in that dtype.
 
     Args:
         model: The backbone.
-        setup: Precision, checkpointing and sharding.
-        vision: Whether the vision tower trains.
+        settings: Precision, checkpointing and sharding.
+        vision: Whether the vision tower is trainable.
 
     Returns:
-        Bytes of those that are kept for the backward pass, and of those of the largest block that
-        are made again when it is recomputed.
+        Bytes of the copies that are saved for the backward pass, and of the copies that the largest
+        block makes when it is recomputed.
     """
-    if setup.shards > 1:
+    if settings.shards > 1:
         return 0, 0
 
     def copied(module: nn.Module) -> int:
         return sum(
-            layer.weight.numel() * setup.products
+            layer.weight.numel() * settings.compute_bytes
             for layer in module.modules()
-            if isinstance(layer, nn.Linear) and layer.weight.element_size() != setup.products
+            if isinstance(layer, nn.Linear)
+            and layer.weight.element_size() != settings.compute_bytes
         )
 
-    kept, again = copied(model), [0]
-    for stack, trains in zip(stacks(model), (True, vision), strict=True):
-        for block, twice in zip(stack, recomputed(len(stack), setup.checkpointing), strict=True):
-            if twice or not trains:
-                kept -= copied(block)
-            if twice and trains:
-                again.append(copied(block))
-    return kept, max(again)
+    saved, made_again = copied(model), [0]
+    for stack, trainable in zip(stacks(model), (True, vision), strict=True):
+        checkpointed = recomputed(len(stack), settings.checkpointing)
+        for block, twice in zip(stack, checkpointed, strict=True):
+            if twice or not trainable:
+                saved -= copied(block)
+            if twice and trainable:
+                made_again.append(copied(block))
+    return saved, max(made_again)
 
 
-def _gathered(model: Any, family: Family, products: int) -> int:
-    """What stands outside of blocks all the time, two blocks, and gradients to be added up."""
+def _unsharded_bytes(model: Any, family: Family, compute_bytes: int) -> int:
+    """What is outside of blocks, two blocks, and the gradients that are being reduced."""
     sizes = [
-        (sum(p.numel() for p in block.parameters()), _trained(block))
+        (sum(p.numel() for p in block.parameters()), _trainable(block))
         for block in family.blocks(model)
     ]
-    whole, trained = (max(column) for column in zip(*sizes, strict=True))
+    block, trainable = (max(column) for column in zip(*sizes, strict=True))
     rest = sum(p.numel() for p in model.parameters()) - sum(size for size, _ in sizes)
-    rest_trained = _trained(model) - sum(size for _, size in sizes)
-    return (rest + 2 * whole) * products + (rest_trained + trained) * (products + SUM)
+    rest_trainable = _trainable(model) - sum(size for _, size in sizes)
+    weights = (rest + 2 * block) * compute_bytes
+    return weights + (rest_trainable + trainable) * (compute_bytes + REDUCE_BYTES)
 
 
-def _trained(module: nn.Module) -> int:
+def _trainable(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def _sums(model: Any, setup: Setup) -> int:
-    """Bytes of a number in the hidden state: those of the embedding, gathered under FSDP."""
+def _residual_bytes(model: Any, settings: MemorySettings) -> int:
+    """Size of a number in the residual stream: that of the embedding, or of what FSDP gathers."""
     own = model.get_input_embeddings().weight.element_size()
-    return setup.products if setup.shards > 1 else own
+    return settings.compute_bytes if settings.shards > 1 else own
 
 
-def _adapters_cast(model: Any, products: int) -> bool:
-    """Whether each adapter casts its input to its own precision, and autocast back."""
+def _adapters_cast_inputs(model: Any, compute_bytes: int) -> bool:
+    """Whether each adapter casts its input to its own dtype, and autocast casts it back."""
     return any(
-        getattr(layer, CASTS, True) and adapter.weight.element_size() != products
+        getattr(layer, CASTS, True) and adapter.weight.element_size() != compute_bytes
         for layer in model.modules()
         for adapter in getattr(layer, "lora_A", {}).values()
     )
 
 
-def tower_mlp(model: Any) -> nn.Linear:
-    """The last layer of a vision block's MLP; both families call the tower and its blocks so."""
+def vision_down_proj(model: Any) -> nn.Linear:
+    """The last linear layer of a vision block's MLP; both families use the same module names."""
     mlp = model.model.visual.blocks[0].mlp
-    return mlp.down_proj if _is_gated(model) else mlp.fc2
+    return mlp.down_proj if _has_gated_mlp(model) else mlp.fc2
 
 
-def _is_gated(model: Any) -> bool:
+def _has_gated_mlp(model: Any) -> bool:
     return hasattr(model.model.visual.blocks[0].mlp, "gate_proj")

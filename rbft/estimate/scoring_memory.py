@@ -1,100 +1,103 @@
-"""How much memory scoring and writing take on one GPU, estimated from the architecture.
+"""Estimates the memory of scoring and of writing on one GPU from the architecture.
 
-No gradient is taken, so nothing is kept but the keys and values of the prompts; the rest is there
-for one block at a time. With the letters of `rbft.estimate.memory`, and `t` the bytes of a number
-in the outputs of the tower's norms, the bytes for each token or patch are:
+No gradient is computed, so nothing is saved but the KV cache of the prompts; the rest exists for
+one block at a time. With the letters of `rbft.estimate.memory`, and `t` the size of a number in the
+outputs of the tower's norms, the bytes per token or patch are:
 
-    cache     2 r K a block       keys and values, in the precision of the hidden state (or `c`, if
-                                  that is higher)
+    cache     2 r K per block     keys and values, in the dtype of the residual stream (or `c`, if
+                                  that is larger)
     decoder   3 r H + 3 c I       the embeddings, the hidden state and its norm; gate, up, product
     tower     (4 c + t) D         the hidden state, its norm; queries, keys and values;
               24 D                queries and keys in 32 bits, rotated (16 D if they are already);
                                   or in their place, if it is more, 3 c (D + I)
               8 D / heads         cosines and sines
-    pixels    4 x 1176            there until the batch is done; while the tower runs, once more in
-                                  the precision of its weights, if that is another
+    pixels    4 x 1176            until the batch is done; while the tower runs, a second time in
+                                  the dtype of its weights, if that is another
 
-Three moments can be the peak. The tower runs, with the words' embeddings beside it. The prompts'
-last block is read, with the cache of all blocks. Or answers go on: to be scored, with the cache
-once for each class, one block's a second time while it grows, and a part of the head in 32 bits; to
-be written, with the cache of prompts and texts, and the scores of all words.
-Rows that are padded instead of packed are as long as the longest, and take a mask and, without a
-fused kernel, scores of their length squared. The same is left out as in `rbft.estimate.memory`.
+Three phases can be the peak. In the first the vision tower runs, and the embeddings of the words
+are there. In the second the last block of the prefill runs, with the KV cache of all blocks. In the
+third answers continue the prompts. To score classes, the KV cache is repeated for each class, one
+block's cache exists twice while it grows, and a chunk of the head is converted to 32 bits. To write
+a text, there are the KV cache of prompts and texts and the logits of the whole vocabulary.
+
+Rows that are padded instead of packed are as long as the longest one. They take a mask and, without
+a fused kernel, attention scores, both of their length squared. What `rbft.estimate.memory` does not
+count is not counted here either.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rbft.backbone.attention import MASKED
+from rbft.backbone.attention import MASK_CHUNK
 from rbft.backbone.family import Family
 from rbft.estimate.flops import ClipTokens, tower_width
-from rbft.estimate.memory import Setup, tower_mlp, weight_bytes
-from rbft.training.loss import ROWS
+from rbft.estimate.memory import MemorySettings, vision_down_proj, weight_bytes
+from rbft.training.loss import HEAD_CHUNK
 
-PATCH = 1176  # numbers of a patch: 3 colours x 2 frames x 14 x 14
+PATCH_VALUES = 1176  # 3 colours x 2 frames x 14 x 14
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of a batch of clips.
+class ScoringTask:
+    """What the model does with a batch of clips.
 
     Attributes:
-        classes: Answers that are scored for each clip; 0 where none is.
-        answer: Tokens of the longest of them.
-        written: Tokens of the longest text that is written, which the answers follow; 0 where none
-            is.
-        held: How many caches of the prompts are held besides the one that goes on: 1 where the
-            prompts go on once more afterwards, or where several begin alike.
-        packed: Whether prompts are read in one row.
-        eager: Whether attention keeps its scores.
+        classes: Class answers that are scored for each clip; 0 for none.
+        answer_tokens: Tokens of the longest class answer.
+        new_tokens: Tokens of the longest text that the model writes, before classes are scored; 0
+            for none.
+        extra_caches: Copies of the prompts' KV cache that are held besides the one in use: 1 where
+            the prompts are continued a second time later, or where prompts share their beginning.
+        packed: Whether the prompts are packed into one row.
+        eager: Whether attention computes its scores as a tensor (eager).
     """
 
     classes: int = 0
-    answer: int = 1
-    written: int = 0
-    held: int = 0
+    answer_tokens: int = 1
+    new_tokens: int = 0
+    extra_caches: int = 0
     packed: bool = True
     eager: bool = False
 
 
 @dataclass(frozen=True)
 class ScoringMemory:
-    """Bytes on one device, by what they are for.
+    """Memory of scoring and writing on one device, in bytes.
 
     Attributes:
-        weights: Parameters, and what else is there all the time.
-        pixels: The batch's pixels.
-        tower: The vision tower's block, and the words' embeddings.
-        reading: The decoder's block as the prompts are read.
-        cache: Keys and values of the prompts.
-        scoring: Keys and values, and all else, as class words are scored; 0 where none is.
-        writing: The same as a text is written.
+        weights: Parameters, and what else is allocated all the time.
+        pixels: Pixels of the batch.
+        vision_tower: One block of the vision tower, and the embeddings of the words.
+        prefill: One block of the decoder during the prefill.
+        kv_cache: Keys and values of the prompts.
+        scoring: KV cache and all else while classes are scored; 0 where none is.
+        writing: KV cache and all else while a text is written; 0 where none is.
     """
 
     weights: int
     pixels: int
-    tower: int
-    reading: int
-    cache: int
+    vision_tower: int
+    prefill: int
+    kv_cache: int
     scoring: int
     writing: int
 
     @property
-    def moments(self) -> dict[str, int]:
-        """Bytes at the moments that can be the peak."""
-        always = self.weights + self.pixels
+    def phases(self) -> dict[str, int]:
+        """Bytes in each phase that can be the peak."""
+        persistent = self.weights + self.pixels
         return {
-            "vision tower": always + self.tower,
-            "reading the prompts": always + self.reading + self.cache,
-            "scoring the classes": always + self.scoring,
-            "writing": always + self.writing,
+            "vision tower": persistent + self.vision_tower,
+            "prefill": persistent + self.prefill + self.kv_cache,
+            "scoring the classes": persistent + self.scoring,
+            "writing": persistent + self.writing,
         }
 
     @property
     def peak(self) -> int:
-        """The largest of the moments."""
-        return max(self.moments.values())
+        """Bytes of the largest phase."""
+        return max(self.phases.values())
 
 
 def scoring_memory(
@@ -102,76 +105,76 @@ def scoring_memory(
     family: Family,
     config: Any,
     clips: Sequence[ClipTokens],
-    setup: Setup,
-    asked: Asked,
-    beside: int = 0,
+    settings: MemorySettings,
+    task: ScoringTask,
+    other_bytes: int = 0,
 ) -> ScoringMemory:
-    """Memory of scoring or writing for one batch of clips.
+    """Estimates the memory of scoring or writing for one batch of clips.
 
     Args:
-        model: The backbone with the dtypes that it is scored with, on any device (meta does).
+        model: The backbone with the dtypes that it is scored with, on any device (meta works).
         family: Its family.
         config: Its configuration.
         clips: The clips of the batch; their answers do not count.
-        setup: Precision and sharding; sharded weights are gathered.
-        asked: What is asked.
-        beside: What is there all the time besides: the optimiser's state, while training.
+        settings: Precision and sharding; sharded weights are unsharded to score.
+        task: What the model does with the clips.
+        other_bytes: What else is allocated all the time: optimizer states, during training.
     """
-    text, c = config.text_config, setup.products
-    r = model.get_input_embeddings().weight.element_size() if setup.shards == 1 else c
+    text, c = config.text_config, settings.compute_bytes
+    r = model.get_input_embeddings().weight.element_size() if settings.shards == 1 else c
     hidden, inner, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
     head = hidden // text.num_attention_heads
     keys = head * text.num_key_value_heads
-    wide = max(c, r)  # of two precisions the cache takes the higher, and attention has a copy
+    wide = max(c, r)  # the cache has the larger of both dtypes, and attention makes a copy
     cached, block = 2 * wide * keys * layers, (wide + (2 * c if wide > c else 0)) * keys
     prompts = [clip.video + clip.prompt for clip in clips]
     rows, width = len(clips), max(prompts)
-    read = sum(prompts) if asked.packed else rows * width
+    tokens = sum(prompts) if task.packed else rows * width
     patches = sum(clip.patches for clip in clips)
 
-    weights = weight_bytes(model, family, setup)
-    if setup.shards > 1:  # the shares, and all of them gathered
-        weights = weights // setup.shards + sum(p.numel() for p in model.parameters()) * c
+    weights = weight_bytes(model, family, settings)
+    if settings.shards > 1:  # the shards, and all weights unsharded
+        weights = weights // settings.shards + sum(p.numel() for p in model.parameters()) * c
     tower = tower_width(config)
-    own = model.model.visual.dtype.itemsize if setup.shards == 1 else c
-    rotating = (4 * c + max(c, own) + (24 if c < 4 else 16)) * tower
-    vision = max(rotating, 3 * c * (tower + tower_mlp(model).in_features))
+    own = model.model.visual.dtype.itemsize if settings.shards == 1 else c
+    rotation = (4 * c + max(c, own) + (24 if c < 4 else 16)) * tower
+    vision = max(rotation, 3 * c * (tower + vision_down_proj(model).in_features))
     vision += 8 * tower // config.vision_config.num_heads
-    vision += own * PATCH if own < 4 else 0
-    product = read * 3 * c * inner
-    if not asked.packed and rows > 1:
+    vision += own * PATCH_VALUES if own < 4 else 0
+    widest = tokens * 3 * c * inner
+    if not task.packed and rows > 1:
         pairs = rows * width**2
-        heads = text.num_attention_heads if asked.eager else 0
+        heads = text.num_attention_heads if task.eager else 0
         # Keys and values for each head; the scores and their softmax in 32 bits, or the mask's own.
-        attending = 4 * read * c * hidden + pairs * (heads * (c + 4) or c)
-        product = max(product, attending) + pairs * (r if asked.eager else 1)
-    reading = read * (3 * r * hidden + 2 * head * r) + product
+        attention = 4 * tokens * c * hidden + pairs * (heads * (c + 4) or c)
+        widest = max(widest, attention) + pairs * (r if task.eager else 1)
+    prefill = tokens * (3 * r * hidden + 2 * head * r) + widest
 
-    def growing(number: int, tokens: int) -> int:
-        """The cache of so many rows with new tokens, and one block's a second time."""
-        return number * (width + tokens) * (cached + block)
+    def growing_cache(number: int, new: int) -> int:
+        """The KV cache of that many rows with new tokens, and one block's a second time."""
+        return number * (width + new) * (cached + block)
 
-    held = asked.held * rows * width * cached
+    held = task.extra_caches * rows * width * cached
     scoring = writing = 0
-    if asked.classes:
-        # Behind its own text, if it writes one.
-        number, fed = rows * asked.classes, asked.answer - 1
-        scoring = held + growing(number, asked.written + fed)
+    if task.classes:
+        # After the model's own text, if it writes one.
+        number, fed = rows * task.classes, task.answer_tokens - 1
+        scoring = held + growing_cache(number, task.new_tokens + fed)
         groups = text.num_attention_heads // text.num_key_value_heads
         if min(prompts) < width or fed > 1:
-            mask = fed * (width + asked.written + fed)
-            at_once = max(mask * groups, min(MASKED, number * mask * groups))
+            mask = fed * (width + task.new_tokens + fed)
+            at_once = max(mask * groups, min(MASK_CHUNK, number * mask * groups))
             scoring += 2 * number * mask + at_once * (1 + c)
-        part = min(ROWS, text.vocab_size)
-        scoring += part * hidden * 4 + number * max(1, fed) * (hidden * 4 + part * 8)
-    if asked.written:
-        writing = held + growing(rows, asked.written) + rows * text.vocab_size * (c + 16)
+        chunk = min(HEAD_CHUNK, text.vocab_size)
+        scoring += chunk * hidden * 4 + number * max(1, fed) * (hidden * 4 + chunk * 8)
+    if task.new_tokens:
+        writing = held + growing_cache(rows, task.new_tokens) + rows * text.vocab_size * (c + 16)
     return ScoringMemory(
-        weights=weights + beside,
-        pixels=patches * PATCH * 4,
-        tower=patches * vision + read * r * hidden,
-        reading=reading,
-        cache=read * cached,
+        weights=weights + other_bytes,
+        pixels=patches * PATCH_VALUES * 4,
+        vision_tower=patches * vision + tokens * r * hidden,
+        prefill=prefill,
+        kv_cache=tokens * cached,
         scoring=scoring,
         writing=writing,
     )

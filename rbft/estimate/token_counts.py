@@ -1,4 +1,4 @@
-"""How many tokens each clip takes: exact, from the scan, without decoding a video."""
+"""Counts the tokens of each clip, exactly, from the scan; no video is decoded."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -16,27 +16,27 @@ def count_tokens(
     rationales: Mapping[str, str],
     longest_rationale: int,
 ) -> dict[str, ClipTokens]:
-    """Tokens of clips, by id, with the answers that `collator.learn` teaches.
+    """Counts the tokens of clips, with the answers of the stage `collator.learn`.
 
     Args:
         data: The benchmark.
-        collator: Puts the questions and knows the answers.
+        collator: Makes the prompts and answers.
         clips: The clips.
-        rationales: Rationale of each clip, as far as they are known.
-        longest_rationale: Tokens that an unknown one is taken to have, if any is needed.
+        rationales: Rationales by clip id, as far as they are known.
+        longest_rationale: Tokens that are counted for an unknown rationale, if one is needed.
 
     Returns:
-        Tokens of all clips but those that will turn out not to be decodable (elongated beyond
-        measure), which training replaces and tests count as unanswered.
+        Tokens by clip id. Clips whose frames are too elongated to be processed are missing;
+        training replaces them, and evaluation counts them as unanswered.
 
     Raises:
-        ValueError: If that is every clip: then a setting is out of range.
+        ValueError: If all clips are missing: then a setting is out of range.
     """
     stage, vision = collator.target_stage, collator.config.vision_config
     assert stage is not None
 
     @lru_cache
-    def words(prompt: str) -> int:
+    def prompt_tokens(prompt: str) -> int:
         return len(collator.prompt_ids(prompt, 0))
 
     counts, failure = {}, None
@@ -51,7 +51,7 @@ def count_tokens(
         if stage.needs_rationales and not known:
             answer += longest_rationale
         video = grid[0] * grid[1] * grid[2] // vision.spatial_merge_size**2
-        prompt = words(stage.prompt(collator.card, clip))
+        prompt = prompt_tokens(stage.prompt(collator.card, clip))
         counts[clip.id] = ClipTokens(grid, video, prompt, answer)
     if failure is not None and not counts:
         raise failure
@@ -61,7 +61,7 @@ def count_tokens(
 def check_context(
     clips: Sequence[Clip], counts: Mapping[str, ClipTokens], context: int, backbone: str
 ) -> None:
-    """Refuses clips that are longer than what the backbone was made for.
+    """Refuses clips that are longer than the backbone's context.
 
     Args:
         clips: The clips.

@@ -1,1 +1,1 @@
-"""What the model writes and which class it finds likeliest, and how that is scored."""
+"""Text generation, classification and its metrics."""

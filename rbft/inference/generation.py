@@ -1,4 +1,4 @@
-"""Answers of the backbone: how likely given ones are, and which one it writes itself."""
+"""Prefill, log-probabilities of given answers, and greedy decoding."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
@@ -18,10 +18,10 @@ from rbft.training.loss import head_log_probabilities
 
 
 class NotFiniteError(ValueError):
-    """Scores that are no finite numbers: neither a class nor a text follows from them.
+    """Scores that are NaN or infinite, from which no class and no text can be taken.
 
     Args:
-        clips: The clips that have such scores, by their place in the batch.
+        clips: Indices in the batch of the clips with such scores.
     """
 
     def __init__(self, clips: Sequence[int]) -> None:
@@ -31,15 +31,15 @@ class NotFiniteError(ValueError):
 
 @dataclass(frozen=True)
 class PrefilledPrompt:
-    """Prompts that the backbone has read and can go on from, once; a `copy` goes on once more.
+    """The KV cache of prompts. It can be continued once; make a `copy` to continue it again.
 
     Attributes:
-        hidden: The last hidden state, of which the head makes scores of the token that comes next.
-        ids: The tokens of the cache.
-        cache: Keys and values of the prompts, a clip in a row, padded where `mask` says.
-        mask: 1 for the tokens of the cache, 0 for padding.
-        position: Rotary positions of the prompts' last tokens.
-        lengths: Tokens of each clip in the cache, in the processor's memory.
+        hidden: The last hidden state, from which the head computes the logits of the next token.
+        ids: Token ids of the KV cache.
+        cache: KV cache with one row per clip, padded as in `mask`.
+        mask: 1 for the tokens of the KV cache, 0 for padding.
+        position: Rotary positions of the last tokens.
+        lengths: Tokens of each clip in the KV cache, in CPU memory.
     """
 
     hidden: Float[Tensor, "clips width"]
@@ -50,8 +50,8 @@ class PrefilledPrompt:
     lengths: tuple[int, ...]
 
     def copy(self) -> "PrefilledPrompt":
-        """The same prompts, which share keys and values."""
-        # Layers put new keys and values into new tensors, so several may go on from one.
+        """The same prompts, sharing the tensors of the KV cache."""
+        # Layers write new keys and values to new tensors, so copies do not affect each other.
         cache = copy(self.cache)
         cache.layers = [copy(layer) for layer in self.cache.layers]
         return replace(self, cache=cache)
@@ -63,40 +63,42 @@ def prefill(
     video: dict[str, Any],
     shared: Sequence[int] = (),
 ) -> Iterator[PrefilledPrompt]:
-    """Reads several prompts about the same clips; what they begin with, the video, once.
+    """Prefills prompts about the same clips; their common prefix with the video runs once.
 
-    One by one as they are taken, so that not all keys and values must fit into memory at a time.
+    Yields the prompts one by one, so that only one KV cache besides the prefix is in memory.
 
     Args:
         backbone: The model.
-        prompts: Prompts, packed or padded on the left, the clips of each in the same order.
-        video: What shows the clips to the backbone: patches and grids, or tower outputs.
-        shared: With how many tokens the prompts of each clip begin alike, see `Batch.shared`; for
-            several prompts.
+        prompts: Prompts, packed or padded on the left, with the clips in the same order.
+        video: Video arguments of the backbone's forward: patches and grids, or tower outputs.
+        shared: For several prompts, the length in tokens of the common prefix of each clip's
+            prompts, see `Batch.shared`.
     """
     first = prompts[0]
     if len(prompts) == 1:
-        yield _begin(backbone, first, video)
+        yield _prefill_first(backbone, first, video)
         return
     assert len(shared) == len(first.lengths)
-    begin = _begin(backbone, _part(first, [0] * len(shared), shared, packed=first.packed), video)
+    begin = _prefill_first(
+        backbone, _slice(first, [0] * len(shared), shared, packed=first.packed), video
+    )
     for prompt in prompts:
-        yield _go_on(backbone, _part(prompt, shared, prompt.lengths, packed=False), begin)
+        yield _prefill_after(backbone, _slice(prompt, shared, prompt.lengths, packed=False), begin)
 
 
 @torch.no_grad()
-def _begin(backbone: Any, text: Sequences, video: dict[str, Any]) -> PrefilledPrompt:
-    """Reads text that begins with the video.
+def _prefill_first(backbone: Any, text: Sequences, video: dict[str, Any]) -> PrefilledPrompt:
+    """Prefills text that begins with the video.
 
-    A packed row needs no mask, see `rbft.backbone.attention`; its keys and values are then laid out
-    with a clip in a row. Padded ones, for attention that cannot tell the clips of a row apart, take
-    a mask of their length squared.
+    A packed row needs no mask, see `rbft.backbone.attention`; its KV cache is then rearranged to
+    one row per clip. Attention that cannot separate the clips of a packed row gets padded rows,
+    with a mask of their length squared.
     """
     attention = backbone.config.text_config._attn_implementation
     clips = len(text.lengths)
     assert clips == 1 or not text.packed or attention in (TEXT, FLASH)
     given = {**forward_inputs(text, attention), **video, PLACES: text.places}
-    # Not the head yet: who writes takes the model's own, who scores has it run in 32 bits.
+    # Without the head: decoding uses the model's own, scoring computes it in 32 bits.
     out = backbone.model(**given, use_cache=True)
     hidden, cache = out.last_hidden_state, out.past_key_values
     if clips == 1 or not text.packed:
@@ -106,9 +108,9 @@ def _begin(backbone: Any, text: Sequences, video: dict[str, Any]) -> PrefilledPr
         )
     device = hidden.device
     ends = [*accumulate(text.lengths)]
-    index, mask = _left(_firsts(text), text.lengths)
+    index, mask = _pad_left(_first_tokens(text), text.lengths)
     index, mask = send(index, device), send(mask, device)
-    for layer in cache.layers:  # one by one: the packed ones are given up as the others are made
+    for layer in cache.layers:  # one by one: packed keys and values are freed layer by layer
         layer.keys, layer.values = (
             held[0].index_select(1, index.flatten()).unflatten(1, index.shape).transpose(0, 1)
             for held in (layer.keys, layer.values)
@@ -125,14 +127,14 @@ def _begin(backbone: Any, text: Sequences, video: dict[str, Any]) -> PrefilledPr
 
 
 @torch.no_grad()
-def _go_on(backbone: Any, text: Sequences, before: PrefilledPrompt) -> PrefilledPrompt:
-    """Reads text, padded on the left, behind what was read before."""
+def _prefill_after(backbone: Any, text: Sequences, before: PrefilledPrompt) -> PrefilledPrompt:
+    """Prefills text, padded on the left, after a prefilled prompt."""
     mask = torch.cat([before.mask, text.attention_mask], dim=1)
     lengths = tuple(map(sum, zip(before.lengths, text.lengths, strict=True)))
     out = backbone.model(
         input_ids=text.input_ids,
         position_ids=text.position_ids,
-        attention_mask=_needed(mask, lengths),
+        attention_mask=_mask_if_padded(mask, lengths),
         past_key_values=before.copy().cache,
         use_cache=True,
     )
@@ -146,22 +148,22 @@ def _go_on(backbone: Any, text: Sequences, before: PrefilledPrompt) -> Prefilled
     )
 
 
-def _needed(
+def _mask_if_padded(
     mask: Int[Tensor, "rows tokens"], lengths: Sequence[int]
 ) -> Int[Tensor, "rows tokens"] | None:
-    """The mask, None where nothing is padded: to look on the device would be to wait for it."""
+    """The mask, or None without padding; looking at the mask would wait for the device."""
     return None if min(lengths) == mask.shape[1] else mask
 
 
 def extend(
     backbone: Any, prompt: PrefilledPrompt, written: Sequence[Sequence[int]]
 ) -> PrefilledPrompt:
-    """Reads text after prompts, which itself goes on from them: the video is not read again.
+    """Prefills text after prefilled prompts; the video does not run again.
 
     Args:
         backbone: The model.
-        prompt: What it has read.
-        written: Token ids after each prompt; there may be none.
+        prompt: The prefilled prompts.
+        written: Token ids to append to each prompt; may be empty.
     """
     lengths = tuple(map(len, written))
     width = max(lengths)
@@ -177,37 +179,37 @@ def extend(
     positions = prompt.position + mask.cumsum(1)
     labels = torch.full_like(ids, IGNORED)
     text = Sequences(ids, mask, positions, labels, lengths, padded_left=True)
-    read = _go_on(backbone, text, prompt)
-    # After no text, the prompt itself says what comes next.
+    read = _prefill_after(backbone, text, prompt)
+    # Without text, the last hidden state is that of the prompt.
     hidden = read.hidden.where(mask[:, -1:] == 1, prompt.hidden)
     return replace(read, hidden=hidden)
 
 
-def _firsts(prompt: Sequences) -> list[int]:
-    """Where each clip begins among all rows' tokens."""
+def _first_tokens(prompt: Sequences) -> list[int]:
+    """Index of the first token of each clip among the tokens of all rows."""
     if prompt.packed:
         return [0, *accumulate(prompt.lengths)][:-1]
     width = prompt.input_ids.shape[1]
     return [row * width + width - own for row, own in enumerate(prompt.lengths)]
 
 
-def _left(
+def _pad_left(
     firsts: Sequence[int], lengths: Sequence[int]
 ) -> tuple[Int[Tensor, "clips tokens"], Int[Tensor, "clips tokens"]]:
-    """Places among all rows' tokens, a clip in a row, padded on the left; and the mask.
+    """Index and mask that turn the tokens of all rows into one left-padded row per clip.
 
-    Padding shows the clip's first token, which the mask hides.
+    Padding is the clip's first token, which the mask hides.
     """
     start, own = torch.tensor(firsts)[:, None], torch.tensor(lengths)[:, None]
     steps = torch.arange(max(lengths)) - (max(lengths) - own)
     return start + steps.clamp(min=0), (steps >= 0).long()
 
 
-def _part(
+def _slice(
     prompt: Sequences, starts: Sequence[int], ends: Sequence[int], *, packed: bool
 ) -> Sequences:
-    """From one place of each prompt to another, packed or padded on the left."""
-    device, firsts = prompt.input_ids.device, _firsts(prompt)
+    """The tokens `starts` to `ends` of each prompt, packed or padded on the left."""
+    device, firsts = prompt.input_ids.device, _first_tokens(prompt)
     lengths = [end - start for start, end in zip(starts, ends, strict=True)]
     begin = [first + start for first, start in zip(firsts, starts, strict=True)]
     if packed:
@@ -215,11 +217,11 @@ def _part(
         index = torch.cat([torch.arange(at, at + own) for at, own in parts])[None]
         mask, now = torch.ones_like(index), [0, *accumulate(lengths)][:-1]
     else:
-        index, mask = _left(begin, lengths)
+        index, mask = _pad_left(begin, lengths)
         width = index.shape[1]
         now = [row * width + width - own for row, own in enumerate(lengths)]
     index, mask = send(index, device), send(mask, device)
-    places = None  # parts behind the beginning show no video
+    places = None  # only a slice from the beginning has video tokens
     if prompt.places is not None and not any(starts):
         moved = send([new - old for new, old in zip(now, firsts, strict=True)], device)
         clips = torch.searchsorted(send(firsts, device), prompt.places, right=True) - 1
@@ -248,14 +250,14 @@ def score_own_candidates(
 ) -> Float[Tensor, "clips answers"]:
     """Log-probability of whole answers after each prompt, log P(answer | video, prompt).
 
-    The prompt was read once; its keys and values are shared by the answers. Whatever the model is
-    computed in, scores are made of its last hidden state in float32: in half precision different
-    clips would come out alike, and so would the classes of a clip.
+    The answers share the KV cache of the prompt. Scores are computed from the last hidden state in
+    float32 in every precision: in half precision the scores of different clips, and of the classes
+    of a clip, would often be equal.
 
     Args:
         backbone: The model.
-        prompt: What it has read.
-        answers: For each prompt as many answers: token ids, the end of the turn included.
+        prompt: The prefilled prompts.
+        answers: The same number of answers for each prompt: token ids with the end of turn.
 
     Returns:
         Sums over the answer's tokens, in nats.
@@ -267,7 +269,7 @@ def score_own_candidates(
     longest = max(map(len, rows)) - 1
     if longest == 0:
         return scores
-    # Answers are fed without their last token, which nothing comes after.
+    # The last token of an answer is not an input.
     padding = [[0] * (longest + 1 - len(row)) for row in rows]
     fed, mask, targets = (
         send([row + pad for row, pad in zip(part, padding, strict=True)], device)
@@ -282,8 +284,8 @@ def score_own_candidates(
         cache.batch_repeat_interleave(count)
     steps = torch.arange(1, longest + 1, device=device)
     last = prompt.position.repeat_interleave(count, dim=1)
-    # Padding behind an answer is seen by nothing that counts.
-    seen = _needed(prompt.mask, prompt.lengths)
+    # No answer token attends to the padding after an answer.
+    seen = _mask_if_padded(prompt.mask, prompt.lengths)
     if seen is not None:
         seen = torch.cat([seen.repeat_interleave(count, dim=0), mask], dim=1)
     hidden = backbone.model(
@@ -303,38 +305,41 @@ def score_own_candidates(
 def greedy_decode(
     backbone: Any, prompt: PrefilledPrompt, settings: Mapping[str, Any]
 ) -> list[list[int]]:
-    """Token ids that the backbone writes after each prompt, the likeliest one by one.
+    """Greedily decodes a text after each prompt.
 
-    Equals transformers' greedy `generate` of each clip alone, but a finished answer leaves the
-    batch, so that not all pay for the longest.
+    Equals transformers' greedy `generate` for each clip alone. A finished text leaves the batch, so
+    that the others do not wait for the longest.
 
     Args:
         backbone: The model.
-        prompt: What it has read.
+        prompt: The prefilled prompts.
         settings: See `rbft.backbone.loading.generation_settings`: `max_new_tokens`, `eos_token_id`
-            (the ids each of which ends an answer, and is kept at its end) and `repetition_penalty`,
-            which the scores of tokens that the prompt or the answer holds are divided by where
-            they are positive, and multiplied with where they are negative.
+            (a list; each ends a text and is kept at its end) and `repetition_penalty` (positive
+            logits of tokens that prompt or text contain are divided by it, negative ones
+            multiplied).
+
+    Returns:
+        Token ids of each text.
 
     Raises:
-        NotFiniteError: If the scores of a next token are not finite.
+        NotFiniteError: If the logits of a next token are not finite.
     """
     ends, most = set(settings["eos_token_id"]), settings["max_new_tokens"]
     penalty = settings["repetition_penalty"]
     answers: list[list[int]] = [[] for _ in prompt.hidden]
     writing = list(range(len(answers)))
-    # A given position is continued by one a step, so cached steps follow the same rule.
+    # Each step advances the given position by one, which is the rule of `rbft.backbone.positions`.
     cache, mask, position = prompt.cache, prompt.mask, prompt.position
     lengths = list(prompt.lengths)
-    hidden, seen = prompt.hidden, _tokens_seen(prompt, backbone.lm_head)
+    hidden, seen = prompt.hidden, _contained_tokens(prompt, backbone.lm_head)
     while True:
-        # The model's own head in its own precision, and from there on 32 bits, as in `generate`.
+        # The model's own head in its own dtype, then 32 bits, as in `generate`.
         logits = backbone.lm_head(hidden[:, None])[:, 0].float()
         if penalty != 1:
             repeated = torch.where(logits < 0, logits * penalty, logits / penalty)
             logits = logits.where(~seen, repeated)
         token = logits.argmax(-1)
-        # Read together: the host waits for the device once a token.
+        # Read in one transfer: the host waits for the device once per token.
         finite = logits.isfinite().all(-1)
         chosen, sound = torch.stack([token, finite.to(token.dtype)]).tolist()
         if broken := [clip for clip, fine in zip(writing, sound, strict=True) if not fine]:
@@ -358,11 +363,11 @@ def greedy_decode(
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         lengths = [own + 1 for own in lengths]
         position = position + 1
-        # A sharded model has all its weights at hand here (`rbft.training.fsdp2.unshard`): that the
-        # processes write texts of different lengths stops none of them.
+        # A sharded model is unsharded here (`rbft.training.fsdp2.unshard`), so processes may write
+        # texts of different lengths.
         hidden = backbone.model(
             input_ids=token[:, None],
-            attention_mask=_needed(mask, lengths),
+            attention_mask=_mask_if_padded(mask, lengths),
             position_ids=position,
             past_key_values=cache,
             use_cache=True,
@@ -393,8 +398,8 @@ def decode_texts(
     return tokenizer.batch_decode(whole, skip_special_tokens=True)
 
 
-def _tokens_seen(prompt: PrefilledPrompt, head: Any) -> Bool[Tensor, "clips vocab"]:
-    """Which tokens each prompt holds; padding, which differs from batch to batch, is none."""
+def _contained_tokens(prompt: PrefilledPrompt, head: Any) -> Bool[Tensor, "clips vocab"]:
+    """Which tokens each prompt contains, without padding, which depends on the batch."""
     size = head.out_features
     ids = prompt.ids.masked_fill(prompt.mask == 0, size).clamp(max=size)
     seen = torch.zeros(len(ids), size + 1, dtype=torch.bool, device=ids.device)
@@ -404,16 +409,16 @@ def _tokens_seen(prompt: PrefilledPrompt, head: Any) -> Bool[Tensor, "clips voca
 def find_class(
     written: Sequence[int], words: Sequence[Sequence[int]], *, at_end: bool
 ) -> tuple[int | None, list[int]]:
-    """The class word that a written answer ends or begins with, and the rest.
+    """Finds the class word at the beginning or end of a generated text.
 
     Args:
-        written: Token ids that the model wrote.
-        words: Token ids of each class word with what ends it.
-        at_end: Look at the answer's end (P+R+C) instead of its beginning.
+        written: Token ids of the text.
+        words: Token ids of each class word with the end of turn.
+        at_end: Look at the end of the text (P+R+C) instead of its beginning.
 
     Returns:
-        Class index, None where there is no class word in its place, and the other tokens (without
-        the end of the turn where no word was found).
+        Class index, or None if no class word is there, and the other tokens (without the end of
+        turn if no word was found).
     """
     ids = list(written)
     # The longest match wins: one class word may end with another ("abnormal", "normal").

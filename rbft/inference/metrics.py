@@ -1,8 +1,8 @@
-"""Accuracy and F1 per class, on torchmetrics; an answer that is no class word counts as wrong.
+"""Accuracy and F1 per class, on torchmetrics; an answer without a class word counts as wrong.
 
-A class that no scored clip has has no F1, and the macro F1 is the mean over the others. With
+A class without scored clips has no F1, and the macro F1 is the mean over the others. With
 scikit-learn: `f1_score(labels, predictions, labels=unique(labels), average="macro")`. The mean over
-all classes would count it as 0, and two classes of three, all found, as 66.67.
+all classes would count it as 0: 66.67 for three classes of which two have clips, all correct.
 """
 
 import math
@@ -32,8 +32,8 @@ def unparsed(classes: Sized) -> int:
 class ClassificationMetrics(nn.Module):
     """Metrics of a generative classifier, exact for any number of processes.
 
-    "Unparsed" is a class of its own behind the K real ones: torchmetrics would put a prediction
-    of -1 into a wrong cell of the confusion matrix without a word.
+    "Unparsed" is a further class after the K real ones: torchmetrics would silently count a
+    prediction of -1 in a wrong cell of the confusion matrix.
 
     Args:
         classes: Class names in order.
@@ -43,7 +43,7 @@ class ClassificationMetrics(nn.Module):
         super().__init__()
         self.classes = tuple(classes)
         size = len(classes) + 1
-        # Each metric keeps its own sums: grouping would depend on what a process has seen.
+        # Without compute groups, which would depend on the clips of each process.
         self.metrics = MetricCollection(
             {
                 # The paper's Acc is over clips; torchmetrics' default averages over classes.
@@ -65,7 +65,7 @@ class ClassificationMetrics(nn.Module):
         Args:
             predictions: Class index; K stands for unparsed.
             labels: Class index.
-            counted: False for clips repeated to even out processes.
+            counted: False for clips that are repeated to give all processes as many.
 
         Raises:
             ValueError: If a counted clip has no label, or an index is out of range.
@@ -87,15 +87,15 @@ class ClassificationMetrics(nn.Module):
         """Figures by name, from 0 to 1; collective over processes.
 
         Returns:
-            `accuracy` over clips; `f1/<class>`, not a number for a class that no clip has;
-            `f1/macro`, the mean over the other classes; `unparsed`, the share of clips whose answer
-            is no class word; `majority`, the accuracy of always answering with the most frequent
-            class; `n`, the number of clips.
+            `accuracy` over clips; `f1/<class>`, NaN for a class without clips; `f1/macro`, the mean
+            over the other classes; `unparsed`, the share of clips whose answer has no class word;
+            `majority`, the accuracy of always answering with the most frequent class; `n`, the
+            number of clips.
         """
         values = self.metrics.compute()
         confusion = values["confusion"]
         clips = int(confusion.sum())
-        # torchmetrics gives 0 to a class that no clip has.
+        # torchmetrics returns 0 for a class without clips.
         f1 = {
             name: value if count else math.nan
             for name, value, count in zip(
@@ -108,7 +108,7 @@ class ClassificationMetrics(nn.Module):
         return {
             "accuracy": float(values["accuracy"]),
             **{f"f1/{name}": value for name, value in f1.items()},
-            # Not torchmetrics' macro average, which would take "unparsed" in.
+            # Not torchmetrics' macro average, which would include "unparsed".
             "f1/macro": macro_f1(f1.values()),
             "unparsed": int(confusion[:, -1].sum()) / max(1, clips),
             "majority": int(confusion.sum(dim=1).max()) / max(1, clips),
@@ -128,17 +128,17 @@ class ClassificationMetrics(nn.Module):
 
 
 def macro_f1(f1: Iterable[float | None]) -> float:
-    """Mean F1 of the classes that have one; not a number where none has.
+    """Mean F1 of the classes that have one; NaN if none has.
 
     Args:
-        f1: F1 of each class; None or not a number for a class that no scored clip has.
+        f1: F1 of each class; None or NaN for a class without scored clips.
     """
     defined = [value for value in f1 if value is not None and not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
 
 
 def macro_classes(counts: Mapping[str, int]) -> list[str]:
-    """Names of the classes that the macro F1 is the mean over.
+    """Names of the classes that the macro F1 averages over.
 
     Args:
         counts: Scored clips of each class.
@@ -147,12 +147,12 @@ def macro_classes(counts: Mapping[str, int]) -> list[str]:
 
 
 def for_json(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Figures as JSON can hold them: null for what is not a number."""
+    """Figures for JSON, with null instead of NaN."""
     return {name: None if math.isnan(value) else value for name, value in metrics.items()}
 
 
 def percent(value: float | None) -> str:
-    """A figure from 0 to 1 for a table: in per cent, a dash for what is not defined."""
+    """A figure from 0 to 1 in per cent for a table, with a dash for None and NaN."""
     return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 

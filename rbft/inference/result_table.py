@@ -1,4 +1,4 @@
-"""The table at the end: what each step of the method is worth on the scored split."""
+"""The table at the end of a run: accuracy and F1 after each step of the method."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,18 +11,18 @@ from rbft.stages import STAGES
 TITLES = {ZERO_SHOT: "backbone, zero-shot"}
 
 
-def title_of(place: str) -> str:
-    """How the table calls what was scored at a place in a run's folder."""
-    if place in STAGES:
-        return f"after {STAGES[place].paper}"
-    return TITLES.get(place, place)
+def title_of(name: str) -> str:
+    """The title of a row of the table, by the name of the results."""
+    if name in STAGES:
+        return f"after {STAGES[name].paper}"
+    return TITLES.get(name, name)
 
 
 def result_table(scored: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """Accuracy and F1 per class after each scored step, beside the majority class.
+    """Accuracy and F1 per class after each scored step and of the majority class.
 
     Args:
-        scored: Title and results of each step, all of one split and made alike.
+        scored: Title and results of each step, all of the same split and settings.
     """
     if not scored:
         return "No results yet."

@@ -1,4 +1,4 @@
-"""Checkpoints from which a stage resumes exactly: whole files, between two optimiser steps."""
+"""Checkpoints from which a stage resumes exactly: written atomically, between two steps."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,15 +11,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from rbft.runtime.fault_tolerance import Stopped, signals, writing
 from rbft.runtime.files import atomically
-from rbft.training.fsdp2 import FSDP2, check_trained
+from rbft.training.fsdp2 import FSDP2, check_trainable
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and then renames it.
+    """Writes a checkpoint to a temporary file beside its final path and renames it.
 
-    Lightning's own writes into the system's folder for temporary files and moves it from there; on
-    another file system that is a copy, and what a kill leaves of it would be the newest checkpoint.
-    It also holds the whole file in memory.
+    Lightning's own class writes to the system's folder for temporary files and moves the file from
+    there. On another file system that is a copy, and if it is interrupted, half a file would be the
+    newest checkpoint. It also holds the whole file in memory.
     """
 
     def save_checkpoint(
@@ -32,18 +32,19 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Saves every so many optimiser steps, and never in the middle of a global batch.
+    """Saves every `every` optimiser steps, and never in the middle of a global batch.
 
-    Saves besides before validation, and where a signal asks the run to end, which it then does.
+    It also saves before validation, and when a signal asks the run to end; it then ends the run.
 
     A run that has just resumed does not know that its step is saved already: Lightning's callback
-    would save it again after the next micro-batch, whose gradient such a checkpoint loses.
+    would save it again after the next micro-batch, and that checkpoint would lose the gradient of
+    the micro-batch.
 
     Args:
-        folder: Where the checkpoints go; only the newest is kept.
+        folder: Folder of the checkpoints; only the newest is kept.
         every: Optimiser steps between two checkpoints.
-        made_from: Digests of what training takes (backbone, clips, card, ...), by name. A
-            checkpoint is resumed from only with the same.
+        made_from: Digests of the training inputs (backbone, clips, card, ...), by name. A run
+            resumes from a checkpoint only if they are the same.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class StepCheckpoint(ModelCheckpoint):
         self.made_from = dict(made_from or {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on, a signal waits for the step to end."""
+        """Has signals wait for the end of the step from now on."""
         signals.hold()
 
     def on_train_batch_end(
@@ -66,10 +67,10 @@ class StepCheckpoint(ModelCheckpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Saves if the optimiser has just stepped and it is time.
+        """Saves if the optimiser has just stepped and a checkpoint is due.
 
         Raises:
-            Stopped: If a signal has asked for it, on all processes after the same step.
+            Stopped: If a signal asked the run to end; on all processes after the same step.
         """
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return
@@ -88,39 +89,39 @@ class StepCheckpoint(ModelCheckpoint):
             raise Stopped(module.monitor.stopping, Path(self.best_model_path))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What training has done is saved: a signal may end the run."""
+        """Lets signals end the run at once: all training is saved."""
         signals.let_go()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Training goes on."""
+        """Has signals wait again, because training continues."""
         super().on_validation_end(trainer, pl_module)
         signals.hold()
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Leaves out what does not train, and notes how batches are cut and that the epoch began.
+        """Drops frozen parameters, and adds the batch sizes and that the epoch has begun.
 
-        Lightning forgets the last in a run that has resumed between two epochs, and such a run's
-        checkpoints would then skip to the wrong batch.
+        A run that has resumed between two epochs would save without the latter, and a run that
+        resumes from its checkpoints would skip to the wrong batch.
         """
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts["ready"] = counts["started"] = counts["processed"] + 1
-        checkpoint["rbft_batches"] = _batches(trainer, pl_module)
+        checkpoint["rbft_batches"] = _batch_sizes(trainer, pl_module)
         checkpoint["rbft_made_from"] = self.made_from
         if not isinstance(trainer.strategy, FSDP2):  # FSDP2 does it itself
-            state, trained = checkpoint["state_dict"], _trained(pl_module)
-            checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
+            state, names = checkpoint["state_dict"], _trainable_names(pl_module)
+            checkpoint["state_dict"] = {name: state[name] for name in state if name in names}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuses a checkpoint that this run cannot go on from.
+        """Refuses a checkpoint that this run cannot resume from.
 
         Raises:
-            ValueError: If it was made from something else, its place is counted in other batches,
-                or other parameters train.
+            ValueError: If the training inputs, the batch sizes or the trainable parameters are
+                others than in the checkpoint.
         """
         before = checkpoint.get("rbft_made_from", {})
         names = dict.fromkeys([*before, *self.made_from])
@@ -133,7 +134,7 @@ class StepCheckpoint(ModelCheckpoint):
                 "The checkpoint is of a run that was trained on something else "
                 f"({', '.join(changes)}). Resume it with what it began with, or add --restart true."
             )
-        found, now = checkpoint["rbft_batches"], _batches(trainer, pl_module)
+        found, now = checkpoint["rbft_batches"], _batch_sizes(trainer, pl_module)
         if found != now:
             raise ValueError(
                 "The checkpoint counts its place in micro-batches of "
@@ -142,12 +143,12 @@ class StepCheckpoint(ModelCheckpoint):
                 f"{found['batch_size']} and as many devices, or add --restart true."
             )
         if not isinstance(trainer.strategy, FSDP2):
-            check_trained(set(checkpoint["state_dict"]), _trained(pl_module))
+            check_trainable(set(checkpoint["state_dict"]), _trainable_names(pl_module))
 
 
-def _batches(trainer: Any, module: Any) -> dict[str, int]:
+def _batch_sizes(trainer: Any, module: Any) -> dict[str, int]:
     return {"batch_size": module.data.batch_size, "processes": trainer.world_size}
 
 
-def _trained(module: LightningModule) -> set[str]:
+def _trainable_names(module: LightningModule) -> set[str]:
     return {name for name, parameter in module.named_parameters() if parameter.requires_grad}

@@ -1,4 +1,4 @@
-"""FSDP2: weights, gradients and optimiser state in shares over all processes, `fsdp2`."""
+"""The strategy `fsdp2`: weights, gradients and optimizer states sharded over all processes."""
 
 import pickle
 from collections.abc import Iterator
@@ -34,48 +34,48 @@ from torch.distributed.tensor import DTensor
 from rbft.runtime.fault_tolerance import writing
 from rbft.runtime.files import part_of, remove, replace_folder
 
-# Lightning's names for torch's older FSDP, and its class.
+# Lightning's names for torch's older FSDP, and the class of that strategy.
 FSDP1 = ("fsdp", "fsdp_cpu_offload", "FSDPStrategy")
-META = "meta.pt"  # Lightning's name for what is no tensor of the model or the optimiser
-TRAINED = StateDictOptions(ignore_frozen_params=True, cpu_offload=True)
+META = "meta.pt"  # Lightning's file for all but the tensors of model and optimizer
+TRAINABLE_ONLY = StateDictOptions(ignore_frozen_params=True, cpu_offload=True)
 
 
 class FSDP2(ModelParallelStrategy):
-    """Lightning's ModelParallelStrategy with all processes sharing one copy of the weights.
+    """Lightning's ModelParallelStrategy with one copy of the weights sharded over all processes.
 
-    `trainer.strategy: fsdp2`. Its checkpoints are folders to which each process adds its share,
-    which appear atomically, and hold only what trains.
+    `trainer.strategy: fsdp2`. A checkpoint is a folder to which each process writes its shard. It
+    appears atomically and holds the trainable parameters only.
     """
 
     def __init__(self) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=True)
 
     def setup_environment(self) -> None:
-        """Starts the processes' group; all of them share the weights."""
+        """Initialises the process group; the weights are sharded over all of it."""
         # Lightning's "auto" is the number of nodes.
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """This process's share of what trains."""
+        """This process's shard of the trainable parameters."""
         assert self.model is not None
-        return get_model_state_dict(self.model, options=TRAINED)
+        return get_model_state_dict(self.model, options=TRAINABLE_ONLY)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
     ) -> None:
-        """Writes beside the place; the first process renames when all have written."""
+        """Writes to a temporary folder; rank 0 renames it after all processes have written."""
         target = Path(self.broadcast(filepath))
-        # The name is another one on every process; that of the first is the one that counts.
+        # Each process makes another name; all use that of rank 0.
         part = Path(self.broadcast(part_of(target)))
         with writing(target):
             super().save_checkpoint(checkpoint, part, storage_options)
             if self.is_global_zero:
-                replace_folder(part, target)  # there is one where a run went back behind it
+                replace_folder(part, target)  # it exists if the run resumed from an earlier one
         self.barrier("checkpoint is whole")
 
     def remove_checkpoint(self, filepath: Any) -> None:
-        """Takes a checkpoint away so that a kill in between leaves nothing that looks like one."""
+        """Removes a checkpoint so that an interruption leaves nothing that looks like one."""
         if self.is_global_zero and Path(filepath).exists():
             gone = part_of(Path(filepath))
             Path(filepath).replace(gone)
@@ -84,22 +84,22 @@ class FSDP2(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads weights and optimiser state into the shares.
+        """Reads weights and optimizer states into the shards.
 
         Returns:
             The rest of the checkpoint.
 
         Raises:
-            ValueError: If other parameters train now than did in the checkpoint.
+            ValueError: If other parameters are trainable than in the checkpoint.
         """
         path, model = Path(self.broadcast(checkpoint_path)), self.model
         assert model is not None
-        state: dict[str, Any] = {"state_dict": get_model_state_dict(model, options=TRAINED)}
+        state: dict[str, Any] = {"state_dict": get_model_state_dict(model, options=TRAINABLE_ONLY)}
         for number, optimizer in enumerate(self.optimizers):
             state[f"optimizer_{number}"] = get_optimizer_state_dict(model, optimizer)
         reader = _Reader(path)
         names = {key for key in reader.read_metadata().state_dict_metadata if "state_dict." in key}
-        check_trained(
+        check_trainable(
             {name.removeprefix("state_dict.") for name in names}, set(state["state_dict"])
         )
         load(state, storage_reader=reader, planner=_Planner())
@@ -109,11 +109,11 @@ class FSDP2(ModelParallelStrategy):
         return torch.load(path / META, weights_only=True)
 
 
-StrategyRegistry.register("fsdp2", FSDP2, "Shares out weights, gradients and optimiser state.")
+StrategyRegistry.register("fsdp2", FSDP2, "Shards weights, gradients and optimizer states.")
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes what a checkpoint's table of contents is made of, and nothing else."""
+    """Creates the classes that a checkpoint's metadata consists of, and no others."""
 
     def find_class(self, module: str, name: str) -> Any:
         """The class of that name."""
@@ -133,10 +133,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
-    """Reads a checkpoint without running what stands in it."""
+    """Reads a checkpoint without executing code from it."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The table of contents."""
+        """The metadata."""
         with (Path(self.path) / ".metadata").open("rb") as stream:
             metadata: Metadata = _Unpickler(stream).load()
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
@@ -145,21 +145,23 @@ class _Reader(FileSystemReader):
 
 
 class _Planner(DefaultLoadPlanner):
-    """Reads values that are no tensors (learning rates, ...) without running anything."""
+    """Reads values that are not tensors (learning rates, ...) without executing code from them."""
 
     def load_bytes(self, read_item: ReadItem, value: Any) -> None:
-        """Puts one value in its place."""
-        torch.load(value, weights_only=True)  # raises where torch's own reading, next, would run it
+        """Loads one value."""
+        torch.load(
+            value, weights_only=True
+        )  # raises where torch's own reading, below, would execute it
         value.seek(0)
         super().load_bytes(read_item, value)
 
 
-def check_trained(found: set[str], expected: set[str]) -> None:
-    """Checks that a checkpoint holds exactly the parameters that train; the rest never changes.
+def check_trainable(found: set[str], expected: set[str]) -> None:
+    """Checks that a checkpoint holds exactly the trainable parameters; the rest never changes.
 
     Args:
         found: Names in the checkpoint.
-        expected: Names of the parameters that train.
+        expected: Names of the trainable parameters.
 
     Raises:
         ValueError: If they differ.
@@ -192,10 +194,10 @@ def check_strategy(name: str) -> None:
 
 
 def is_sharded(strategy: Strategy) -> bool:
-    """Whether the strategy wants the weights sharded.
+    """Whether the strategy shards the weights.
 
     Raises:
-        ValueError: If it is Lightning's strategy that FSDP2 is made from, or that of older FSDP.
+        ValueError: If it is Lightning's ModelParallelStrategy or its strategy for older FSDP.
     """
     if isinstance(strategy, FSDPStrategy):
         check_strategy("FSDPStrategy")
@@ -208,51 +210,53 @@ def is_sharded(strategy: Strategy) -> bool:
 
 
 def shard(model: nn.Module, blocks: list[nn.Module], strategy: FSDP2, *, half: bool) -> None:
-    """Shares a model out over all processes.
+    """Shards a model over all processes.
 
-    The first process holds the weights in the processor's memory and hands them out tensor by
-    tensor; no device ever holds them all.
+    Rank 0 holds the weights in CPU memory and broadcasts them tensor by tensor; no device ever
+    holds them all.
 
     Args:
-        model: The model; with weights on the first process, on the meta device on the others.
-        blocks: What is gathered at a time; everything else is gathered for the whole forward.
+        model: The model; with weights on rank 0, on the meta device elsewhere.
+        blocks: Modules that are unsharded one at a time; everything else is unsharded during the
+            whole forward pass.
         strategy: The strategy.
-        half: Gather and compute in bfloat16; the shares, gradients and their sums stay in 32 bits.
+        half: Unshard and compute in bfloat16; shards, gradients and their reduction stay in 32
+            bits.
     """
     first, device = strategy.is_global_zero, strategy.root_device
     weights = model.state_dict() if first else {}
-    # Not in the state: rotary frequencies, which are computed when a model is made.
-    computed = dict(_computed(model)) if first else {}
-    ties = _ties(model)
+    # Not in the state dict: rotary frequencies, which are computed when a model is made.
+    buffers = dict(_non_persistent_buffers(model)) if first else {}
+    ties = _tied_parameters(model)
     model.to("meta")
-    _tie(model, ties)
+    _tie_parameters(model, ties)
     mesh = strategy.device_mesh["data_parallel"]
     dtype = torch.bfloat16 if half else None
     reduce = torch.float32 if half else None
     for block in blocks:
-        # Its other inputs (cosines and sines of positions) keep their precision.
+        # Its other inputs (cosines and sines of positions) keep their dtype.
         policy = MixedPrecisionPolicy(dtype, reduce, cast_forward_inputs=False)
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(dtype, reduce))
     model.to_empty(device=device)
-    _tie(model, ties)
-    handed_out = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_model_state_dict(model, weights, options=handed_out)
+    _tie_parameters(model, ties)
+    broadcast = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, weights, options=broadcast)
     with torch.no_grad():
-        for name, buffer in _computed(model):
+        for name, buffer in _non_persistent_buffers(model):
             if first:
-                buffer.copy_(computed[name])
+                buffer.copy_(buffers[name])
             torch.distributed.broadcast(buffer, 0)
 
 
 def unshard(model: nn.Module) -> None:
     """Gathers all weights on every device until `reshard`, to score and to write.
 
-    While a model writes, how often it runs depends on what it writes, and parts of it run apart
-    from the rest; with the weights at hand no process waits for another.
+    The number of forward passes depends on the texts that a process writes, and parts of the model
+    run on their own. With unsharded weights no process waits for another.
     """
     if isinstance(model, FSDPModule):
-        # Without this, the part of the model that runs first would take itself for the whole.
+        # Without this, the submodule that runs first would be taken for the root.
         model._get_fsdp_state()._lazy_init()
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -261,7 +265,7 @@ def unshard(model: nn.Module) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Gives gathered weights up again, to train on."""
+    """Frees unsharded weights, to go on with training."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -269,14 +273,14 @@ def reshard(model: nn.Module) -> None:
 
 
 def full_state(strategy: Strategy) -> dict[str, Tensor] | None:
-    """The backbone's whole state, in the processor's memory of the first process; collective.
+    """The backbone's full state dict in CPU memory on rank 0; collective.
 
     Args:
         strategy: The strategy that trained it.
 
     Returns:
-        Tensors by name for `save_pretrained(state_dict=...)`: nothing on the other processes, and
-        None where every process has the weights anyway.
+        Tensors by name for `save_pretrained(state_dict=...)`; empty on other ranks, and None if
+        the weights are not sharded.
     """
     if not isinstance(strategy, FSDP2):
         return None
@@ -290,7 +294,7 @@ def clip_gradients(module: Any, limit: float | None) -> Tensor:
     """Scales the gradients so that their norm over all processes is at most the limit.
 
     Returns:
-        The norm before, the same on every process and in the memory of its device.
+        The norm before clipping, the same on every process and on its device.
     """
     limit = limit or float("inf")
     parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
@@ -329,21 +333,21 @@ def wait_for_all(trainer: Trainer, module: LightningModule) -> None:
         strategy.barrier("met")
 
 
-def _computed(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _non_persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     saved = model.state_dict().keys()
     return ((name, buffer) for name, buffer in model.named_buffers() if name not in saved)
 
 
-def _ties(model: nn.Module) -> list[list[str]]:
-    """Names of parameters that are one and the same (embedding and head of small models)."""
+def _tied_parameters(model: nn.Module) -> list[list[str]]:
+    """Names of parameters that are tied (embedding and head of small models)."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return [group for group in names.values() if len(group) > 1]
 
 
-def _tie(model: nn.Module, ties: list[list[str]]) -> None:
-    """Moving a module to another device parts them."""
+def _tie_parameters(model: nn.Module, ties: list[list[str]]) -> None:
+    """Ties parameters again; moving a module to another device unties them."""
     for one, *others in ties:
         for name in others:
             owner, _, attribute = name.rpartition(".")

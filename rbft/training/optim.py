@@ -29,22 +29,22 @@ def parameter_groups(
     learning_rates: dict[str, float],
     weight_decay: float,
 ) -> list[dict[str, Any]]:
-    """AdamW's groups: each part with and without decay.
+    """AdamW's parameter groups: one with and one without weight decay for each part.
 
-    Biases and the weights of norms are not decayed; in Qwen-VL they are exactly the parameters
-    with one axis. transformers' Trainer goes by names and so misses the norms of Qwen2.5-VL's
-    vision tower and merger (`norm1`, `norm2`, `ln_q`); rbft decays none.
+    Biases and norms are not decayed; in Qwen-VL they are exactly the parameters with one dimension.
+    transformers' Trainer goes by names and so decays the norms of Qwen2.5-VL's vision tower and
+    merger (`norm1`, `norm2`, `ln_q`); rbft decays no norm.
 
     Args:
         parts: Named parameters by part.
         learning_rates: Learning rate by part. A part at 0 is frozen and left out.
-        weight_decay: Decay of all other parameters.
+        weight_decay: Weight decay of all other parameters.
 
     Returns:
-        Groups with a `name` each, `<part>` or `<part>_no_decay`; empty ones are left out.
+        Groups with a `name`, `<part>` or `<part>_no_decay`; empty groups are left out.
 
     Raises:
-        ValueError: If a learning rate is negative, or nothing would train.
+        ValueError: If a learning rate is negative, or no parameter is trainable.
     """
     freeze(parts, learning_rates)
     groups = []
@@ -55,13 +55,13 @@ def parameter_groups(
                 f"The learning rate of the {part} part is {rate:g}. It must be positive, or 0 to "
                 "freeze the part."
             )
-        decayed, others = [], []
+        with_decay, without_decay = [], []
         for _, parameter in named:
             if parameter.requires_grad:
-                (decayed if parameter.ndim > 1 else others).append(parameter)
+                (with_decay if parameter.ndim > 1 else without_decay).append(parameter)
         for name, decay, members in (
-            (part, weight_decay, decayed),
-            (f"{part}_no_decay", 0.0, others),
+            (part, weight_decay, with_decay),
+            (f"{part}_no_decay", 0.0, without_decay),
         ):
             if members:
                 groups.append({"params": members, "lr": rate, "weight_decay": decay, "name": name})
@@ -76,13 +76,13 @@ def parameter_groups(
 def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup_ratio: float) -> LambdaLR:
     """Linear warm-up from 0, then half a cosine down to 0, per optimiser step.
 
-    As in transformers the first step of a warm-up has learning rate 0, so a run of one step with
-    a warm-up changes nothing.
+    As in transformers, the first step of a warm-up has learning rate 0, so a run of one step with a
+    warm-up changes nothing.
 
     Args:
-        optimizer: The optimiser.
-        total_steps: Optimiser steps in all.
-        warmup_ratio: Share of them that warms up, rounded up to whole steps.
+        optimizer: The optimizer.
+        total_steps: Number of optimiser steps.
+        warmup_ratio: Share of them in the warm-up, rounded up to whole steps.
     """
     warmup = math.ceil(total_steps * warmup_ratio)
 
@@ -98,11 +98,11 @@ def cosine_schedule(optimizer: Optimizer, total_steps: int, warmup_ratio: float)
 def parameter_table(
     groups: Sequence[dict[str, Any]], parts: Parts
 ) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows of what trains: tensors, parameters, learning rate and decay.
+    """Headers and rows of a table of the parameter groups and of frozen parameters.
 
     Args:
-        groups: From `parameter_groups`, or the optimiser's own.
-        parts: Named parameters by part; what is frozen gets rows too.
+        groups: From `parameter_groups`, or an optimizer's.
+        parts: Named parameters by part.
     """
     headers = ["part", "tensors", "parameters", "learning rate", "decay"]
     named = [pair for part in parts.values() for pair in part]
@@ -110,7 +110,7 @@ def parameter_table(
     rows = []
     for group in groups:
         name = group["name"] + (" adapters" if id(group["params"][0]) in adapters else "")
-        # A resumed schedule has already moved "lr".
+        # A resumed schedule has already changed "lr".
         rate = group.get("initial_lr", group["lr"])
         rows.append(_row(name, group["params"], f"{rate:g}", f"{group['weight_decay']:g}"))
     for part, named in parts.items():
@@ -126,6 +126,6 @@ def _row(name: str, parameters: list[nn.Parameter], rate: str, decay: str) -> li
 
 
 def _count(parameter: nn.Parameter) -> int:
-    """Numbers in a parameter, also where several are stored in a byte."""
+    """Number of elements, also of a parameter in 4 bits, which stores two in a byte."""
     stored = getattr(parameter, "quant_state", None)
     return parameter.numel() if stored is None else stored.shape.numel()

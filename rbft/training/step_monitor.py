@@ -1,8 +1,8 @@
-"""How an optimiser step went, over its micro-batches and processes; read a step later.
+"""Loss, gradient norm and counts of an optimiser step over all processes, read a step later.
 
-On a GPU the host queues work far ahead of the device. To look at a number of the step that it is
-queueing, it would have to wait until the device has caught up, and the device then for the host.
-The numbers of the step before have long been there.
+On a GPU the host queues work far ahead of the device. To read a number of the current step, the
+host would have to wait for the device, and the device would then have to wait for the host. The
+numbers of the previous step have been computed long before.
 """
 
 import math
@@ -23,7 +23,7 @@ MicroBatch = tuple[Sequence[str], Float[Tensor, ""]]
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step as this process has seen it.
+    """One optimiser step of this process.
 
     Attributes:
         number: Its number, from 1.
@@ -41,14 +41,14 @@ class Step:
     ready: Any
 
     def read(self) -> list[float]:
-        """The figures; waits for this step's gradients, not for what was queued after them."""
+        """The figures; waits for the gradients of this step, not for work queued after them."""
         if self.ready is not None:
             self.ready.synchronize()
         return self.copy.tolist()
 
 
 class StepMonitor:
-    """Gathers what the micro-batches of a step show, and looks at it one step later.
+    """Collects the figures of a step from its micro-batches, and looks at them one step later.
 
     Attributes:
         stopping: The signal that has asked the run to end after this step, 0 for none; the same on
@@ -67,7 +67,7 @@ class StepMonitor:
         Args:
             clips: Ids of its clips.
             loss: Its share of the global batch's loss.
-            replaced: How many of its clips stand for one that cannot be decoded.
+            replaced: Number of its clips that replace one that cannot be decoded.
         """
         self._batches.append((clips, loss.detach()))
         self._replaced += replaced

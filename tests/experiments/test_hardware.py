@@ -10,9 +10,9 @@ import yaml
 
 from rbft.backbone.adapters import LoRA, add_adapters
 from rbft.backbone.family import FAMILIES
-from rbft.estimate.dry_run import CONTEXT_BYTES, GIB, SPARE
+from rbft.estimate.dry_run import CUDA_CONTEXT_BYTES, FRAGMENTATION, GIB
 from rbft.estimate.flops import ClipTokens
-from rbft.estimate.memory import Setup, step_memory
+from rbft.estimate.memory import MemorySettings, step_memory
 from rbft.runtime.differences import flat
 from tests.experiments.test_experiments import NAMES, OVERLAYS, printed_config
 from tests.recipe.runs import EXPERIMENTS
@@ -115,12 +115,12 @@ def test_overlays_use_the_memory_that_they_are_for(name: str) -> None:
         # 280 x 504 pixels, 16:9 in the paper's 151,200; the feature cache shows the tower none.
         grid = (seconds // 2, 20, 36) if sharded else (0, 0, 0)
         clip = ClipTokens(grid, seconds // 2 * 180, 60, 150)
-        setup = Setup(2, share, shards=shards, four_bit=four_bit)
+        setup = MemorySettings(2, share, shards=shards, four_bit=four_bit)
         clips = [clip] * settings["data.init_args.batch_size"]
         return step_memory(model, FAMILIES["qwen2_5_vl"], model.config, clips, setup).peak
 
     gib, fits, fits_not = ROOM[name]
-    room = (gib * GIB - CONTEXT_BYTES) / SPARE
+    room = (gib * GIB - CUDA_CONTEXT_BYTES) / FRAGMENTATION
     assert peak(fits, share) <= room < peak(fits_not, share)
     if share is not True:  # more would not fit those that it is for
         assert peak(fits, share - 0.1) > room

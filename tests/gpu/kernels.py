@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.cases import Findings, LeftOutError
 from rbft.backbone import kernels
 from rbft.backbone.attention import attend
-from rbft.backbone.kernels import PatchProjection, apply_kernels, choose_attention, has_liger
+from rbft.backbone.kernels import PatchProjection, apply_kernels, has_liger, set_cudnn_attention
 from tests.gpu.world import (
     HALF,
     apart,
@@ -144,7 +144,7 @@ def packed_rows(found: Findings, device: torch.device, folder: Path) -> None:
             torch.manual_seed(0)
             seconds, worst = [], 0.0
             with flags_kept():
-                choose_attention(cudnn=cudnn)
+                set_cudnn_attention(cudnn=cudnn)
                 for turn, segments in product(range(2), geometries):
                     heads = [
                         torch.randn(sum(segments), own, width, device=device, dtype=dtype)

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
 )
 
-from rbft.backbone.vision_features import check_frozen, show, tower_digest, tower_features
+from rbft.backbone.vision_features import check_frozen, embed_features, tower_digest, tower_features
 from rbft.batch import Batch
 from rbft.collator import Collator
 from rbft.module import RBFTModule
@@ -50,7 +50,9 @@ def test_merged_features_are_the_video_tokens_of_transformers(frozen, tmp_path):
     ours = tower_features(
         frozen.backbone, frozen.family, keyed(collator(Path(frozen.source)), 5, cache), cache
     )
-    shown = show(frozen.backbone, ours, MERGE)["mm_encoder_outputs"]["video"].pooler_output
+    shown = embed_features(frozen.backbone, ours, MERGE)["mm_encoder_outputs"][
+        "video"
+    ].pooler_output
     assert len(shown) == len(theirs) == 5
     for own, their in zip(shown, theirs, strict=True):
         torch.testing.assert_close(own, their)
@@ -91,7 +93,7 @@ def test_scores_and_texts_are_the_same(frozen, tmp_path):
     make = collator(Path(frozen.source), prompt_stage="label")
     plain, cache = make(examples(3)), FeatureCache(tmp_path, 1 << 30)
     features = tower_features(frozen.backbone, frozen.family, keyed(make, 3, cache), cache)
-    shown = show(frozen.backbone, features, MERGE)
+    shown = embed_features(frozen.backbone, features, MERGE)
     words, prompt = [[70, 71, 72], [70, 75]], prompt_of(plain)
     torch.testing.assert_close(
         score_answers(frozen.backbone, prompt, shown, words),

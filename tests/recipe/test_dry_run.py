@@ -86,7 +86,7 @@ def test_scoring_and_writing_have_a_peak_too(tmp_path, qwen, capsys):
         *sizes, peak, moment = row(out, title)
         assert len(sizes) == 3
         assert float(peak) >= max(map(float, sizes))
-        assert moment in ("vision tower", "reading the prompts", "scoring the classes", "writing")
+        assert moment in ("vision tower", "prefill", "scoring the classes", "writing")
     out = dry_run(tmp_path, capsys, *small(qwen, "--data.eval_batch_size=1"))
     assert "the longest clip (estimate, GiB)" in out
 

@@ -12,10 +12,10 @@ from rbft.backbone.attention import (
     TEXT,
     VISION,
     attend,
-    attend_in_segments,
     packed_inputs,
     text_attention,
     text_mask,
+    use_segment_attention,
     vision_attention,
 )
 from tests.tiny import tiny_model
@@ -216,7 +216,7 @@ def test_on_a_processor_windows_stay_apart(gpu: bool, monkeypatch: pytest.Monkey
     model, chosen = tiny_model("qwen2_5_vl"), []
     monkeypatch.setattr(model, "set_attn_implementation", chosen.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    attend_in_segments(model)
+    use_segment_attention(model)
     assert chosen == [{"text_config": TEXT, **({"vision_config": VISION} if gpu else {})}]
 
 
@@ -321,7 +321,7 @@ def test_new_tokens_attend_to_many_without_copies_of_their_keys(
 
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watched)
     if places is not None:
-        monkeypatch.setattr(attention, "MASKED", places)
+        monkeypatch.setattr(attention, "MASK_CHUNK", places)
     made, _ = text_attention(
         module, query, key, value, mask, attend=attend, scaling=0.3, dropout=0.0
     )

@@ -10,8 +10,8 @@ import torch
 
 from rbft.backbone import blocks, kernels
 from rbft.backbone.blocks import TrainingForward
-from rbft.backbone.kernels import apply_kernels, can_compile, choose_attention, has_liger
-from rbft.backbone.loading import load_model, usable_attention
+from rbft.backbone.kernels import apply_kernels, can_compile, has_liger, set_cudnn_attention
+from rbft.backbone.loading import available_attention, load_model
 from rbft.module import RBFTModule
 from tests.examples import CARD, MODULE_SETTINGS, Yard, fed, trainer
 
@@ -20,11 +20,11 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
-    for function in (usable_attention, has_liger, can_compile):
+    for function in (available_attention, has_liger, can_compile):
         function.cache_clear()
     torch.backends.cuda.enable_cudnn_sdp(True)
     yield
-    for function in (usable_attention, has_liger, can_compile):
+    for function in (available_attention, has_liger, can_compile):
         function.cache_clear()
     torch.backends.cuda.enable_cudnn_sdp(True)
 
@@ -38,7 +38,7 @@ def test_flash_attention_falls_back_aloud_and_once(qwen: Path, capsys: Any) -> N
         "them is missing; going on with sdpa.\n"
     )
     for name in ("sdpa", "eager"):
-        assert usable_attention(name) == name
+        assert available_attention(name) == name
     assert capsys.readouterr().out == ""
 
 
@@ -46,7 +46,7 @@ def test_flash_attention_where_it_is_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: True)
-    assert usable_attention("flash_attention_2") == "flash_attention_2"
+    assert available_attention("flash_attention_2") == "flash_attention_2"
     assert capsys.readouterr().out == ""
 
 
@@ -57,7 +57,7 @@ def test_cudnn_s_attention_is_off_unless_it_is_asked_for(qwen: Path, wanted: boo
     RBFTModule(str(qwen), CARD, **settings).configure_model()
     assert torch.backends.cuda.cudnn_sdp_enabled() is wanted
     # A later step in the same process decides for itself.
-    choose_attention(cudnn=not wanted)
+    set_cudnn_attention(cudnn=not wanted)
     assert torch.backends.cuda.cudnn_sdp_enabled() is not wanted
     assert torch.backends.cuda.flash_sdp_enabled()
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rbft.estimate.dry_run import GIB, advice
+from rbft.estimate.dry_run import GIB, suggest_checkpointing
 
 ROOM = "There is room for {}, which recomputes fewer blocks and so is faster."
 FITS = "It fits with {}, which recomputes more blocks."
@@ -27,9 +27,9 @@ def test_the_share_of_blocks_that_fills_a_gpu(share: float, gib: float, said: li
     def peak(again: float) -> int:
         return round((10 + 100 * (1 - again)) * GIB)
 
-    assert advice(share, peak, gib) == said
+    assert suggest_checkpointing(share, peak, gib) == said
 
 
 def test_without_a_gpu_there_is_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert advice(1.0, lambda _: 0, None) == []
+    assert suggest_checkpointing(1.0, lambda _: 0, None) == []

@@ -19,11 +19,12 @@ from rbft.backbone.family import FAMILIES
 from rbft.backbone.loading import parameter_parts
 from rbft.estimate.flops import ClipTokens
 from rbft.estimate.memory import (
-    FOUR_BIT,
-    Setup,
-    decoder_bytes,
+    FOUR_BIT_BYTES,
+    MemorySettings,
+    compute_bytes_of,
+    decoder_bytes_per_token,
     step_memory,
-    tower_bytes,
+    tower_bytes_per_patch,
     weight_bytes,
 )
 from rbft.training.loss import token_nll
@@ -98,14 +99,16 @@ def test_the_real_models_are_counted_exactly(family):
     sizes = {part: sum(p.numel() for _, p in named) for part, named in parts.items()}
     assert sum(sizes.values()) == PARAMETERS[family]
     clip = ClipTokens((8, 20, 20), 800, 100, 100)
-    memory = step_memory(model, FAMILIES[family], model.config, [clip], Setup(2, True))
+    memory = step_memory(model, FAMILIES[family], model.config, [clip], MemorySettings(2, True))
     assert memory.weights == memory.gradients == 4 * PARAMETERS[family]
-    assert memory.optimiser == 2 * memory.weights
+    assert memory.optimizer_states == 2 * memory.weights
     assert memory.peak > 16 * PARAMETERS[family]
-    shared = step_memory(model, FAMILIES[family], model.config, [clip], Setup(2, True, shards=8))
-    assert shared.always == 16 * PARAMETERS[family] // 8
-    replicas = Setup(2, True, replicas=True)
-    copied = step_memory(model, FAMILIES[family], model.config, [clip], replicas)
+    shared = step_memory(
+        model, FAMILIES[family], model.config, [clip], MemorySettings(2, True, shards=8)
+    )
+    assert shared.persistent == 16 * PARAMETERS[family] // 8
+    ddp = MemorySettings(2, True, ddp=True)
+    copied = step_memory(model, FAMILIES[family], model.config, [clip], ddp)
     assert copied.gradients == 2 * memory.gradients
 
 
@@ -131,7 +134,7 @@ def test_a_block_keeps_what_the_formula_says(family, precision):
     tokens = 608  # no other size of the model
     with default_dtype(precision) as autocast:
         model = backbone(family, SMALL).train()
-        setup = Setup(Setup.product_bytes(precision), False)
+        settings = MemorySettings(compute_bytes_of(precision), False)
         decoder, vision = model.model.language_model, model.model.visual
         hidden = torch.randn(1, tokens, SMALL["hidden"], requires_grad=True)
         positions = torch.arange(tokens).expand(3, 1, -1)
@@ -147,8 +150,12 @@ def test_a_block_keeps_what_the_formula_says(family, precision):
             seen["position_embeddings"] = (angles, angles)
             block = vision.blocks[0]
             tower = kept_bytes(block, lambda: block(patches, **seen))
-    assert found / tokens == pytest.approx(decoder_bytes(model, model.config, setup), rel=0.1)
-    assert tower / tokens == pytest.approx(tower_bytes(model, model.config, setup), rel=0.1)
+    assert found / tokens == pytest.approx(
+        decoder_bytes_per_token(model, model.config, settings), rel=0.1
+    )
+    assert tower / tokens == pytest.approx(
+        tower_bytes_per_patch(model, model.config, settings), rel=0.1
+    )
 
 
 @pytest.mark.parametrize("rank", [4, 32])
@@ -166,7 +173,7 @@ def test_a_block_with_adapters_keeps_what_the_formula_says(rank):
         shared = {"position_embeddings": angles, "attention_mask": None}
         with autocast:
             found = kept_bytes(layer, lambda: layer(hidden, position_ids=positions[0], **shared))
-    expected = decoder_bytes(model, model.config, Setup(2, False))
+    expected = decoder_bytes_per_token(model, model.config, MemorySettings(2, False))
     assert found / tokens == pytest.approx(expected, rel=0.2)
 
 
@@ -191,12 +198,12 @@ def test_the_peak_of_a_step_is_what_torch_tracks(precision, checkpointing):
                     loss = forward(model, clip)
                 loss.backward()
                 optimiser.step()
-        setup = Setup(Setup.product_bytes(precision), checkpointing)
-        memory = step_memory(model, family, model.config, [clip], setup)
+        settings = MemorySettings(compute_bytes_of(precision), checkpointing)
+        memory = step_memory(model, family, model.config, [clip], settings)
     tracked = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
     assert memory.peak == pytest.approx(tracked["Total"], rel=0.1)
     # Weights and the rest do not hide it: activations are a good part of the peak.
-    assert checkpointing is True or memory.kept + memory.kept_vision > 0.3 * memory.peak
+    assert checkpointing is True or memory.saved_decoder + memory.saved_vision > 0.3 * memory.peak
 
 
 def forward(model: Any, clip: ClipTokens) -> Tensor:
@@ -236,8 +243,8 @@ def test_four_bits_pack_the_decoder_s_frozen_layers_only():
         model = backbone("qwen2_5_vl", SMALL)
     add_adapters(model, LoRA(rank=4), None, merger=False)
     family = FAMILIES["qwen2_5_vl"]
-    plain = weight_bytes(model, family, Setup(2, True))
-    packed = weight_bytes(model, family, Setup(2, True, four_bit=True))
+    plain = weight_bytes(model, family, MemorySettings(2, True))
+    packed = weight_bytes(model, family, MemorySettings(2, True, four_bit=True))
     layers = model.model.language_model.layers
     names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     inside = sum(
@@ -246,7 +253,7 @@ def test_four_bits_pack_the_decoder_s_frozen_layers_only():
         if name.endswith(names)
     )
     assert plain == sum(4 * p.numel() for p in model.parameters())
-    assert packed == pytest.approx(plain - inside * (4 - FOUR_BIT), abs=100)
+    assert packed == pytest.approx(plain - inside * (4 - FOUR_BIT_BYTES), abs=100)
 
 
 def test_more_clips_take_more_and_frozen_towers_less():
@@ -255,17 +262,17 @@ def test_more_clips_take_more_and_frozen_towers_less():
     family, clip = FAMILIES["qwen2_5_vl"], ClipTokens((8, 20, 20), 800, 100, 100)
 
     def memory(count: int) -> Any:
-        return step_memory(model, family, model.config, [clip] * count, Setup(4, True))
+        return step_memory(model, family, model.config, [clip] * count, MemorySettings(4, True))
 
     one, two = memory(1), memory(2)
-    assert (two.kept, two.kept_vision, two.logits) == (
-        2 * one.kept,
-        2 * one.kept_vision,
+    assert (two.saved_decoder, two.saved_vision, two.logits) == (
+        2 * one.saved_decoder,
+        2 * one.saved_vision,
         2 * one.logits,
     )
-    assert two.always == one.always
+    assert two.persistent == one.persistent
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(family.part(name) != "vision")
-    assert memory(1).kept_vision == 0
+    assert memory(1).saved_vision == 0
     assert memory(1).weights == one.weights
     assert memory(1).gradients < one.gradients

@@ -24,7 +24,7 @@ from rbft.training.fsdp2 import (
     FSDP2,
     _Planner,
     _Reader,
-    check_trained,
+    check_trainable,
     full_state,
     is_sharded,
     reshard,
@@ -157,9 +157,9 @@ def test_older_fsdp_is_refused() -> None:
 
 
 def test_trained_parameters_must_be_those_of_the_checkpoint() -> None:
-    check_trained({"a", "b"}, {"b", "a"})
+    check_trainable({"a", "b"}, {"b", "a"})
     with pytest.raises(ValueError, match="The checkpoint holds") as found:
-        check_trained({"a", "c"}, {"a", "b"})
+        check_trainable({"a", "c"}, {"a", "b"})
     assert str(found.value) == (
         "The checkpoint holds 2 trained parameters, but 2 train now (only now: b; only in the "
         "checkpoint: c). Resume with the settings that it was made with, or add --restart true."

@@ -15,7 +15,7 @@ TOKENS, VOCABULARY = 21, 50
 
 @pytest.fixture(autouse=True)
 def parts_of_four_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likelihood, "PART", 4 * VOCABULARY + 1)
+    monkeypatch.setattr(likelihood, "LOGITS_CHUNK", 4 * VOCABULARY + 1)
 
 
 def scored(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -86,7 +86,7 @@ class Largest(TorchDispatchMode):
 def test_log_probabilities_of_a_head_in_parts(
     rows: int, dtype: torch.dtype, autocast: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(likelihood, "ROWS", rows)
+    monkeypatch.setattr(likelihood, "HEAD_CHUNK", rows)
     hidden, weights, targets, _ = scored(dtype)
     head = nn.Linear(8, VOCABULARY, bias=False, dtype=dtype)
     head.weight = nn.Parameter(weights.detach())
