@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from math import ceil
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import yaml
 
@@ -36,6 +36,7 @@ KANA = {"HIRAGANA", "KATAKANA"}
 NAMED = 3  # clips that a line of the report names
 
 
+@runtime_checkable
 class Filter(Protocol):
     """One rule.
 

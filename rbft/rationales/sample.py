@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 # How a text ended: with the turn, at the limit of tokens, or it could not begin.
 STOPPED, CUT, UNDECODABLE = "stop", "length", "undecodable"
@@ -39,7 +39,7 @@ class Sample:
         return self.video or self.clip
 
     @classmethod
-    def of(cls, record: Mapping[str, Any], label: int | None) -> Self:
+    def of(cls, record: Mapping[str, Any], label: int | None) -> "Sample":
         """The sample of a line of the rationale file.
 
         Args:

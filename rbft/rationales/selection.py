@@ -133,11 +133,9 @@ def most_consistent(samples: Sequence[Sample]) -> Sample:
 
     def likeness(place: int) -> float:
         """Sum over the other samples."""
-        return sum(
-            sum(jaccard(mine, other) for mine, other in zip(parts[place], its, strict=True))
-            for number, its in enumerate(parts)
-            if number != place
-        )
+        others = [its for number, its in enumerate(parts) if number != place]
+        pairs = [pair for its in others for pair in zip(parts[place], its, strict=True)]
+        return sum((jaccard(mine, its) for mine, its in pairs), 0.0)
 
     # Rounded, since two samples are as like each other whichever is summed first.
     scores = [round(likeness(place), 9) for place in range(len(samples))]

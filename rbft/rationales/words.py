@@ -5,7 +5,6 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Self
 
 from rbft.card import Card
 
@@ -77,7 +76,7 @@ class ClassWords:
     terms: tuple[str, ...]
 
     @classmethod
-    def of(cls, card: Card) -> Self:
+    def of(cls, card: Card) -> "ClassWords":
         """The class words and class names of a card."""
         return cls(tuple(dict.fromkeys([*card.words.values(), *card.words])))
 
