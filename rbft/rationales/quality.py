@@ -188,7 +188,7 @@ class NoClassWords:
 
     def _reason(self, sample: Sample) -> str | None:
         found = {sample.text[start:stop] for start, stop, _ in self.class_words.find(sample.text)}
-        return f"names a class: {', '.join(sorted(found))}" if found else None
+        return f"says {', '.join(sorted(found))}" if found else None
 
     def __str__(self) -> str:
         return f"none of {', '.join(self.class_words.terms)}"

@@ -164,7 +164,7 @@ def test_class_words_are_flagged_and_dropped_only_where_asked():
     texts = [sample("a", "Clearly Abnormal, abnormally so."), sample("b"), sample("c", CAT, 1)]
     flagged = apply_rules(texts, QualityRules(class_words=True), CARD)
     assert flagged.kept == tuple(texts)
-    reason = "names a class: Abnormal, abnormally"
+    reason = "says Abnormal, abnormally"
     assert flagged.flags == (Flag("a", 0, "class_words", reason, dropped=False),)
     assert flagged.dropped == {"class_words": []}
     dropped = apply_rules(texts, QualityRules(class_words=True, only_flag=()), CARD)
