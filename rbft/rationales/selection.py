@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rbft.rationales.quality import jaccard
+from rbft.rationales.duplicates import jaccard
 from rbft.rationales.sample import Sample, by_clip
 from rbft.rationales.words import words
 

@@ -10,17 +10,9 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
 from rbft.card import Card
-from rbft.rationales.quality import (
-    Flag,
-    QualityRules,
-    Refusal,
-    apply_rules,
-    card_scripts,
-    jaccard,
-    near_duplicates,
-    refusal_patterns,
-    repeated_share,
-)
+from rbft.rationales.duplicates import jaccard, near_duplicates, repeated_share
+from rbft.rationales.filters import Refusal, card_scripts, refusal_patterns
+from rbft.rationales.quality import Flag, QualityRules, apply_rules
 from rbft.rationales.sample import Sample
 
 CARD = Card(
@@ -274,7 +266,8 @@ def test_a_thousand_texts_are_compared_in_little_time(monkeypatch):
     ]
     pairs = []
     monkeypatch.setattr(
-        "rbft.rationales.quality.jaccard", lambda one, other: pairs.append(0) or jaccard(one, other)
+        "rbft.rationales.duplicates.jaccard",
+        lambda one, other: pairs.append(0) or jaccard(one, other),
     )
     twin = sample("twin", samples[500].text)
     assert near_duplicates([*samples, twin], 0.7, 3) == {1000: (500, 1.0)}
