@@ -247,16 +247,16 @@ class JudgeReport:
         for name in self.conditions:
             has = bool(self.scores(name))
             lines.append(f"  {name}: {self.mean(name) if has else 'no readable answer'}")
-        answers = sum(self.models.values())
         if self.spread is not None:
-            lines.append(
-                f"The judge's own spread: {self.spread:.3f} (sd over repeats of one text)."
-            )
+            lines.append(f"The judge's own spread: {self.spread:.3f} (sd over a text's repeats).")
+        bad = self.unreadable
         lines.append(
-            f"{answers} answers of {_listed(self.models)}: {_listed(self.unreadable)} unreadable, "
-            f"{self.inconsistent} whose level contradicts their own findings, {self.expectations} "
-            "scored by log-probabilities."
+            f"{sum(self.models.values())} answers ({_listed(self.models)}): {bad.total()} unreadable"
+            f"{f' ({_listed(bad)})' if bad else ''}, {self.inconsistent} with a level that "
+            f"contradicts their own findings, {self.expectations} scored by log-probabilities."
         )
+        if self.shortened:
+            lines.append(f"{self.shortened} texts were too long and were cut.")
         for name, (expected, given) in self.misplaced.items():
             shown = "nothing" if given is None else f"{given:.2f}"
             lines.append(f"Anchor '{name}' should get {expected:.2f} and got {shown}.")

@@ -1,17 +1,13 @@
 """The rules that rationales must keep: what each finds, and what is counted."""
 
 import json
-import random
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
 from rbft.card import Card
-from rbft.rationales.duplicates import jaccard, near_duplicates, repeated_share
-from rbft.rationales.filters import Refusal, card_scripts, refusal_patterns
+from rbft.rationales.filters import refusal_patterns
 from rbft.rationales.quality import Flag, QualityRules, apply_rules
 from rbft.rationales.sample import Sample
 
@@ -44,42 +40,6 @@ def test_no_rule_is_set_by_default():
     assert str(report) == "No rules are set for rationales: all 3 are kept."
 
 
-@pytest.mark.parametrize(
-    ("rules", "text", "tokens", "reason"),
-    [
-        ({"min_words": 4}, "one two three", 9, "3 words, fewer than 4"),
-        ({"min_words": 3}, "one two three", 9, None),
-        ({"max_words": 2}, "one two three", 9, "3 words, more than 2"),
-        ({"max_words": 3}, "one two three", 9, None),
-        ({"min_tokens": 10}, "one", 9, "9 tokens, fewer than 10"),
-        ({"min_tokens": 9, "max_tokens": 9}, "one", 9, None),
-        ({"max_tokens": 8}, "one", 9, "9 tokens, more than 8"),
-        ({"min_tokens": 10}, "one", None, None),
-        ({"min_words": 1}, "...", 9, "0 words, fewer than 1"),
-        ({"min_words": 5}, "一只狗在跑", 9, None),
-    ],
-)
-def test_length(rules, text, tokens, reason):
-    settings = QualityRules(**rules)
-    found = settings.filters(CARD)[0]([sample("a", text, tokens=tokens)])
-    assert found == ({} if reason is None else {0: reason})
-
-
-@pytest.mark.parametrize(
-    ("text", "size", "share"),
-    [
-        ("a b c d", 2, 0.0),
-        ("a b a b a b", 2, 3 / 5),
-        ("Go. go GO go", 1, 3 / 4),
-        ("a b", 3, 0.0),
-        ("", 1, 0.0),
-        ("it goes on and on and on and on", 3, 3 / 7),
-    ],
-)
-def test_repetition(text, size, share):
-    assert repeated_share(text, size) == pytest.approx(share)
-
-
 def test_repetition_beyond_the_limit_breaks_the_rule():
     rules = QualityRules(max_repetition=0.6, repetition_ngram=2)
     assert broken(rules, sample("a", "a b a b a b")) == []
@@ -93,52 +53,6 @@ def test_truncation():
     assert broken(QualityRules(truncated=True), cut, whole) == [
         ("a", "truncated", "cut off at the limit of tokens")
     ]
-
-
-REFUSALS = [
-    "I'm sorry, but I can't assist with that.",
-    "I\u2019m sorry, but I cannot help with identifying people.",
-    "Sorry, I am unable to view the video.",
-    "**I apologize**, but there is nothing I can say.",
-    "I cannot provide a description of this content.",
-    "I can't help with that request.",
-    "Unfortunately, I'm unable to watch videos directly.",
-    "However, I cannot view the footage you mention.",
-    "As an AI language model, I do not have eyes.",
-    "As a large language model I read text only.",
-    "I don't see any video in your message. Please upload the video.",
-    "I do not have access to the video.",
-    "There is no video attached.",
-    "No frames were provided.",
-    "Please provide the video.",
-    "The task is clear.\nI cannot analyze the video.",
-    "I must decline to describe this.",
-    "\u62b1\u6b49\uff0c\u6211\u65e0\u6cd5\u89c2\u770b\u89c6\u9891\u3002",
-]
-NO_REFUSALS = [
-    DOG,
-    "I cannot see the face of the man, who wears a hood.",
-    "I can't tell whether the door is locked. The man waits.",
-    "The man seems sorry for what he did.",
-    'A man shouts "I cannot help you" and walks off.',
-    "The camera cannot view the video wall behind the door.",
-    "I cannot help but notice the broken window.",
-    "There is no video game in the room, only a chair.",
-    "No people are shown. Please note the open gate.",
-    "One. Two. Three. I'm sorry, he says in the end.",
-    "As an aid, the man brings a ladder.",
-    "\u4e00\u53ea\u72d7\u5728\u8dd1\u3002",
-]
-
-
-@pytest.mark.parametrize("text", REFUSALS)
-def test_refusals_are_found(text):
-    assert Refusal(refusal_patterns())([sample("a", text)]), text
-
-
-@pytest.mark.parametrize("text", NO_REFUSALS)
-def test_rationales_are_no_refusals(text):
-    assert Refusal(refusal_patterns())([sample("a", text)]) == {}, text
 
 
 def test_a_refusal_is_quoted_and_a_withheld_text_counts():
@@ -177,34 +91,6 @@ def test_language_goes_by_the_scripts_of_the_prompts():
     assert broken(QualityRules(min_script_share=9 / 13), sample("b", mixed)) == []
 
 
-@pytest.mark.parametrize(
-    ("prompt", "expected"),
-    [
-        ("Describe what happens in the video \u4f60.", ("LATIN",)),
-        ("\u63cf\u8ff0\u89c6\u9891\u4e2d\u7684\u4eba AI", ("CJK", "LATIN")),
-        (
-            "\u3053\u306e\u52d5\u753b\u3092\u8aac\u660e\u3057\u3066",
-            ("HIRAGANA", "CJK", "KATAKANA"),
-        ),
-    ],
-)
-def test_scripts_of_a_card(prompt, expected):
-    words = {"a": "\u6b63\u5e38", "b": "\u5f02\u5e38"} if "LATIN" not in expected else {}
-    prompts = {"label": prompt * 20, "rationale": prompt * 20}
-    card = Card("x", "", words or {"a": "fine", "b": "odd"}, prompts)
-    assert card_scripts(card) == expected
-
-
-def test_a_card_without_letters_has_no_script():
-    card = Card("x", "", {"a": "1", "b": "2"}, {"label": "?", "rationale": "?"})
-    with pytest.raises(ValueError, match="without letters") as error:
-        QualityRules(min_script_share=0.5).filters(card)
-    assert str(error.value) == (
-        "Card 'x' has prompts without letters, so data.rationale_rules.min_script_share has no "
-        "script to go by. Set it to null."
-    )
-
-
 def test_near_duplicates_of_other_clips_are_found_and_the_first_stays():
     like = DOG.replace("brown", "BLACK")  # of 11 trigrams 2 differ
     texts = [
@@ -222,56 +108,6 @@ def test_near_duplicates_of_other_clips_are_found_and_the_first_stays():
     assert [one.clip for one in report.kept] == ["a", "a", "b"]
     exact = apply_rules(texts, QualityRules(max_similarity=1.0), CARD)
     assert exact.dropped == {"near_duplicate": ["d"]}
-
-
-def by_all_pairs(samples, similarity, size):
-    """The same with every pair compared."""
-
-    def shingles(text):
-        parts = text.split()
-        found = {tuple(parts[at : at + size]) for at in range(len(parts) - size + 1)}
-        return found or {tuple(parts)}
-
-    sets, found = [shingles(one.text) for one in samples], {}
-    for place, mine in enumerate(sets):
-        best = (0.0, 0)
-        for other in range(place):
-            if other not in found and samples[other].clip != samples[place].clip:
-                value = len(mine & sets[other]) / len(mine | sets[other])
-                best = max(best, (value, -other))
-        if best[0] >= similarity:
-            found[place] = (-best[1], best[0])
-    return found
-
-
-@given(
-    st.lists(st.lists(st.sampled_from("abcde"), max_size=12), max_size=12),
-    st.sampled_from([0.1, 0.3, 1 / 3, 0.5, 0.6, 2 / 3, 0.8, 1.0]),
-    st.integers(1, 3),
-)
-def test_near_duplicates_against_all_pairs(texts, similarity, size):
-    samples = [
-        sample(f"clip{at // 2}", " ".join(text), number=at % 2) for at, text in enumerate(texts)
-    ]
-    assert near_duplicates(samples, similarity, size) == by_all_pairs(samples, similarity, size)
-
-
-def test_a_thousand_texts_are_compared_in_little_time(monkeypatch):
-    """What is alike is found among few pairs, not all half million."""
-    draw = random.Random(0)
-    vocabulary = [f"w{number}" for number in range(2000)]
-    samples = [
-        sample(f"c{at}", " ".join(draw.choices(vocabulary, k=120)) + " and so on it goes")
-        for at in range(1000)
-    ]
-    pairs = []
-    monkeypatch.setattr(
-        "rbft.rationales.duplicates.jaccard",
-        lambda one, other: pairs.append(0) or jaccard(one, other),
-    )
-    twin = sample("twin", samples[500].text)
-    assert near_duplicates([*samples, twin], 0.7, 3) == {1000: (500, 1.0)}
-    assert len(pairs) < 1000
 
 
 def test_near_duplicates_of_what_is_dropped_stay():
