@@ -249,9 +249,9 @@ class JudgeReport:
             lines.append(f"  {name}: {self.mean(name) if has else 'no readable answer'}")
         if self.spread is not None:
             lines.append(f"The judge's own spread: {self.spread:.3f} (sd over a text's repeats).")
-        bad = self.unreadable
+        bad, answers = self.unreadable, sum(self.models.values())
         lines.append(
-            f"{sum(self.models.values())} answers ({_listed(self.models)}): {bad.total()} unreadable"
+            f"{answers} answers ({_listed(self.models)}): {bad.total()} unreadable"
             f"{f' ({_listed(bad)})' if bad else ''}, {self.inconsistent} with a level that "
             f"contradicts their own findings, {self.expectations} scored by log-probabilities."
         )
