@@ -30,6 +30,7 @@ SHOWN_HEIGHT = 104  # as in page.css
 WIDE = 1.2  # width over height from which on eight frames in a row are too small on a small screen
 QUALITY = 80  # of JPEG, 1 to 95
 NO_LABEL = "no label"
+HUES = 6  # colours of classes in page.css
 _NO_TEXT = '<p class="none">nothing was written about this clip</p>'
 TOLD = "label_conditioned"
 FLAG_NAMES = {
@@ -156,7 +157,7 @@ def write_page(
     parts = []
     for number, clip in enumerate(clips, 1):
         columns += [one.column for one in clip.rationales if one.column not in columns]
-        parts.append(_clip(number, clip, class_words, columns))
+        parts.append(_clip(number, clip, card.classes, class_words, columns))
         counts["class"][clip.label or NO_LABEL] += 1
         for one in clip.rationales:
             place = str(columns.index(one.column))
@@ -217,13 +218,21 @@ def write_page(
     return len(parts)
 
 
-def _clip(number: int, clip: PageClip, class_words: ClassWords, columns: list[str]) -> str:
+def _clip(
+    number: int,
+    clip: PageClip,
+    classes: Sequence[str],
+    class_words: ClassWords,
+    columns: list[str],
+) -> str:
     label = clip.label or NO_LABEL
     note = f'<p class="none">{_plain(clip.note)}</p>\n' if clip.note else ""
     texts = "".join(_rationale(one, class_words, columns) for one in clip.rationales)
+    hue = str(classes.index(label) % HUES) if label in classes else ""
     wide = " wide" if any(one.width > WIDE * one.height for one in clip.pictures) else ""
     return f"""<section class="clip" data-class="{_plain(label)}">
-<div class="head"><span class="number">{number}</span> <span class="class">{_plain(label)}</span>
+<div class="head"><span class="number">{number}</span>
+<span class="class hue{hue}">{_plain(label)}</span>
 <h2>{_plain(clip.id)}</h2></div>
 {note}<div class="strip{wide}">{"".join(map(_picture, clip.pictures))}</div>
 <div class="texts">

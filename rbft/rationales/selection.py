@@ -147,10 +147,10 @@ def most_consistent(samples: Sequence[Sample]) -> Sample:
 def sections(text: str) -> dict[str, str]:
     """The part of the text under each dimension that has a heading, without the heading.
 
-    A heading stands at the start of a line or behind a number ("1. Subjects:"), may be marked up
-    ("**Actions**:"), and ends with a colon or with its line. A dimension that has two has both
-    parts. What stands behind another heading than those of the dimensions belongs to the one
-    before it.
+    A heading stands at the start of a line, behind a number ("1. Subjects:") or behind the end of a
+    sentence, may be marked up ("**Actions**:"), and ends with a colon or with its line. A dimension
+    that has two has both parts. What stands behind another heading than those of the dimensions
+    belongs to the one before it.
     """
     found: dict[str, str] = {}
     headings = list(_HEADING.finditer(text))
@@ -186,9 +186,10 @@ def _verified(clips: Mapping[str, Sequence[Sample]], elicited: Elicited | None) 
 
 
 _DIMENSION_OF = {name: key for key, names in DIMENSIONS.items() for name in names}
+_NAMES = "|".join(sorted(_DIMENSION_OF, key=len, reverse=True))
 _HEADING = re.compile(
-    r"(?:(?:^|\n)[ \t#>*_-]*(?:\(?\d[.)][ \t]*)?|(?<=\s)\(?\d[.)]\s*)[*_]*"  # line, or number
-    rf"(?P<name>{'|'.join(sorted(_DIMENSION_OF, key=len, reverse=True))})"
-    r"[*_]*(?:\s*[:\uff1a][*_]*|[ \t]*(?=\n|$))[ \t]*",
+    # At the start of a line, alone or with a colon; behind a number; or behind a sentence.
+    r"(?:(?:^|\n)[ \t#>*_-]*(?:\(?\d[.)][ \t]*)?|(?<=\s)\(?\d[.)]\s*|(?<=[.;]\s))[*_]*"
+    rf"(?P<name>{_NAMES})[*_]*(?:\s*[:\uff1a][*_]*|[ \t]*(?=\n|$))[ \t]*",
     re.IGNORECASE,
 )

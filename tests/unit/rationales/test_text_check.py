@@ -74,6 +74,16 @@ def test_texts_that_are_all_the_same_get_the_majority(leave_one_out, share):
     assert set(found.guesses) == {0}
 
 
+@pytest.mark.parametrize("leave_one_out", [0, 200])
+def test_videos_of_many_clips_do_not_shift_the_classes(leave_one_out):
+    """Six videos of three clips, and eighteen of one: 18 clips of each class."""
+    same = [
+        Sample(f"c{at}", "A dog.", int(at >= 18), video=f"v{at // 3 if at < 18 else at}")
+        for at in range(36)
+    ]
+    assert set(check_texts(same, CARD, leave_one_out=leave_one_out).guesses) == {0}
+
+
 @pytest.mark.parametrize(
     "phrase",
     [

@@ -77,6 +77,8 @@ def test_class_words_are_found_as_whole_words(text, found):
 def test_class_words_of_several_words_come_before_their_parts():
     both = ClassWords(("safe", "not safe"))
     assert [term for _, _, term in both.find("It is not safe, but safe.")] == ["not safe", "safe"]
+    longer = ClassWords(("fight", "fight scene"))
+    assert [term for _, _, term in longer.find("a fight scene")] == ["fight scene"]
     assert [term for _, _, term in ClassWords(("\u5f02\u5e38",)).find("\u662f\u5f02\u5e38\u7684")]
 
 
