@@ -35,7 +35,6 @@ function filter() {
     : item.flags.includes(flag);
   const narrow = flag !== "" || column !== "" || least > 0 || most < Infinity || sought !== "";
   visible = [];
-  let matching = 0;
   clips.forEach((clip, index) => {
     let hits = 0;
     const named = sought !== "" && nameOf(clip).includes(sought);
@@ -49,14 +48,13 @@ function filter() {
     }
     const show = (label === "" || clip.label === label) && (!narrow || hits > 0);
     clip.node.hidden = !show;
-    if (show) {
-      visible.push(index);
-      matching += hits;
-    }
+    if (show) visible.push(index);
   });
   field("nothing").hidden = visible.length > 0;
-  field("shown").dataset.rationales = matching;
   step(0);
+  // What was looked at stays in sight; where it is hidden now, the list begins anew.
+  if (current >= 0) clips[current].node.scrollIntoView({ block: "start" });
+  else window.scrollTo(0, 0);
 }
 
 function step(by) {

@@ -289,6 +289,8 @@ ACTIONS = {
     "for (let i = 0; i < 9; i++) press('j')": ("clip 4 of 4 shown", []),
     "set('class', 'abnormal'); press('j')": ("clip 1 of 1 shown (4 in all)", []),
     "set('class', 'abnormal'); press('Escape')": ("4 shown", []),
+    "for (let i = 0; i < 9; i++) press('j'); set('flag', 'refusal')": ("1 shown (4 in all)", []),
+    "press('j'); press('j'); set('flag', 'any')": ("clip 2 of 2 shown (4 in all)", []),
 }
 
 
@@ -312,7 +314,9 @@ def test_in_a_browser_filters_and_keys_do_what_they_say(tmp_path):
         await new Promise((done) => setTimeout(done, 5));
         const dim = [...document.querySelectorAll(".clip:not([hidden]) .rationale.other")];
         const line = document.createElement("output");
-        line.textContent = field("shown").textContent + "|" + dim.map((n) => n.dataset.column);
+        const lost = current < 0 && window.scrollY > 0 ? " scrolled away" : "";
+        line.textContent =
+          field("shown").textContent + lost + "|" + dim.map((n) => n.dataset.column);
         document.body.append(line);
         form.reset();
         await new Promise((done) => setTimeout(done, 5));

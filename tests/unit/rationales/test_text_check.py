@@ -2,6 +2,8 @@
 
 import random
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from rbft.rationales import text_check
 from rbft.rationales.sample import Sample
 from rbft.rationales.text_check import TextCheck, check_texts, wilson_interval
 
+ROOT = Path(__file__).parents[3]
 CARD = Card(
     name="yard",
     persona="guard",
@@ -236,6 +239,9 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
         "The check of rationales by a text classifier needs scikit-learn, which is not installed ("
     )
     assert str(error.value).endswith("). Run: pip install 'rbft[analysis]'")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = project["optional-dependencies"]["analysis"]
+    assert any(one.startswith("scikit-learn") for one in extra)
 
 
 def test_the_module_itself_needs_no_scikit_learn():
