@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist, fmean, variance
 
 CONFIDENCE = 0.95
@@ -107,6 +108,37 @@ def draw_for_humans(keys: Sequence[Key], count: int, seed: int = 0) -> list[Key]
     """
     lots = {key: hashlib.sha256(json.dumps([seed, *key]).encode()).hexdigest() for key in keys}
     return sorted(lots, key=lambda key: lots[key])[:count]
+
+
+def load_human_scores(path: Path) -> dict[Key, float]:
+    """Reads scores that people gave: JSON lines with `condition`, `id` and `score` (0 to 1).
+
+    A text that several people scored has a line for each, and gets their mean.
+
+    Raises:
+        ValueError: If the file cannot be read, or a line is no such object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"Human scores {path} cannot be read: {error.strerror}.") from error
+    found: dict[Key, list[float]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            condition, name, score = (record[key] for key in ("condition", "id", "score"))
+        except (ValueError, KeyError, TypeError):
+            condition = name = score = None
+        numeric = type(score) in (int, float) and 0 <= score <= 1
+        if not (numeric and isinstance(condition, str) and isinstance(name, str)):
+            raise ValueError(
+                f"Human scores {path}, line {number}, must be a JSON object with condition (text), "
+                f"id (text) and score (a number from 0 to 1); got {line[:80]!r}."
+            )
+        found.setdefault((condition, name), []).append(float(score))
+    return {key: fmean(scores) for key, scores in found.items()}
 
 
 def mean_of(values: Sequence[float]) -> Estimate:

@@ -149,6 +149,15 @@ class QualityReport:
     clips: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
+    def by_sample(self) -> dict[tuple[str, int], tuple[Flag, ...]]:
+        """Flags of each sample that has any, by clip and sample number."""
+        found: dict[tuple[str, int], tuple[Flag, ...]] = {}
+        for flag in self.flags:
+            key = (flag.clip, flag.number)
+            found[key] = (*found.get(key, ()), flag)
+        return found
+
+    @property
     def dropped(self) -> dict[str, list[str]]:
         """Ids of the clips of the samples that each filter dropped, one for each sample."""
         return {
@@ -159,11 +168,10 @@ class QualityReport:
     @property
     def alone(self) -> dict[str, int]:
         """Number of samples that no other filter than this one dropped."""
-        droppers: dict[tuple[str, int], list[str]] = {}
-        for flag in self.flags:
-            if flag.dropped:
-                droppers.setdefault((flag.clip, flag.number), []).append(flag.filter)
-        only = [names[0] for names in droppers.values() if len(names) == 1]
+        droppers = [
+            [one.filter for one in flags if one.dropped] for flags in self.by_sample.values()
+        ]
+        only = [names[0] for names in droppers if len(names) == 1]
         return {name: only.count(name) for name in self.settings}
 
     def as_dict(self) -> dict[str, Any]:

@@ -7,7 +7,12 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from rbft.rationales.calibration import calibrated_mean, draw_for_humans, mean_of
+from rbft.rationales.calibration import (
+    calibrated_mean,
+    draw_for_humans,
+    load_human_scores,
+    mean_of,
+)
 
 
 def scores(values) -> dict[tuple[str, str], float]:
@@ -129,3 +134,45 @@ def test_a_larger_draw_adds_to_a_smaller_one():
     assert len(set(large)) == 30
     assert draw_for_humans(keys[::-1], 10) == small
     assert draw_for_humans(keys, 10, seed=1) != small
+
+
+def test_human_scores_are_read_and_averaged(tmp_path):
+    path = tmp_path / "human.jsonl"
+    path.write_text(
+        '{"condition": "full", "id": "a", "score": 1}\n\n'
+        '{"condition": "full", "id": "a", "score": 0.5, "who": "x"}\n'
+        '{"condition": "least", "id": "a", "score": 0}\n'
+    )
+    assert load_human_scores(path) == {("full", "a"): 0.75, ("least", "a"): 0.0}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "full,a,1",
+        "[1]",
+        '{"condition": "full", "id": "a"}',
+        '{"condition": "full", "id": 3, "score": 1}',
+        '{"condition": "full", "id": "a", "score": "1"}',
+        '{"condition": "full", "id": "a", "score": true}',
+        '{"condition": "full", "id": "a", "score": 88}',
+        '{"condition": "full", "id": "a", "score": NaN}',
+    ],
+)
+def test_damaged_human_scores_are_named(tmp_path, line):
+    path = tmp_path / "human.jsonl"
+    path.write_text(f'{{"condition": "full", "id": "a", "score": 1}}\n{line}\n')
+    with pytest.raises(ValueError, match="must be a JSON object") as error:
+        load_human_scores(path)
+    assert str(error.value) == (
+        f"Human scores {path}, line 2, must be a JSON object with condition (text), id (text) and "
+        f"score (a number from 0 to 1); got {line!r}."
+    )
+
+
+def test_missing_human_scores(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read") as error:
+        load_human_scores(tmp_path / "none.jsonl")
+    assert str(error.value) == (
+        f"Human scores {tmp_path / 'none.jsonl'} cannot be read: No such file or directory."
+    )

@@ -145,6 +145,12 @@ def test_the_report_counts_and_lists():
     content = report.as_dict()
     assert json.loads(json.dumps(content)) == content
     assert content["dropped"]["length"] == ["a", "b", "d"]
+    assert {key: [one.filter for one in flags] for key, flags in report.by_sample.items()} == {
+        ("a", 0): ["length", "truncated", "refusal"],
+        ("b", 1): ["length"],
+        ("d", 0): ["length"],
+        ("e", 0): ["class_words"],
+    }
     assert content["dropped_by_it_alone"]["length"] == 2
     assert (content["samples"], content["kept"]) == (6, 3)
     assert content["clips"] == {"normal": [2, 1], "abnormal": [2, 1], "no label": [1, 1]}
