@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, fmean, variance
+from typing import Any
 
 CONFIDENCE = 0.95
 FEWEST = 2
@@ -128,11 +129,14 @@ def load_human_scores(path: Path) -> dict[Key, float]:
             continue
         try:
             record = json.loads(line)
-            condition, name, score = (record[key] for key in ("condition", "id", "score"))
+            values: tuple[Any, Any, Any] = record["condition"], record["id"], record["score"]
         except (ValueError, KeyError, TypeError):
-            condition = name = score = None
-        numeric = type(score) in (int, float) and 0 <= score <= 1
-        if not (numeric and isinstance(condition, str) and isinstance(name, str)):
+            values = None, None, None
+        condition, name, score = values
+        numeric = isinstance(score, int | float) and not isinstance(score, bool)
+        if not (
+            isinstance(condition, str) and isinstance(name, str) and numeric and 0 <= score <= 1
+        ):
             raise ValueError(
                 f"Human scores {path}, line {number}, must be a JSON object with condition (text), "
                 f"id (text) and score (a number from 0 to 1); got {line[:80]!r}."
