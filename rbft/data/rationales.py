@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rbft.rationales.sample import CUT, UNDECODABLE
+from rbft.rationales.sample import STOPPED as STOPPED
 from rbft.runtime.differences import differences
 from rbft.runtime.files import write_json
 from rbft.runtime.jsonl import JsonLines, append_lines, complete_lines
@@ -14,8 +16,6 @@ from rbft.runtime.jsonl import JsonLines, append_lines, complete_lines
 KEYS = {"id": str, "rationale": str, "finish": str, "tokens": int, "source": str}
 # What a rationale was written about. An id is no proof: other videos may have the same ids.
 ABOUT = ("video", "start", "end", "prompt")
-# How a text ended: with the turn, at the limit of tokens, or it could not begin.
-STOPPED, CUT, UNDECODABLE = "stop", "length", "undecodable"
 NOT_DETERMINING = "versions"  # the key of the provenance that may differ
 
 log = logging.getLogger(__name__)

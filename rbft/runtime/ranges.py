@@ -38,6 +38,8 @@ class Range:
     def __str__(self) -> str:
         if self.most == math.inf:
             text = f"above {self.least:g}" if self.above else f"{self.least:g} or more"
+        elif self.above:
+            text = f"above {self.least:g} and at most {self.most:g}"
         elif self.below:
             text = f"{self.least:g} or more and below {self.most:g}"
         else:
@@ -47,6 +49,7 @@ class Range:
 
 COUNT, NOT_NEGATIVE, SHARE, SEED = Range(1), Range(0), Range(0, 1), Range(0, 2**32 - 1)
 GB = "GB; 0 keeps nothing"
+NO_BOUND, ALL = "null sets no bound", "null allows all"
 RANGES = {
     "checkpoint_every": Range(1, note="it counts optimiser steps"),
     "cpu_threads": Range(1, note="null leaves it to torch"),
@@ -65,6 +68,15 @@ RANGES = {
     "data.val_fraction": Range(0, 1, below=True, note="0 trains on all training clips"),
     "data.rationale_ratio": SHARE,
     "data.min_coverage": SHARE,
+    "data.rationale_rules.min_words": Range(0, note=NO_BOUND),
+    "data.rationale_rules.max_words": Range(1, note=NO_BOUND),
+    "data.rationale_rules.min_tokens": Range(0, note=NO_BOUND),
+    "data.rationale_rules.max_tokens": Range(1, note=NO_BOUND),
+    "data.rationale_rules.max_repetition": Range(0, 1, note=ALL),
+    "data.rationale_rules.repetition_ngram": COUNT,
+    "data.rationale_rules.min_script_share": Range(0, 1, note=ALL),
+    "data.rationale_rules.max_similarity": Range(0, 1, above=True, note=ALL),
+    "data.rationale_rules.similarity_ngram": COUNT,
     "data.frame_cache_gb": Range(0, note=GB),
     "data.feature_cache_gb": Range(0, note=GB),
     "data.seed": SEED,

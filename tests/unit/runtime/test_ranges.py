@@ -14,12 +14,14 @@ from rbft.cli import BENCHMARKS, RBFTCLI, _run
 from rbft.data.base import VideoDataModule
 from rbft.data.videofolder import VideoFolder
 from rbft.module import RBFTModule
+from rbft.rationales.quality import QualityRules
 from rbft.runtime.ranges import RANGES, Range, check_ranges
 from tests.examples import CARD, DATA_SETTINGS, MODULE_SETTINGS, Yard
 
 CLASSES = {
     "model.": [RBFTModule],
     "data.": [VideoDataModule, *BENCHMARKS],
+    "data.rationale_rules.": [QualityRules],
     "model.lora.": [LoRA],
     "trainer.": [Trainer],
 }
@@ -29,6 +31,7 @@ CACHE = "must be 0 or more; GB; 0 keeps nothing."
 NULL = "must be 0 or more."
 ONE = "must be 1 or more."
 SHARE = "must be from 0 to 1."
+SHARE_OR_NULL = "must be from 0 to 1; null allows all."
 # A value that is out of range, and what is said of it.
 WRONG: dict[str, tuple[float, str]] = {
     "checkpoint_every": (0, "must be 1 or more; it counts optimiser steps."),
@@ -48,6 +51,15 @@ WRONG: dict[str, tuple[float, str]] = {
     "data.val_fraction": (1, "must be 0 or more and below 1; 0 trains on all training clips."),
     "data.rationale_ratio": (1.5, SHARE),
     "data.min_coverage": (-0.5, SHARE),
+    "data.rationale_rules.min_words": (-1, "must be 0 or more; null sets no bound."),
+    "data.rationale_rules.max_words": (0, "must be 1 or more; null sets no bound."),
+    "data.rationale_rules.min_tokens": (-1, "must be 0 or more; null sets no bound."),
+    "data.rationale_rules.max_tokens": (0, "must be 1 or more; null sets no bound."),
+    "data.rationale_rules.max_repetition": (1.5, SHARE_OR_NULL),
+    "data.rationale_rules.repetition_ngram": (0, ONE),
+    "data.rationale_rules.min_script_share": (-0.5, SHARE_OR_NULL),
+    "data.rationale_rules.max_similarity": (0, "must be above 0 and at most 1; null allows all."),
+    "data.rationale_rules.similarity_ngram": (0, ONE),
     "data.frame_cache_gb": (-1, CACHE),
     "data.feature_cache_gb": (-0.25, CACHE),
     "data.seed": (2**32, SEED),
@@ -144,7 +156,10 @@ def test_no_number_is_infinite_or_none(name, bad):
     assert str(error.value) == f"{name} ({bad}) {said}"
 
 
-@pytest.mark.parametrize("name", [name for name in WRONG if name.startswith("data.")])
+OF_DATA = [name for name in WRONG if name.startswith("data.") and name.count(".") == 1]
+
+
+@pytest.mark.parametrize("name", OF_DATA)
 def test_data_modules_check_their_own(tmp_path, name):
     """Also where no command line builds them."""
     plain, key = numbers(VideoDataModule), name.removeprefix("data.")
@@ -160,6 +175,13 @@ def test_data_modules_check_their_own(tmp_path, name):
         with pytest.raises(ValueError, match="must be") as error:
             make(**settings)
         assert str(error.value) == refusal(name)
+
+
+@pytest.mark.parametrize("name", [name for name in WRONG if "rationale_rules" in name])
+def test_rules_check_their_own(name):
+    with pytest.raises(ValueError, match="must be") as error:
+        QualityRules(**typed(QualityRules, name.rpartition(".")[2], WRONG[name][0]))
+    assert str(error.value) == refusal(name)
 
 
 @pytest.mark.parametrize("name", [name for name in WRONG if name.startswith("model.")])
@@ -206,6 +228,7 @@ def test_the_command_line_checks_before_anything_else(tmp_path, monkeypatch, cap
         (Range(0, above=True), (1e-300, 5), (0, -1), "above 0"),
         (Range(0, 1), (0, 0.5, 1), (-1e-9, 1.0001), "from 0 to 1"),
         (Range(0, 1, below=True), (0, 0.999), (1, -1), "0 or more and below 1"),
+        (Range(0, 1, above=True), (0.001, 1), (0, 1.5), "above 0 and at most 1"),
         (Range(1, also=-1), (1, -1), (0, -2), "1 or more, or -1"),
         (Range(0, 2**32 - 1), (0, 2**32 - 1), (-1, 2**32), "from 0 to 4294967295"),
     ],
