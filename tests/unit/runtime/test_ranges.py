@@ -10,7 +10,8 @@ import pytest
 from lightning.pytorch import Trainer
 
 from rbft.backbone.adapters import LoRA
-from rbft.cli import BENCHMARKS, RBFTCLI, _run
+from rbft.cli import BENCHMARKS, _run
+from rbft.commands import COMMANDS, find_command
 from rbft.data.base import VideoDataModule
 from rbft.data.videofolder import VideoFolder
 from rbft.module import RBFTModule
@@ -133,7 +134,7 @@ def all_numbers() -> set[str]:
         for one in classes
         for name in numbers(one)
     }
-    commands = (getattr(RBFTCLI, name) for name in RBFTCLI.subcommands())
+    commands = map(find_command, COMMANDS)
     return found | TOP | {name for command in commands for name in numbers(command)}
 
 
