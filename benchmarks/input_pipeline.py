@@ -98,7 +98,7 @@ PATHS: dict[str, Callable[[Path, Path], Any]] = {
 }
 
 
-def agree(path: Path, cache: Path) -> float:
+def check_same_on_all_processes(path: Path, cache: Path) -> float:
     """Largest mean difference of pixels (of 255) over frames; the grids must be equal."""
     (theirs, their_grid), (ours, our_grid) = peer(path, cache), rbft(path, cache)
     if their_grid != our_grid:
@@ -147,7 +147,7 @@ def main() -> None:
         print_rank_zero(f"{packages}; {given.rounds} rounds, one thread, medians (lowest-highest)")
         rows = []
         for clip in clips:
-            difference = agree(clip, cache)
+            difference = check_same_on_all_processes(clip, cache)
             taken: dict[str, list[tuple[float, float]]] = {name: [] for name in PATHS}
             for _ in range(given.rounds):
                 for name, function in PATHS.items():

@@ -51,7 +51,7 @@ from torch.utils.flop_counter import flop_registry
 import rbft.backbone.attention as attention
 from rbft.backbone.adapters import LoRA, add_adapters
 from rbft.backbone.attention import TEXT, packed_inputs
-from rbft.backbone.embeddings import PLACES
+from rbft.backbone.embeddings import VIDEO_INDICES
 from rbft.backbone.family import FAMILIES, Family
 from rbft.backbone.loading import load_model, parameter_parts
 from rbft.backbone.vision_features import embed_features
@@ -298,7 +298,7 @@ class HostGrids:
         return self.rows
 
 
-def clips_of(size: str, frames: Sequence[int], answer: int) -> list[ClipTokens]:
+def clips_from_videos(size: str, frames: Sequence[int], answer: int) -> list[ClipTokens]:
     """What clips of so many frames take."""
     rows, columns = PATCHES[size]
     grids = [(number // 2, rows, columns) for number in frames]
@@ -432,7 +432,7 @@ def make_batch(model: Any, clips: Any, grids: Any, tower: Any, mode: Any) -> tup
     positions = torch.empty(3, 1, tokens, dtype=torch.long)
     inputs = {"input_ids": torch.empty(1, tokens, dtype=torch.long)}
     inputs |= packed_inputs(TEXT, lengths, positions)
-    inputs[PLACES] = torch.empty(sum(clip.video for clip in clips), dtype=torch.long)
+    inputs[VIDEO_INDICES] = torch.empty(sum(clip.video for clip in clips), dtype=torch.long)
     inputs["logits_to_keep"] = torch.empty(answers, dtype=torch.long)
     width = model.config.vision_config.hidden_size
     kept = [torch.empty(clip.patches, width, dtype=torch.bfloat16) for clip in clips]
@@ -548,7 +548,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flops = given.tflops * 1e12
     in_attention = (given.attention_tflops or given.tflops) * 1e12
     device = Device(flops, in_attention, given.bandwidth * 1e12, given.peak * 1e12)
-    clips = clips_of(given.size, given.frames, given.answer)
+    clips = clips_from_videos(given.size, given.frames, given.answer)
     print_rank_zero(machine("torch", "transformers", "peft"))
     print_rank_zero(f"{len(clips)} clips, {sum(clip.total for clip in clips):,} tokens")
     rows = [

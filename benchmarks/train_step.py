@@ -26,7 +26,7 @@ from table import machine, middle
 from world import TINY, Size, World, make_world
 
 from rbft.backbone.loading import load_processor
-from rbft.commands.export_conversations import SUFFIXES, export_dataset
+from rbft.commands.export_conversations import SUFFIXES, export_conversations
 from rbft.data.videofolder import VideoFolder
 from rbft.runtime.console import print_rank_zero, table
 from rbft.stages import STAGES, Stage
@@ -123,7 +123,7 @@ def prepare(setting: Setting) -> None:
     texts = data.rationales("train") if setting.stage.needs_rationales else None
     for form in FORMS:
         file = folder / f"clips_{form}{SUFFIXES[form]}"
-        export_dataset(data, setting.stage, texts, "train", form, file)
+        export_conversations(data, setting.stage, texts, "train", form, file)
         # rbft puts no line break between video and question: the same tokens for all.
         text = file.read_text(encoding="utf-8")
         file.write_text(text.replace("<video>\\n", "<video>"), encoding="utf-8")

@@ -139,7 +139,7 @@ class BackboneModule(LightningModule):
 
     def vision(self, batch: Batch) -> dict[str, Any]:
         """Arguments of the backbone's forward that show it the batch's clips."""
-        if batch.kept is None:
+        if batch.cached is None:
             vision = self.backbone.config.vision_config
             tower = tower_inputs(vision._attn_implementation, batch.tower, batch.weight.device)
             return {**batch.video, **tower}

@@ -60,7 +60,7 @@ class Sequences(Transferable):
         position_ids: Rotary positions (time, height, width), see `rbft.backbone.positions`.
         labels: The answer's token ids where they stand, -100 elsewhere.
         lengths: Tokens of each clip, in the processor's memory.
-        places: Where the video tokens stand, clip after clip: an index into all rows' tokens. None
+        video_indices: Indices of the video tokens among all rows' tokens, clip after clip. None
             where they are not known.
         padded_left: Whether padding stands before the tokens, which then see it unless it is
             masked. Tokens see nothing of what follows them.
@@ -71,7 +71,7 @@ class Sequences(Transferable):
     position_ids: Int[Tensor, "3 rows tokens"]
     labels: Int[Tensor, "rows tokens"]
     lengths: tuple[int, ...]
-    places: Int[Tensor, " video"] | None = None
+    video_indices: Int[Tensor, " video"] | None = None
     padded_left: bool = False
 
     @property
@@ -88,13 +88,14 @@ class Targets(Transferable):
     wait.
 
     Attributes:
-        places: Where each is predicted, at the token before it: an index into all rows' tokens.
+        logit_indices: For each the index, among all rows' tokens, of the token before it, whose
+            logits predict it.
         ids: What each is.
         clips: The clip that each belongs to, its place in the batch.
         answers: Token ids of each clip's answer, in the processor's memory.
     """
 
-    places: Int[Tensor, " answer"]
+    logit_indices: Int[Tensor, " answer"]
     ids: Int[Tensor, " answer"]
     clips: Int[Tensor, " answer"]
     answers: list[list[int]]
@@ -135,7 +136,7 @@ class Batch(Transferable):
         extra_prompts: What is asked besides, each packed or padded like `prompt`.
         shared: For each clip, with how many tokens `prompt` and all of `extra_prompts` begin alike;
             the last token of none is among them. Empty where there are none.
-        kept: What the feature cache holds; None without one.
+        cached: What the feature cache holds; None without one.
         targets: The answers' tokens; None where there are no answers.
         tower: What the vision tower would compute from the grids, see `Family.tower_inputs`.
     """
@@ -151,7 +152,7 @@ class Batch(Transferable):
     errors: list[str]
     extra_prompts: tuple[Sequences, ...] = ()
     shared: tuple[int, ...] = ()
-    kept: CachedFeatures | None = None
+    cached: CachedFeatures | None = None
     targets: Targets | None = None
     tower: dict[str, Any] = field(default_factory=dict)
 

@@ -20,7 +20,7 @@ from rbft.data.base import Feed, VideoDataModule
 from rbft.module import RBFTModule
 from rbft.runs.folder import Run
 from rbft.runtime.experiment_file import own_message
-from rbft.runtime.fault_tolerance import explained, take_signals
+from rbft.runtime.fault_tolerance import explain_errors, take_signals
 from rbft.training.checkpoints import StepCheckpoint, WholeCheckpoints
 
 LOGS = "lightning_logs"
@@ -42,17 +42,17 @@ class Built:
 
     def fit(self, ckpt_path: Path | None = None) -> None:
         """Trains, from a checkpoint of the same stage if one is given."""
-        with explained(self.data.clips_at_hand):
+        with explain_errors(self.data.describe_current_batch):
             self.trainer.fit(self.module, self.data, ckpt_path=ckpt_path, weights_only=True)
 
     def test(self) -> None:
         """Scores the feed's split."""
-        with explained(self.data.clips_at_hand):
+        with explain_errors(self.data.describe_current_batch):
             self.trainer.test(self.module, self.data, verbose=False)
 
     def predict(self) -> None:
         """Runs over the feed's clips; callbacks take what comes of it."""
-        with explained(self.data.clips_at_hand):
+        with explain_errors(self.data.describe_current_batch):
             self.trainer.predict(self.module, datamodule=self.data, return_predictions=False)
 
 

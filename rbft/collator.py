@@ -121,7 +121,7 @@ class Collator:
         )
         rows = [self._prompts(examples, grids, *one) for one in asked]
         prompts = [self._prompt(own, examples, grids) for own in rows]
-        kept = self._kept(examples)
+        cached = self._cached(examples)
         return Batch(
             video=video,
             answer=answer,
@@ -135,8 +135,8 @@ class Collator:
             errors=[e.error for e in examples],
             extra_prompts=tuple(prompts[1:]),
             shared=tuple(map(_shared, zip(*rows, strict=True))) if len(rows) > 1 else (),
-            kept=kept,
-            tower={} if kept else self.family.tower_inputs(video["video_grid_thw"], self.config),
+            cached=cached,
+            tower={} if cached else self.family.tower_inputs(video["video_grid_thw"], self.config),
         )
 
     def _video(self, examples: list[Example]) -> tuple[dict[str, Tensor], list[list[int]]]:
@@ -158,7 +158,7 @@ class Collator:
         grids = [e.video.grid if isinstance(e.video, EncodedVideo) else next(new) for e in examples]
         return {**video, "video_grid_thw": torch.tensor(grids)}, grids
 
-    def _kept(self, examples: list[Example]) -> CachedFeatures | None:
+    def _cached(self, examples: list[Example]) -> CachedFeatures | None:
         keys = [e.key for e in examples]
         if not any(keys):
             return None
@@ -219,7 +219,7 @@ class Collator:
             position_ids=torch.cat(self._positions(ids, examples, grids), dim=1)[:, None],
             labels=torch.cat([torch.tensor(row) for row in labels])[None],
             lengths=tuple(map(len, rows)),
-            places=self._places(row),
+            video_indices=self._video_indices(row),
         )
 
     def _pad(
@@ -243,11 +243,11 @@ class Collator:
             position_ids=pad(positions, 0).movedim(2, 0),
             labels=pad([torch.tensor(row) for row in labels], IGNORED),
             lengths=tuple(map(len, rows)),
-            places=self._places(padded),
+            video_indices=self._video_indices(padded),
             padded_left=side == "left",
         )
 
-    def _places(self, ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, " video"]:
+    def _video_indices(self, ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, " video"]:
         """Video tokens among all rows' tokens; found while they are in the processor's memory."""
         return (ids.flatten() == self.config.video_token_id).nonzero()[:, 0]
 

@@ -23,7 +23,7 @@ from rbft.inference.result_table import result_table, title_of
 from rbft.inputs import TRAINING_SPLITS, Inputs
 from rbft.module import check_stage
 from rbft.runs.folder import CLIPS, ZERO_SHOT, check_weights, provenance, read_json, revision
-from rbft.runs.record import ANEW, alike, digest, indented, scoring_of
+from rbft.runs.record import ANEW, comparable, digest, indented, scoring_of
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.fault_tolerance import signals
 from rbft.runtime.files import write_json
@@ -139,7 +139,7 @@ class Method:
         built = build(self.experiment, stage, weights, paper, callbacks, feed=feed, folder=stage)
         print_rank_zero(f"{paper}: starting from {weights or model.backbone}")
         built.fit(resume)
-        signals.let_go()
+        signals.release()
 
     def score(
         self,
@@ -208,7 +208,7 @@ class Method:
         rows, left_out = [], []
         for place in dict.fromkeys(places):
             results = [read_json(file) for file in self.run.result_files(place, split)]
-            found = [result for result in results if alike(result.get("made", {}), made)]
+            found = [result for result in results if comparable(result.get("made", {}), made)]
             # Of the same weights if there are such; others are of an earlier fit.
             found.sort(key=lambda result: result["made"]["weights"] != made["weights"])
             if found:

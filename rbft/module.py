@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rbft.backbone.adapters import LoRA, check_adapters
 from rbft.backbone.attention import forward_inputs
-from rbft.backbone.embeddings import PLACES, flatten_hidden_states
+from rbft.backbone.embeddings import VIDEO_INDICES, flatten_hidden_states
 from rbft.backbone.loader import BackboneLoader
 from rbft.backbone.loading import available_attention, parameter_parts
 from rbft.backbone_module import BackboneModule
@@ -38,7 +38,7 @@ from rbft.inference.generation import (
 from rbft.inference.metrics import ClassificationMetrics
 from rbft.runs.folder import read_provenance
 from rbft.runtime.ranges import check_ranges
-from rbft.runtime.transfer import send
+from rbft.runtime.transfer import to_device
 from rbft.stages import STAGES, find_stage
 from rbft.training.fsdp2 import all_gather_objects, clip_gradients
 from rbft.training.loss import token_nll
@@ -261,9 +261,9 @@ class RBFTModule(BackboneModule):
             logits = self.backbone(
                 **forward_inputs(answer, self.backbone.config.text_config._attn_implementation),
                 **self.vision(batch),
-                **{PLACES: answer.places},
+                **{VIDEO_INDICES: answer.video_indices},
                 use_cache=False,
-                logits_to_keep=targets.places,
+                logits_to_keep=targets.logit_indices,
             ).logits
         return logits[0]
 
@@ -349,7 +349,7 @@ class RBFTModule(BackboneModule):
         self.val_metrics.update(classified.prediction, batch.label, batch.weight > 0)
         # A clip that cannot be decoded counts as a wrong answer, but has no likelihood.
         seen = [float(not error) for error in batch.errors]
-        weight = batch.weight * send(seen, batch.weight.device)
+        weight = batch.weight * to_device(seen, batch.weight.device)
         if self.collator.learns_class and classified.scores is not None:
             scores = classified.scores.gather(1, batch.label[:, None])
         else:

@@ -173,7 +173,7 @@ def check_prompts(names: Sequence[str], card: Card) -> None:
         )
 
 
-def passes(
+def group_by_missing_prompts(
     missing: Mapping[str, Sequence[str]], clips: Sequence[Clip]
 ) -> dict[tuple[str, ...], list[Clip]]:
     """The prompts that clips lack a rationale of, and the clips that lack just these.
@@ -213,7 +213,7 @@ def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> No
         missing = {name: store.missing(wanted) for name, store in stores.items()}
         for name, store in stores.items():
             _say_reuse(store, wanted, missing[name])
-        for lacking, some in passes(missing, clips).items():
+        for lacking, some in group_by_missing_prompts(missing, clips).items():
             cards = [variants[name].card for name in lacking]
 
             def module(model: RBFTModule, cards: list[Card] = cards) -> RationaleModule:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from string import Formatter
 
-from rbft.annotations.tables import Row, shown
+from rbft.annotations.tables import TableRow, shown
 
 # Role of a column to the names that are understood without `columns`.
 COLUMN_NAMES = {
@@ -98,7 +98,7 @@ class Columns:
             ) from error
 
 
-def fill(row: Row, column: str, extra: Mapping[str, str], default: str | None = None) -> str:
+def fill(row: TableRow, column: str, extra: Mapping[str, str], default: str | None = None) -> str:
     """The text of a column, or of a pattern filled in.
 
     Args:

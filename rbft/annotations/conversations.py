@@ -10,7 +10,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from rbft.annotations.labels import match_label
-from rbft.annotations.tables import Row, shown
+from rbft.annotations.tables import TableRow, shown
 from rbft.card import Card
 
 VIDEO = "<video>"
@@ -19,13 +19,13 @@ RATIONALE = "rationale"
 ASSISTANT = ("gpt", "assistant")
 
 
-def is_conversation(row: Row) -> bool:
+def is_conversation(row: TableRow) -> bool:
     """Whether the row is a conversation record, by its keys."""
     keys = row.values.keys()
     return "conversations" in keys or "messages" in keys or {"query", "response"} <= keys
 
 
-def read_conversation(row: Row, card: Card) -> tuple[str, int]:
+def read_conversation(row: TableRow, card: Card) -> tuple[str, int]:
     """The video's path and the label of one conversation record.
 
     The label is the last assistant turn. A field `label` or `ground_truth` beside it must agree;
@@ -69,7 +69,7 @@ def read_conversation(row: Row, card: Card) -> tuple[str, int]:
     return path, labels[0][1]
 
 
-def read_reference(row: Row) -> str | None:
+def read_reference(row: TableRow) -> str | None:
     """The rationale in a record whose field `answers` says "rationale", as rbft's export writes."""
     if row.values.get("answers") != RATIONALE:
         return None
@@ -124,7 +124,7 @@ def write_conversation(
     return {**record, turns: said, "videos": [path]}
 
 
-def _turns(row: Row) -> tuple[list[tuple[str, str]], list[Any]]:
+def _turns(row: TableRow) -> tuple[list[tuple[str, str]], list[Any]]:
     """Role and text of each turn, and the videos that stand in them as parts of their own."""
     key = next((key for key in ("conversations", "messages") if key in row.values), None)
     turns = row.values[key] if key else _queries(row)
@@ -146,7 +146,7 @@ def _turns(row: Row) -> tuple[list[tuple[str, str]], list[Any]]:
     return pairs, videos
 
 
-def _queries(row: Row) -> Any:
+def _queries(row: TableRow) -> Any:
     """The turns of ms-swift's `query`, `response` and `history` of such pairs."""
     pairs = row.values.get("history") or []
     if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
@@ -182,7 +182,7 @@ def _joined(parts: list[Any], videos: list[Any], where: str) -> str:
     return text
 
 
-def _video(row: Row, in_turns: list[Any]) -> str:
+def _video(row: TableRow, in_turns: list[Any]) -> str:
     videos: Any = row.values.get("video", row.values.get("videos")) or in_turns or None
     if isinstance(videos, str):
         videos = [videos]

@@ -50,7 +50,7 @@ class VideoLookup:
 
         Raises:
             ValueError: If several videos could be meant, or the id is no path below the root.
-                Whether a link leads out of it is for `leads_out` to say.
+                Whether a link leads out of it is for `leaves_root` to say.
         """
         named = inside(self.root, clip_id)
         beside = self._list(named.parent)
@@ -123,7 +123,7 @@ def inside(root: Path, relative: str) -> Path:
     return root / path
 
 
-def leads_out(root: Path, path: Path) -> str:
+def leaves_root(root: Path, path: Path) -> str:
     """Why a path must not be opened: it is a symbolic link out of the root.
 
     A linked folder is a folder: what lies in it counts as below the root. A linked file must lie
@@ -158,7 +158,7 @@ class FolderContent:
     others: list[Path]
     hidden: int
 
-    def left_alone(self) -> str:
+    def unused_videos(self) -> str:
         """What is no video, by ending and count ("3 files that are no videos: 2 .txt, 1 .md")."""
         kinds = [count_endings(self.others)] if self.others else []
         if self.hidden:

@@ -15,7 +15,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One row of a table.
 
     Attributes:
@@ -81,7 +81,7 @@ def shown(value: object) -> str:
 
 def read_table(
     path: Path, columns: Sequence[str] = (), unique: str | None = None, header: bool = True
-) -> list[Row]:
+) -> list[TableRow]:
     """Reads a table file; the suffix says which kind it is.
 
     `.csv`, `.txt` (comma, semicolon or tab, whichever the header holds most) and `.tsv`, both
@@ -188,7 +188,7 @@ def parse_json(text: str, where: str) -> Any:
         raise ValueError(f"{where}: no valid JSON: {type(error).__name__}.") from error
 
 
-def _delimited(path: Path, delimiter: str | None, has_header: bool) -> Iterator[Row]:
+def _delimited(path: Path, delimiter: str | None, has_header: bool) -> Iterator[TableRow]:
     text = read_text(path)
     if delimiter is None:
         head = text.strip().split("\n", 1)[0]
@@ -219,12 +219,12 @@ def _delimited(path: Path, delimiter: str | None, has_header: bool) -> Iterator[
                     f"{where}: {len(cells)} cells, but the {first} has {len(header)} columns. "
                     "Quote cells that hold the delimiter or a line break."
                 )
-            yield Row(where, dict(zip(header, cells, strict=True)))
+            yield TableRow(where, dict(zip(header, cells, strict=True)))
     except csv.Error as error:
         raise ValueError(f"{path}, line {line}: cannot be parsed: {error}.") from error
 
 
-def _blanks(path: Path, text: str) -> Iterator[Row]:
+def _blanks(path: Path, text: str) -> Iterator[TableRow]:
     """Rows of a list whose columns are parted by blanks."""
     columns = 0
     for number, line in enumerate(text.splitlines(), start=1):
@@ -237,14 +237,14 @@ def _blanks(path: Path, text: str) -> Iterator[Row]:
                 f"{path}, line {number}: {len(cells)} cells parted by blanks, but the first line "
                 f"has {columns}. Part them by tabs or commas where a cell holds a blank."
             )
-        yield Row(f"{path}, line {number}", dict(zip(_places(cells), cells, strict=True)))
+        yield TableRow(f"{path}, line {number}", dict(zip(_places(cells), cells, strict=True)))
 
 
 def _places(cells: Sequence[str]) -> list[str]:
     return [str(place) for place in range(1, len(cells) + 1)]
 
 
-def _json(path: Path) -> Iterator[Row]:
+def _json(path: Path) -> Iterator[TableRow]:
     text = read_text(path)
     database = _database(path, text)
     if database is not None:
@@ -264,7 +264,7 @@ def _json(path: Path) -> Iterator[Row]:
     for where, item in items:
         if not isinstance(item, dict):
             raise ValueError(f"{where}: must be a JSON object; got {shown(item)}.")
-        yield Row(where, item)
+        yield TableRow(where, item)
 
 
 def _database(path: Path, text: str) -> Any:
@@ -288,7 +288,7 @@ def _database(path: Path, text: str) -> Any:
     return first.get("database") if isinstance(first, dict) else None
 
 
-def _activitynet(path: Path, database: Any) -> Iterator[Row]:
+def _activitynet(path: Path, database: Any) -> Iterator[TableRow]:
     """A row for each annotation, and one that is not labelled for a video without any."""
     if not isinstance(database, dict):
         raise ValueError(f"{path}: database must be a JSON object of ids; got {shown(database)}.")
@@ -313,10 +313,10 @@ def _activitynet(path: Path, database: Any) -> Iterator[Row]:
             known = {key: video.get(key) for key in ("url", "duration")}
             values = {"id": name, "split": video.get("subset"), "label": annotation["label"]}
             values |= {"start": segment[0], "end": segment[1], **known}
-            yield Row(place, values, labelled=bool(annotations))
+            yield TableRow(place, values, labelled=bool(annotations))
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path) -> Iterator[TableRow]:
     try:
         # Optional: only users of parquet files need it.
         from pyarrow import parquet  # pyright: ignore[reportMissingImports]
@@ -331,4 +331,4 @@ def _parquet(path: Path) -> Iterator[Row]:
     except (OSError, ValueError, NotImplementedError) as error:
         raise ValueError(f"File {path} cannot be read as parquet: {error}.") from error
     for number, row in enumerate(rows, start=1):
-        yield Row(f"{path}, row {number}", row)
+        yield TableRow(f"{path}, row {number}", row)

@@ -33,7 +33,7 @@ def find_videos(given: Sequence[Path]) -> tuple[list[tuple[str, Path]], list[str
         if path.is_dir():
             content = list_videos(path)
             found += [(str(file), file) for file in content.videos]
-            if others := content.left_alone():
+            if others := content.unused_videos():
                 notes.append(f"--videos {path}: left alone {others}.")
         elif path.suffix.lower() in LISTS:
             found += _listed(path)

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rbft.batch import Sequences
-from rbft.runtime.transfer import send
+from rbft.runtime.transfer import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -288,7 +288,7 @@ def attend(
 def _bounds(segments: tuple[int, ...], device: torch.device) -> Int[Tensor, " bounds"]:
     """Start of each segment and end of the last; cached for all blocks of a forward pass."""
     with torch.inference_mode(False):
-        return send(torch.tensor([0, *segments]).cumsum(0, dtype=torch.int32), device)
+        return to_device(torch.tensor([0, *segments]).cumsum(0, dtype=torch.int32), device)
 
 
 @lru_cache(maxsize=64)
@@ -314,7 +314,7 @@ def _groups(
                 if own == length
             ]
         )
-        return groups, send(order, device), send(order.argsort(), device)
+        return groups, to_device(order, device), to_device(order.argsort(), device)
 
 
 def _kernel_dtype(device: torch.device, dtype: torch.dtype, width: int) -> torch.dtype | None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-PLACES = "video_places"  # argument of the backbone's forward
+VIDEO_INDICES = "video_places"  # argument of the backbone's forward
 
 
 def copy_video_tokens(model: Any) -> None:
-    """Has a backbone copy video tokens to the positions in the argument `PLACES`, if it is given.
+    """Has a backbone copy video tokens to the positions that `VIDEO_INDICES` gives, if it does.
 
     Args:
         model: The backbone; changed in place.
@@ -47,7 +47,7 @@ def _embed(
     model: Any, args: tuple[Any, ...], given: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Replaces token ids and video by embeddings, before the model's own forward."""
-    if (places := given.pop(PLACES, None)) is None:
+    if (places := given.pop(VIDEO_INDICES, None)) is None:
         return args, given
     # The other inputs of the tower, see `Family.tower_inputs`, have names that begin like this.
     text = {name: value for name, value in given.items() if not name.startswith("video_")}

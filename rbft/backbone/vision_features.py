@@ -76,13 +76,13 @@ def tower_features(
     Args:
         backbone: The model; its vision tower must be frozen.
         family: Its family.
-        batch: A batch with `kept`.
+        batch: A batch with `cached` features.
         cache: Stores new outputs.
     """
-    kept = batch.kept
-    assert kept is not None
+    cached = batch.cached
+    assert cached is not None
     grids = batch.video["video_grid_thw"]
-    todo = [index for index, found in enumerate(kept.features) if found is None]
+    todo = [index for index, found in enumerate(cached.features) if found is None]
     patches = (
         batch.video["pixel_values_videos"].split(grids[todo].prod(-1).tolist()) if todo else ()
     )
@@ -93,11 +93,11 @@ def tower_features(
             grid = grids[index : index + 1].to(pixels.device)
             own = family.features(backbone.model.visual, pixels, grid)
         # In the batch too: the model may run on it more than once.
-        kept.features[index] = own
-        if kept.keys[index]:
-            seen = EncodedVideo(own, grids[index].tolist(), kept.sampled_fps[index])
-            cache.put(kept.keys[index], seen)
-    return [found for found in kept.features if found is not None]
+        cached.features[index] = own
+        if cached.keys[index]:
+            seen = EncodedVideo(own, grids[index].tolist(), cached.sampled_fps[index])
+            cache.put(cached.keys[index], seen)
+    return [found for found in cached.features if found is not None]
 
 
 def embed_features(backbone: Any, features: list[Tensor], merge_size: int) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from typing import Literal
 
 from rbft.backbone.adapters import find_base, is_adapter
 from rbft.build import Experiment
-from rbft.commands.export_conversations import export_dataset
-from rbft.commands.export_weights import publish
+from rbft.commands.export_conversations import export_conversations
+from rbft.commands.export_weights import export_weights
 from rbft.data.base import Feed
 from rbft.inputs import check_inputs, find_weights
 from rbft.runtime.console import print_rank_zero
@@ -66,7 +66,7 @@ def _export_weights(experiment: Experiment, output: Path, weights: str, dtype: s
         raise ValueError("--weights backbone has nothing to export: it is the backbone itself.")
     model = experiment.settings.model
     base = find_base(model.backbone, folder) if is_adapter(folder) else model.backbone
-    publish(folder, base, output, dtype, trust=model.trust_remote_code)
+    export_weights(folder, base, output, dtype, trust=model.trust_remote_code)
     print_rank_zero(f"Exported {folder} to {output}.")
 
 
@@ -84,5 +84,5 @@ def _export_split(
         inputs = check_inputs(experiment, benchmark=False)
         data = inputs.data.with_feed(Feed(rationales=inputs.rationale_store()))
         texts = data.rationales(split)
-    count = export_dataset(data, find_stage(answers), texts, split, form, output)
+    count = export_conversations(data, find_stage(answers), texts, split, form, output)
     print_rank_zero(f"Wrote {count} {split} clips with {answers}s as answers to {output}.")

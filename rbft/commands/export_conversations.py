@@ -15,7 +15,7 @@ SUFFIXES = {"llava": ".json", "llamafactory": ".json", "swift": ".jsonl"}
 DATASET_INFO = "dataset_info.json"  # where LLaMA-Factory looks up its data sets
 
 
-def export_dataset(
+def export_conversations(
     data: VideoDataModule,
     stage: Stage,
     texts: Mapping[str, str] | None,

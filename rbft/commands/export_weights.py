@@ -43,7 +43,7 @@ ANSWERS = {
 BASE_FILES = ("config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
 
-def publish(
+def export_weights(
     weights: Path, base: str, output: Path, dtype: str = "base", *, trust: bool = False
 ) -> None:
     """Writes the folder atomically.
@@ -68,7 +68,7 @@ def _publish(weights: Path, base: str, output: Path, dtype: str, trust: bool) ->
         raise ValueError(f"--output {output} exists. Name a folder that does not, or remove it.")
     config, _ = load_config(base, trust)
     wanted: Any = DTYPES.get(dtype) or config.dtype or torch.float32
-    model = whole_model(weights, base, wanted, trust)
+    model = merged_model(weights, base, wanted, trust)
     needed = sum(tensor.nbytes for tensor in model.state_dict().values())
     free = shutil.disk_usage(output.parent).free
     if free < 1.05 * needed:
@@ -89,7 +89,7 @@ def _publish(weights: Path, base: str, output: Path, dtype: str, trust: bool) ->
         (part / "README.md").write_text(text, encoding="utf-8")
 
 
-def whole_model(weights: Path, base: str, dtype: torch.dtype, trust: bool = False) -> Any:
+def merged_model(weights: Path, base: str, dtype: torch.dtype, trust: bool = False) -> Any:
     """The model with its adapter, if it is one, merged into the base's weights.
 
     Args:

@@ -48,7 +48,7 @@ def _predict(
         inputs.check_words(folder, find_stage(stage))
     data = inputs.data
     made_from = {**inputs.conditions(stage, folder), "rationale": rationale}
-    clips = data.clips_of(videos)
+    clips = data.clips_from_videos(videos)
     for note in data.notes:
         print_rank_zero(note)
     writer = PredictionWriter(output, clips, data.card.classes, made_from, data.content)

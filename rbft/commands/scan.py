@@ -34,7 +34,7 @@ def report_scan(data: VideoDataModule, folder: Path) -> None:
             missing and `shared_videos.csv` with the clips that show the same.
     """
     manifest = data.manifest
-    data.look_beside(Path(row.path) for row in manifest.rows)
+    data.note_unused_files(Path(row.path) for row in manifest.rows)
     for note in data.notes:
         print_rank_zero(note)
     headers, rows = manifest.table(data.card.classes)

@@ -20,7 +20,7 @@ from rbft.card import Card
 from rbft.clip import Clip
 from rbft.data.dataset import ClipDataset, Example, replacements
 from rbft.data.leaks import SharedVideos, find_shared
-from rbft.data.manifest import Manifest, Row, agree, scan
+from rbft.data.manifest import Manifest, ManifestRow, check_same_on_all_processes, scan
 from rbft.data.rationales import RationaleStore, mix
 from rbft.data.sampler import EvalSampler, SampleSlot, TrainSampler
 from rbft.data.splits import check_classes, empty_classes, hold_out
@@ -199,13 +199,13 @@ class VideoDataModule(LightningDataModule):
         self.class_weights, self.balanced_sampling = class_weights, balanced_sampling
         self.seed = seed
         self.feed = Feed()
-        self.at_hand: Any = None  # the batch that the model works on
+        self.current_batch: Any = None  # the batch that the model works on
         self.notes: list[str] = []  # what a person should know about the data, see `check`
 
     def with_feed(self, feed: Feed) -> "VideoDataModule":
         """The same benchmark, whose loaders serve a feed; what was read is not read again."""
         made = copy(self)
-        made.feed, made.at_hand = feed, None
+        made.feed, made.current_batch = feed, None
         return made
 
     @abstractmethod
@@ -345,7 +345,7 @@ class VideoDataModule(LightningDataModule):
         return patch_grid(len(indices), size)
 
     @cached_property
-    def _rows(self) -> dict[str, Row]:
+    def _rows(self) -> dict[str, ManifestRow]:
         return {row.id: row for row in self.manifest.rows}
 
     def check(self, stages: Sequence[str]) -> None:
@@ -364,7 +364,7 @@ class VideoDataModule(LightningDataModule):
         for split in ("train", "test") if stages else ("test",):
             if not any(clip.split == split for clip in self.all_clips):
                 raise ValueError(f"{benchmark} has no {split} clips. Check its annotations.")
-        self.look_beside(clip.path for clip in self.all_clips)
+        self.note_unused_files(clip.path for clip in self.all_clips)
         usable = [clip for clip in self.all_clips if clip.id in self.usable]
         self.notes += empty_classes(usable, self.card.classes, benchmark)
         if stages:
@@ -375,7 +375,7 @@ class VideoDataModule(LightningDataModule):
             human = {c.id: c.reference for c in self.clips("train") if c.reference is not None}
             mix(every, human, self.rationale_ratio, list(every), self.seed)
 
-    def look_beside(self, paths: Iterable[Path]) -> None:
+    def note_unused_files(self, paths: Iterable[Path]) -> None:
         """Leaves in `notes` what lies beside the clips and is not used.
 
         Called only where notes are shown: to look takes time where folders are large.
@@ -405,7 +405,9 @@ class VideoDataModule(LightningDataModule):
             return
         clips = self.all_clips if stage != "predict" else self.feed.predict_clips
         usable = self.usable if stage != "predict" else {clip.id for clip in clips}
-        agree([f"{clip.split} clip {clip.id}" for clip in clips if clip.id in usable])
+        check_same_on_all_processes(
+            [f"{clip.split} clip {clip.id}" for clip in clips if clip.id in usable]
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """What worker processes get that are not forked: not the Trainer, nor with it the model."""
@@ -520,7 +522,7 @@ class VideoDataModule(LightningDataModule):
         """The scored split, longest clips first."""
         return self._eval_loader("test", self.clips(self.feed.scored_split))
 
-    def clips_of(self, videos: Sequence[Path]) -> list[Clip]:
+    def clips_from_videos(self, videos: Sequence[Path]) -> list[Clip]:
         """Unlabelled clips for video files, all videos in folders and those of lists, in order.
 
         Leaves in `notes` what else the folders hold.
@@ -538,15 +540,15 @@ class VideoDataModule(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Notes the batch, while it is in the processor's memory, for messages that name it."""
-        self.at_hand = batch
+        self.current_batch = batch
         return batch
 
-    def clips_at_hand(self) -> str:
+    def describe_current_batch(self) -> str:
         """The clips that the model is working on and their tokens, for messages."""
-        if self.at_hand is None:
+        if self.current_batch is None:
             return "no clip yet"
-        tokens = (self.at_hand.answer or self.at_hand.prompt).input_ids.numel()
-        names = ", ".join(clip.id for clip in self.at_hand.clips)
+        tokens = (self.current_batch.answer or self.current_batch.prompt).input_ids.numel()
+        names = ", ".join(clip.id for clip in self.current_batch.clips)
         return f"{names} ({tokens} tokens, padding included)"
 
     def _eval_loader(

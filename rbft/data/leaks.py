@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from rbft.clip import interval
-from rbft.data.manifest import OK, Row
+from rbft.data.manifest import OK, ManifestRow
 
 NAMED = 3  # pairs that a message names
 
@@ -28,13 +28,13 @@ class SharedVideos:
         apart: Number of test clips that are other seconds of a file of training or validation.
     """
 
-    leaks: tuple[tuple[Row, Row], ...]
-    held_out: tuple[tuple[Row, Row], ...]
-    repeats: tuple[tuple[Row, Row], ...]
+    leaks: tuple[tuple[ManifestRow, ManifestRow], ...]
+    held_out: tuple[tuple[ManifestRow, ManifestRow], ...]
+    repeats: tuple[tuple[ManifestRow, ManifestRow], ...]
     apart: int
 
     @property
-    def pairs(self) -> tuple[tuple[Row, Row], ...]:
+    def pairs(self) -> tuple[tuple[ManifestRow, ManifestRow], ...]:
         """All pairs, those of two splits first."""
         return self.leaks + self.held_out + self.repeats
 
@@ -82,13 +82,13 @@ class SharedVideos:
                 writer.writerow([other.split, other.id, other.path, one.split, one.id, one.path])
 
 
-def find_shared(rows: Iterable[Row]) -> SharedVideos:
+def find_shared(rows: Iterable[ManifestRow]) -> SharedVideos:
     """Looks for clips that show the same video; only usable clips count.
 
     Args:
         rows: Of a manifest, with content digests.
     """
-    files: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    files: dict[str, dict[str, list[ManifestRow]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row.status == OK and row.digest is not None:
             files[row.digest][row.split].append(row)
@@ -105,7 +105,9 @@ def find_shared(rows: Iterable[Row]) -> SharedVideos:
     return SharedVideos(tuple(leaks), tuple(held_out), tuple(repeats), apart)
 
 
-def overlaps(ones: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]]:
+def overlaps(
+    ones: Sequence[ManifestRow], others: Sequence[ManifestRow]
+) -> list[tuple[ManifestRow, ManifestRow]]:
     """For each of the others that overlaps one: that one, and the other.
 
     Args:
@@ -125,12 +127,12 @@ def overlaps(ones: Sequence[Row], others: Sequence[Row]) -> list[tuple[Row, Row]
     return found
 
 
-def seconds(row: Row) -> tuple[float, float]:
+def seconds(row: ManifestRow) -> tuple[float, float]:
     """Start and end of a clip in its file, see `interval`."""
     return interval(row.start, row.end, row.duration)
 
 
-def named(pairs: Sequence[tuple[Row, Row]]) -> str:
+def named(pairs: Sequence[tuple[ManifestRow, ManifestRow]]) -> str:
     """The first pairs, for a message."""
     shown = [
         f"{other.split} {other.id} ({_place(other)}) = {one.split} {one.id} ({_place(one)})"
@@ -139,7 +141,7 @@ def named(pairs: Sequence[tuple[Row, Row]]) -> str:
     return "first: " + ", ".join(shown) if len(pairs) > NAMED else ", ".join(shown)
 
 
-def _repeats(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+def _repeats(rows: Sequence[ManifestRow]) -> list[tuple[ManifestRow, ManifestRow]]:
     """For each clip that overlaps one that begins before it: that one, and the clip."""
     found, last = [], None
     for row in sorted(rows, key=seconds):
@@ -149,11 +151,11 @@ def _repeats(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     return found
 
 
-def _end(row: Row) -> float:
+def _end(row: ManifestRow) -> float:
     return seconds(row)[1]
 
 
-def _place(row: Row) -> str:
+def _place(row: ManifestRow) -> str:
     if row.start is None and row.end is None:
         return row.path
     end = "the end" if row.end is None else f"{row.end:g} s"

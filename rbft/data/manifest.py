@@ -80,7 +80,7 @@ class ScannedClip(Protocol):
 
 
 @dataclass(frozen=True)
-class Row:
+class ManifestRow:
     """One clip and its file.
 
     Attributes:
@@ -130,7 +130,7 @@ class Manifest:
         rows: In the benchmark's order.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[ManifestRow, ...]
 
     def save(self, path: Path) -> None:
         """Writes the rows as JSON lines."""
@@ -141,7 +141,7 @@ class Manifest:
     def load(cls, path: Path) -> "Manifest":
         """Reads what `save` wrote."""
         with path.open(encoding="utf-8") as stream:
-            return cls(tuple(Row(**json.loads(line)) for line in stream))
+            return cls(tuple(ManifestRow(**json.loads(line)) for line in stream))
 
     def accept_truncated(self) -> "Manifest":
         """The same with truncated files taken for what they hold."""
@@ -160,7 +160,7 @@ class Manifest:
         present = [OK, *(s for s in STATUSES[1:] if any(row.status == s for row in self.rows))]
         # Splits in the benchmark's order, classes in the card's, clips without a class last.
         splits = dict.fromkeys(row.split for row in self.rows)
-        groups: list[tuple[str, str, list[Row]]] = []
+        groups: list[tuple[str, str, list[ManifestRow]]] = []
         for split in splits:
             for label, name in [*enumerate(classes), (None, "unknown")]:
                 found = [row for row in self.rows if row.split == split and row.label == label]
@@ -304,7 +304,7 @@ def _alone(cache_file: Path | None) -> Iterator[None]:
             stream.close()
 
 
-def agree(clips: list[str]) -> None:
+def check_same_on_all_processes(clips: list[str]) -> None:
     """Refuses to go on where the processes of a run do not have the same clips; collective.
 
     Each looks at the files for itself, and a file can come or go in between, or be seen on one
@@ -421,8 +421,8 @@ def _probe(file: dict[str, Any], probe: Callable[[Path], Any]) -> dict[str, Any]
         return file | {"status": "unreadable", "reason": reason.rstrip(".")}
 
 
-def _row(clip: ScannedClip, file: dict[str, Any]) -> Row:
-    row = Row(
+def _row(clip: ScannedClip, file: dict[str, Any]) -> ManifestRow:
+    row = ManifestRow(
         clip.id,
         clip.split,
         clip.label,
@@ -446,7 +446,7 @@ def _row(clip: ScannedClip, file: dict[str, Any]) -> Row:
     return row
 
 
-def _too_short(clip: ScannedClip, row: Row) -> str:
+def _too_short(clip: ScannedClip, row: ManifestRow) -> str:
     """Why the clip has no frame in its file, empty where it has."""
     if not row.frames:
         return "has no frames"
@@ -460,7 +460,7 @@ def _too_short(clip: ScannedClip, row: Row) -> str:
     return f"lasts {row.duration:g} s, so the clip {wanted} holds nothing"
 
 
-def _ends_early(clip: ScannedClip, row: Row) -> str:
+def _ends_early(clip: ScannedClip, row: ManifestRow) -> str:
     """How much of the clip is there, if the annotation promises more; empty where all is."""
     if clip.end is None or row.duration is None or clip.end <= row.duration + TOLERANCE:
         return ""

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from rbft.annotations.lookup import VideoLookup, leads_out
-from rbft.annotations.tables import Row, check_unique, parse_json, read_table, read_text, shown
+from rbft.annotations.lookup import VideoLookup, leaves_root
+from rbft.annotations.tables import TableRow, check_unique, parse_json, read_table, read_text, shown
 from rbft.clip import Clip
 from rbft.data.base import VideoDataModule
 
@@ -116,12 +116,12 @@ class MultiHateClip(VideoDataModule):
                         split=split,
                         text=texts.get(clip_id, ""),
                         url=_url(clip_id),
-                        refused=leads_out(self.videos, path),
+                        refused=leaves_root(self.videos, path),
                     )
                 )
         return clips
 
-    def _note_short(self, tables: dict[str, list[Row]]) -> None:
+    def _note_short(self, tables: dict[str, list[TableRow]]) -> None:
         """Says which files have fewer rows than were published."""
         first = tables["train"][0].text("Video_ID")
         language = "Chinese" if BILIBILI.fullmatch(first) else "English"
@@ -137,7 +137,7 @@ class MultiHateClip(VideoDataModule):
                 "purpose, files are cut; results on fewer clips are not comparable."
             )
 
-    def _label(self, row: Row) -> int:
+    def _label(self, row: TableRow) -> int:
         vote = row.text("Majority_Voting")
         if vote not in VOTES:
             raise ValueError(
@@ -147,7 +147,7 @@ class MultiHateClip(VideoDataModule):
         _check_literals(row)
         return self.card.classes.index(self.class_of[vote])
 
-    def _without_leaks(self, train: list[Row], held_out: list[Row]) -> list[Row]:
+    def _without_leaks(self, train: list[TableRow], held_out: list[TableRow]) -> list[TableRow]:
         places = {row.text("Video_ID"): row.where for row in held_out}
         leaks = [row for row in train if row.text("Video_ID") in places]
         for row in leaks:
@@ -163,7 +163,7 @@ class MultiHateClip(VideoDataModule):
             )
         return [row for row in train if row not in leaks]
 
-    def _texts(self, rows: list[Row]) -> dict[str, str]:
+    def _texts(self, rows: list[TableRow]) -> dict[str, str]:
         """The lines for `{text}`. The file's own `label` is a machine's guess: never read."""
         if self.text == "none":
             return {}
@@ -183,7 +183,7 @@ class MultiHateClip(VideoDataModule):
             fields = ("title", "transcript") if self.text == "both" else (self.text,)
             lines = []
             for field in fields:
-                value = Row(f"{path}, {shown(clip_id)}", entry).text(field, default="")
+                value = TableRow(f"{path}, {shown(clip_id)}", entry).text(field, default="")
                 # Chinese titles keep the search page's mark-up around the search word.
                 value = re.sub(r"</?em[^>]*>", "", value)
                 if value:
@@ -192,7 +192,7 @@ class MultiHateClip(VideoDataModule):
         return texts
 
 
-def _check_literals(row: Row) -> None:
+def _check_literals(row: TableRow) -> None:
     """Checks the four columns of Python literals: a torn row shows here, not as a wrong label."""
     _literals(row, "Label", lambda item: isinstance(item, str))
     _literals(row, "Target_Victim", lambda item: item is None or isinstance(item, str))
@@ -208,7 +208,7 @@ def _is_segment(item: Any) -> bool:
     )
 
 
-def _literals(row: Row, column: str, is_valid: Callable[[Any], bool]) -> None:
+def _literals(row: TableRow, column: str, is_valid: Callable[[Any], bool]) -> None:
     text = row.text(column)
     try:
         items = ast.literal_eval(text)

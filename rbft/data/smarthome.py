@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from rbft.annotations.lookup import VideoLookup, leads_out
-from rbft.annotations.tables import Row, read_table, shown
+from rbft.annotations.lookup import VideoLookup, leaves_root
+from rbft.annotations.tables import TableRow, read_table, shown
 from rbft.clip import Clip
 from rbft.data.base import VideoDataModule
 from rbft.data.splits import check_known, read_splits, split_by_hash
@@ -122,7 +122,7 @@ class SmartHome(VideoDataModule):
                     start=start,
                     end=end,
                     url=urls.get(clip_id),
-                    refused=leads_out(self.videos, path),
+                    refused=leaves_root(self.videos, path),
                 )
             )
         if repairs:
@@ -208,7 +208,7 @@ class SmartHome(VideoDataModule):
         return trims
 
 
-def _tag(row: Row) -> str:
+def _tag(row: TableRow) -> str:
     # The repository holds the same table twice, once with each header.
     column = "Anomaly Tag" if "Anomaly Tag" in row.values else "Label"
     if column not in row.values:
@@ -224,7 +224,7 @@ def _tag(row: Row) -> str:
     return tag
 
 
-def _check_categories(row: Row) -> None:
+def _check_categories(row: TableRow) -> None:
     """Checks the category in both published spellings: `A, B` and `{"choices": ["A", "B"]}`."""
     text = row.text("Category")
     names: Any = [part.strip() for part in text.split(",")]

@@ -18,11 +18,11 @@ from rbft.annotations.lookup import (
     VideoLookup,
     count_endings,
     inside,
-    leads_out,
+    leaves_root,
     list_videos,
     without_suffix,
 )
-from rbft.annotations.tables import Row, check_unique, read_table, shown
+from rbft.annotations.tables import TableRow, check_unique, read_table, shown
 from rbft.clip import Clip
 from rbft.data.base import VideoDataModule
 from rbft.data.splits import (
@@ -163,7 +163,7 @@ class VideoFolder(VideoDataModule):
                 start=entry.start,
                 end=entry.end,
                 url=entry.url,
-                refused=leads_out(self.root, path),
+                refused=leaves_root(self.root, path),
             )
             for clip_id, path, entry, split in zip(
                 ids, paths, entries, self._splits(ids, videos, paths, entries), strict=True
@@ -180,7 +180,7 @@ class VideoFolder(VideoDataModule):
         """The files below the root, listed once."""
         return list_videos(self.root)
 
-    def look_beside(self, paths: Iterable[Path]) -> None:
+    def note_unused_files(self, paths: Iterable[Path]) -> None:
         """Notes which videos below the root the annotation passes over."""
         if not self.root.is_dir():
             return  # every clip is missing then, which the scan says
@@ -283,7 +283,7 @@ class VideoFolder(VideoDataModule):
                     entries += self._table(rows, file, split, metadata=True)
                 return f"metadata {', '.join(map(str, metadata))}", entries
         content = self._content
-        others = content.left_alone()
+        others = content.unused_videos()
         if not content.videos:
             raise ValueError(
                 f"{self.root} holds no video ({others or 'it is empty'}). Expected are a folder "
@@ -338,7 +338,7 @@ class VideoFolder(VideoDataModule):
         return found
 
     def _table(
-        self, rows: list[Row], file: Path, split: str | None, metadata: bool = False
+        self, rows: list[TableRow], file: Path, split: str | None, metadata: bool = False
     ) -> Iterator[Entry]:
         """Clips of a table; paths in metadata count from its folder."""
         present = dict.fromkeys(name for row in rows for name in row.values)
@@ -397,7 +397,7 @@ class VideoFolder(VideoDataModule):
             )
 
     def _label_of(
-        self, row: Row, names: Mapping[str, str | None], extra: Mapping[str, str]
+        self, row: TableRow, names: Mapping[str, str | None], extra: Mapping[str, str]
     ) -> object:
         """The label as the annotation has it."""
         column = names["label"]
@@ -415,7 +415,7 @@ class VideoFolder(VideoDataModule):
             )
         return match["label"]
 
-    def _conversation(self, row: Row, table_split: str | None) -> Entry:
+    def _conversation(self, row: TableRow, table_split: str | None) -> Entry:
         if not is_conversation(row):
             raise ValueError(
                 f"{row.where}: no key 'conversations', 'messages' or 'query', which the first "
@@ -503,7 +503,7 @@ def _files(given: Path) -> list[Path]:
     return found
 
 
-def _file_name_column(row: Row) -> str:
+def _file_name_column(row: TableRow) -> str:
     """Hugging Face's column of file names: `file_name`, or the only one that ends so."""
     if FILE_NAME in row.values:
         return FILE_NAME

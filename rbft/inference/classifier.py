@@ -22,7 +22,7 @@ from rbft.inference.generation import (
     score_candidates,
 )
 from rbft.inference.metrics import unparsed
-from rbft.runtime.transfer import send
+from rbft.runtime.transfer import to_device
 from rbft.stages import CLASS, RATIONALE, Stage
 
 NAMED = 10  # clips that a message names
@@ -104,7 +104,7 @@ class Classifier:
         none = unparsed(words)
         classified = self._classify(backbone, batch, prompt, words)
         prediction = classified.prediction
-        lost = send([bool(error) for error in batch.errors], prediction.device)
+        lost = to_device([bool(error) for error in batch.errors], prediction.device)
         return replace(classified, prediction=prediction.masked_fill(lost, none))
 
     def _classify(
@@ -125,7 +125,7 @@ class Classifier:
                 if self.stage.parts == (CLASS,):
                     classes = [self.collator.card.parse(text) for text in texts]
                 classes = [unparsed(words) if index is None else index for index in classes]
-                return Classified(send(classes, batch.weight.device), None, texts)
+                return Classified(to_device(classes, batch.weight.device), None, texts)
             # The class is scored after the model's own rationale; where no class followed it,
             # after the rationale as it stands before a class in training.
             rationales = [

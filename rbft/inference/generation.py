@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rbft.backbone.attention import FLASH, TEXT, forward_inputs
-from rbft.backbone.embeddings import PLACES
+from rbft.backbone.embeddings import VIDEO_INDICES
 from rbft.batch import IGNORED, Sequences
-from rbft.runtime.transfer import send
+from rbft.runtime.transfer import to_device
 from rbft.training.loss import head_log_probabilities
 
 
@@ -97,7 +97,7 @@ def _prefill_first(backbone: Any, text: Sequences, video: dict[str, Any]) -> Pre
     attention = backbone.config.text_config._attn_implementation
     clips = len(text.lengths)
     assert clips == 1 or not text.packed or attention in (TEXT, FLASH)
-    given = {**forward_inputs(text, attention), **video, PLACES: text.places}
+    given = {**forward_inputs(text, attention), **video, VIDEO_INDICES: text.video_indices}
     # Without the head: decoding uses the model's own, scoring computes it in 32 bits.
     out = backbone.model(**given, use_cache=True)
     hidden, cache = out.last_hidden_state, out.past_key_values
@@ -109,13 +109,13 @@ def _prefill_first(backbone: Any, text: Sequences, video: dict[str, Any]) -> Pre
     device = hidden.device
     ends = [*accumulate(text.lengths)]
     index, mask = _pad_left(_first_tokens(text), text.lengths)
-    index, mask = send(index, device), send(mask, device)
+    index, mask = to_device(index, device), to_device(mask, device)
     for layer in cache.layers:  # one by one: packed keys and values are freed layer by layer
         layer.keys, layer.values = (
             held[0].index_select(1, index.flatten()).unflatten(1, index.shape).transpose(0, 1)
             for held in (layer.keys, layer.values)
         )
-    lasts = send([end - 1 for end in ends], device)
+    lasts = to_device([end - 1 for end in ends], device)
     return PrefilledPrompt(
         hidden[0].index_select(0, lasts),
         text.input_ids[0][index],
@@ -170,7 +170,7 @@ def extend(
     if width == 0:
         return prompt
     ids, mask = (
-        send(rows, prompt.mask.device)
+        to_device(rows, prompt.mask.device)
         for rows in (
             [[0] * (width - len(own)) + list(own) for own in written],
             [[0] * (width - len(own)) + [1] * len(own) for own in written],
@@ -220,19 +220,19 @@ def _slice(
         index, mask = _pad_left(begin, lengths)
         width = index.shape[1]
         now = [row * width + width - own for row, own in enumerate(lengths)]
-    index, mask = send(index, device), send(mask, device)
+    index, mask = to_device(index, device), to_device(mask, device)
     places = None  # only a slice from the beginning has video tokens
-    if prompt.places is not None and not any(starts):
-        moved = send([new - old for new, old in zip(now, firsts, strict=True)], device)
-        clips = torch.searchsorted(send(firsts, device), prompt.places, right=True) - 1
-        places = prompt.places + moved[clips]
+    if prompt.video_indices is not None and not any(starts):
+        moved = to_device([new - old for new, old in zip(now, firsts, strict=True)], device)
+        clips = torch.searchsorted(to_device(firsts, device), prompt.video_indices, right=True) - 1
+        places = prompt.video_indices + moved[clips]
     return Sequences(
         input_ids=prompt.input_ids.flatten()[index],
         attention_mask=mask,
         position_ids=prompt.position_ids.flatten(1)[:, index],
         labels=prompt.labels.flatten()[index],
         lengths=tuple(lengths),
-        places=places,
+        video_indices=places,
         padded_left=not packed,
     )
 
@@ -264,7 +264,7 @@ def score_own_candidates(
     """
     clips, count, device = len(answers), len(answers[0]), prompt.hidden.device
     rows = [answer for own in answers for answer in own]
-    first = send([row[0] for row in rows], device).view(clips, count)
+    first = to_device([row[0] for row in rows], device).view(clips, count)
     scores = head_log_probabilities(backbone.lm_head, prompt.hidden, first)
     longest = max(map(len, rows)) - 1
     if longest == 0:
@@ -272,7 +272,7 @@ def score_own_candidates(
     # The last token of an answer is not an input.
     padding = [[0] * (longest + 1 - len(row)) for row in rows]
     fed, mask, targets = (
-        send([row + pad for row, pad in zip(part, padding, strict=True)], device)
+        to_device([row + pad for row, pad in zip(part, padding, strict=True)], device)
         for part in (
             [list(row[:-1]) for row in rows],
             [[1] * (len(row) - 1) for row in rows],
@@ -354,7 +354,7 @@ def greedy_decode(
         if not going:
             return answers
         if len(going) < len(writing):
-            rows = send(going, token.device)
+            rows = to_device(going, token.device)
             cache.batch_select_indices(rows)
             token, mask, position = token[rows], mask[rows], position[:, rows]
             seen, writing = seen[rows], [writing[row] for row in going]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rbft.miniature.scene import ACTIONS, OBJECTS, PLACES, SUBJECTS, WEATHERS, Scene
+from rbft.miniature.scene import ACTIONS, OBJECTS, SUBJECTS, VIDEO_INDICES, WEATHERS, Scene
 from rbft.miniature.sprites import COLOURS
 
 PERSONAS = (
@@ -142,7 +142,7 @@ WORDS = tuple(
                 *OBJECTS,
                 *COLOURS,
                 *ACTIONS,
-                *PLACES,
+                *VIDEO_INDICES,
                 *WEATHERS,
                 *PERSONAS,
                 RATIONALE_PROMPT.replace("{persona}", ""),

@@ -16,7 +16,7 @@ ACTIONS = (
     "drops off",
     "knocks over",
 )
-PLACES = ("yard", "driveway", "porch", "street")
+VIDEO_INDICES = ("yard", "driveway", "porch", "street")
 WEATHERS = ("clear", "rain", "snow")
 
 STEP = 7  # pixels; everything stands on a lattice of this width, or a tiny model learns too slowly
@@ -89,7 +89,7 @@ class Scene:
         object: One of `OBJECTS`.
         object_colour: A key of `COLOURS`.
         action: One of `ACTIONS`; what the subject does to the object.
-        place: One of `PLACES`.
+        place: One of `VIDEO_INDICES`.
         night: Night or day.
         weather: One of `WEATHERS`.
         mirrored: The subject comes from the right.
@@ -121,7 +121,7 @@ def draw_scene(rng: np.random.Generator, domain: Domain) -> Scene:
         object=_pick(rng, OBJECTS),
         object_colour=_pick(rng, colours),
         action=_pick(rng, ACTIONS),
-        place=_pick(rng, PLACES),
+        place=_pick(rng, VIDEO_INDICES),
         night=bool(rng.random() < domain.night),
         weather=("clear", "clear", "rain", "snow")[rng.integers(4)],
         mirrored=bool(rng.random() < 0.5),

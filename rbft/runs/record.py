@@ -334,7 +334,7 @@ def scoring_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def comparable(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two results may stand in one table: all but the weights and the stage is equal."""
     apart = {"weights", "stage"}
     names = (one.keys() | other.keys()) - apart

@@ -69,7 +69,7 @@ class Signals:
         """From here on, a signal waits."""
         self.held = True
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """From here on, a signal ends the run; one that waits does so now."""
         self.held = False
         if self.received is not None:
@@ -215,7 +215,7 @@ def _room(path: Path) -> str:
 
 
 @contextmanager
-def explained(clips: Callable[[], str]) -> Iterator[None]:
+def explain_errors(clips: Callable[[], str]) -> Iterator[None]:
     """Says in the user's words what ends a step that is no mistake in the code.
 
     Args:

@@ -25,7 +25,7 @@ TEMPORARY = re.compile(
 )
 
 
-def part_of(target: Path, kind: Literal["part", "new", "old"] = "part") -> Path:
+def temporary_path(target: Path, kind: Literal["part", "new", "old"] = "part") -> Path:
     """A temporary name beside a file or folder that no other call gives, on any machine.
 
     Args:
@@ -52,7 +52,7 @@ def atomically(target: Path) -> Iterator[Path]:
         The path to write to. It does not exist yet; make it a file or a folder.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(target)
+    part = temporary_path(target)
     try:
         yield part
         if part.is_dir():
@@ -97,7 +97,7 @@ def replace_folder(made: Path, target: Path) -> None:
         made.replace(target)
         _flush(target.parent)
         return
-    new, old = part_of(target, "new"), part_of(target, "old")
+    new, old = temporary_path(target, "new"), temporary_path(target, "old")
     made.replace(new)
     try:
         target.replace(old)

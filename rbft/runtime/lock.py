@@ -19,7 +19,7 @@ from weakref import WeakSet
 from lightning.fabric.utilities.rank_zero import _get_rank
 
 from rbft.runtime.console import print_rank_zero
-from rbft.runtime.files import part_of, remove_leftovers
+from rbft.runtime.files import remove_leftovers, temporary_path
 
 try:
     import fcntl
@@ -156,7 +156,7 @@ class Lock:
     def _create(self) -> bool:
         """Makes the lock file with note and lock, unless there is one."""
         # Complete under another name first, so that nobody finds the file without its note.
-        part = part_of(self.file)
+        part = temporary_path(self.file)
         self._handle = os.open(part, OPEN | CREATE, 0o666)
         try:
             self._flock()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def send(values: Any, device: torch.device) -> Tensor:
+def to_device(values: Any, device: torch.device) -> Tensor:
     """A tensor on the device; the host goes on before it is there.
 
     `torch.tensor(values, device=...)` waits, on a GPU, for all that is queued.

@@ -90,7 +90,7 @@ class StepCheckpoint(ModelCheckpoint):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lets signals end the run at once: all training is saved."""
-        signals.let_go()
+        signals.release()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Has signals wait again, because training continues."""

@@ -32,7 +32,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from rbft.runtime.fault_tolerance import writing
-from rbft.runtime.files import part_of, remove, replace_folder
+from rbft.runtime.files import remove, replace_folder, temporary_path
 
 # Lightning's names for torch's older FSDP, and the class of that strategy.
 FSDP1 = ("fsdp", "fsdp_cpu_offload", "FSDPStrategy")
@@ -67,7 +67,7 @@ class FSDP2(ModelParallelStrategy):
         """Writes to a temporary folder; rank 0 renames it after all processes have written."""
         target = Path(self.broadcast(filepath))
         # Each process makes another name; all use that of rank 0.
-        part = Path(self.broadcast(part_of(target)))
+        part = Path(self.broadcast(temporary_path(target)))
         with writing(target):
             super().save_checkpoint(checkpoint, part, storage_options)
             if self.is_global_zero:
@@ -77,7 +77,7 @@ class FSDP2(ModelParallelStrategy):
     def remove_checkpoint(self, filepath: Any) -> None:
         """Removes a checkpoint so that an interruption leaves nothing that looks like one."""
         if self.is_global_zero and Path(filepath).exists():
-            gone = part_of(Path(filepath))
+            gone = temporary_path(Path(filepath))
             Path(filepath).replace(gone)
             remove(gone)
 

@@ -15,7 +15,7 @@ from rbft.backbone.adapters import TARGETS, LoRA, add_adapters
 from rbft.backbone.attention import forward_inputs
 from rbft.backbone.family import FAMILIES
 from rbft.backbone.loading import load_model, parameter_parts
-from rbft.commands.export_weights import whole_model
+from rbft.commands.export_weights import merged_model
 from rbft.training.optim import parameter_groups
 from tests.examples import Yard, answer_of, batch_of, collator, examples, module, trainer
 from tests.tiny import FAMILY_NAMES, FamilyName, tiny_model
@@ -163,7 +163,7 @@ def test_an_adapter_of_peft_s_own_opens_here(backbone: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("merger", [False, True])
 def test_merged_weights_give_the_same(backbone: Path, tmp_path: Path, merger: bool) -> None:
     model = saved(backbone, tmp_path / "adapter", merger)
-    whole = whole_model(tmp_path / "adapter", str(backbone), torch.float32).eval()
+    whole = merged_model(tmp_path / "adapter", str(backbone), torch.float32).eval()
     assert [name for name, _ in whole.named_parameters()] == [
         name for name, _ in load_model(str(backbone), "sdpa", False).named_parameters()
     ]
@@ -174,7 +174,7 @@ def test_merged_weights_give_the_same(backbone: Path, tmp_path: Path, merger: bo
 def test_merging_rounds_once(backbone: Path, tmp_path: Path) -> None:
     """In half precision: the sum of base and adapter is rounded, not the adapter."""
     model = saved(backbone, tmp_path)
-    whole = whole_model(tmp_path, str(backbone), torch.bfloat16)
+    whole = merged_model(tmp_path, str(backbone), torch.bfloat16)
     for name in EXPECTED:
         layer: Any = model.get_submodule(name)
         delta = 2.0 * layer.lora_B.default.weight @ layer.lora_A.default.weight  # alpha / rank

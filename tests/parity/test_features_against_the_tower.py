@@ -73,8 +73,8 @@ def test_loss_and_gradients_with_some_clips_seen_before(frozen, tmp_path, known,
     if known:
         tower_features(frozen.backbone, frozen.family, keyed(make, known, cache), cache)
     batch = keyed(make, 4, cache)
-    assert batch.kept is not None
-    assert [found is not None for found in batch.kept.features] == [n < known for n in range(4)]
+    assert batch.cached is not None
+    assert [found is not None for found in batch.cached.features] == [n < known for n in range(4)]
     assert ("pixel_values_videos" in batch.video) == (known < 4)
     assert torch.equal(batch.video["video_grid_thw"], plain.video["video_grid_thw"])
     assert torch.equal(answer_of(batch).position_ids, answer_of(plain).position_ids)

@@ -42,11 +42,11 @@ def total(counter: FlopCounterMode) -> int:
     return counter.get_total_flops() - sum(angles)
 
 
-def without_the_mask(clip: ClipTokens, made: RBFTModule, passes: int) -> int:
+def without_the_mask(clip: ClipTokens, made: RBFTModule, group_by_missing_prompts: int) -> int:
     """What a product over all pairs of tokens takes beyond those that a causal mask leaves."""
     text = made.config.text_config
     pairs = clip.total**2 - clip.total * (clip.total + 1) // 2
-    return 4 * passes * text.num_hidden_layers * text.hidden_size * pairs
+    return 4 * group_by_missing_prompts * text.num_hidden_layers * text.hidden_size * pairs
 
 
 @pytest.mark.parametrize("frozen", [(), ("vision",), ("vision", "merger"), ("language",)])
@@ -59,7 +59,7 @@ def test_a_step_counts_as_torch_counts_it(backbone, frozen):
     batch, clip = one_clip(backbone)
     counted = StepCounter(made.backbone, made.family, made.config).step(clip)
     # Eager attention multiplies all pairs and masks afterwards.
-    extra = without_the_mask(clip, made, passes=3)
+    extra = without_the_mask(clip, made, group_by_missing_prompts=3)
     assert measured(made, batch) == counted.total + extra
 
 
@@ -86,7 +86,7 @@ def language_alone(made: RBFTModule, clip: ClipTokens) -> Flops:
     with counter:
         decoder = made.backbone.model.language_model
         decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state.sum().backward()
-    return Flops(total(counter) - without_the_mask(clip, made, passes=3))
+    return Flops(total(counter) - without_the_mask(clip, made, group_by_missing_prompts=3))
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*")  # peft asks for it
@@ -98,7 +98,7 @@ def test_lora_counts_the_gradients_that_pass_through_frozen_weights(qwen):
     made.backbone = get_peft_model(made.backbone, LoraConfig(r=4, target_modules=targets))
     batch, clip = one_clip(qwen)
     counted = StepCounter(made.backbone, made.family, made.config).step(clip)
-    found = measured(made, batch) - without_the_mask(clip, made, passes=3)
+    found = measured(made, batch) - without_the_mask(clip, made, group_by_missing_prompts=3)
     # The first block's inputs need no gradient here: an eighth of a decoder of two blocks.
     assert found < counted.total < 1.15 * found
     full = StepCounter(module(qwen).backbone, made.family, made.config).step(clip)

@@ -143,8 +143,8 @@ def test_a_wrong_shift_does_not_match(backbone: Path, shift: int) -> None:
     model = module(backbone)
     batch = batch_of(collator(backbone, target_stage="rationale"), examples(1))
     assert batch.targets is not None
-    places = batch.targets.places + shift
-    wrong = replace(batch, targets=replace(batch.targets, places=places))
+    places = batch.targets.logit_indices + shift
+    wrong = replace(batch, targets=replace(batch.targets, logit_indices=places))
 
     (loss, gradient), (their_value, their_gradient) = ours(model, wrong), theirs(model, batch)
 

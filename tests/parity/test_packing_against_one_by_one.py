@@ -133,7 +133,7 @@ def test_transformers_own_way_to_pack(backbone: Path, attention: str) -> None:
         **forward_inputs(answer),
         **batch.video,
         use_cache=False,
-        logits_to_keep=targets.places,
+        logits_to_keep=targets.logit_indices,
     ).logits
     torch.testing.assert_close(module(backbone)(batch), theirs[0], atol=1e-5, rtol=0)
 

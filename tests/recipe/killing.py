@@ -52,7 +52,7 @@ def watch(part: str, number: int, pause: float, sent: int) -> list[str]:
     def fits(change: str) -> bool:
         return fnmatch.fnmatchcase(change, f"*{part}*")
 
-    def send() -> None:
+    def to_device() -> None:
         os.kill(os.getpid(), sent)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -62,9 +62,9 @@ def watch(part: str, number: int, pause: float, sent: int) -> list[str]:
         seen.append(change)
         if number and fits(change) and sum(map(fits, seen)) == number:
             if not pause:
-                send()
+                to_device()
             else:
-                threading.Timer(pause, send).start()
+                threading.Timer(pause, to_device).start()
 
     sys.addaudithook(hook)
     return seen

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
 LOGS = Path("lightning_logs")
 STAGES = ("rationale", "label")
-PLACES = ("zero_shot", *STAGES)
+VIDEO_INDICES = ("zero_shot", *STAGES)
 
 
 def small(backbone: Path, *more: str) -> list[str]:

@@ -20,8 +20,8 @@ from rbft.video.sampling import decode_video
 from tests.recipe.runs import (
     EXPERIMENTS,
     LOGS,
-    PLACES,
     STAGES,
+    VIDEO_INDICES,
     digest,
     rbft,
     read_json,
@@ -97,7 +97,7 @@ def test_a_stage_leaves_an_ordinary_adapter_with_processor_and_card(run):
         kept = {"adapter_config.json", "adapter_model.safetensors", "card.yaml", "rbft.json"}
         assert kept | {"processor_config.json", "tokenizer.json", "chat_template.jinja"} <= names
         assert not {"model.safetensors", "config.json"} & names
-    for place in PLACES:
+    for place in VIDEO_INDICES:
         assert read_json(run.run / place / "test.json")["n_scored"] == 5
     assert not list(run.run.rglob("checkpoints"))
 

@@ -22,9 +22,9 @@ from rbft.video.frame_settings import FrameSettings
 from rbft.video.sampling import VideoError, decode_video
 from tests.recipe.runs import (
     LOGS,
-    PLACES,
     ROOT,
     STAGES,
+    VIDEO_INDICES,
     rationales,
     rbft,
     rbft_process,
@@ -265,7 +265,7 @@ def test_a_run_goes_on_past_files_that_cannot_be_decoded(
     assert len(records) == 6
     lost = {name for name, record in records.items() if record["finish"] == "undecodable"}
     assert lost == {"train/fail/b c ü"}
-    for place in PLACES:
+    for place in VIDEO_INDICES:
         result = read_json(folder / place / "test.json")
         assert (result["n_scored"], result["n_unparsed"]) == (4, 1)
         assert (result["n_undecodable"], result["undecodable"]) == (

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from rbft.backbone.qwen2_vl import Qwen2VL
 from tests.recipe.runs import (
     LOGS,
-    PLACES,
     STAGES,
+    VIDEO_INDICES,
     rationales,
     rbft,
     rbft_process,
@@ -67,7 +67,7 @@ def test_weights_are_the_same_within_tolerance(runs, stage):
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", VIDEO_INDICES)
 def test_results_are_the_same(runs, place):
     one, two = (folder / LOGS / "small" / place for folder in (runs.without, runs.kept))
     for row, known in zip(

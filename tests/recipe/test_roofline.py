@@ -24,7 +24,7 @@ def script() -> Any:
 
 @pytest.fixture(scope="module")
 def clips(script: Any) -> Any:
-    return script.clips_of("tiny", [12, 8], 5)
+    return script.clips_from_videos("tiny", [12, 8], 5)
 
 
 def measured(script: Any, clips: Any, *case: Any, rate: float = 1e12, **settings: Any) -> Any:

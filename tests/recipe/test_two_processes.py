@@ -16,8 +16,8 @@ from tests.recipe.killing import run_two
 from tests.recipe.runs import (
     EXPERIMENTS,
     LOGS,
-    PLACES,
     STAGES,
+    VIDEO_INDICES,
     outcome,
     rationales,
     rbft,
@@ -125,7 +125,7 @@ def test_losses_and_weights_are_the_same(runs, stage):
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", VIDEO_INDICES)
 def test_each_clip_counts_once_and_the_figures_are_the_same(runs, place):
     one, two = (folder / LOGS / "small" / place for folder in (runs.one, runs.two))
     found, expected = (read_json(folder / "test.json") for folder in (two, one))

@@ -18,8 +18,8 @@ from rbft.miniature.data import Miniature
 from rbft.runtime.files import write_json
 from tests.recipe.runs import (
     LOGS,
-    PLACES,
     STAGES,
+    VIDEO_INDICES,
     digest,
     outcome,
     rationales,
@@ -102,7 +102,7 @@ def memory_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def test_every_step_leaves_its_files(finished):
     names = {str(file.relative_to(finished.folder / LOGS)) for file in every_file(finished.folder)}
-    for place in PLACES:
+    for place in VIDEO_INDICES:
         assert f"small/{place}/test.json" in names
         assert f"small/{place}/test_predictions.jsonl" in names
         assert any(name.startswith(f"small/{place}/events.out.tfevents") for name in names)
@@ -132,7 +132,7 @@ def test_rationales_that_were_cut_off_are_counted_where_people_look(finished):
     assert finished.printed.count(f"Stage 0: {note}") == 1
     assert finished.printed.count(f"Stage I (rationales): {note}") == 1
     expected = {"learnt": 14, "cut": cut, "share_cut": round(cut / 14, 4)}
-    found = {p: read_json(finished.run / p / "test.json").get("rationales") for p in PLACES}
+    found = {p: read_json(finished.run / p / "test.json").get("rationales") for p in VIDEO_INDICES}
     assert found == {"zero_shot": None, "rationale": expected, "label": None}
     (events,) = (
         accumulator
@@ -150,7 +150,7 @@ def test_rationales_that_were_cut_off_are_counted_where_people_look(finished):
     }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", VIDEO_INDICES)
 def test_results_are_complete(finished, place):
     results = read_json(finished.run / place / "test.json")
     assert set(results) >= {
@@ -185,7 +185,7 @@ def test_the_weights_say_what_made_them(finished):
 
 
 def test_results_stand_where_the_stage_s_curves_end(finished):
-    for place in PLACES:
+    for place in VIDEO_INDICES:
         note = finished.run / place / "weights/rbft.json"
         steps = read_json(note)["steps"] if note.exists() else 0
         assert steps == (8 if place in STAGES else 0)  # four steps an epoch

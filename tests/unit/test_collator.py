@@ -135,7 +135,7 @@ def test_targets_are_the_labels_and_the_places_before_them(backbone, packing):
     batch = batch_of(make, examples(4))
     answer, targets = answer_of(batch), batch.targets
     assert targets is not None
-    assert (answer.labels.flatten()[targets.places + 1] == targets.ids).all()
+    assert (answer.labels.flatten()[targets.logit_indices + 1] == targets.ids).all()
     assert len(targets.ids) == int((answer.labels != IGNORED).sum())
     tokens = [make.answer_ids(one.clip, one.rationale) for one in examples(4)]
     assert targets.ids.tolist() == [token for ids in tokens for token in ids]
@@ -310,11 +310,11 @@ def test_where_the_video_tokens_stand(backbone, packing):
     make = collator(backbone, target_stage="rationale", prompt_stage="label", packing=packing)
     batch = make(examples(3))
     for sequences in (answer_of(batch), prompt_of(batch)):
-        assert sequences.places is not None
+        assert sequences.video_indices is not None
         is_video = sequences.input_ids == make.config.video_token_id
-        assert sequences.places.tolist() == is_video.flatten().nonzero().flatten().tolist()
+        assert sequences.video_indices.tolist() == is_video.flatten().nonzero().flatten().tolist()
         tokens = batch.video["video_grid_thw"].prod(-1) // 4
-        assert len(sequences.places) == int(tokens.sum())
+        assert len(sequences.video_indices) == int(tokens.sum())
 
 
 def test_every_tensor_is_pinned(qwen, monkeypatch):

@@ -1056,7 +1056,7 @@ def test_exporting_a_split(fitted, capsys):
 def test_exporting_weights(fitted, monkeypatch, capsys):
     told: list[Any] = []
     monkeypatch.setattr(
-        "rbft.commands.export.publish", lambda *given, trust: told.append((*given, trust))
+        "rbft.commands.export.export_weights", lambda *given, trust: told.append((*given, trust))
     )
     output, folder = fitted.folder / "mine", Path(weights_of(fitted, "label"))
     fitted.method().export(output, dtype="bfloat16")

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from rbft.data.rationales import RationaleStore, about
 from rbft.data.sampler import SampleSlot
 from rbft.inference.generation import prefill
-from rbft.stage_zero import RationaleWriter, Written, check_prompts, passes
+from rbft.stage_zero import RationaleWriter, Written, check_prompts, group_by_missing_prompts
 from tests.examples import (
     CARD,
     Damaged,
@@ -88,11 +88,11 @@ def test_clips_that_lack_the_same_are_described_together():
         "less": [one.id, two.id, four.id],
         "least": [],
     }
-    assert passes(missing, [one, two, three, four]) == {
+    assert group_by_missing_prompts(missing, [one, two, three, four]) == {
         ("rationale", "less"): [one, four],
         ("less",): [two],
     }
-    assert passes({"rationale": []}, [one]) == {}
+    assert group_by_missing_prompts({"rationale": []}, [one]) == {}
 
 
 def test_prompts_of_the_card_in_any_order():

@@ -14,10 +14,10 @@ from rbft.miniature.camera import mirror
 from rbft.miniature.scene import (
     OBJECT_SIZE,
     OBJECTS,
-    PLACES,
     STEP,
     SUBJECT_SIZE,
     SUBJECTS,
+    VIDEO_INDICES,
     WEATHERS,
     Scene,
     pose,
@@ -37,7 +37,7 @@ FRAME_HEADS = (
     7,
     4,
 )  # subject: place, kind, colour; object: place, kind, colour, state
-PAIR_HEADS = (len(PLACES), 2, len(WEATHERS))
+PAIR_HEADS = (len(VIDEO_INDICES), 2, len(WEATHERS))
 CELL_CLASSES = 2 * sum(FRAME_HEADS) + sum(PAIR_HEADS)
 
 
@@ -78,7 +78,7 @@ def _one_cell(scene: Scene, x: int, size: int, cell: int, labels: tuple[int, ...
 def pair_labels(scene: Scene) -> Int[Tensor, " 3"]:
     """Place, night and weather."""
     return torch.tensor(
-        [PLACES.index(scene.place), int(scene.night), WEATHERS.index(scene.weather)]
+        [VIDEO_INDICES.index(scene.place), int(scene.night), WEATHERS.index(scene.weather)]
     )
 
 

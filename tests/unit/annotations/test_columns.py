@@ -3,9 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rbft.annotations.columns import Columns, fill
-from rbft.annotations.tables import Row
+from rbft.annotations.tables import TableRow
 
-ROW = Row("a.csv, line 2", {"id": "-Ab_c", "from": "7", "to": "12.5", "n": 3, "empty": " "})
+ROW = TableRow("a.csv, line 2", {"id": "-Ab_c", "from": "7", "to": "12.5", "n": 3, "empty": " "})
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,6 @@ def test_bad_settings(given, message):
 def test_whatever_the_pattern_only_value_errors_come_out(pattern, values):
     try:
         columns = Columns({"path": pattern})
-        fill(Row("x", values), str(columns.given["path"]), {})
+        fill(TableRow("x", values), str(columns.given["path"]), {})
     except ValueError:
         return

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rbft.annotations.conversations import is_conversation, read_conversation
-from rbft.annotations.tables import Row
+from rbft.annotations.tables import TableRow
 from rbft.card import Card
 
 CARD = Card("t", "p", {"normal": "safe", "abnormal": "odd"}, {"label": "?", "rationale": "?"})
@@ -32,7 +32,7 @@ def parts(video):
 
 
 def read(**values):
-    return read_conversation(Row("a.json, item 3", values), CARD)
+    return read_conversation(TableRow("a.json, item 3", values), CARD)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def read(**values):
     ],
 )
 def test_known_formats(record):
-    assert is_conversation(Row("", record))
+    assert is_conversation(TableRow("", record))
     assert read(**record) == ("a/b.mp4", 1)
 
 
@@ -69,7 +69,7 @@ def test_file_urls():
 
 
 def test_a_table_row_is_no_conversation():
-    assert not is_conversation(Row("", {"id": "x", "video": "b.mp4", "label": "odd"}))
+    assert not is_conversation(TableRow("", {"id": "x", "video": "b.mp4", "label": "odd"}))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from rbft.annotations.lookup import (
     VIDEO_SUFFIXES,
     VideoLookup,
     inside,
-    leads_out,
+    leaves_root,
     list_videos,
     without_suffix,
 )
@@ -114,8 +114,8 @@ def test_links(tmp_path):
         path = VideoLookup(root).find(name)
         assert path == root / f"{name}.mp4"
         if name != "out":
-            assert leads_out(root, path) == ""
-    assert leads_out(root, root / "out.mp4") == (
+            assert leaves_root(root, path) == ""
+    assert leaves_root(root, root / "out.mp4") == (
         f"is a symbolic link out of {root} (to {outside}); copy the video there, or link the "
         "folder that holds it"
     )
@@ -123,8 +123,8 @@ def test_links(tmp_path):
     (tmp_path / "again.mp4").symlink_to(outside)
     far = touch(tmp_path.with_name(f"{tmp_path.name}_far") / "far.mp4")
     (tmp_path / "far.mp4").symlink_to(far)
-    assert leads_out(root, root / "folder/again.mp4") == ""
-    assert leads_out(root, root / "folder/far.mp4").startswith("is a symbolic link out of ")
+    assert leaves_root(root, root / "folder/again.mp4") == ""
+    assert leaves_root(root, root / "folder/far.mp4").startswith("is a symbolic link out of ")
 
 
 def test_linked_folders_are_folders(tmp_path):
@@ -179,13 +179,13 @@ def test_list_videos(tmp_path):
         "b.MOV",
     ]
     assert content.others == [tmp_path / "a/README", tmp_path / "a/n.TXT", tmp_path / "notes.txt"]
-    assert content.left_alone() == (
+    assert content.unused_videos() == (
         "5 files that are no videos: 2 .txt, 1 without ending, 2 hidden "
         f"(first: {tmp_path}/a/README)"
     )
-    assert list_videos(tmp_path / "a/b").left_alone() == "1 files that are no videos: 1 hidden"
+    assert list_videos(tmp_path / "a/b").unused_videos() == "1 files that are no videos: 1 hidden"
     (tmp_path / "a/b/.hidden.mp4").unlink()
-    assert list_videos(tmp_path / "a/b").left_alone() == ""
+    assert list_videos(tmp_path / "a/b").unused_videos() == ""
 
 
 # Endings that FFmpeg's demuxers claim and that are not, or hardly ever, of moving pictures.

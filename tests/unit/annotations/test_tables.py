@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rbft.annotations.tables import Row, check_unique, read_table, shown
+from rbft.annotations.tables import TableRow, check_unique, read_table, shown
 
 
 def write(folder, name, content):
@@ -200,7 +200,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_cells():
-    row = Row(
+    row = TableRow(
         "a.csv, line 7", {"a": " x ", "n": 3, "t": "1.5", "empty": " ", "bad": "inf", "b": True}
     )
     assert row.text("a") == "x"

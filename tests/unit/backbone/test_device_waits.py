@@ -29,7 +29,7 @@ from rbft.backbone.loading import parameter_parts
 from rbft.batch import HOST, Batch, CachedFeatures, Transferable
 from rbft.inference.generation import extend, greedy_decode, prefill, score_candidates
 from rbft.module import Classified, RBFTModule
-from rbft.runtime.transfer import send
+from rbft.runtime.transfer import to_device
 from rbft.stages import STAGES
 from rbft.training.optim import freeze
 from rbft.video.feature_cache import FeatureCache
@@ -178,7 +178,7 @@ def test_scoring(backbone: Path, gpu: FakeTensorMode, stage: str, packing: bool)
 def test_what_copies_would_be_waited_for(gpu: FakeTensorMode) -> None:
     cuda = torch.device("cuda", 0)
     with gpu, Copies():
-        assert send([1, 2], cuda).device == cuda
+        assert to_device([1, 2], cuda).device == cuda
         with pytest.raises(AssertionError, match="a copy is waited for"):
             torch.tensor([1, 2], device=cuda)
         with pytest.raises(AssertionError, match="a copy is waited for"):
@@ -206,7 +206,7 @@ def test_what_would_wait(
 
 
 def without_places(batch: Batch) -> Batch:
-    return replace(batch, answer=replace(answer_of(batch), places=None))
+    return replace(batch, answer=replace(answer_of(batch), video_indices=None))
 
 
 class Reads(TorchFunctionMode):
@@ -375,7 +375,7 @@ def test_a_step_from_kept_features(
     expected = made.loss(batch).detach()
     cache = FeatureCache(tmp_path, 1 << 30)
     monkeypatch.setattr(RBFTModule, "data", SimpleNamespace(feature_cache=cache))
-    batch = replace(batch, kept=CachedFeatures([None] * 3, ["a", "b", "c"], [1.0] * 3), tower={})
+    batch = replace(batch, cached=CachedFeatures([None] * 3, ["a", "b", "c"], [1.0] * 3), tower={})
     made.vision(batch)  # fills the batch; the host writes the features to disk
     with no_waits():
         loss = made.loss(batch)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 
 from rbft.clip import Clip
-from rbft.commands.export_conversations import export_dataset
+from rbft.commands.export_conversations import export_conversations
 from rbft.data.videofolder import VideoFolder
 from rbft.stages import STAGES
 from tests.examples import CARD, DATA_SETTINGS, Yard, clips, rationale
@@ -44,7 +44,7 @@ def test_rbft_reads_what_it_exports(
     texts = None
     if answers == "rationale":
         texts = {clip.id: rationale(clip) for clip in yard.clips("train")[:3]}
-    count = export_dataset(yard, STAGES[answers], texts, "train", form, output)
+    count = export_conversations(yard, STAGES[answers], texts, "train", form, output)
     expected = yard.clips("train")[:count]
     assert count == (4 if texts is None else 3)
     back = VideoFolder(
@@ -58,7 +58,7 @@ def test_rbft_reads_what_it_exports(
 
 def test_the_words_of_a_record(yard: Filmed, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    export_dataset(yard, STAGES["label"], None, "test", "llava", folder / "a.json")
+    export_conversations(yard, STAGES["label"], None, "test", "llava", folder / "a.json")
     assert json.loads((folder / "a.json").read_text())[1] == {
         "id": "test_1",
         "split": "test",
@@ -71,7 +71,7 @@ def test_the_words_of_a_record(yard: Filmed, tmp_path: Path) -> None:
     texts = {clip.id: rationale(clip) for clip in clips(4)}
     for name in ("b", "c"):
         output = folder / f"{name}.json"
-        export_dataset(yard, STAGES["rationale"], texts, "train", "llamafactory", output)
+        export_conversations(yard, STAGES["rationale"], texts, "train", "llamafactory", output)
     assert json.loads((folder / "b.json").read_text())[1] == {
         "id": "train_1",
         "split": "train",
@@ -89,13 +89,15 @@ def test_the_words_of_a_record(yard: Filmed, tmp_path: Path) -> None:
     assert info["b"]["columns"] == {"messages": "messages", "videos": "videos"}
     (folder / "c.json").unlink()
     with pytest.raises(ValueError, match=r"dataset_info\.json has a data set 'c' already\."):
-        export_dataset(yard, STAGES["rationale"], texts, "train", "llamafactory", folder / "c.json")
+        export_conversations(
+            yard, STAGES["rationale"], texts, "train", "llamafactory", folder / "c.json"
+        )
     assert not (folder / "c.json").exists()
 
 
 def test_what_cannot_be_exported(yard: Filmed, tmp_path: Path) -> None:
     def export(name: str = "a.jsonl", split: str = "train") -> None:
-        export_dataset(yard, STAGES["label"], None, split, "swift", tmp_path / name)
+        export_conversations(yard, STAGES["label"], None, split, "swift", tmp_path / name)
 
     with pytest.raises(ValueError, match=r"a\.json must end in \.jsonl, which swift reads\."):
         export("a.json")
@@ -121,7 +123,7 @@ def test_a_whole_way_with_real_files(tmp_path: Path) -> None:
         make_video(tmp_path / "videos" / name, frames=8)
     settings = {**DATA_SETTINGS, "card": tmp_path / "card.yaml", "cache_folder": tmp_path / "cache"}
     first = VideoFolder(tmp_path / "videos", test_fraction=0.0, **settings)
-    export_dataset(first, STAGES["label"], None, "train", "swift", tmp_path / "a.jsonl")
+    export_conversations(first, STAGES["label"], None, "train", "swift", tmp_path / "a.jsonl")
     second = VideoFolder(tmp_path / "videos", tmp_path / "a.jsonl", **settings)
     assert second.clips("train") == first.clips("train")
     assert len(second.decode(second.clips("train")[0]).frames) >= 2

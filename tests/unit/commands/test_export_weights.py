@@ -15,7 +15,7 @@ from rbft.backbone.loading import load_config, load_model, load_processor
 from rbft.backbone.positions import POSITION_RULE
 from rbft.card import Card
 from rbft.collator import Collator
-from rbft.commands.export_weights import base_licence, model_card, publish
+from rbft.commands.export_weights import base_licence, export_weights, model_card
 from rbft.runs.folder import PROVENANCE, provenance
 from rbft.runtime.files import write_json
 from rbft.stages import STAGES
@@ -63,7 +63,7 @@ def test_the_base_decides_precision_and_form(
     weights: Path, half: Path, tmp_path: Path, dtype: str, expected: torch.dtype
 ) -> None:
     output = tmp_path / "out/mine"
-    publish(weights, str(half), output, dtype)
+    export_weights(weights, str(half), output, dtype)
     model = AutoModelForImageTextToText.from_pretrained(output, dtype="auto")
     assert {parameter.dtype for parameter in model.parameters()} == {expected}
     config = json.loads((output / "config.json").read_text())
@@ -87,14 +87,14 @@ def test_the_base_s_own_code_is_trusted_as_asked(
         folder = shutil.copytree(qwen, tmp_path / "whole")
         for name in ("card.yaml", PROVENANCE):
             shutil.copyfile(weights / name, folder / name)
-    publish(folder, str(qwen), tmp_path / "out", trust=trust)
+    export_weights(folder, str(qwen), tmp_path / "out", trust=trust)
     assert {name for name, _ in told} == {"AutoConfig", "AutoProcessor", OPENED}
     assert {given for _, given in told} == {trust}
 
 
 def test_nothing_is_overwritten(weights: Path, qwen: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="exists") as error:
-        publish(weights, str(qwen), tmp_path)
+        export_weights(weights, str(qwen), tmp_path)
     assert str(error.value) == (
         f"--output {tmp_path} exists. Name a folder that does not, or remove it."
     )
@@ -107,7 +107,7 @@ def test_a_full_disk_is_seen_before_it_is_full(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     output = tmp_path / "out"
     with pytest.raises(ValueError, match="left") as error:
-        publish(weights, str(qwen), output)
+        export_weights(weights, str(qwen), output)
     assert str(error.value) == (
         f"--output {output} needs 0.0 GB, but the disk has 0.0 GB left. Make room, name a folder "
         "elsewhere, or set --dtype bfloat16."
@@ -124,9 +124,9 @@ def test_a_folder_appears_whole_or_not_at_all(
     with monkeypatch.context() as patch:
         patch.setattr("rbft.commands.export_weights.model_card", fail)
         with pytest.raises(OSError, match="No space left"):
-            publish(weights, str(qwen), tmp_path / "out")
+            export_weights(weights, str(qwen), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    publish(weights, str(qwen), tmp_path / "out")
+    export_weights(weights, str(qwen), tmp_path / "out")
     assert (tmp_path / "out/README.md").exists()
 
 

@@ -6,12 +6,12 @@ import pytest
 
 from rbft.clip import Clip
 from rbft.commands.scan import SHOWN, report_scan
-from rbft.data.manifest import Manifest, Row
+from rbft.data.manifest import Manifest, ManifestRow
 from tests.examples import Yard
 
 
 class Scanned(Yard):
-    rows: tuple[Row, ...] = ()
+    rows: tuple[ManifestRow, ...] = ()
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -21,9 +21,9 @@ class Scanned(Yard):
         raise AssertionError("the manifest has all that is asked for")
 
 
-def row(name: str, status: str, url: str | None = None) -> Row:
+def row(name: str, status: str, url: str | None = None) -> ManifestRow:
     reason = "is damaged" if status == "unreadable" else ""
-    return Row(name, "train", 0, f"{name}.mp4", url, status, reason)
+    return ManifestRow(name, "train", 0, f"{name}.mp4", url, status, reason)
 
 
 def test_what_a_scan_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,7 +59,7 @@ def test_what_is_said_of_clips_that_show_the_same(
 ) -> None:
     data = Scanned(tmp_path / "card.yaml", {})
     same = [
-        Row(name, split, number % 2, f"{name}.mp4", None, "ok", duration=9.0, digest="1")
+        ManifestRow(name, split, number % 2, f"{name}.mp4", None, "ok", duration=9.0, digest="1")
         for number, (name, split) in enumerate([("a", "train"), ("b", "train"), ("c", "test")])
     ]
     data.rows = (*same, row("d", "missing"))

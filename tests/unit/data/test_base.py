@@ -237,7 +237,7 @@ def test_processes_compare_the_clips_that_they_use(
     card_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[list[str]] = []
-    monkeypatch.setattr("rbft.data.base.agree", compared.append)
+    monkeypatch.setattr("rbft.data.base.check_same_on_all_processes", compared.append)
     yard = Yard(card_file, {"train": 2, "test": 2})
     yard.usable = {"train_1", "test_0"}
     yard.feed = replace(yard.feed, predict_clips=clips(1, "predict"))
@@ -514,7 +514,7 @@ def test_the_content_of_a_video_that_is_not_scanned(
     expected = hash_file(path)
     films = Films(tmp_path, [])
     monkeypatch.setattr(films, "read", lambda: pytest.fail("predict needs no annotations"))
-    (clip,) = films.clips_of([path])
+    (clip,) = films.clips_from_videos([path])
     assert films.video_digest(clip) == expected
     monkeypatch.setattr(
         "rbft.runtime.digests.hash_file", lambda path: pytest.fail("was read again")
@@ -613,7 +613,7 @@ def test_videos_of_files_and_folders(card_file: Path) -> None:
         (folder / name).touch()
     single = folder / "deep/c.webm"
     yard = Yard(card_file, {})
-    found = yard.clips_of([single, folder])
+    found = yard.clips_from_videos([single, folder])
     assert yard.notes == [
         f"--videos {folder}: left alone 1 files that are no videos: 1 .txt (first: "
         f"{folder}/notes.txt)."
@@ -631,11 +631,11 @@ def test_videos_of_files_and_folders(card_file: Path) -> None:
 def test_videos_that_are_not_there(card_file: Path) -> None:
     yard, gone, empty = Yard(card_file, {}), card_file.with_name("x.mp4"), card_file.parent / "none"
     with pytest.raises(ValueError, match="does not exist") as error:
-        yard.clips_of([gone])
+        yard.clips_from_videos([gone])
     assert str(error.value) == f"--videos {gone} does not exist. Give video files or folders."
     empty.mkdir()
     with pytest.raises(ValueError, match=r"^--videos holds no video files; looked for those"):
-        yard.clips_of([empty])
+        yard.clips_from_videos([empty])
 
 
 def test_videos_that_have_gone(card_file: Path, tmp_path: Path) -> None:
@@ -660,10 +660,12 @@ def test_videos_that_have_gone(card_file: Path, tmp_path: Path) -> None:
 
 def test_the_clips_at_hand_are_named(tmp_path):
     yard = Yard(tmp_path / "card.yaml", {"train": 3, "test": 2})
-    assert yard.clips_at_hand() == "no clip yet"
+    assert yard.describe_current_batch() == "no clip yet"
     asked = SimpleNamespace(input_ids=torch.zeros(2, 5))
     learnt = SimpleNamespace(input_ids=torch.zeros(1, 9))
     for split, answer, tokens in (("train", learnt, 9), ("test", None, 10)):
         clips = [yard.clips(split)[place] for place in (1, 0)]
-        yard.at_hand = SimpleNamespace(clips=clips, answer=answer, prompt=asked)
-        assert yard.clips_at_hand() == (f"{split}_1, {split}_0 ({tokens} tokens, padding included)")
+        yard.current_batch = SimpleNamespace(clips=clips, answer=answer, prompt=asked)
+        assert yard.describe_current_batch() == (
+            f"{split}_1, {split}_0 ({tokens} tokens, padding included)"
+        )

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rbft.data.leaks import SharedVideos, find_shared, overlaps, seconds
-from rbft.data.manifest import Row
+from rbft.data.manifest import ManifestRow
 
 
-def row(name: str, split: str = "train", content: str | None = "a", **values: Any) -> Row:
+def row(name: str, split: str = "train", content: str | None = "a", **values: Any) -> ManifestRow:
     facts = {"duration": 60.0, **values}
     status = facts.pop("status", "ok")
-    return Row(name, split, 0, f"{name}.mp4", None, status, digest=content, **facts)
+    return ManifestRow(name, split, 0, f"{name}.mp4", None, status, digest=content, **facts)
 
 
-def ids(pairs: tuple[tuple[Row, Row], ...]) -> list[tuple[str, str]]:
+def ids(pairs: tuple[tuple[ManifestRow, ManifestRow], ...]) -> list[tuple[str, str]]:
     return [(one.id, other.id) for one, other in pairs]
 
 
@@ -99,7 +99,7 @@ def test_every_overlap_is_found(ones: list[tuple[int, int]], others: list[tuple[
         for split, some in (("train", ones), ("test", others))
     ]
 
-    def meet(one: Row, other: Row) -> bool:
+    def meet(one: ManifestRow, other: ManifestRow) -> bool:
         (start, end), (start2, end2) = seconds(one), seconds(other)
         return max(start, start2) < min(end, end2)
 

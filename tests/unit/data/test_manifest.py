@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import distributed
 
 from rbft.data import manifest as manifest_module
-from rbft.data.manifest import Manifest, Row, agree, scan
+from rbft.data.manifest import Manifest, ManifestRow, check_same_on_all_processes, scan
 from rbft.video.sampling import probe as probe_video
 from tests.rights import folder_for_all, without_rights
 from tests.videos import make_video
@@ -107,7 +107,7 @@ def test_every_status(make: Callable[..., Clip], probe: Probe, tmp_path: Path) -
         ("vague", "excluded", ""),
         ("nested", "missing", "no such file"),
     ]
-    assert manifest.rows[0] == Row(
+    assert manifest.rows[0] == ManifestRow(
         "good", "train", 0, str(clips[0].path), "https://example.org/good", "ok", "",
         bytes=1, duration=6.0, frames=60, fps=10.0, width=84, height=56,
         digest=hashlib.sha256(b"6").hexdigest()[:32],
@@ -470,7 +470,7 @@ def meet(rank: int, store: Path, found: Any) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     for other, _ in OTHERS:
         try:
-            agree(other if rank else ["a", "b"])
+            check_same_on_all_processes(other if rank else ["a", "b"])
             found.put((rank, None))
         except ValueError as error:
             found.put((rank, str(error)))
@@ -555,9 +555,9 @@ def test_save_and_load(make: Callable[..., Clip], probe: Probe, tmp_path: Path) 
     assert Manifest.load(tmp_path / "new" / "manifest.jsonl") == manifest
 
 
-def rows(split: str, label: int | None, **statuses: int) -> list[Row]:
+def rows(split: str, label: int | None, **statuses: int) -> list[ManifestRow]:
     return [
-        Row(
+        ManifestRow(
             id=f"{split}-{label}-{status}{number}",
             split=split,
             label=label,

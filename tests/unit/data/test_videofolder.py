@@ -54,7 +54,7 @@ def video_folder(root, **kwargs):
 def read(root, **kwargs):
     data = video_folder(root, **kwargs)
     clips = data.read()
-    data.look_beside(clip.path for clip in clips)
+    data.note_unused_files(clip.path for clip in clips)
     SAID[:] = data.notes
     return clips
 
@@ -512,7 +512,7 @@ def test_a_closed_folder_beside_the_named_videos():
         data = video_folder(root, table=path)
         with without_rights():
             clips = data.read()
-            data.look_beside(clip.path for clip in clips)
+            data.note_unused_files(clip.path for clip in clips)
     assert len(clips) == 2
     assert data.notes[1] == (
         "VideoFolder: videos without annotation are not counted: "

@@ -16,7 +16,7 @@ from rbft.runs.folder import (
     read_provenance,
     revision,
 )
-from rbft.runtime.files import part_of, replace_folder, write_json
+from rbft.runtime.files import replace_folder, temporary_path, write_json
 
 CLIPS = {"train": "c1", "val": "c2"}
 
@@ -45,7 +45,7 @@ def test_where_things_are(tmp_path):
 def test_a_stage_is_finished_when_its_weights_are_whole(tmp_path):
     run = Run(tmp_path)
     assert not run.trained("label")
-    part = part_of(run.weights("label"))
+    part = temporary_path(run.weights("label"))
     weights(part)
     assert not run.trained("label"), "a half-written folder counts"
     run.weights("label").mkdir()
@@ -70,7 +70,7 @@ def test_the_newest_checkpoint_is_resumed_from(tmp_path):
         (folder / name).touch()
         os.utime(folder / name, (time, time))
     for kind in ("part", "new", "old"):
-        part_of(folder / "step=150.ckpt", kind).mkdir()
+        temporary_path(folder / "step=150.ckpt", kind).mkdir()
     found = run.checkpoint("label")
     assert found is not None
     assert found.name == "step=100.ckpt"

@@ -10,12 +10,12 @@ from rbft.data.content import describe_clips
 from rbft.runs.record import (
     FREE_SETTINGS,
     Record,
-    alike,
     card_differences,
     check_card,
     check_clips,
     check_settings,
     clip_differences,
+    comparable,
     digest,
     scoring_of,
     scoring_settings,
@@ -132,9 +132,9 @@ def test_what_decides_a_score() -> None:
 
 @pytest.mark.parametrize("name", ["frames", "answer", "precision", "card", "clips"])
 def test_results_that_were_made_otherwise_are_not_alike(name: str) -> None:
-    assert alike(MADE, {**MADE, "weights": "x", "stage": "rationale_class"})
-    assert not alike(MADE, {**MADE, name: "other"})
-    assert not alike({}, MADE)  # of an earlier version
+    assert comparable(MADE, {**MADE, "weights": "x", "stage": "rationale_class"})
+    assert not comparable(MADE, {**MADE, name: "other"})
+    assert not comparable({}, MADE)  # of an earlier version
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from rbft.runtime.fault_tolerance import (
     SIGNALS,
     Signals,
     Stopped,
-    explained,
+    explain_errors,
     format_fatal_error,
     take_signals,
     writing,
@@ -61,7 +61,7 @@ def test_a_signal_that_comes_while_it_is_held_waits() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGUSR1)  # a second one changes nothing
         reached.append(listener.received)
-        listener.let_go()
+        listener.release()
 
     with pytest.raises(Stopped) as stopped:
         listen(listener, work)
@@ -88,7 +88,7 @@ def test_listening_again_forgets_the_signal_of_before() -> None:
     listener = Signals()
     with pytest.raises(Stopped):
         listen(listener, lambda: wait_for(signal.SIGTERM))
-    listen(listener, listener.let_go)
+    listen(listener, listener.release)
     assert listener.received is None
 
 
@@ -185,7 +185,7 @@ def test_out_of_memory(error: Exception) -> None:
         r"Out of memory \((CUDA out of memory\.|no more to be had)\)\. At hand: a, b \(77 tokens\)"
         r"\. What helps, in this order: data\.batch_size and data\.eval_batch_size 1, model\."
     )
-    with pytest.raises(ValueError, match=wanted), explained(lambda: "a, b (77 tokens)"):
+    with pytest.raises(ValueError, match=wanted), explain_errors(lambda: "a, b (77 tokens)"):
         raise error
 
 
@@ -210,7 +210,7 @@ class Items(Dataset[int]):
 
 
 def read(end: str) -> None:
-    with explained(lambda: "none"):
+    with explain_errors(lambda: "none"):
         list(DataLoader(Items(end), num_workers=1))
 
 

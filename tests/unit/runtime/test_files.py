@@ -13,9 +13,9 @@ import pytest
 from rbft.runtime.files import (
     TEMPORARY,
     atomically,
-    part_of,
     remove_leftovers,
     replace_folder,
+    temporary_path,
     write_json,
     write_text,
 )
@@ -48,20 +48,20 @@ def whole(text: str) -> dict[str, str]:
 
 def left_by_kill(target: Path, kind: str = "part") -> Path:
     """The name that a process of this machine which is gone would have taken."""
-    part = part_of(target, kind)  # type: ignore[arg-type]
+    part = temporary_path(target, kind)  # type: ignore[arg-type]
     return part.with_name(part.name.replace(f"-{os.getpid()}-", f"-{GONE}-"))
 
 
 def test_every_temporary_name_is_another(tmp_path, monkeypatch):
     """Two machines that share a disk can have processes of one number."""
     monkeypatch.setattr("os.getpid", lambda: 7)
-    names = {part_of(tmp_path / "a").name for _ in range(100)}
+    names = {temporary_path(tmp_path / "a").name for _ in range(100)}
     assert len(names) == 100
     monkeypatch.setattr("socket.gethostname", lambda: "knoten-1.example.org")
-    (name,) = {part_of(tmp_path / "weights").name.rpartition("-")[0]}
+    (name,) = {temporary_path(tmp_path / "weights").name.rpartition("-")[0]}
     assert name == ".weights.part.knoten_1_exa-7"
     assert all(TEMPORARY.fullmatch(name) for name in names)
-    assert part_of(tmp_path / "a").parent == tmp_path
+    assert temporary_path(tmp_path / "a").parent == tmp_path
 
 
 def test_text_and_json(tmp_path):
@@ -242,7 +242,7 @@ def test_leftovers_of_others_stay(tmp_path):
     ]
     for file in [*files, *others]:
         file.touch()
-    alive = part_of(run / "predictions.jsonl")
+    alive = temporary_path(run / "predictions.jsonl")
     parent = alive.with_name(alive.name.replace(f"-{os.getpid()}-", f"-{os.getppid()}-"))
     parent.touch()
     assert set(remove_leftovers(run)) == {
@@ -263,7 +263,7 @@ def test_a_file_of_ours_with_leftovers(tmp_path):
     file.write_text("kept", encoding="utf-8")
     left_by_kill(file).touch()
     # Another process that runs has no business here: who asks holds the lock.
-    part_of(file).touch()
+    temporary_path(file).touch()
     assert remove_leftovers(file) == [file]
     assert content(tmp_path) == {"out.jsonl": "kept"}
 

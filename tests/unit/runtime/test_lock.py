@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rbft.runtime.files import part_of
+from rbft.runtime.files import temporary_path
 from rbft.runtime.lock import Lock, machine
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -25,7 +25,7 @@ LIMIT = 60  # seconds until a test that hangs fails
 def own(path: Path, pipe: Connection, every: float = HOURS) -> None:
     """Holds the lock until told to let go."""
     with Lock(path, "Run folder", every):
-        pipe.send(os.getpid())
+        pipe.to_device(os.getpid())
         pipe.recv()
 
 
@@ -36,7 +36,7 @@ def own_with_fork(path: Path, pipe: Connection) -> None:
         if not child:
             pipe.recv()
             os._exit(0)
-        pipe.send(child)
+        pipe.to_device(child)
         signal.pause()
 
 
@@ -44,7 +44,7 @@ def own_with_program(path: Path, pipe: Connection) -> None:
     """Holds the lock, with another program started, as Lightning starts the other processes."""
     with Lock(path, "Run folder", HOURS):
         program = subprocess.Popen(["sleep", "600"], close_fds=False)
-        pipe.send(program.pid)
+        pipe.to_device(program.pid)
         signal.pause()
 
 
@@ -133,7 +133,7 @@ def test_one_process_at_a_time(tmp_path):
         assert refused(Lock(run, "Run folder", HOURS)) == text, "a refusal frees the lock"
         with Lock(run.with_name("run2"), "Run folder"):
             pass
-        pipe.send("enough")
+        pipe.to_device("enough")
         started.join(LIMIT)
     with lock:
         assert note(lock)["pid"] == os.getpid()
@@ -228,8 +228,8 @@ def test_the_new_owner_removes_leftovers(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     for target in (run, run / "label.json", tmp_path / ".run.lock"):
-        part_of(target).touch()
-    other = part_of(tmp_path / "run2")
+        temporary_path(target).touch()
+    other = temporary_path(tmp_path / "run2")
     other.touch()
     with Lock(run, "Run folder"):
         assert not list(run.iterdir())
