@@ -308,17 +308,17 @@ def test_written_answers_are_the_likeliest_tokens_one_by_one(backbone: Path, pac
 
 @pytest.mark.parametrize("alike", [False, True])
 def test_what_a_packed_reading_leaves_is_what_a_padded_one_does(
-    backbone: Path, comparable: bool
+    backbone: Path, alike: bool
 ) -> None:
     """Tokens, positions, keys and values of each clip, and which of them count."""
-    model, made = module(backbone).backbone, examples(1) * 3 if comparable else examples(4)
+    model, made = module(backbone).backbone, examples(1) * 3 if alike else examples(4)
     reads = []
     for packing in (False, True):
         batch = collator(backbone, prompt_stage="label", packing=packing)(made)
         reads += prefill(model, [prompt_of(batch)], batch.video)
     theirs, ours = reads
     real = theirs.mask == 1
-    assert real.all() == comparable
+    assert real.all() == alike
     assert torch.equal(ours.mask, theirs.mask)
     assert ours.lengths == theirs.lengths == tuple(real.sum(1).tolist())
     assert torch.equal(ours.ids[real], theirs.ids[real])
