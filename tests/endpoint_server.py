@@ -1,6 +1,6 @@
 """A server on this machine that answers like OpenAI's API, and goes wrong when it is told to.
 
-`python -m tests.endpoint_server` is not needed: tests start it in a thread, see `serving`.
+Tests start it in a thread, see `serving`.
 """
 
 import json
@@ -55,7 +55,11 @@ class Served:
         times: When each request came, by the monotonic clock.
         most_open: The most requests that were open at a time.
         slow: Seconds of a slow answer.
-        usage: Tokens that each whole answer counts.
+        pause: Seconds that every answer takes.
+        retry_after: What 429 asks for.
+        gate: Answers wait until it is set.
+        lock: Of what stands here.
+        open: Requests that are open.
     """
 
     url: str = ""
@@ -87,14 +91,14 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing."""
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         served = self.served
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = prompt_of(body)
         with served.lock:
             served.times.append(time.monotonic())
             served.bodies.append(body)
-            served.headers.append(dict(self.headers))
+            served.headers.append({name.lower(): value for name, value in self.headers.items()})
             number = served.sent[prompt]
             served.sent[prompt] += 1
             served.open += 1

@@ -277,7 +277,8 @@ class Budget:
         else:
             with self._file.owned():
                 record = {"back": ticket, "tokens": cost.tokens, "money": cost.money}
-                self._file.add([record])
+                # Lost, the most that it could cost stays counted.
+                self._file.add([record], flush=False)
                 self._read()
         if estimate and counted > estimate:
             self._factor = max(self._factor, counted / estimate)
@@ -337,4 +338,7 @@ def _price(entry: Any, what: str) -> Price:
     for name, value in entry.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
             raise ValueError(f"{what}: {name} is {value!r}; it must be a number from 0 on.")
-    return Price(**{name: entry[name] for name in entry})
+    images = entry.pop("image_tokens", None)
+    if images is not None and not isinstance(images, int):
+        raise ValueError(f"{what}: image_tokens is {images!r}; it must be a whole number.")
+    return Price(**{name: float(value) for name, value in entry.items()}, image_tokens=images)

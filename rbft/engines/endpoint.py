@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -161,7 +161,7 @@ class EndpointEngine:
             self._key()  # now, not after an hour
             _openai()
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[Answer]:
+    def answer(self, requests: Iterable[Request]) -> Generator[Answer, None, None]:
         """Answers each request once, in the order in which answers come.
 
         Requests are taken as slots become free, and frames are decoded when their turn has come, so

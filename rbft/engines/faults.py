@@ -112,13 +112,9 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
         Seconds from 0 on; None if it does not say, or says what is neither.
     """
     found = {name.lower(): value for name, value in headers.items()}
-    try:
-        return max(0.0, float(found["retry-after-ms"]) / 1000)
-    except (KeyError, ValueError):
-        pass
-    value = found.get("retry-after", "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", value):
-        return float(value)
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        if re.fullmatch(r"\d+(\.\d+)?", value := found.get(name, "").strip()):
+            return float(value) / unit
     try:
         then = parsedate_to_datetime(value).timestamp()
     except (ValueError, TypeError):

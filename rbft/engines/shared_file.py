@@ -15,7 +15,7 @@ except ImportError:  # Windows: one process at a time
 
 
 class SharedLines:
-    """A file that only grows; each line is on disk when `add` returns.
+    """A file that only grows.
 
     A line that a kill cut off is not read, and is taken off before the next one is added. Not for
     several threads at once.
@@ -39,12 +39,16 @@ class SharedLines:
                     fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
-    def add(self, records: Iterable[Mapping[str, Any]]) -> None:
+    def add(self, records: Iterable[Mapping[str, Any]], flush: bool = True) -> None:
         """Adds lines; to be called by who owns the file.
 
         What this process has added, `news` gives it back once.
+
+        Args:
+            records: A line each.
+            flush: See `rbft.runtime.jsonl.append_lines`.
         """
-        append_lines(self.path, records)
+        append_lines(self.path, records, flush)
 
     def news(self) -> list[tuple[int, int, bytes]]:
         """The lines since the last call: number from 1, where the line begins, its bytes.

@@ -1,4 +1,4 @@
-"""Asks a thousand questions; run as a program so that it can be killed."""
+"""Asks many questions; run as a program so that it can be killed."""
 
 import sys
 from collections.abc import Iterator
@@ -15,7 +15,6 @@ from rbft.engines.replay import ReplayStore
 from rbft.engines.request import Request, Sampling
 from rbft.video.sampling import Video
 
-COUNT = 1000
 PRICES = Prices(Path("p.yaml"), "USD", "2026-11-21", "made up", {"tiny-vl": Price(1.0, 2.0)})
 
 
@@ -25,8 +24,8 @@ def video(number: int) -> Video:
     return Video(pixels, [0, number], 2000, 25.0)
 
 
-def requests() -> Iterator[Request]:
-    for number in range(COUNT):
+def requests(count: int) -> Iterator[Request]:
+    for number in range(count):
         yield Request(
             f"c{number:04d}",
             f"prompt {number}",
@@ -35,14 +34,14 @@ def requests() -> Iterator[Request]:
         )
 
 
-def engine(folder: Path, url: str, money: float) -> EndpointEngine:
+def engine(folder: Path, url: str, money: float, open: int = 24) -> EndpointEngine:
     limits = Limits(requests=3000, money=money)
     return EndpointEngine(
         Chat("tiny-vl", AsVideo()),
         [url],
         ReplayStore(folder / "answers.jsonl"),
         Budget("tiny-vl", limits, folder / "spent.jsonl", PRICES),
-        concurrency=24,
+        concurrency=open,
         attempts=6,
         timeout=0.5,
         backoff=Backoff(first=0.001, longest=0.01),
@@ -50,5 +49,7 @@ def engine(folder: Path, url: str, money: float) -> EndpointEngine:
 
 
 if __name__ == "__main__":
-    for answer in engine(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])).answer(requests()):
+    folder, url, money, open, count = sys.argv[1:]
+    made = engine(Path(folder), url, float(money), int(open))
+    for answer in made.answer(requests(int(count))):
         assert answer.id

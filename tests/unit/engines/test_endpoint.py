@@ -351,8 +351,7 @@ def test_offline_gives_what_is_there_and_names_what_is_not(tmp_path: Path) -> No
     assert by_id(made.answer(requests(3))).keys() == {"c0", "c1", "c2"}
     answers, found = made.answer(requests(10)), []
     with pytest.raises(ValueError, match="are not in") as error:
-        for answer in answers:
-            found.append(answer)
+        found.extend(answers)
     assert [answer.id for answer in found] == ["c0", "c1", "c2"]
     assert str(error.value) == (
         f"7 of 10 answers of tiny-vl are not in {tmp_path / 'answers.jsonl'} (c3, c4, c5, c6, c7, "
@@ -435,7 +434,7 @@ PRICES = Prices(Path("p.yaml"), "USD", "2026-11-21", "made up", {"tiny-vl": Pric
     ("limits", "answered", "name"),
     [
         (Limits(requests=7), 7, "requests"),
-        # A request reserves 8 bytes of prompt, 128 of the template and 30 of the answer, and takes 25.
+        # A request reserves 8 bytes of prompt, 128 of the template, 30 of the answer; it takes 25.
         (Limits(tokens=25 * 6 + 166), 7, "tokens"),
         (Limits(tokens=165), 0, "tokens"),
         (Limits(money=(30 * 4 + 200) / 1e6), 5, "money"),
@@ -551,7 +550,7 @@ def test_the_key_stands_nowhere_but_in_the_request(
         made.store.export(tmp_path / "out.jsonl", [a.key for a in found.values() if a.text])
     assert found["c2"].error == "HTTP 400: I was given [key]."
     assert said["echo"].text == "about say [key]"
-    assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {SECRET}"}
+    assert {headers["authorization"] for headers in server.headers} == {f"Bearer {SECRET}"}
     assert not any("other-" in value for each in server.headers for value in each.values())
     texts = [repr(made), repr(vars(made)), repr(found), str(error.value), repr(error.value)]
     texts += [caplog.text, *capfd.readouterr()]

@@ -7,15 +7,15 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from rbft.engines.budget import Budget, Limits
 from rbft.engines.replay import ReplayStore
 from tests.endpoint_server import Served, serving
 from tests.recipe.runs import ROOT
-from tests.unit.engines.many_requests import COUNT, PRICES, engine, requests
+from tests.unit.engines.many_requests import PRICES, engine, requests
 
+COUNT = 1000
 FAULTS = ["429", "429 after", "500", "503", "cut", "no JSON", "other JSON", "empty"]
+PROGRAM = "tests.unit.engines.many_requests"
 FINAL = {"refusal": "refused", "wrong model": "other_model", "filter": "refused"}
 
 
@@ -33,10 +33,12 @@ def plan(prompt: str) -> list[str]:
     return []
 
 
-def kill_when(folder: Path, server: Served, answered: int, money: float) -> None:
+def kill_when(
+    folder: Path, server: Served, answered: int, money: float, open: int, count: int
+) -> None:
     """Runs the program and kills it when the server has given so many answers."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.unit.engines.many_requests", folder, server.url, str(money)],
+        [sys.executable, "-m", PROGRAM, folder, server.url, *map(str, (money, open, count))],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
@@ -55,16 +57,16 @@ def kill_when(folder: Path, server: Served, answered: int, money: float) -> None
 def test_every_request_is_answered_or_named_once_though_killed_in_between(tmp_path: Path) -> None:
     money = 1.0
     with serving(plan, retry_after="0.01", slow=1.0, pause=0.002) as server:
-        kill_when(tmp_path, server, 400, money)
+        kill_when(tmp_path, server, 400, money, 24, COUNT)
         stored = ReplayStore(tmp_path / "answers.jsonl")
         before = {line["id"]: line for line in stored.lines()}
         assert 300 <= len(before) < 900
         sent_before = dict(server.sent)
         again = engine(tmp_path, server.url, money)
-        found = list(again.answer(requests()))
+        found = list(again.answer(requests(COUNT)))
     # Every id once: answered, or named with its reason.
     ids = [answer.id for answer in found]
-    assert sorted(ids) == [request.id for request in requests()]
+    assert sorted(ids) == [request.id for request in requests(COUNT)]
     for answer in found:
         number = int(answer.id[1:])
         expected = {7: "failed", 8: FINAL[list(FINAL)[number // 100 % 3]]}
@@ -92,15 +94,15 @@ def test_every_request_is_answered_or_named_once_though_killed_in_between(tmp_pa
     assert budget.reserved.requests <= 24, "of the killed process"
 
 
-@pytest.mark.parametrize("share", [0.5])
-def test_the_budget_holds_over_a_kill(tmp_path: Path, share: float) -> None:
+def test_the_budget_holds_over_a_kill(tmp_path: Path) -> None:
     """With half of the money that all need: it stops in time, and the rest is named."""
-    money = share * COUNT * (20 * 1.0 + 5 * 2.0) / 1e6
+    count = 300
+    money = 0.5 * count * (20 * 1.0 + 5 * 2.0) / 1e6
     with serving(retry_after="0.01", pause=0.002) as server:
-        kill_when(tmp_path, server, 200, money)
-        found = list(engine(tmp_path, server.url, money).answer(requests()))
+        kill_when(tmp_path, server, 60, money, 4, count)
+        found = list(engine(tmp_path, server.url, money, 4).answer(requests(count)))
         sent = server.sent.total()
-        list(engine(tmp_path, server.url, money).answer(requests()))
+        list(engine(tmp_path, server.url, money, 4).answer(requests(count)))
     assert server.sent.total() == sent, "a third start sends nothing"
     real = server.answered.total() * (20 * 1.0 + 5 * 2.0) / 1e6
     spent = Budget("tiny-vl", Limits(money=money), tmp_path / "spent.jsonl", PRICES).spent
@@ -108,5 +110,5 @@ def test_the_budget_holds_over_a_kill(tmp_path: Path, share: float) -> None:
     assert real > 0.75 * money, "and not much too early"
     answered = [answer for answer in found if answer.ok]
     unsent = [answer for answer in found if answer.status == "not_sent"]
-    assert len(answered) + len(unsent) == COUNT
+    assert len(answered) + len(unsent) == count
     assert all("the limit of money would be passed" in answer.error for answer in unsent)
