@@ -65,6 +65,7 @@ class _Run:
         self.asking: dict[str, asyncio.Future[Answer]] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.repeated: Counter[str] = Counter()
+        self.flagged: Counter[str] = Counter()
         self.stopped = ""  # why nothing is sent any more
 
     def submit(self, make: Callable[[], Coroutine[Any, Any, Answer]]) -> None:
@@ -266,6 +267,8 @@ class EndpointEngine:
         if run.repeated:
             kinds = ", ".join(f"{count} x {what}" for what, count in run.repeated.most_common())
             log.info("%d attempts gave no answer: %s.", run.repeated.total(), kinds)
+        for status, count in run.flagged.items():
+            log.warning("%d answers have the status %s and are not used.", count, status)
 
     async def _answer(self, run: _Run, request: Request) -> Answer:
         """The answer to a request: from the store, from an equal request that is open, or asked."""
@@ -321,7 +324,9 @@ class EndpointEngine:
             self._settle(run, ticket, cost, estimate, counted)
             if answer is not None and last:
                 if answer.status in ("other_model", "other_frames"):
-                    log.warning("%s: %s", request.id, answer.error)
+                    run.flagged[answer.status] += 1
+                    if run.flagged[answer.status] == 1:  # it will be true of many
+                        log.warning("%s: %s", request.id, answer.error)
                 return answer
             assert fault is not None
             run.repeated[fault.text.split(": ")[0]] += 1

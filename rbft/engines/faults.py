@@ -130,7 +130,7 @@ def scrub(value: Any, secret: str) -> Any:
         return value.replace(secret, "[key]")
     if isinstance(value, Mapping):
         return {scrub(k, secret): scrub(v, secret) for k, v in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [scrub(one, secret) for one in value]
     return value
 

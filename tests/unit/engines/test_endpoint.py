@@ -224,8 +224,20 @@ def test_answers_that_are_none_are_kept_and_marked(
 
 def test_another_model_is_said_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with serving(lambda prompt: ["wrong model"]) as server:
-        list(engine(tmp_path, server.url).answer(requests(1)))
-    assert "c0: 'tiny-vl' was asked and 'cheaper-vl' answered." in caplog.text
+        list(engine(tmp_path, server.url, concurrency=1).answer(requests(3)))
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said[0].startswith("c0: 'tiny-vl' was asked and 'cheaper-vl' answered.")
+    assert said[1:] == ["3 answers have the status other_model and are not used."]
+
+
+def test_a_server_that_is_not_there_costs_no_tokens(tmp_path: Path) -> None:
+    with serving() as server:
+        url = server.url
+    budget = Budget("tiny-vl")
+    [answer] = engine(tmp_path, url, budget=budget, attempts=3).answer(requests(1))
+    assert answer.status == "failed"
+    assert answer.error.startswith("No answer after 3 attempts; the last: Broken connection: Conn")
+    assert (budget.spent.requests, budget.spent.tokens) == (3, 0)
 
 
 @pytest.mark.parametrize("after", ["0.4", "date"])

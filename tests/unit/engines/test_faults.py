@@ -75,4 +75,5 @@ def test_a_secret_is_taken_out_of_every_text() -> None:
     secret = "sk-0123456789"
     value = {"a": [f"x{secret}y", 1, {secret: None}], "b": "fine"}
     assert scrub(value, secret) == {"a": ["x[key]y", 1, {"[key]": None}], "b": "fine"}
+    assert scrub(({"text": secret},), secret) == [{"text": "[key]"}]
     assert scrub("none of it", "none") == "none of it", "a word for servers without keys"

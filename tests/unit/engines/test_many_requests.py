@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from rbft.engines.budget import Budget, Limits
 from rbft.engines.replay import ReplayStore
 from tests.endpoint_server import Served, serving
@@ -34,9 +36,15 @@ def plan(prompt: str) -> list[str]:
 
 
 def kill_when(
-    folder: Path, server: Served, answered: int, money: float, open: int, count: int
+    folder: Path,
+    server: Served,
+    answered: int,
+    money: float,
+    open: int,
+    count: int,
+    sent: signal.Signals = signal.SIGKILL,
 ) -> None:
-    """Runs the program and kills it when the server has given so many answers."""
+    """Runs the program and ends it when the server has given so many answers."""
     process = subprocess.Popen(
         [sys.executable, "-m", PROGRAM, folder, server.url, *map(str, (money, open, count))],
         cwd=ROOT,
@@ -50,8 +58,8 @@ def kill_when(
         assert process.poll() is None, "it ended before it was killed"
         assert server.answered.total() >= answered
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(sent)
+        process.wait(30)
 
 
 def test_every_request_is_answered_or_named_once_though_killed_in_between(tmp_path: Path) -> None:
@@ -94,16 +102,19 @@ def test_every_request_is_answered_or_named_once_though_killed_in_between(tmp_pa
     assert budget.reserved.requests <= 24, "of the killed process"
 
 
-def test_the_budget_holds_over_a_kill(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_the_budget_holds_over_a_kill(tmp_path: Path, sent: signal.Signals) -> None:
     """With half of the money that all need: it stops in time, and the rest is named."""
     count = 300
     money = 0.5 * count * (20 * 1.0 + 5 * 2.0) / 1e6
     with serving(retry_after="0.01", pause=0.002) as server:
-        kill_when(tmp_path, server, 60, money, 4, count)
+        kill_when(tmp_path, server, 60, money, 4, count, sent)
+        ledger = Budget("tiny-vl", ledger=tmp_path / "spent.jsonl", prices=PRICES)
+        assert bool(ledger.reserved.requests) == (sent == signal.SIGKILL)
         found = list(engine(tmp_path, server.url, money, 4).answer(requests(count)))
-        sent = server.sent.total()
+        requests_sent = server.sent.total()
         list(engine(tmp_path, server.url, money, 4).answer(requests(count)))
-    assert server.sent.total() == sent, "a third start sends nothing"
+    assert server.sent.total() == requests_sent, "a third start sends nothing"
     real = server.answered.total() * (20 * 1.0 + 5 * 2.0) / 1e6
     spent = Budget("tiny-vl", Limits(money=money), tmp_path / "spent.jsonl", PRICES).spent
     assert real <= spent.money <= money
