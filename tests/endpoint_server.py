@@ -18,7 +18,9 @@ from typing import Any
 Plan = Callable[[str], list[str]]
 
 
-def completion(prompt: str, model: str = "tiny-vl", text: str | None = None) -> dict[str, Any]:
+def completion(
+    prompt: str, model: str = "tiny-vl", text: str | None = None, prompt_tokens: int = 20
+) -> dict[str, Any]:
     """A chat completion: the answer names its prompt."""
     return {
         "id": "chatcmpl-1",
@@ -37,7 +39,11 @@ def completion(prompt: str, model: str = "tiny-vl", text: str | None = None) -> 
                 "logprobs": None,
             }
         ],
-        "usage": {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25},
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": 5,
+            "total_tokens": prompt_tokens + 5,
+        },
     }
 
 
@@ -54,10 +60,10 @@ class Served:
         headers: The requests' headers.
         times: When each request came, by the monotonic clock.
         most_open: The most requests that were open at a time.
+        prompt_tokens: What each whole answer counts.
         slow: Seconds of a slow answer.
         pause: Seconds that every answer takes.
         retry_after: What 429 asks for.
-        gate: Answers wait until it is set.
         lock: Of what stands here.
         open: Requests that are open.
     """
@@ -70,10 +76,10 @@ class Served:
     headers: list[dict[str, str]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     most_open: int = 0
+    prompt_tokens: int = 20
     slow: float = 1.0
     pause: float = 0.0
     retry_after: str = "0.3"
-    gate: threading.Event | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     open: int = 0
 
@@ -106,8 +112,6 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             plan = served.plan(prompt)
             fault = plan[number] if number < len(plan) else "fine"
-            if served.gate is not None:
-                served.gate.wait(30)
             time.sleep(served.pause)
             self.respond(fault, prompt, body)
         finally:
@@ -115,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
                 served.open -= 1
 
     def respond(self, fault: str, prompt: str, body: dict[str, Any]) -> None:
-        made = completion(prompt, body["model"])
+        made = completion(prompt, body["model"], prompt_tokens=self.served.prompt_tokens)
         message = made["choices"][0]["message"]
         if fault == "fine":
             self.whole(prompt, made)
