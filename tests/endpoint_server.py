@@ -140,6 +140,16 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(self.served.slow)
             with suppress(OSError):
                 self.whole(prompt, made)
+        elif fault == "drip":  # never long without a byte, and never done
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(40):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                    time.sleep(0.1)
+            self.close_connection = True
         elif fault == "cut":
             self.send_response(200)
             content = json.dumps(made).encode()

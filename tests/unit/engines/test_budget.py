@@ -1,4 +1,5 @@
 import multiprocessing
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -129,8 +130,9 @@ def test_a_prompt_that_was_longer_than_expected_is_learnt_from() -> None:
     assert budget.at_most(100, 10).tokens == 161
 
 
-def spend(file: Path, tries: int) -> None:
+def spend(file: Path, tries: int, begin: Barrier) -> None:
     budget = Budget("a", Limits(requests=100), file)
+    begin.wait(60)
     for _ in range(tries):
         ticket, _ = budget.reserve(Spent(1, 3))
         if ticket:
@@ -139,7 +141,8 @@ def spend(file: Path, tries: int) -> None:
 
 def test_processes_share_a_budget(tmp_path: Path) -> None:
     file, context = tmp_path / "spent.jsonl", multiprocessing.get_context("fork")
-    started = [context.Process(target=spend, args=(file, 60)) for _ in range(3)]
+    begin = context.Barrier(3)
+    started = [context.Process(target=spend, args=(file, 60, begin)) for _ in range(3)]
     for process in started:
         process.start()
     for process in started:

@@ -153,7 +153,7 @@ def test_the_id_and_other_times_of_the_same_frames_decide(tmp_path: Path) -> Non
 FAULTS = ["429", "429 after", "408", "409", "500", "502", "503", "529", "cut", "no JSON"]
 
 
-@pytest.mark.parametrize("fault", [*FAULTS, "other JSON", "slow", "empty"])
+@pytest.mark.parametrize("fault", [*FAULTS, "other JSON", "slow", "drip", "empty"])
 def test_what_may_come_right_is_sent_again(tmp_path: Path, fault: str) -> None:
     plan = {"prompt 0": [fault, fault]}
     with serving(lambda prompt: plan.get(prompt, []), retry_after="0.01") as server:
@@ -170,6 +170,7 @@ def test_what_may_come_right_is_sent_again(tmp_path: Path, fault: str) -> None:
         ("429", "No answer after 3 attempts; the last: HTTP 429: Something is wrong"),
         ("cut", "No answer after 3 attempts; the last: Broken connection: "),
         ("slow", "No answer after 3 attempts; the last: Time-out: no answer within 0.3 s"),
+        ("drip", "No answer after 3 attempts; the last: Time-out: no answer within 0.3 s"),
         ("no JSON", "No answer after 3 attempts; the last: Malformed response: no JSON ("),
         ("other JSON", "No answer after 3 attempts; the last: Malformed response: it is no chat"),
         ("400", "HTTP 400: Something is wrong"),

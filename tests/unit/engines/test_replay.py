@@ -102,6 +102,16 @@ def test_a_damaged_line_is_named(tmp_path: Path, change: Any, problem: str) -> N
     )
 
 
+def test_lines_are_counted_from_the_file_s_start(tmp_path: Path) -> None:
+    store = ReplayStore(tmp_path / "a.jsonl")
+    put(store, "one")
+    put(store, "two")
+    with store.path.open("ab") as stream:
+        stream.write(b"{}\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 3 is no answer"):
+        store.refresh()
+
+
 def test_a_store_that_is_replaced_while_it_is_used_is_noticed(tmp_path: Path) -> None:
     store = ReplayStore(tmp_path / "a.jsonl")
     put(store, "one")
