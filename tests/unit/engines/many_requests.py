@@ -43,7 +43,7 @@ def engine(folder: Path, url: str, money: float, open: int = 24) -> EndpointEngi
         Budget("tiny-vl", limits, folder / "spent.jsonl", PRICES),
         concurrency=open,
         attempts=6,
-        timeout=0.5,
+        timeout=1.0,
         backoff=Backoff(first=0.001, longest=0.01),
     )
 

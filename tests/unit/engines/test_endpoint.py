@@ -156,8 +156,8 @@ FAULTS = ["429", "429 after", "408", "409", "500", "502", "503", "529", "cut", "
 @pytest.mark.parametrize("fault", [*FAULTS, "other JSON", "slow", "drip", "empty"])
 def test_what_may_come_right_is_sent_again(tmp_path: Path, fault: str) -> None:
     plan = {"prompt 0": [fault, fault]}
-    with serving(lambda prompt: plan.get(prompt, []), retry_after="0.01") as server:
-        found = by_id(engine(tmp_path, server.url, timeout=0.4).answer(requests(2)))
+    with serving(lambda prompt: plan.get(prompt, []), retry_after="0.01", slow=2.5) as server:
+        found = by_id(engine(tmp_path, server.url, timeout=1.0).answer(requests(2)))
     assert {name: one.status for name, one in found.items()} == {"c0": "answered", "c1": "answered"}
     assert found["c0"].attempts == server.sent["prompt 0"] == 3
     assert found["c1"].attempts == server.sent["prompt 1"] == 1
@@ -169,8 +169,8 @@ def test_what_may_come_right_is_sent_again(tmp_path: Path, fault: str) -> None:
         ("500", "No answer after 3 attempts; the last: HTTP 500: Something is wrong"),
         ("429", "No answer after 3 attempts; the last: HTTP 429: Something is wrong"),
         ("cut", "No answer after 3 attempts; the last: Broken connection: "),
-        ("slow", "No answer after 3 attempts; the last: Time-out: no answer within 0.3 s"),
-        ("drip", "No answer after 3 attempts; the last: Time-out: no answer within 0.3 s"),
+        ("slow", "No answer after 3 attempts; the last: Time-out: no answer within 0.6 s"),
+        ("drip", "No answer after 3 attempts; the last: Time-out: no answer within 0.6 s"),
         ("no JSON", "No answer after 3 attempts; the last: Malformed response: no JSON ("),
         ("other JSON", "No answer after 3 attempts; the last: Malformed response: it is no chat"),
         ("400", "HTTP 400: Something is wrong"),
@@ -181,7 +181,7 @@ def test_what_may_come_right_is_sent_again(tmp_path: Path, fault: str) -> None:
 def test_what_is_not_answered_is_named(tmp_path: Path, fault: str, error: str) -> None:
     plan = {"prompt 1": [fault] * 9}
     with serving(lambda prompt: plan.get(prompt, [])) as server:
-        made = engine(tmp_path, server.url, attempts=3, timeout=0.3)
+        made = engine(tmp_path, server.url, attempts=3, timeout=0.6)
         found = by_id(made.answer(requests(3)))
     assert {name for name, one in found.items() if one.ok} == {"c0", "c2"}
     failed = found["c1"]
@@ -249,7 +249,7 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(tmp_path: Path, after: st
     assert answer.attempts == 2
     apart = server.times[1] - server.times[0]
     # A date has whole seconds: 2 s from now is 1 s to 2 s.
-    low, high = (0.9, 3) if after == "date" else (0.4, 1.5)
+    low, high = (0.9, 10) if after == "date" else (0.4, 5)
     assert low <= apart < high
 
 
@@ -476,9 +476,9 @@ def test_a_budget_stops_before_it_is_passed(
 def test_each_attempt_counts_with_what_it_may_have_cost(tmp_path: Path) -> None:
     cases = {"500": 0, "429": 0, "cut": 166, "no JSON": 166, "slow": 166, "empty": 25}
     for fault, tokens in cases.items():
-        with serving(lambda prompt, fault=fault: [fault]) as server:
+        with serving(lambda prompt, fault=fault: [fault], slow=2.5) as server:
             budget = Budget("tiny-vl")
-            made = engine(tmp_path / fault, server.url, budget=budget, timeout=0.4)
+            made = engine(tmp_path / fault, server.url, budget=budget, timeout=1.0)
             [answer] = made.answer(requests(1))
         assert answer.attempts == budget.spent.requests == 2
         assert budget.spent.tokens == tokens + 25, fault
@@ -516,14 +516,14 @@ def test_the_estimate_counts_what_is_not_in_the_store(tmp_path: Path) -> None:
 
 def test_stopping_early_cancels_what_is_open_and_keeps_what_was_answered(tmp_path: Path) -> None:
     budget = Budget("tiny-vl")
-    with serving(lambda prompt: ["slow"] if prompt != "prompt 0" else [], slow=3.0) as server:
+    with serving(lambda prompt: ["slow"] if prompt != "prompt 0" else [], slow=10.0) as server:
         made = engine(tmp_path, server.url, budget=budget, concurrency=4)
         answers = made.answer(requests(20))
         assert next(answers).id == "c0"
         time.sleep(0.2)
         begun = time.monotonic()
         answers.close()
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 5
         assert not any(thread.name == "endpoint" for thread in threading.enumerate())
     assert len(made.store) == 1
     sent = server.sent.total()

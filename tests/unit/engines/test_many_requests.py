@@ -64,7 +64,7 @@ def kill_when(
 
 def test_every_request_is_answered_or_named_once_though_killed_in_between(tmp_path: Path) -> None:
     money = 1.0
-    with serving(plan, retry_after="0.01", slow=1.0, pause=0.002) as server:
+    with serving(plan, retry_after="0.01", slow=2.5, pause=0.002) as server:
         kill_when(tmp_path, server, 400, money, 24, COUNT)
         stored = ReplayStore(tmp_path / "answers.jsonl")
         before = {line["id"]: line for line in stored.lines()}
