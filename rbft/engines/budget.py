@@ -146,6 +146,7 @@ class Budget:
     Before a request is sent, the most that it can cost is reserved; when the answer is there, what
     it did cost takes the place of that. An attempt after which nobody knows what the server counted
     (a time-out, a broken connection, a killed process) counts with the most that it can cost.
+    Not for several threads at once.
 
     Args:
         model: The model that is asked.

@@ -52,6 +52,8 @@ class Chat:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.same_model, str):
+            raise ValueError(f"same_model must be a list of names, not {self.same_model!r}.")
         if taken := sorted(RESERVED & self.fields.keys()):
             raise ValueError(
                 f"fields of the request ({', '.join(self.fields)}) holds {', '.join(taken)}, which "

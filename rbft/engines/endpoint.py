@@ -93,6 +93,9 @@ class _Run:
                 self.done.put(await make())
             except Exception as error:
                 self.done.put(error)
+            except asyncio.CancelledError:
+                self.done.put(RuntimeError("A request was cancelled."))  # none is left waiting
+                raise
 
         task = self.loop.create_task(finish())
         self.tasks.add(task)
@@ -288,8 +291,12 @@ class EndpointEngine:
                     answer = replace(answer, key=key)
                     future.set_result(answer)
                     return answer
+                except Exception as error:
+                    future.set_exception(error)
+                    future.exception()  # so that asyncio does not complain if nobody waits for it
+                    raise
                 finally:
-                    future.cancel()  # does nothing where there is an answer
+                    future.cancel()  # does nothing where there is an answer or an error
                     del run.asking[key]
             except _Unusable as error:
                 return Answer(request.id, "failed", error=self._scrub(str(error)))

@@ -152,6 +152,12 @@ def test_fields_that_have_a_setting_are_refused() -> None:
     )
 
 
+def test_names_of_one_model_are_a_list() -> None:
+    with pytest.raises(ValueError, match="same_model") as error:
+        Chat("m", AsVideo(), same_model="m-large")
+    assert str(error.value) == "same_model must be a list of names, not 'm-large'."
+
+
 def test_no_prompt_has_more_tokens_than_is_reserved() -> None:
     content = Content(tokens=77)
     asked = Request("a", "zwölf", system="äh")

@@ -357,6 +357,19 @@ def test_a_clip_that_cannot_be_sent_is_named_and_the_others_are_answered(tmp_pat
     )
 
 
+def test_of_equal_requests_that_cannot_be_sent_none_is_left_waiting(tmp_path: Path) -> None:
+    def video() -> Video:
+        time.sleep(0.1)  # so that all have begun
+        return clip(size=(28, 30))
+
+    asked = [Request(f"c{n}", "one", video) for n in range(6)]
+    with serving() as server:
+        found = by_id(engine(tmp_path, server.url, concurrency=6).answer(asked))
+    assert {answer.status for answer in found.values()} == {"failed"}
+    assert {answer.error[:22] for answer in found.values()} == {"Frames of 30x28 pixels"}
+    assert not server.sent
+
+
 def test_offline_gives_what_is_there_and_names_what_is_not(tmp_path: Path) -> None:
     with serving() as server:
         list(engine(tmp_path, server.url).answer(requests(3)))
