@@ -21,7 +21,8 @@ HOPELESS = {
     404: "Check the URL (it ends in /v1 for most servers) and the model's name",
 }
 SHORTEST_SECRET = 8  # characters; shorter keys are words for servers that ask for none
-VLLM_FIELDS = ("media_io_kwargs", "mm_processor_kwargs", "trust-request-mm-kwargs")
+VLLM_FIELDS = ("media_io_kwargs", "mm_processor_kwargs")
+VLLM_FLAG = "--trust-request-mm-kwargs"
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ def of_status(status: int, headers: Mapping[str, str], body: Any) -> Fault:
     said = error_text(body)
     inner = body.get("error", body) if isinstance(body, Mapping) else None
     code = inner.get("code") if isinstance(inner, Mapping) else None
-    if any(name in said for name in VLLM_FIELDS):
-        said += " (Start vLLM with --trust-request-mm-kwargs.)"
+    if VLLM_FLAG not in said and any(name in said for name in VLLM_FIELDS):
+        said += f" (Start vLLM with {VLLM_FLAG}.)"
     if refused_by_filter(body):
         return Fault(f"HTTP {status}: {said}", again=False, free=True, refused=True)
     hopeless = HOPELESS.get(status, "")

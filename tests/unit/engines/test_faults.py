@@ -69,6 +69,8 @@ def test_an_account_without_money_is_not_asked_again(body: dict[str, dict[str, s
 def test_how_vllm_is_to_be_started_is_said() -> None:
     fault = of_status(400, {}, {"message": "mm_processor_kwargs is not allowed"})
     assert fault.text.endswith("is not allowed (Start vLLM with --trust-request-mm-kwargs.)")
+    said = "mm_processor_kwargs are disabled. Start the server with --trust-request-mm-kwargs."
+    assert of_status(400, {}, {"message": said}).text == f"HTTP 400: {said}"
 
 
 def test_a_secret_is_taken_out_of_every_text() -> None:
