@@ -140,7 +140,7 @@ def spend(file: Path, tries: int, begin: Barrier) -> None:
 
 
 def test_processes_share_a_budget(tmp_path: Path) -> None:
-    file, context = tmp_path / "spent.jsonl", multiprocessing.get_context("fork")
+    file, context = tmp_path / "spent.jsonl", multiprocessing.get_context("forkserver")
     begin = context.Barrier(3)
     started = [context.Process(target=spend, args=(file, 60, begin)) for _ in range(3)]
     for process in started:

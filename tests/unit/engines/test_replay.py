@@ -130,7 +130,7 @@ def write(path: Path, name: str, count: int) -> None:
 
 
 def test_several_processes_write_into_one_store(tmp_path: Path) -> None:
-    path, context = tmp_path / "a.jsonl", multiprocessing.get_context("fork")
+    path, context = tmp_path / "a.jsonl", multiprocessing.get_context("forkserver")
     started = [context.Process(target=write, args=(path, name, 40)) for name in "abc"]
     for process in started:
         process.start()
