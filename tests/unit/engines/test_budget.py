@@ -1,11 +1,11 @@
-import multiprocessing
-from multiprocessing.synchronize import Barrier
+import threading
 from pathlib import Path
 
 import pytest
 
 from rbft.engines.budget import Budget, Limits, Price, Prices, Spent
 from rbft.engines.request import Answer
+from rbft.engines.shared_file import SharedLines
 
 TABLE = """\
 currency: USD
@@ -130,25 +130,28 @@ def test_a_prompt_that_was_longer_than_expected_is_learnt_from() -> None:
     assert budget.at_most(100, 10).tokens == 161
 
 
-def spend(file: Path, tries: int, begin: Barrier) -> None:
-    budget = Budget("a", Limits(requests=100), file)
-    begin.wait(60)
-    for _ in range(tries):
-        ticket, _ = budget.reserve(Spent(1, 3))
-        if ticket:
-            budget.settle(ticket, Spent(1, 2))
+def test_budgets_of_one_ledger_are_one(tmp_path: Path) -> None:
+    file = tmp_path / "spent.jsonl"
+    one, two = (Budget("a", Limits(requests=5), file) for _ in range(2))
+    taken = [one.reserve(Spent(1, 3))[0], *(two.reserve(Spent(1, 3))[0] for _ in range(4))]
+    assert all(taken)
+    assert one.reserve(Spent(1, 3)) == two.reserve(Spent(1, 3)) == ("", "requests")
+    two.settle(taken[1], Spent(1, 1))
+    assert one.reserve(Spent(1, 3)) == ("", "requests")
+    assert one.spent == two.spent == Spent(5, 13)
 
 
-def test_processes_share_a_budget(tmp_path: Path) -> None:
-    file, context = tmp_path / "spent.jsonl", multiprocessing.get_context("forkserver")
-    begin = context.Barrier(3)
-    started = [context.Process(target=spend, args=(file, 60, begin)) for _ in range(3)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(60)
-        assert process.exitcode == 0
-    assert Budget("a", ledger=file).spent == Spent(100, 200)
+def test_who_reserves_waits_for_who_is_at_it(tmp_path: Path) -> None:
+    file = tmp_path / "spent.jsonl"
+    budget = Budget("a", Limits(requests=5), file)
+    thread = threading.Thread(target=budget.reserve, args=(Spent(1, 3),))
+    with SharedLines(file).owned():  # as another process would
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        assert file.read_bytes() == b""
+    thread.join(10)
+    assert budget.spent == Spent(1, 3)
 
 
 def test_a_damaged_ledger_is_refused(tmp_path: Path) -> None:

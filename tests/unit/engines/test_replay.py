@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from rbft.engines.chat import Chat, digest
 from rbft.engines.content import AsVideo
 from rbft.engines.replay import ReplayStore, Taken
 from rbft.engines.request import Answer, Request, Status
+from rbft.engines.shared_file import SharedLines
 
 CHAT = Chat("tiny-vl", AsVideo())
 
@@ -143,6 +145,18 @@ def test_several_processes_write_into_one_store(tmp_path: Path) -> None:
     mine.refresh()
     assert len(mine) == len(ReplayStore(path)) == 160
     assert len(path.read_bytes().splitlines()) == 160
+
+
+def test_who_adds_waits_for_who_is_at_it(tmp_path: Path) -> None:
+    store = ReplayStore(tmp_path / "a.jsonl")
+    thread = threading.Thread(target=put, args=(store, "one"))
+    with SharedLines(store.path).owned():  # as another process would
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        assert store.path.read_bytes() == b""
+    thread.join(10)
+    assert len(store) == 1
 
 
 def test_an_export_holds_what_a_result_needs_and_is_taken_in_elsewhere(tmp_path: Path) -> None:
