@@ -23,6 +23,7 @@ from rbft.engines.content import AsImages
 from rbft.engines.endpoint import EndpointEngine
 from rbft.engines.replay import ReplayStore
 from rbft.engines.request import Request, Sampling
+from rbft.video.frame_settings import FrameSettings
 from rbft.video.sampling import Video, decode_video
 from tests.recipe.runs import ROOT
 from tests.videos import make_video
@@ -112,9 +113,7 @@ def test_a_server_of_transformers_writes_what_generate_writes(
     videos = {
         f"c{number}": decode_video(
             make_video(tmp_path / f"{number}.mp4", 40 + 20 * number, *size),
-            fps=1.0,
-            min_pixels=784,
-            max_pixels=7056,
+            FrameSettings(fps=1.0, min_pixels=784, max_pixels=7056),
         )
         for number, size in enumerate(sizes)
     }
