@@ -65,8 +65,14 @@ def complete_lines(content: bytes) -> Iterator[tuple[int, bytes]]:
     return enumerate(content.split(b"\n")[:-1], start=1)
 
 
-def append_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> int:
+def append_lines(file: Path, records: Iterable[Mapping[str, Any]], flush: bool = True) -> int:
     """Adds lines, which are on disk when this returns; takes off a line that was cut off.
+
+    Args:
+        file: The file; it need not exist.
+        records: A line each.
+        flush: Wait for the disk. Without it a kill of the process loses nothing, and a failure of
+            the machine what came last.
 
     Returns:
         The file's size in bytes.
@@ -79,5 +85,6 @@ def append_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> int:
                 stream.truncate(file.read_bytes().rfind(b"\n") + 1)
         stream.write("".join(map(json_line, records)).encode())
         stream.flush()
-        os.fsync(stream.fileno())
+        if flush:
+            os.fsync(stream.fileno())
         return stream.tell()
