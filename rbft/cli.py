@@ -25,6 +25,7 @@ from rbft.data.base import VideoDataModule
 from rbft.data.multihateclip import MultiHateClip
 from rbft.data.smarthome import SmartHome
 from rbft.data.videofolder import VideoFolder
+from rbft.engines.settings import EndpointSettings
 from rbft.miniature.data import Miniature
 from rbft.module import RBFTModule
 from rbft.runtime.experiment_file import ExperimentFile, explain
@@ -128,6 +129,12 @@ class RBFTCLI(LightningCLI):
             default=None,
             help="Threads that torch uses on the processor; null leaves it to torch. One is "
             "fastest for very small models, and on a machine that is busy with other things.",
+        )
+        parser.add_argument(
+            "--endpoint",
+            type=EndpointSettings | None,
+            default=None,
+            help="A server that answers in the backbone's place; null asks the backbone.",
         )
         parser.link_arguments("data", "model.card", _card_of, apply_on="instantiate")
 
