@@ -298,7 +298,7 @@ class Writing(Callback):
         """Stops it."""
         self._wait()
         self.seconds.append(time.perf_counter() - self._started)
-        self.lengths = outputs[0].lengths
+        self.lengths = [len(ids) for ids in outputs[0].ids]
         if self.on_gpu:
             self.peak = torch.cuda.max_memory_allocated()
 

@@ -38,13 +38,13 @@ class Written(Transferable):
     """What the model wrote about the clips of a batch.
 
     Attributes:
+        ids: Token ids of each text, with what ended it.
         texts: The texts.
-        lengths: Tokens of each.
         ended: Whether the model ended each itself; otherwise the limit of tokens did.
     """
 
+    ids: list[list[int]]
     texts: list[str]
-    lengths: list[int]
     ended: list[bool]
 
 
@@ -89,7 +89,7 @@ class RationaleModule(BackboneModule):
     def _write(self, prompt: Any) -> Written:
         ids = greedy_decode(self.backbone, prompt, self.generation)
         texts = decode_texts(ids, self.processor.tokenizer, self.generation)
-        return Written(texts, [*map(len, ids)], [ended(own, self.generation) for own in ids])
+        return Written(ids, texts, [ended(own, self.generation) for own in ids])
 
 
 class RationaleWriter(Callback):
@@ -128,9 +128,9 @@ class RationaleWriter(Callback):
 
 def _records(store: RationaleStore, written: Written, batch: Batch) -> list[dict[str, Any]]:
     records = []
-    for text, length, whole, clip, weight, error in zip(
+    for text, ids, whole, clip, weight, error in zip(
         written.texts,
-        written.lengths,
+        written.ids,
         written.ended,
         batch.clips,
         batch.weight.tolist(),
@@ -143,7 +143,7 @@ def _records(store: RationaleStore, written: Written, batch: Batch) -> list[dict
             "id": clip.id,
             "rationale": text.strip(),
             "finish": STOPPED if whole else CUT,
-            "tokens": length,
+            "tokens": len(ids),
             "source": "self",
         }
         if error:

@@ -11,9 +11,12 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from rbft.backbone_module import BackboneModule
 from rbft.batch import Batch
-from rbft.module import Classified, RBFTModule
+from rbft.inference.classifier import Classified
+from rbft.module import RBFTModule
 from rbft.runtime.fault_tolerance import take_signals
+from rbft.stage_zero import RationaleModule
 from tests.examples import (
     CARD,
     MODULE_SETTINGS,
@@ -166,20 +169,24 @@ def predict(
     batch: int,
     clips: int = 4,
     **settings: Any,
-) -> tuple[RBFTModule, list[Any]]:
+) -> tuple[BackboneModule, list[Any]]:
     """What the backbone says about random clips, asked as in a run: padded batches of `batch`.
 
     Returns:
         The module, and what `predict_step` returned for each batch, longest clips first.
     """
-    made = RBFTModule(str(base(folder)), CARD, stage=stage, **{**MODULE_SETTINGS, **settings})
+    model = RBFTModule(str(base(folder)), CARD, stage=stage, **{**MODULE_SETTINGS, **settings})
+    made: BackboneModule = model
+    if stage == "rationale":
+        longest = model.max_new_tokens
+        made = RationaleModule(model.loader, [CARD], longest, packing=model.packing)
     return made, ask(folder, device, made, precision=precision, batch=batch, clips=clips)
 
 
 def ask(
     folder: Path,
     device: torch.device,
-    made: RBFTModule,
+    made: BackboneModule,
     *,
     precision: str,
     batch: int,
@@ -201,7 +208,7 @@ def scores_of(said: list[Classified]) -> Tensor:
 
 def texts_of(said: list[Any]) -> list[list[int]]:
     """Token ids of all clips' first text."""
-    return [ids for prompts in said for ids in prompts[0]]
+    return [ids for prompts in said for ids in prompts[0].ids]
 
 
 def share_same(found: list[list[int]], expected: list[list[int]]) -> float:

@@ -17,7 +17,7 @@ from rbft.backbone.family import FAMILIES
 from rbft.backbone.loading import load_model, parameter_parts
 from rbft.commands.export_weights import merged_model
 from rbft.training.optim import parameter_groups
-from tests.examples import Yard, answer_of, batch_of, collator, examples, module, trainer
+from tests.examples import Yard, answer_of, batch_of, collator, examples, fed, module, trainer
 from tests.tiny import FAMILY_NAMES, FamilyName, tiny_model
 
 SETTINGS = LoRA(rank=4, alpha=8)
@@ -238,7 +238,8 @@ def test_who_casts(qwen: Path, tmp_path: Path) -> None:
     for precision, casts in (("bf16-mixed", {False}), ("32-true", {True})):
         made = module(qwen, lora=SETTINGS, vision_learning_rate=0.0).train()
         made.backbone = None
-        trainer(tmp_path, precision=precision).fit(made, Yard(tmp_path / precision, {"train": 4}))
+        data = fed(Yard(tmp_path / precision, {"train": 4}), made)
+        trainer(tmp_path, precision=precision).fit(made, data)
         layers = [part for part in made.backbone.modules() if isinstance(part, LoraLayer)]
         assert {layer.cast_input_dtype_enabled for layer in layers} == casts
     model = load_model(str(qwen), "sdpa", False, four_bit=torch.device("cpu"))

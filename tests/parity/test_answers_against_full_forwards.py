@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-import rbft.module
 from rbft.backbone.attention import TEXT, forward_inputs
 from rbft.data.dataset import Example
+from rbft.inference import classifier
 from rbft.inference.generation import NotFiniteError, extend, prefill, score_candidates
 from rbft.stages import LABEL, STAGES
 from tests.examples import (
@@ -217,7 +217,7 @@ def test_the_class_is_scored_after_the_model_s_own_rationale(
     said = [[75, 64, 198], [68, 198], [75, 198], []]
     # With class and end; without a class; cut off before the line break; the class alone.
     written = [[*said[0], *ANSWERS[0]], [*said[1][:-1], END], said[2][:-1], ANSWERS[2]]
-    monkeypatch.setattr(rbft.module, "greedy_decode", lambda *_: written)
+    monkeypatch.setattr(classifier, "greedy_decode", lambda *_: written)
     batch, towers = collator(backbone, prompt_stage="rationale_class", packing=packing)(made), []
     hook = model.backbone.model.visual.register_forward_hook(lambda *_: towers.append(1))
     got = model.classify(batch)
@@ -285,7 +285,7 @@ def test_a_class_scores_as_it_was_trained_whatever_the_tokenizer_merges(
         expected.append(own)
     # The model has written the rationale alone, so that training's separator follows.
     monkeypatch.setattr(
-        rbft.module, "greedy_decode", lambda *_: [tokenizer(text)["input_ids"]] * len(made)
+        classifier, "greedy_decode", lambda *_: [tokenizer(text)["input_ids"]] * len(made)
     )
     asked = replace(model.collator, target_stage=None, prompt_stage=STAGES[stage])(made)
     got = model.classify(asked)

@@ -44,11 +44,11 @@ def keyed(make: Collator, count: int, cache: FeatureCache) -> Batch:
 
 
 def test_merged_features_are_the_video_tokens_of_transformers(frozen, tmp_path):
-    batch = collator(Path(frozen.source), prompt_stage="label")(examples(5))
+    batch = collator(Path(frozen.loader.source), prompt_stage="label")(examples(5))
     theirs = frozen.backbone.get_video_features(**batch.video).pooler_output
     cache = FeatureCache(tmp_path, 1 << 30)
     ours = tower_features(
-        frozen.backbone, frozen.family, keyed(collator(Path(frozen.source)), 5, cache), cache
+        frozen.backbone, frozen.family, keyed(collator(Path(frozen.loader.source)), 5, cache), cache
     )
     shown = embed_features(frozen.backbone, ours, MERGE)["mm_encoder_outputs"][
         "video"
@@ -61,7 +61,7 @@ def test_merged_features_are_the_video_tokens_of_transformers(frozen, tmp_path):
 @pytest.mark.parametrize("known", [0, 2, 4])
 def test_loss_and_gradients_with_some_clips_seen_before(frozen, tmp_path, known, monkeypatch):
     """Whether none, some or all of a batch's clips were seen, and in whatever order."""
-    make = collator(Path(frozen.source), target_stage="label")
+    make = collator(Path(frozen.loader.source), target_stage="label")
     plain = batch_of(make, examples(4))
     frozen.loss(plain).backward()
     expected = {
@@ -90,7 +90,7 @@ def test_loss_and_gradients_with_some_clips_seen_before(frozen, tmp_path, known,
 
 
 def test_scores_and_texts_are_the_same(frozen, tmp_path):
-    make = collator(Path(frozen.source), prompt_stage="label")
+    make = collator(Path(frozen.loader.source), prompt_stage="label")
     plain, cache = make(examples(3)), FeatureCache(tmp_path, 1 << 30)
     features = tower_features(frozen.backbone, frozen.family, keyed(make, 3, cache), cache)
     shown = embed_features(frozen.backbone, features, MERGE)
@@ -99,7 +99,7 @@ def test_scores_and_texts_are_the_same(frozen, tmp_path):
         score_answers(frozen.backbone, prompt, shown, words),
         score_answers(frozen.backbone, prompt, plain.video, words),
     )
-    settings = writing(Path(frozen.source), 6)
+    settings = writing(Path(frozen.loader.source), 6)
     assert write_answers(frozen.backbone, prompt, shown, settings) == write_answers(
         frozen.backbone, prompt, plain.video, settings
     )
@@ -107,7 +107,7 @@ def test_scores_and_texts_are_the_same(frozen, tmp_path):
 
 def test_features_depend_on_nothing_but_the_clip(frozen, tmp_path):
     """Bit for bit, so that a run that is killed in between ends as one that is not."""
-    make = collator(Path(frozen.source))
+    make = collator(Path(frozen.loader.source))
     one, other = FeatureCache(tmp_path / "one", 1 << 30), FeatureCache(tmp_path / "other", 1 << 30)
     together = tower_features(frozen.backbone, frozen.family, keyed(make, 4, one), one)
     tower_features(frozen.backbone, frozen.family, keyed(make, 2, other), other)

@@ -27,8 +27,9 @@ def validate(
     made.backbone.model.visual.register_forward_pre_hook(
         lambda _, args, given: patches.append(len((*args, *given.values())[0])), with_kwargs=True
     )
-    (values,) = trainer(work).validate(made, fed(yard, made), verbose=False)
-    return made, yard, {name: float(value) for name, value in values.items()}, patches
+    served: Any = fed(yard, made)
+    (values,) = trainer(work).validate(made, served, verbose=False)
+    return made, served, {name: float(value) for name, value in values.items()}, patches
 
 
 def val_examples(yard: Damaged) -> list[Example]:

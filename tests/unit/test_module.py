@@ -771,7 +771,7 @@ def test_stage_0_writes_after_the_rationale_s_prompt(qwen: Path, tmp_path: Path)
     (written,) = found
     assert isinstance(written, Written)
     assert written.texts == decode_texts(expected, model.processor.tokenizer, settings)
-    assert written.lengths == list(map(len, expected))
+    assert written.ids == expected
     assert written.ended == [ended(ids, settings) for ids in expected]
 
 

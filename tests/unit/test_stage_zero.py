@@ -45,7 +45,8 @@ def test_what_a_rationale_s_line_says(two_ends: Path, tmp_path: Path):
     made[3] = replace(made[3], error="Video train_3.mp4 is damaged.")
     batch = collator(two_ends, prompt_stage="rationale")(made)
     texts = ["It climbs.", "It climbs. ", "\nIt climbs.", "", "It climbs."]
-    written = Written(texts, [4, 5, 6, 0, 4], [True, True, False, True, True])
+    ids = [[75] * size for size in (4, 5, 6, 0, 4)]
+    written = Written(ids, texts, [True, True, False, True, True])
     store = RationaleStore(tmp_path / "texts.jsonl", {}, ABOUT)
     worker, model = trainer(tmp_path), LightningModule()
     RationaleWriter([store]).on_predict_batch_end(worker, model, [written], batch, 0)

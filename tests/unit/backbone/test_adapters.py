@@ -22,7 +22,7 @@ from rbft.module import RBFTModule
 from rbft.runs.folder import PROVENANCE, Run
 from rbft.training.fsdp2 import FSDP2
 from rbft.training.optim import parameter_groups, parameter_table
-from tests.examples import CARD, MODULE_SETTINGS, Yard, module, trainer
+from tests.examples import CARD, MODULE_SETTINGS, Yard, fed, module, trainer
 from tests.tiny import tiny_backbone
 
 SETTINGS = LoRA(rank=4, alpha=8)
@@ -239,7 +239,7 @@ def test_only_what_trains_is_in_the_groups(qwen: Path, tmp_path: Path) -> None:
     made.configure_model()
     before = {name: value.clone() for name, value in made.backbone.named_parameters()}
     run = trainer(tmp_path)
-    run.fit(made, Yard(tmp_path / "card.yaml", {"train": 4}))
+    run.fit(made, fed(Yard(tmp_path / "card.yaml", {"train": 4}), made))
     changed = {n for n, p in made.backbone.named_parameters() if not torch.equal(p, before[n])}
     assert changed == {name for name in before if ".lora_" in name}
     (group,) = run.optimizers[0].param_groups
@@ -262,7 +262,8 @@ def test_the_table_counts_numbers_not_bytes(qwen: Path) -> None:
 def test_adapters_are_for_training_alone(qwen: Path, tmp_path: Path) -> None:
     """The bare backbone is scored without them."""
     made = RBFTModule(str(qwen), CARD, **{**MODULE_SETTINGS, "lora": SETTINGS})
-    trainer(tmp_path).test(made, Yard(tmp_path / "card.yaml", {"test": 2}), verbose=False)
+    data = fed(Yard(tmp_path / "card.yaml", {"test": 2}), made)
+    trainer(tmp_path).test(made, data, verbose=False)
     assert not any(".lora_" in name for name, _ in made.backbone.named_parameters())
 
 

@@ -14,10 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -27,8 +29,9 @@ import rbft.backbone.attention as attention
 from rbft.backbone.adapters import LoRA
 from rbft.backbone.loading import parameter_parts
 from rbft.batch import HOST, Batch, CachedFeatures, Transferable
+from rbft.inference.classifier import Classified
 from rbft.inference.generation import extend, greedy_decode, prefill, score_candidates
-from rbft.module import Classified, RBFTModule
+from rbft.module import RBFTModule
 from rbft.runtime.transfer import to_device
 from rbft.stages import STAGES
 from rbft.training.optim import freeze
@@ -439,7 +442,7 @@ def in_training(
     """Gives the module what it asks of a Trainer when it steps; returns what it logs."""
     logged: dict[str, Tensor] = {}
     facts = {"world_size": 1, "accumulate_grad_batches": 1, "global_step": 4, "max_epochs": 1}
-    run = SimpleNamespace(precision=precision, strategy=None, **facts)
+    run = Mock(spec=Trainer, precision=precision, strategy=None, **facts)
     monkeypatch.setattr(torch, "Event", Moment)
     monkeypatch.setattr(RBFTModule, "trainer", run)
     monkeypatch.setattr(RBFTModule, "data", SimpleNamespace(steps=lambda *_: 8))

@@ -32,7 +32,7 @@ def _forget() -> Iterator[None]:
 def test_flash_attention_falls_back_aloud_and_once(qwen: Path, capsys: Any) -> None:
     settings = {**MODULE_SETTINGS, "attention": "flash_attention_2"}
     for _ in range(2):
-        assert RBFTModule(str(qwen), CARD, **settings).attention == "sdpa"
+        assert RBFTModule(str(qwen), CARD, **settings).loader.attention == "sdpa"
     assert capsys.readouterr().out == (
         "model.attention: flash_attention_2 needs a GPU and the package flash-attn, and one of "
         "them is missing; going on with sdpa.\n"
