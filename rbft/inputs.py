@@ -62,12 +62,17 @@ class Inputs:
         return self.data.card
 
     @cached_property
+    def settings(self) -> str:
+        """All settings of the experiment as YAML."""
+        return self.experiment.as_yaml()
+
+    @cached_property
     def record(self) -> Record:
         """What the run is made from."""
         given = self.experiment.given
         weights = None if given is None else self.fingerprint(given)
         clips = describe_clips(self.data)
-        return Record(self.experiment.as_yaml(), self.card, clips, self.backbone, weights)
+        return Record(self.settings, self.card, clips, self.backbone, weights)
 
     @property
     def clips(self) -> dict[str, list[ClipRecord]]:
@@ -95,7 +100,7 @@ class Inputs:
 
     def conditions(self, stage: str, weights: Path | None) -> dict[str, Any]:
         """What determines the answer to a clip: frames, words, weights, precision."""
-        settings = scoring_settings(flat(yaml.safe_load(self.experiment.as_yaml())))
+        settings = scoring_settings(flat(yaml.safe_load(self.settings)))
         made = {**settings, "card": self.card.digest, "stage": find_stage(stage).classifier.name}
         return {**made, "weights": self.fingerprint(weights) if weights else self.backbone}
 
