@@ -102,7 +102,7 @@ class ReplayStore:
             yield line
 
     def export(self, path: Path, keys: Iterable[str] | None = None) -> int:
-        """Writes a store of its own, one line a key: what a result needs to be had again.
+        """Writes a store of its own, one line a key: what a result needs to be made again.
 
         Args:
             path: The file; an older one is replaced.

@@ -58,7 +58,7 @@ def make_clips(
 ) -> Path:
     """Writes clips and their `annotations.jsonl`, unless the folder is there already.
 
-    The folder appears whole or not at all, also with several callers at once. The same arguments
+    The folder appears atomically, also with several callers at once. The same arguments
     give the same clips; a longer split begins with the clips of a shorter one.
 
     Args:

@@ -60,7 +60,7 @@ class Run:
         return sorted(self.stage(name).glob(f"{split}*.json"))
 
     def trained(self, name: str) -> bool:
-        """Whether the stage is finished: its weights folder appears whole or not at all."""
+        """Whether the stage is finished: its weights folder appears atomically."""
         return (self.weights(name) / PROVENANCE).exists()
 
     def checkpoints(self, name: str) -> Path:
