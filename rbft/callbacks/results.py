@@ -1,20 +1,14 @@
 """Predictions and metrics of a scored split, as files and in TensorBoard."""
 
-import json
-import logging
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbft.callbacks.answer_rows import answer_row
-from rbft.inference.metrics import for_json, macro_classes
-from rbft.runs.folder import digest, read_provenance
-from rbft.runtime.console import print_rank_zero
-from rbft.runtime.files import write_json, write_text
+from rbft.inference.result_file import write_results
+from rbft.runs.folder import read_provenance
 from rbft.training.fsdp2 import all_gather_objects
-
-log = logging.getLogger(__name__)
 
 
 class ResultsWriter(Callback):
@@ -50,52 +44,18 @@ class ResultsWriter(Callback):
     def _write(self, trainer: Trainer, module: Any, metrics: Any) -> None:
         # Computing is collective: every process takes part.
         values = {name: float(value) for name, value in metrics.compute().items()}
-        confusion = metrics.confusion().tolist()
+        confusion = metrics.confusion()
         rows = all_gather_objects(trainer.world_size, self.rows)
         if not trainer.is_global_zero:
             return
         rows = sorted(rows, key=lambda row: row["index"])
         self.rows = rows
-        lines = [json.dumps({k: v for k, v in row.items() if k != "index"}) for row in rows]
-        path = self.file.with_name(f"{self.file.stem}_predictions.jsonl")
-        write_text(path, "".join(f"{line}\n" for line in lines))
-        clips = module.data.clips(self.split)
-        lost = [row["id"] for row in rows if "error" in row]
-        if lost:
-            log.warning(
-                "%d of %d %s clips cannot be decoded and count as wrong (first: %s).",
-                len(lost),
-                len(rows),
-                self.split,
-                next(row["error"] for row in rows if "error" in row),
-            )
-        counts = {name: sum(row["label"] == name for row in rows) for name in module.card.classes}
-        tied = [row["id"] for row in rows if row.get("tied")]
-        if tied:
-            print_rank_zero(
-                f"{len(tied)} of {len(rows)} {self.split} clips have the highest score for several "
-                f"classes (first: {tied[0]}); the first of these on the card is taken."
-            )
+        rows = [{name: value for name, value in row.items() if name != "index"} for row in rows]
+        more = {}
         made = None if module.weights is None else read_provenance(module.weights)
-        content = {
-            **self.facts,
-            "split": self.split,
-            "n_expected": sum(clip.split == self.split for clip in module.data.all_clips),
-            "n_available": len(clips),
-            "n_scored": len(rows),
-            "n_unparsed": sum(row["prediction"] is None for row in rows),
-            "n_ties": len(tied),
-            "n_undecodable": len(lost),
-            "undecodable": lost,
-            "classes": counts,
-            "macro_classes": macro_classes(counts),
-            "ids": digest([row["id"] for row in rows]),
-            "metrics": for_json(values),
-            "confusion": confusion,
-        }
         if made is not None and "rationales" in made:
-            content["rationales"] = made["rationales"]
-        write_json(self.file, content)
+            more["rationales"] = made["rationales"]
+        write_results(self.file, rows, module.data, self.split, self.facts, values, confusion, more)
 
     def on_test_batch_end(
         self,

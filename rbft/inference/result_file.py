@@ -1,0 +1,83 @@
+"""What a scored split leaves: a row a clip, and the metrics; whoever has answered."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from rbft.data.base import VideoDataModule
+from rbft.inference.metrics import for_json, macro_classes
+from rbft.runs.folder import digest
+from rbft.runtime.console import print_rank_zero
+from rbft.runtime.files import write_json, write_text
+
+log = logging.getLogger(__name__)
+
+
+def write_results(
+    file: Path,
+    rows: Sequence[Mapping[str, Any]],
+    data: VideoDataModule,
+    split: str,
+    facts: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    confusion: Int[Tensor, "classes predictions"],
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes `<file's stem>_predictions.jsonl` and, last, the file with the metrics.
+
+    Clips that cannot be decoded, and those of which several classes are the likeliest, are counted
+    and said.
+
+    Args:
+        file: The results, `.json`; its presence marks the split as scored.
+        rows: One a clip in the split's order: `id`, `label`, and what `answer_row` gives.
+        data: The benchmark.
+        split: "test" or "val".
+        facts: What else to note, before the metrics.
+        metrics: As `ClassificationMetrics.compute` gives them.
+        confusion: As `ClassificationMetrics.confusion` gives it.
+        more: What else to note, behind the metrics.
+    """
+    write_text(
+        file.with_name(f"{file.stem}_predictions.jsonl"),
+        "".join(f"{json.dumps(row)}\n" for row in rows),
+    )
+    lost = [row["id"] for row in rows if "error" in row]
+    if lost:
+        log.warning(
+            "%d of %d %s clips cannot be decoded and count as wrong (first: %s).",
+            len(lost),
+            len(rows),
+            split,
+            next(row["error"] for row in rows if "error" in row),
+        )
+    counts = {name: sum(row["label"] == name for row in rows) for name in data.card.classes}
+    tied = [row["id"] for row in rows if row.get("tied")]
+    if tied:
+        print_rank_zero(
+            f"{len(tied)} of {len(rows)} {split} clips have the highest score for several "
+            f"classes (first: {tied[0]}); the first of these on the card is taken."
+        )
+    content = {
+        **facts,
+        "split": split,
+        "n_expected": sum(clip.split == split for clip in data.all_clips),
+        "n_available": len(data.clips(split)),
+        "n_scored": len(rows),
+        "n_unparsed": sum(row["prediction"] is None for row in rows),
+        "n_ties": len(tied),
+        "n_undecodable": len(lost),
+        "undecodable": lost,
+        "classes": counts,
+        "macro_classes": macro_classes(counts),
+        "ids": digest([row["id"] for row in rows]),
+        "metrics": for_json(metrics),
+        "confusion": confusion.tolist(),
+        **(more or {}),
+    }
+    write_json(file, content)
