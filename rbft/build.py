@@ -17,6 +17,7 @@ from rbft.backbone_module import BackboneModule
 from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.progress import StepProgressBar
 from rbft.data.base import Feed, VideoDataModule
+from rbft.engines.settings import EndpointSettings
 from rbft.module import RBFTModule
 from rbft.runs.folder import Run
 from rbft.runtime.experiment_file import own_message
@@ -85,6 +86,7 @@ class Experiment:
         single: The one stage that `model.stage` asks for; None runs the whole list.
         given: The weights folder that `model.weights` asks to start from.
         stages: Names of the stages, in order.
+        endpoint: The server that answers in the backbone's place; None asks the backbone.
     """
 
     def __init__(self, settings: Namespace, parser: LightningArgumentParser) -> None:
@@ -94,6 +96,8 @@ class Experiment:
         self.single: str | None = settings.model.stage
         self.given: Path | None = settings.model.weights
         self.stages: list[str] = [self.single] if self.single else list(settings.stages)
+        asked = settings.get("endpoint")
+        self.endpoint = None if asked is None else EndpointSettings(**vars(asked))
 
     def changed(self, **settings: Any) -> "Experiment":
         """The same experiment with other settings.

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import Trainer
 
+from rbft import endpoint
 from rbft.backbone.adapters import is_adapter, weights_fingerprint
 from rbft.backbone.loading import fingerprint, load_config, short_name
 from rbft.backbone.positions import POSITION_RULE
@@ -116,6 +117,8 @@ class Inputs:
                 experiment's.
         """
         data, model = data or self.data, self.experiment.settings.model
+        if self.experiment.endpoint is not None:
+            return endpoint.rationale_store(self.experiment, data)
         writer, stored = short_name(model.backbone), {}
         if model.quantize:  # in 4 bits it writes other texts
             writer, stored = f"{writer}-{model.quantize}", {"quantize": model.quantize}

@@ -9,10 +9,11 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from rbft import endpoint
 from rbft.backbone.loader import BackboneLoader
 from rbft.backbone_module import BackboneModule
 from rbft.batch import Batch, Transferable
-from rbft.build import build
+from rbft.build import Experiment, build
 from rbft.callbacks.cut import cut_note
 from rbft.card import Card
 from rbft.clip import Clip
@@ -192,8 +193,51 @@ def group_by_missing_prompts(
     return found
 
 
+def ask_endpoint(
+    experiment: Experiment, data: VideoDataModule, prompts: Sequence[str] | None = None
+) -> None:
+    """Has the endpoint write the rationales that are missing; needs no backbone.
+
+    Args:
+        experiment: The settings, with an endpoint.
+        data: The benchmark.
+        prompts: Names of the prompts on the card that ask for them; None takes that of the
+            experiment.
+
+    Raises:
+        ValueError: When all are asked for, if clips have none (their requests failed, or what was
+            answered is no rationale); or see `rbft.endpoint.ClipAsker.ask`.
+    """
+    ids = [clip.id for clip in data.clips_to_describe()]
+    wanted = ids if data.rationale_ratio else []
+    problems = []
+    for name, variant in _variants(experiment, data, prompts).items():
+        store = endpoint.rationale_store(experiment, variant)
+        with Lock(store.path, "Rationale file"):
+            store.recover(ids)  # of a run that was killed; the parts are this process's alone
+            store.read()
+            missing = store.missing(wanted)
+            _say_reuse(store, wanted, missing)
+            try:
+                if missing:
+                    problems += endpoint.ask_for_rationales(experiment, variant, store, missing)
+            finally:
+                store.recover(ids)
+        longest = experiment.settings.model.max_new_tokens
+        _show(store, missing, wanted, longest, f", {name}" if prompts else "")
+    if problems:
+        reasons = "\n".join(f"  {problem}" for problem in problems)
+        raise ValueError(
+            "Clips have no rationale, and training needs one of each:\n"
+            f"{reasons}\n"
+            "Start again to ask those that failed. For the others, ask in other words "
+            "(data.rationale_prompt), ask another model, write a line of your own into the "
+            "rationale file, or take the clips out of the split; what was written is kept."
+        )
+
+
 def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> None:
-    """Has the backbone write the rationales that are missing.
+    """Has the rationales written that are missing: by the backbone, or by the endpoint.
 
     Args:
         inputs: What the experiment is made from.
@@ -201,7 +245,12 @@ def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> No
             experiment.
     """
     data, model = inputs.data, inputs.model
-    variants = _variants(inputs, prompts)
+    if inputs.experiment.endpoint is not None:
+        if not _get_rank():
+            ask_endpoint(inputs.experiment, data, prompts)
+        wait_for_all(inputs.trainer, inputs.model)
+        return
+    variants = _variants(inputs.experiment, data, prompts)
     stores = {name: inputs.rationale_store(variant) for name, variant in variants.items()}
     clips = data.clips_to_describe()
     ids = [clip.id for clip in clips]
@@ -235,18 +284,27 @@ def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> No
         for store in stores.values():
             store.recover(ids)
     for name, store in stores.items():
-        texts, which = store.texts(), f", {name}" if len(stores) > 1 else ""
-        for clip in [clip for clip in missing[name] if clip in texts][:SHOWN]:
-            print_rank_zero(f"{clip}{which}: {texts[clip]}")
-        known = [clip for clip in wanted if clip in texts]
-        cut = len(store.cut().intersection(known))
-        if note := cut_note(cut, len(known), model.max_new_tokens):
-            print_rank_zero(f"Stage 0{which}: {note}")
+        which = f", {name}" if len(stores) > 1 else ""
+        _show(store, missing[name], wanted, model.max_new_tokens, which)
 
 
-def _variants(inputs: Inputs, prompts: Sequence[str] | None) -> dict[str, VideoDataModule]:
+def _show(
+    store: RationaleStore, missing: Sequence[str], wanted: Sequence[str], longest: int, which: str
+) -> None:
+    """Shows some of what was written, and says how many are cut off."""
+    texts = store.texts()
+    for clip in [clip for clip in missing if clip in texts][:SHOWN]:
+        print_rank_zero(f"{clip}{which}: {texts[clip]}")
+    known = [clip for clip in wanted if clip in texts]
+    cut = len(store.cut().intersection(known))
+    if note := cut_note(cut, len(known), longest):
+        print_rank_zero(f"Stage 0{which}: {note}")
+
+
+def _variants(
+    experiment: Experiment, data: VideoDataModule, prompts: Sequence[str] | None
+) -> dict[str, VideoDataModule]:
     """The benchmark with each of several prompts as the one that asks for rationales."""
-    data = inputs.data
     if prompts is None:
         return {data.rationale_prompt: data}
     check_prompts(prompts, data.card)
@@ -256,8 +314,7 @@ def _variants(inputs: Inputs, prompts: Sequence[str] | None) -> dict[str, VideoD
             f"({data.rationale_file}) is the file of one. Set it to null, or name one prompt."
         )
     return {
-        name: inputs.experiment.changed(data__init_args__rationale_prompt=name).data()
-        for name in prompts
+        name: experiment.changed(data__init_args__rationale_prompt=name).data() for name in prompts
     }
 
 

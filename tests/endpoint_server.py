@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -16,6 +16,8 @@ from typing import Any
 
 # A fault, or several words for the attempts at one prompt: gone through, then "fine".
 Plan = Callable[[str], list[str]]
+# The text of an answer, by its prompt and the number of the attempt at it; None names the prompt.
+Text = Callable[[str, int], str | None]
 
 
 def completion(
@@ -61,6 +63,8 @@ class Served:
         times: When each request came, by the monotonic clock.
         most_open: The most requests that were open at a time.
         prompt_tokens: What each whole answer counts.
+        text: What answers say.
+        top: The likeliest tokens of an answer's first place, for requests that ask for them.
         slow: Seconds of a slow answer.
         pause: Seconds that every answer takes.
         retry_after: What 429 asks for.
@@ -77,6 +81,8 @@ class Served:
     times: list[float] = field(default_factory=list)
     most_open: int = 0
     prompt_tokens: int = 20
+    text: Text = lambda prompt, number: None
+    top: Sequence[tuple[str, float]] = ()
     slow: float = 1.0
     pause: float = 0.0
     retry_after: str = "0.3"
@@ -113,13 +119,17 @@ class _Handler(BaseHTTPRequestHandler):
             plan = served.plan(prompt)
             fault = plan[number] if number < len(plan) else "fine"
             time.sleep(served.pause)
-            self.respond(fault, prompt, body)
+            self.respond(fault, prompt, body, number)
         finally:
             with served.lock:
                 served.open -= 1
 
-    def respond(self, fault: str, prompt: str, body: dict[str, Any]) -> None:
-        made = completion(prompt, body["model"], prompt_tokens=self.served.prompt_tokens)
+    def respond(self, fault: str, prompt: str, body: dict[str, Any], number: int) -> None:
+        text = self.served.text(prompt, number)
+        made = completion(prompt, body["model"], text, self.served.prompt_tokens)
+        if body.get("logprobs") and self.served.top:
+            top = [{"token": token, "logprob": value} for token, value in self.served.top]
+            made["choices"][0]["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
         message = made["choices"][0]["message"]
         if fault == "fine":
             self.whole(prompt, made)

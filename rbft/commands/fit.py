@@ -7,6 +7,7 @@ from rbft.estimate.dry_run import count_tokens_of_stages, report, stand_in
 from rbft.inputs import check_inputs
 from rbft.method import Method, check_checkpoint
 from rbft.runtime.console import print_rank_zero
+from rbft.stages import find_stage
 
 
 def fit(
@@ -17,6 +18,8 @@ def fit(
     gpu_gb: float | None = None,
 ) -> None:
     """Run the method: write missing rationales, train each stage, score the test split.
+
+    With `endpoint`, a server writes the rationales that the backbone learns from.
 
     Started again, it skips what is finished and resumes what is not.
 
@@ -30,6 +33,7 @@ def fit(
         gpu_gb: Memory in GiB of the GPU that the dry run compares with; null takes the GPU that
             is present.
     """
+    _check_endpoint(experiment)
     check_checkpoint(ckpt_path, experiment.stages)
     trainer = experiment.settings.trainer
     devices = stand_in(trainer.accelerator, trainer.devices) if dry_run else {}
@@ -45,3 +49,15 @@ def fit(
     if not restart:
         method.check_record()
     print_rank_zero(report(method.plan(), experiment.run.folder.name, gpu_gb))
+
+
+def _check_endpoint(experiment: Experiment) -> None:
+    """Refuses an endpoint that would not be asked."""
+    endpoint, stages = experiment.endpoint, experiment.stages
+    if endpoint is None or any(find_stage(stage).needs_rationales for stage in stages):
+        return
+    raise ValueError(
+        f"endpoint.model is {endpoint.model}, but fit asks an endpoint for rationales alone, which "
+        f"the stages [{', '.join(stages)}] do not learn from. To have it classify, run python -m "
+        "rbft test with the same settings; to train without it, add --endpoint null."
+    )

@@ -33,6 +33,11 @@ def predict(
             backbone (zero-shot); anything else is a weights folder.
         rationale: Also have the model write a rationale for each video.
     """
+    if experiment.endpoint is not None:
+        raise ValueError(
+            f"predict asks a backbone, not the endpoint ({experiment.endpoint.model}). Add "
+            "--endpoint null, or score a benchmark with python -m rbft test."
+        )
     given = [videos] if isinstance(videos, Path) else videos
     with Lock(output, "--output"):
         _predict(experiment, given, output, weights, rationale)

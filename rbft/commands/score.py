@@ -1,6 +1,9 @@
 """`test` and `validate`: score a split with any weights."""
 
+from lightning.fabric.utilities.rank_zero import _get_rank
+
 from rbft.build import Experiment
+from rbft.endpoint import score_with_endpoint
 from rbft.inputs import check_inputs, find_weights
 from rbft.method import Method
 from rbft.runs.folder import ZERO_SHOT
@@ -8,7 +11,9 @@ from rbft.stages import find_stage
 
 
 def test(experiment: Experiment, weights: str = "run") -> None:  # noqa: PT028 (is no test)
-    """Score the test split with a run, a weights folder or the bare backbone.
+    """Score the test split with a run, a weights folder, the bare backbone or an endpoint.
+
+    With `endpoint`, a server is asked and no backbone is needed.
 
     Args:
         experiment: The settings.
@@ -19,7 +24,9 @@ def test(experiment: Experiment, weights: str = "run") -> None:  # noqa: PT028 (
 
 
 def validate(experiment: Experiment, weights: str = "run") -> None:
-    """Score the validation split with a run, a weights folder or the bare backbone.
+    """Score the validation split with a run, a weights folder, the bare backbone or an endpoint.
+
+    With `endpoint`, a server is asked and no backbone is needed.
 
     Args:
         experiment: The settings.
@@ -30,6 +37,15 @@ def validate(experiment: Experiment, weights: str = "run") -> None:
 
 
 def _score(experiment: Experiment, split: str, weights: str) -> None:
+    if experiment.endpoint is not None:
+        if weights != "run":
+            raise ValueError(
+                f"--weights {weights} and endpoint.model {experiment.endpoint.model} both say who "
+                "is asked. Leave one of them out (--endpoint null)."
+            )
+        if not _get_rank():  # one process asks
+            score_with_endpoint(experiment, split)
+        return
     place, stage, folder = find_weights(experiment, weights)
     inputs = check_inputs(experiment)
     if not inputs.data.clips(split):

@@ -10,8 +10,10 @@ from rbft.engines.chat import Chat
 from rbft.engines.content import AsImages, AsVideo
 from rbft.engines.endpoint import EndpointEngine
 from rbft.engines.replay import ReplayStore
+from rbft.engines.request import Request, Sampling
 
 OPENAI_URL = "https://api.openai.com/v1"
+MOST_LOGPROBS = 20  # what OpenAI's API allows
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class EndpointSettings:
         same_model: Other names under which the server may say that it is this model.
         limit: The field that bounds the answer's length.
         fields: Further fields of each request, such as reasoning_effort.
+        temperature: 0 takes the likeliest token each time; null leaves it to the server, which
+            models that think before they answer may ask for.
+        top_logprobs: For how many tokens log-probabilities are asked (20 at most); the class then
+            follows from them where they decide without doubt. 0 takes the class from the text.
         weights: Digest of the weights that a server of your own serves under this name.
         concurrency: Requests that are open at a time, over all servers.
         attempts: How often a request is sent at most.
@@ -52,6 +58,8 @@ class EndpointSettings:
     same_model: Sequence[str] = ()
     limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     fields: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float | None = 0.0
+    top_logprobs: int = 0
     weights: str | None = None
     concurrency: int = 16
     attempts: int = 8
@@ -62,6 +70,37 @@ class EndpointSettings:
     prices: Path | None = None
     offline: bool = False
     store: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.top_logprobs <= MOST_LOGPROBS:
+            raise ValueError(
+                f"endpoint.top_logprobs is {self.top_logprobs}; it must be 0 to {MOST_LOGPROBS}."
+            )
+
+    @property
+    def short_name(self) -> str:
+        """The model's name, as file names hold it."""
+        return "".join(char if char.isalnum() or char in "-._" else "-" for char in self.model)
+
+    def sampling(self, max_tokens: int, *, labels: bool) -> Sampling:
+        """How answers are decoded.
+
+        Args:
+            max_tokens: Tokens of an answer at most.
+            labels: Whether the answer is a class, whose log-probabilities count.
+        """
+        return Sampling(
+            max_tokens, self.temperature, top_logprobs=self.top_logprobs if labels else 0
+        )
+
+    def facts(self, sampling: Sampling) -> dict[str, Any]:
+        """What determines an answer beside prompt and frames, as JSON holds it.
+
+        Args:
+            sampling: How answers are decoded.
+        """
+        asked = self.chat().asked(Request("", "", sampling=sampling), "")
+        return {name: asked[name] for name in ("model", "form", "fields", "about", "sampling")}
 
     def chat(self) -> Chat:
         """The model that is asked, and how."""
@@ -75,8 +114,7 @@ class EndpointSettings:
         Args:
             logs: Folder of all runs.
         """
-        name = "".join(char if char.isalnum() or char in "-._" else "-" for char in self.model)
-        return ReplayStore(self.store or logs / "endpoints" / f"{name}.jsonl")
+        return ReplayStore(self.store or logs / "endpoints" / f"{self.short_name}.jsonl")
 
     def engine(self, logs: Path) -> EndpointEngine:
         """The engine that asks the servers.

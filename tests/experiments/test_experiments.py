@@ -13,13 +13,24 @@ import yaml
 
 from rbft.method import Method
 from rbft.runtime.differences import flat
+from tests.endpoint_server import serving
 from tests.recipe.runs import EXPERIMENTS, LOGS, rbft, read_json, read_lines
 from tests.tiny import FamilyName
 from tests.videos import make_video
 
 FILES = sorted(EXPERIMENTS.glob("*.yaml"))
 NAMES = [file.stem for file in FILES]
-PAPER = [name for name in NAMES if not name.startswith("miniature")]
+SERVERS = {
+    "gpt41": "gpt-4.1-2025-04-14",
+    "gpt4o": "gpt-4o-2024-08-06",
+    "gpt4o_mini": "gpt-4o-mini-2024-07-18",
+    "gemini25_flash": "gemini-2.5-flash",
+    "gemini25_pro": "gemini-2.5-pro",
+    "endpoint": "Qwen/Qwen2.5-VL-7B-Instruct",
+}
+ASKED = [f"{benchmark}_{row}" for benchmark in ("smarthome", "multihateclip") for row in SERVERS]
+TRAINED = [name for name in NAMES if name not in ASKED]
+PAPER = [name for name in TRAINED if not name.startswith("miniature")]
 OVERLAYS = sorted((EXPERIMENTS / "hardware").glob("*.yaml"))
 README = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```\w*\n(.*?)```", README, re.DOTALL)
@@ -100,7 +111,57 @@ def printed_config(folder: Path, capsys: Any, *arguments: str) -> dict[str, Any]
     return yaml.safe_load(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ASKED)
+def test_a_server_s_row_differs_from_the_backbone_s_in_who_is_asked(name, tmp_path, capsys):
+    """The same clips, frames and words."""
+    benchmark, row = name.split("_", 1)
+    lines = (EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 8
+    config = printed_config(tmp_path, capsys, f"--config={EXPERIMENTS / name}.yaml")
+    other = printed_config(tmp_path, capsys, f"--config={EXPERIMENTS / benchmark}_qwen25.yaml")
+    assert (config["name"], config["stages"], other["endpoint"]) == (name, [], None)
+    endpoint = config["endpoint"]
+    assert endpoint["model"] == SERVERS[row]
+    changed = {"name", "stages", "endpoint.model"}
+    vendor = "gemini" if row.startswith("gemini") else "own" if row == "endpoint" else "openai"
+    url, key, logprobs = {
+        "openai": ("https://api.openai.com/v1", "OPENAI_API_KEY", 20),
+        "gemini": ("https://generativelanguage.googleapis.com/v1beta/openai/", "GEMINI_API_KEY", 0),
+        "own": ("http://localhost:8000/v1", None, 20),
+    }[vendor]
+    assert (endpoint["urls"], endpoint["key_variable"]) == ([url], key)
+    assert endpoint["top_logprobs"] == logprobs
+    assert endpoint["frames"] == ("video" if vendor == "own" else "images")
+    changed |= {"model.max_new_tokens"} if vendor == "gemini" else set()
+    found, expected = flat(config), flat(other)
+    differing = {k for k in found if found[k] != expected.get(k) and not k.startswith("endpoint.")}
+    assert differing - {"config"} == changed - {"endpoint.model"}
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.usefixtures("own_cache")
+def test_a_server_s_row_runs(name, data, tmp_path):
+    """Against a server on this machine that says the first class of the card to everything."""
+    word = "normal"
+    with serving(text=lambda prompt, number: word, prompt_tokens=5000) as server:
+        rbft(
+            data,
+            "test",
+            *(f"--config={EXPERIMENTS / file}" for file in (f"{name}.yaml", "hardware/tiny.yaml")),
+            f"--endpoint.urls=[{server.url}]",
+            "--endpoint.key_variable=null",
+            f"--endpoint.store={tmp_path / 'answers.jsonl'}",
+            "--trainer.enable_progress_bar=false",
+        )
+    model = SERVERS[name.split("_", 1)[1]]
+    folder = data / LOGS / name / f"endpoint-{model.replace('/', '-')}"
+    result, rows = read_json(folder / "test.json"), read_lines(folder / "test_predictions.jsonl")
+    assert result["n_scored"] == len(rows) == server.sent.total() >= 4
+    assert {row["prediction"].lower() for row in rows} == {word}
+    assert {body["model"] for body in server.bodies} == {model}
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_file_is_small_and_named_after_itself(name, tmp_path, capsys):
     file = EXPERIMENTS / f"{name}.yaml"
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -198,7 +259,7 @@ def test_files_as_the_readme_writes_them_parse(tmp_path, capsys):
         assert {name: found[name] for name in expected} == expected
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.usefixtures("own_cache")
 def test_a_file_composes_with_the_tiny_overlay(name, data, backbones, monkeypatch):
     """As far as everything that `fit` checks before it loads a model."""
