@@ -1,5 +1,7 @@
 """`test`, `rationalize` and `fit` with a server on this machine in the backbone's place."""
 
+import re
+import shlex
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -7,12 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import yaml
 from sklearn.metrics import accuracy_score, f1_score
 
 from rbft.miniature.data import Miniature
 from tests.endpoint_server import Served, serving
 from tests.recipe.killing import run
-from tests.recipe.runs import LOGS, outcome, rationales, rbft, read_json, read_lines, small
+from tests.recipe.runs import LOGS, ROOT, outcome, rationales, rbft, read_json, read_lines, small
 
 pytestmark = pytest.mark.recipe
 SECRET = "sk-test-0123456789abcdef"
@@ -317,3 +320,27 @@ def test_another_writer_has_another_file(server, tmp_path):
         "miniature0-tiny-vl-less": 2,
     }
     assert server.sent.total() == 8
+
+
+def test_the_page_s_commands_run(server, tmp_path):
+    """Those of docs/rationales.md, on the miniature instead."""
+    page = (ROOT / "docs/rationales.md").read_text(encoding="utf-8")
+    (block,) = [b for b in re.findall(r"```\n(.*?)```", page, re.DOTALL) if "-m rbft" in b]
+    commands = [shlex.split(line) for line in block.replace("\\\n", "").splitlines()]
+    assert [words[3] for words in commands] == ["test", "test", "rationalize"]
+    for number, words in enumerate(commands):
+        assert names_endpoint(ROOT / words[5]) is (number == 0)
+        given = words[6:] or ["--endpoint.model=gpt-4o"]
+        own = ["--data.train_size=3", f"--endpoint.urls=[{server.url}]"]
+        rbft(tmp_path, words[3], *small(NOWHERE), *given, *own, "--endpoint.key_variable=null")
+    assert sorted(path.name for path in (tmp_path / LOGS / "small").glob("endpoint-*")) == [
+        "endpoint-gpt-4o",
+        "endpoint-smarthome",
+    ]
+    assert rationales(tmp_path).name.startswith("miniature0-gpt-4o-2024-08-06-rationale-")
+    assert server.sent.total() == 5 + 5 + 3
+
+
+def names_endpoint(file: Path) -> bool:
+    """Whether an experiment file names an endpoint."""
+    return "endpoint" in yaml.safe_load(file.read_text(encoding="utf-8"))
