@@ -22,14 +22,14 @@ from tests.examples import collator, examples, module, prompt_of, writing
 NUCLEUS = RationaleSampling(temperature=0.7, top_p=0.8, top_k=20)
 
 
-def warpers(settings: RationaleSampling) -> LogitsProcessorList:
-    """In the order of `generate`."""
+def warp(settings: RationaleSampling, ids: Any, scores: torch.Tensor) -> torch.Tensor:
+    """Scores behind the warpers, in the order of `generate`."""
     made: list[Any] = [TemperatureLogitsWarper(settings.temperature)]
     if settings.top_k:
         made.append(TopKLogitsWarper(settings.top_k))
     if settings.top_p < 1:
         made.append(TopPLogitsWarper(settings.top_p))
-    return LogitsProcessorList(made)
+    return LogitsProcessorList(made)(ids, scores.clone())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.7, 1.0, 2.5])
@@ -39,7 +39,7 @@ def warpers(settings: RationaleSampling) -> LogitsProcessorList:
 def test_the_distribution(temperature: float, top_p: float, top_k: int, spread: float) -> None:
     settings = RationaleSampling(temperature=temperature, top_p=top_p, top_k=top_k)
     scores = torch.randn(8, 3000, generator=torch.Generator().manual_seed(0)) * spread
-    warped = warpers(settings)(torch.zeros(8, 1, dtype=torch.long), scores.clone())
+    warped = warp(settings, torch.zeros(8, 1, dtype=torch.long), scores)
     expected, weights = warped.double().softmax(-1), weigh(scores, settings)
     # What is less probable is drawn less than once in 10^14 tokens.
     clear = (expected == 0) | (expected > 1 / UNIT)
@@ -82,7 +82,7 @@ def test_the_scores_of_each_token_are_those_of_generate(backbone: Path) -> None:
             self.warped: list[torch.Tensor] = []
 
         def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            self.warped.append(warpers(NUCLEUS)(ids, scores.clone()))
+            self.warped.append(warp(NUCLEUS, ids, scores))
             token = drawn[ids.shape[1] - width]
             return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([token]), 0.0)
 

@@ -1,18 +1,17 @@
 """Several rationales a clip, drawn by a seed: killed, started again, in one process and in two."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.recipe.killing import run, run_two
-from tests.recipe.runs import LOGS, outcome, rbft, read_json, read_lines, small
+from tests.recipe.runs import LOGS, ROOT, outcome, rbft, read_json, read_lines, small
 
 pytestmark = pytest.mark.recipe
-DRAWN = [
-    "--model.rationale_sampling.temperature=1.0",
-    "--model.rationale_sampling.top_p=0.95",
-    "--model.rationale_sampling.samples=3",
-]
+PAGE = (ROOT / "docs/rationales.md").read_text(encoding="utf-8")
+# The options of the page's command.
+DRAWN = re.findall(r"--model\.rationale_sampling\.\w+=[\d.]+", PAGE)
 
 
 @pytest.fixture(scope="module")
