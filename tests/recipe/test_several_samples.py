@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from rbft.estimate.scoring_memory import scoring_memory
 from tests.recipe.killing import run, run_two
 from tests.recipe.runs import LOGS, ROOT, outcome, rbft, read_json, read_lines, small
 
@@ -97,6 +98,21 @@ def test_training_takes_the_one_that_is_selected(whole, options, tmp_path):
     assert first.keys() == consistent.keys()
     assert len(first) == 13
     assert first != consistent
+
+
+@pytest.mark.parametrize("copies", [0, 1])
+def test_the_dry_run_counts_the_copy_of_the_prompts(options, tmp_path, monkeypatch, copies):
+    tasks = []
+
+    def note(*args):
+        tasks.append(args[5])
+        return scoring_memory(*args)
+
+    monkeypatch.setattr("rbft.estimate.dry_run.scoring_memory", note)
+    asked = options if copies else options[: -len(DRAWN)]
+    rbft(tmp_path, "fit", *asked, "--dry_run=true")
+    writing = [task for task in tasks if task.new_tokens and not task.classes]
+    assert {task.extra_caches for task in writing} == {copies}
 
 
 @pytest.mark.parametrize(
