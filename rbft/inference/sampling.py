@@ -129,7 +129,7 @@ class Draw:
         shares = to_device(torch.tensor(drawn, dtype=torch.float64), scores.device)[:, None]
         sums = weigh(scores, self.settings).cumsum(-1)
         total = sums[:, -1:]
-        # Rounding may reach the total itself, behind the last token.
-        wanted = (shares * total).long().minimum(total - 1)
+        # Below the total: a number below 1 is so by half a unit in the last place or more.
+        wanted = (shares * total).long()
         found = torch.searchsorted(sums, wanted, right=True)[:, 0]
         return found.clamp(max=scores.shape[-1] - 1)  # scores that are not finite are refused later
