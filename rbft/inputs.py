@@ -122,12 +122,21 @@ class Inputs:
         writer, stored = short_name(model.backbone), {}
         if model.quantize:  # in 4 bits it writes other texts
             writer, stored = f"{writer}-{model.quantize}", {"quantize": model.quantize}
+        sampling = self.model.rationale_sampling
+        drawn = {} if sampling is None else {"sampling": sampling.determining}
+        samples = 1 if sampling is None else sampling.samples
+        if samples == 1 and data.rationale_selection != "first":
+            raise ValueError(
+                f"data.rationale_selection is {data.rationale_selection}, but one rationale is "
+                "written about each clip. Set model.rationale_sampling.samples to 2 or more, or "
+                "data.rationale_selection to first."
+            )
         made_from = provenance(
             POSITION_RULE,
             backbone=self.backbone,
             prompt=data.card.prompt("rationale"),
             frames=determining(asdict(data.frames)),
-            generation=self.model.generation,
+            generation=self.model.generation | drawn,
             **stored,
         )
         known = digest({name: made_from[name] for name in made_from if name != NOT_DETERMINING})
@@ -142,7 +151,14 @@ class Inputs:
             )
             for clip in data.clips_to_describe()
         }
-        return RationaleStore(path, made_from, clips, by_id=data.rationale_file is not None)
+        return RationaleStore(
+            path,
+            made_from,
+            clips,
+            by_id=data.rationale_file is not None,
+            samples=samples,
+            selection=data.rationale_selection,
+        )
 
     def compare_given(self) -> None:
         """Looks at weights that training starts from: their words are said, their clips checked."""

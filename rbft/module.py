@@ -36,6 +36,7 @@ from rbft.inference.generation import (
     score_own_candidates,
 )
 from rbft.inference.metrics import ClassificationMetrics
+from rbft.inference.sampling import RationaleSampling
 from rbft.runs.folder import read_provenance
 from rbft.runtime.ranges import check_ranges
 from rbft.runtime.transfer import to_device
@@ -124,6 +125,9 @@ class RBFTModule(BackboneModule):
             generate lets the model write and parses it.
         max_new_tokens: Longest text that the model writes, in tokens. A rationale that is cut off
             there is trained without the end of the turn, and counted.
+        rationale_sampling: Draw the rationales of Stage 0 (temperature, top_p, top_k), several
+            about each clip (samples), by a seed of their own (seed); null takes the likeliest
+            token and writes one rationale a clip. All else that the model writes is greedy.
     """
 
     def __init__(
@@ -149,6 +153,7 @@ class RBFTModule(BackboneModule):
         lora: LoRA | None = None,
         quantize: Literal["4bit"] | None = None,
         answer: Literal["score", "generate"] = "score",
+        rationale_sampling: RationaleSampling | None = None,
     ) -> None:
         check_ranges("model.", locals())
         loader = BackboneLoader(
@@ -175,6 +180,7 @@ class RBFTModule(BackboneModule):
         }
         self.weight_decay, self.warmup_ratio = weight_decay, warmup_ratio
         self.packing = packing and attention != "eager"
+        self.rationale_sampling = rationale_sampling
         self.val_metrics = ClassificationMetrics(card.classes)
         self.test_metrics = ClassificationMetrics(card.classes)
         self.monitor = StepMonitor()

@@ -1,9 +1,9 @@
 """Stage 0: the base model writes a rationale for every training clip, r_i = M_theta(v_i, P)."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning.fabric.utilities.rank_zero import _get_rank
@@ -21,7 +21,16 @@ from rbft.collator import Collator
 from rbft.data.base import VideoDataModule
 from rbft.data.rationales import CUT, STOPPED, UNDECODABLE, RationaleStore
 from rbft.inference.classifier import naming_clips
-from rbft.inference.generation import decode_texts, ended, greedy_decode, prefill
+from rbft.inference.generation import (
+    Choose,
+    PrefilledPrompt,
+    decode,
+    decode_texts,
+    ended,
+    likeliest,
+    prefill,
+)
+from rbft.inference.sampling import Draw, RationaleSampling, text_key
 from rbft.inputs import Inputs
 from rbft.module import RBFTModule
 from rbft.runtime.console import print_rank_zero
@@ -42,11 +51,13 @@ class Written(Transferable):
         ids: Token ids of each text, with what ended it.
         texts: The texts.
         ended: Whether the model ended each itself; otherwise the limit of tokens did.
+        sample: Which of the K samples of its clip each is; None where they were not drawn.
     """
 
     ids: list[list[int]]
     texts: list[str]
     ended: list[bool]
+    sample: int | None = None
 
 
 class RationaleModule(BackboneModule):
@@ -57,13 +68,25 @@ class RationaleModule(BackboneModule):
         cards: The task card with each of the prompts that ask for a rationale.
         max_new_tokens: Longest rationale, in tokens.
         packing: Put the prompts of a batch behind each other in one row, without padding.
+        sampling: How texts are drawn, and how many about a clip; None takes the likeliest tokens.
+        abouts: For each card what its texts are about by clip id, see
+            `rbft.data.rationales.about`; with `sampling` alone.
     """
 
     def __init__(
-        self, loader: BackboneLoader, cards: Sequence[Card], max_new_tokens: int, *, packing: bool
+        self,
+        loader: BackboneLoader,
+        cards: Sequence[Card],
+        max_new_tokens: int,
+        *,
+        packing: bool,
+        sampling: RationaleSampling | None = None,
+        abouts: Sequence[Mapping[str, Mapping[str, Any]]] = (),
     ) -> None:
         super().__init__(loader, max_new_tokens)
+        assert sampling is None or len(abouts) == len(cards)
         self.cards, self.packing = list(cards), packing
+        self.sampling, self.abouts = sampling, list(abouts)
 
     def collators(self) -> dict[str, Collator]:
         """What makes the batches to predict on; reads the processor."""
@@ -80,15 +103,30 @@ class RationaleModule(BackboneModule):
         return {"predict": collator}
 
     def predict_step(self, batch: Batch) -> list[Written]:
-        """What the model writes to each of the prompts."""
+        """What the model writes to each of the prompts: all samples of the first, and so on."""
         assert batch.prompt is not None
         prompts = [batch.prompt, *batch.extra_prompts]
         with naming_clips(batch):
             reads = prefill(self.backbone, prompts, self.vision(batch), batch.shared)
-            return [self._write(read) for read in reads]
+            if self.sampling is None:
+                return [self._write(read, likeliest) for read in reads]
+            pairs = zip(reads, self.abouts, strict=True)
+            return [one for read, about in pairs for one in self._draw(read, about, batch.clips)]
 
-    def _write(self, prompt: Any) -> Written:
-        ids = greedy_decode(self.backbone, prompt, self.generation)
+    def _draw(
+        self, prompt: PrefilledPrompt, about: Mapping[str, Any], clips: Sequence[Clip]
+    ) -> Iterator[Written]:
+        """All samples, one number after the other: each takes the memory of a greedy text."""
+        sampling = self.sampling
+        assert sampling is not None
+        for sample in range(sampling.samples):
+            keys = [text_key(about[clip.id], sampling.seed, sample) for clip in clips]
+            last = sample == sampling.samples - 1
+            written = self._write(prompt if last else prompt.copy(), Draw(sampling, keys))
+            yield replace(written, sample=sample)
+
+    def _write(self, prompt: PrefilledPrompt, choose: Choose) -> Written:
+        ids = decode(self.backbone, prompt, self.generation, choose)
         texts = decode_texts(ids, self.processor.tokenizer, self.generation)
         return Written(ids, texts, [ended(own, self.generation) for own in ids])
 
@@ -113,8 +151,19 @@ class RationaleWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Writes the batch to disk before the next one begins."""
-        for store, written in zip(self.stores, outputs, strict=True):
-            store.append(trainer.global_rank, _records(store, written, batch))
+        samples = len(outputs) // len(self.stores)
+        assert samples * len(self.stores) == len(outputs)
+        for number, store in enumerate(self.stores):
+            records = [
+                record
+                for written in outputs[number * samples : (number + 1) * samples]
+                for record in _records(store, written, batch)
+            ]
+            # All samples of a clip at once: a kill leaves a clip whole or without, but for the one
+            # that it cuts through.
+            order = [clip.id for clip in batch.clips]
+            records.sort(key=lambda record: order.index(record["id"]))
+            store.append(trainer.global_rank, records)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Joins what all processes have written, on the first one."""
@@ -138,8 +187,8 @@ def _records(store: RationaleStore, written: Written, batch: Batch) -> list[dict
         batch.errors,
         strict=True,
     ):
-        if weight == 0:
-            continue
+        if weight == 0 or (error and written.sample):
+            continue  # a clip that cannot be decoded has one line
         record = {
             "id": clip.id,
             "rationale": text.strip(),
@@ -147,6 +196,8 @@ def _records(store: RationaleStore, written: Written, batch: Batch) -> list[dict
             "tokens": len(ids),
             "source": "self",
         }
+        if written.sample is not None:
+            record["sample"] = written.sample
         if error:
             record |= {"rationale": "", "finish": UNDECODABLE, "tokens": 0, "error": error}
             log.warning(
@@ -264,10 +315,19 @@ def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> No
             _say_reuse(store, wanted, missing[name])
         for lacking, some in group_by_missing_prompts(missing, clips).items():
             cards = [variants[name].card for name in lacking]
+            abouts = [stores[name].clips for name in lacking]
 
-            def module(model: RBFTModule, cards: list[Card] = cards) -> RationaleModule:
-                longest = model.max_new_tokens
-                return RationaleModule(model.loader, cards, longest, packing=model.packing)
+            def module(
+                model: RBFTModule, cards: list[Card] = cards, abouts: list[Any] = abouts
+            ) -> RationaleModule:
+                return RationaleModule(
+                    model.loader,
+                    cards,
+                    model.max_new_tokens,
+                    packing=model.packing,
+                    sampling=model.rationale_sampling,
+                    abouts=abouts,
+                )
 
             build(
                 inputs.experiment,
@@ -321,12 +381,13 @@ def _variants(
 def _say_reuse(store: RationaleStore, wanted: list[str], missing: list[str]) -> None:
     """Says how many rationales are there already, and whether what they are about is known."""
     there = len(wanted) - len(missing)
+    each = f" clips with {store.samples} rationales each" if store.samples > 1 else " rationales"
     if there:
-        print_rank_zero(f"Stage 0: {there} of {len(wanted)} rationales reused from {store.path}")
+        print_rank_zero(f"Stage 0: {there} of {len(wanted)}{each} reused from {store.path}")
     if silent := [name for name in wanted if name in set(store.unproven)]:
         print_rank_zero(
             f"{len(silent)} of them do not say which video they are about and are taken by the "
             f"clip's id (first: {silent[0]})."
         )
     if missing:
-        print_rank_zero(f"Stage 0: {len(missing)} rationales to write into {store.path}")
+        print_rank_zero(f"Stage 0: {len(missing)}{each} to write into {store.path}")

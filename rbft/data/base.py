@@ -109,6 +109,9 @@ class VideoDataModule(LightningDataModule):
             less (P_less), least (P_least) or any other on the card.
         rationale_ratio: Share of training clips whose rationale is self-generated; the others
             take the human reference.
+        rationale_selection: Which of the rationales of a clip training learns, where
+            model.rationale_sampling.samples has several written: first takes that with the
+            smallest number, consistent the one most like the others.
         on_missing: What clips without a usable video file do: error stops, skip goes on without
             them, warn does so too and says how many there are.
         min_coverage: Share of each split's clips that must be usable in any case.
@@ -150,6 +153,7 @@ class VideoDataModule(LightningDataModule):
         num_workers: int = 2,
         val_fraction: float = 0.0,
         rationale_prompt: str = "rationale",
+        rationale_selection: Literal["first", "consistent"] = "first",
         on_missing: Literal["error", "skip", "warn"] = "error",
         min_coverage: float = 0.9,
         on_leak: Literal["error", "warn"] = "error",
@@ -196,6 +200,7 @@ class VideoDataModule(LightningDataModule):
         self.global_batch_size, self.num_workers = global_batch_size, num_workers
         self.val_fraction, self.rationale_ratio = val_fraction, rationale_ratio
         self.rationale_file, self.rationale_prompt = rationale_file, rationale_prompt
+        self.rationale_selection: Literal["first", "consistent"] = rationale_selection
         self.class_weights, self.balanced_sampling = class_weights, balanced_sampling
         self.seed = seed
         self.feed = Feed()

@@ -1,4 +1,4 @@
-"""The rationale file: one JSON line per clip, written as they come, never twice."""
+"""The rationale file: one JSON line per rationale, written as they come, never twice."""
 
 import hashlib
 import json
@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rbft.rationales.sample import CUT, UNDECODABLE
+from rbft.rationales.sample import CUT, UNDECODABLE, Sample
 from rbft.rationales.sample import STOPPED as STOPPED
+from rbft.rationales.selection import SelectionRule, select
 from rbft.runtime.differences import differences
 from rbft.runtime.files import write_json
 from rbft.runtime.jsonl import JsonLines, append_lines, complete_lines
@@ -26,7 +27,9 @@ class RationaleStore:
     """Rationales in `path`, what they were made from in `<stem>.provenance.json` beside it.
 
     Each line says what it is about: the digest of the video, the segment, the digest of the prompt
-    as it was asked. Only lines about the given clips are used; all others stay in the file.
+    as it was asked. Only lines about the given clips are used; all others stay in the file. Where
+    several rationales are written about a clip, each line has the number of its `sample`, from 0; a
+    line without one is number 0. A clip has its rationales when it has all of them.
 
     Every process appends to a part file of its own; `merge` joins the parts. A line that a crash
     cut off is dropped; its clip counts as missing again.
@@ -38,9 +41,11 @@ class RationaleStore:
         clips: The clips that may have a rationale, by id: for each what `about` returns.
         by_id: Use lines that do not say which video they are about, for the clip of their id. For
             files that the user names.
+        samples: How many rationales a clip is to have. Lines of higher numbers stay in the file.
+        selection: Which of them is used, see `rbft.rationales.selection.select`.
 
     Attributes:
-        records: The lines about the clips, by id.
+        written: The lines about the clips, by id and number of the sample.
         others: Lines about something else.
         unproven: Ids of the clips whose line does not say which video it is about.
 
@@ -55,16 +60,52 @@ class RationaleStore:
         clips: Mapping[str, Mapping[str, Any]],
         *,
         by_id: bool = False,
+        samples: int = 1,
+        selection: SelectionRule = "first",
     ) -> None:
         self.path, self.provenance = path, json.loads(json.dumps(provenance))
         self.lines = JsonLines(path)
         self.clips, self.by_id = clips, by_id
+        self.samples = samples
+        self.selection: SelectionRule = selection
         self.read()
         self._check_provenance()
 
     def missing(self, ids: Iterable[str]) -> list[str]:
-        """Those of the ids that have no rationale yet, in order."""
-        return [name for name in ids if name not in self.records]
+        """Those of the ids that lack a rationale, or one of several, in order."""
+        return [name for name in ids if not self._complete(name)]
+
+    @property
+    def records(self) -> dict[str, dict[str, Any]]:
+        """The line that is used of each clip that has all of its rationales, by id."""
+        if self._selected is None:
+            self._selected = self._select()
+        return self._selected
+
+    def all_records(self) -> list[dict[str, Any]]:
+        """All lines of the clips that have all of their rationales, clip after clip, by number."""
+        return [line for name in self.written if self._complete(name) for line in self._own(name)]
+
+    def _own(self, name: str) -> list[dict[str, Any]]:
+        """The lines of a clip that count, by number."""
+        found = self.written.get(name, {})
+        return [found[number] for number in sorted(found) if number < self.samples]
+
+    def _complete(self, name: str) -> bool:
+        own = self._own(name)
+        return len(own) == self.samples or any(one["finish"] == UNDECODABLE for one in own)
+
+    def _select(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for name in [name for name in self.written if self._complete(name)]:
+            own = self._own(name)
+            lost = [one for one in own if one["finish"] == UNDECODABLE]
+            if lost or len(own) == 1:
+                found[name] = [*lost, *own][0]
+            else:
+                chosen = select([Sample.of(one, None) for one in own], self.selection).chosen
+                found[name] = self.written[name][chosen[name].number]
+        return found
 
     def texts(self) -> dict[str, str]:
         """Rationale by clip id."""
@@ -82,12 +123,15 @@ class RationaleStore:
     def append(self, rank: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Adds records to a process's part file; they are on disk when this returns.
 
+        Of a clip that lacks some of its samples, as a kill may leave it, those it has stay as they
+        are and only the others are added.
+
         Args:
             rank: The process.
             records: Each with `id`, `rationale`, `finish` ("stop", "length" where the limit of
                 tokens cut it, or "undecodable" where there was no video to describe), `tokens` (its
-                length) and `source` (who wrote it: "self" is the backbone). What they are about is
-                added.
+                length) and `source` (who wrote it: "self" is the backbone), and with `sample`
+                where a clip has several. What they are about is added.
 
         Raises:
             ValueError: If another run is writing to the same file.
@@ -103,14 +147,23 @@ class RationaleStore:
             )
         for record in records:
             _check(record, "A new rationale")
-        new = {record["id"]: {**record, **self.clips[record["id"]]} for record in records}
-        assert len(new) == len(records), "a clip stands twice in the batch"
-        assert not new.keys() & self.records.keys(), "a clip is written again"
+        made = {_number(record): {**record, **self.clips[record["id"]]} for record in records}
+        assert len(made) == len(records), "a clip stands twice in the batch"
+        assert not any(self._complete(name) for name, _ in made), "a clip is written again"
+        new = {
+            (name, number): record
+            for (name, number), record in made.items()
+            if number not in self.written.get(name, {})
+        }
+        if not new:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.lines.sidecar.exists():
             write_json(self.lines.sidecar, self.provenance)
         self._sizes[part] = append_lines(part, new.values())
-        self.records |= new
+        for (name, number), record in new.items():
+            self.written.setdefault(name, {})[number] = record
+        self._selected = None
 
     def merge(self, order: Sequence[str]) -> None:
         """Joins the parts into the file; by one process, when all have written.
@@ -120,8 +173,9 @@ class RationaleStore:
         """
         self.read()
         place = {name: number for number, name in enumerate(order)}
-        ids = sorted(self.records, key=lambda name: (place.get(name, len(place)), name))
-        self.lines.join([*(self.records[name] for name in ids), *self.others])
+        ids = sorted(self.written, key=lambda name: (place.get(name, len(place)), name))
+        lines = [line for name in ids for _, line in sorted(self.written[name].items())]
+        self.lines.join([*lines, *self.others])
 
     def recover(self, order: Sequence[str]) -> None:
         """Joins parts that a run which was killed has left; otherwise does nothing."""
@@ -140,23 +194,30 @@ class RationaleStore:
             for key, record in _parse(content, file).items():
                 if found.setdefault(key, record) != record:
                     raise ValueError(
-                        f"Rationale file {file} has another rationale for the clip {key[0]} than "
+                        f"Rationale file {file} has another rationale for {_name(record)} than "
                         f"{self.path} or its other parts: two runs wrote at the same time. Remove "
                         f"{file}."
                     )
-        self.records: dict[str, dict[str, Any]] = {}
+        self.written: dict[str, dict[int, dict[str, Any]]] = {}
         self.others: list[dict[str, Any]] = []
-        self.unproven: list[str] = []
+        unproven: dict[str, None] = {}
+        self._selected: dict[str, dict[str, Any]] | None = None
         # Lines that say what they are about win over those that do not.
         for record in sorted(found.values(), key=lambda record: "video" not in record):
-            name, silent = record["id"], "video" not in record
-            if name in self.clips and name not in self.records and (silent and self.by_id):
-                self.unproven.append(name)
-                self.records[name] = record
-            elif name in self.clips and _about(record) == _about(self.clips[name]) and not silent:
-                self.records[name] = record
+            (name, number), silent = _number(record), "video" not in record
+            if name not in self.clips:
+                used = False
+            elif silent:
+                used = self.by_id and (name not in self.written or name in unproven)
             else:
+                used = _about(record) == _about(self.clips[name])
+            if not used:
                 self.others.append(record)
+                continue
+            if silent:
+                unproven[name] = None
+            self.written.setdefault(name, {})[number] = record
+        self.unproven = list(unproven)
 
     def _check_provenance(self) -> None:
         if not self.lines.sidecar.exists():
@@ -261,8 +322,19 @@ def _about(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(record.get(key) for key in ABOUT)
 
 
+def _number(record: Mapping[str, Any]) -> tuple[str, int]:
+    """Clip and number of the sample."""
+    return record["id"], record.get("sample", 0)
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    """How messages call it."""
+    number = f", sample {record['sample']}" if "sample" in record else ""
+    return f"the clip {record['id']}{number}"
+
+
 def _parse(content: bytes, path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """Record by id and what it is about."""
+    """Record by id, what it is about and number of the sample."""
     records: dict[tuple[Any, ...], dict[str, Any]] = {}
     for number, line in complete_lines(content):
         where = f"Rationale file {path}, line {number}"
@@ -272,11 +344,10 @@ def _parse(content: bytes, path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
             shown = line[:60].decode("utf-8", errors="backslashreplace")
             raise ValueError(f"{where} is no JSON: {shown!r}. Mend or remove the line.") from error
         _check(record, where)
-        key = (record["id"], *_about(record))
+        key = (*_number(record), *_about(record))
         if key in records:
             raise ValueError(
-                f"{where} has a second rationale for the clip {record['id']}. Remove one of the "
-                "two lines."
+                f"{where} has a second rationale for {_name(record)}. Remove one of the two lines."
             )
         records[key] = record
     return records
@@ -289,3 +360,6 @@ def _check(record: Any, where: str) -> None:
     for key, kind in KEYS.items():
         if type(record.get(key)) is not kind:
             raise ValueError(f"{where} must have {wanted}; {key} is {record.get(key)!r}.")
+    number = record.get("sample", 0)
+    if type(number) is not int or number < 0:
+        raise ValueError(f"{where} must have a sample of 0 or more (int), or none; got {number!r}.")

@@ -345,8 +345,10 @@ def scoring_peaks(
     peaks = {}
     described = [found[name] for name in plan.stages if find_stage(name).needs_rationales]
     if described and data.rationale_ratio:
+        # The prompts' KV cache is continued once for each sample.
+        again = int(plan.store.samples > 1)
         peaks["Stage 0, writing"] = memory_of(
-            described[0].tokens, ScoringTask(new_tokens=longest_text)
+            described[0].tokens, ScoringTask(new_tokens=longest_text, extra_caches=again)
         )
     for name in plan.stages:
         own, stage = found[name], find_stage(name)

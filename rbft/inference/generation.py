@@ -1,6 +1,6 @@
-"""Prefill, log-probabilities of given answers, and greedy decoding."""
+"""Prefill, log-probabilities of given answers, and decoding."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -301,14 +301,33 @@ def score_own_candidates(
     return scores + (rest * mask).sum(-1).view(clips, count)
 
 
-@torch.no_grad()
+# Chooses the next token of each row: from the scores in float32, which of the texts each row is,
+# and how many tokens each text has.
+Choose = Callable[[Tensor, Sequence[int], int], Tensor]
+
+
+def likeliest(scores: Tensor, texts: Sequence[int], position: int) -> Tensor:
+    """The token of the highest score."""
+    return scores.argmax(-1)
+
+
 def greedy_decode(
     backbone: Any, prompt: PrefilledPrompt, settings: Mapping[str, Any]
 ) -> list[list[int]]:
-    """Greedily decodes a text after each prompt.
+    """Greedily decodes a text after each prompt, see `decode`.
 
-    Equals transformers' greedy `generate` for each clip alone. A finished text leaves the batch, so
-    that the others do not wait for the longest.
+    Equals transformers' greedy `generate` for each clip alone.
+    """
+    return decode(backbone, prompt, settings, likeliest)
+
+
+@torch.no_grad()
+def decode(
+    backbone: Any, prompt: PrefilledPrompt, settings: Mapping[str, Any], choose: Choose
+) -> list[list[int]]:
+    """Decodes a text after each prompt.
+
+    A finished text leaves the batch, so that the others do not wait for the longest.
 
     Args:
         backbone: The model.
@@ -317,6 +336,7 @@ def greedy_decode(
             (a list; each ends a text and is kept at its end) and `repetition_penalty` (positive
             logits of tokens that prompt or text contain are divided by it, negative ones
             multiplied).
+        choose: Chooses the next tokens: `likeliest`, or a `rbft.inference.sampling.Draw`.
 
     Returns:
         Token ids of each text.
@@ -338,7 +358,8 @@ def greedy_decode(
         if penalty != 1:
             repeated = torch.where(logits < 0, logits * penalty, logits / penalty)
             logits = logits.where(~seen, repeated)
-        token = logits.argmax(-1)
+        # All texts that are still written have the same number of tokens.
+        token = choose(logits, writing, len(answers[writing[0]]))
         # Read in one transfer: the host waits for the device once per token.
         finite = logits.isfinite().all(-1)
         chosen, sound = torch.stack([token, finite.to(token.dtype)]).tolist()
@@ -379,7 +400,7 @@ def ended(written: Sequence[int], settings: Mapping[str, Any]) -> bool:
 
     Args:
         written: Token ids of the answer.
-        settings: See `greedy_decode`.
+        settings: See `decode`.
     """
     return bool(written) and written[-1] in settings["eos_token_id"]
 
@@ -392,7 +413,7 @@ def decode_texts(
     Args:
         written: Token ids of the answers.
         tokenizer: The backbone's.
-        settings: See `greedy_decode`.
+        settings: See `decode`.
     """
     whole = [ids[:-1] if ended(ids, settings) else ids for ids in written]
     return tokenizer.batch_decode(whole, skip_special_tokens=True)

@@ -93,6 +93,13 @@ RANGES = {
     "model.warmup_ratio": SHARE,
     "model.gradient_checkpointing": Range(0, 1, note="true is all blocks, false none"),
     "model.max_new_tokens": COUNT,
+    "model.rationale_sampling.temperature": Range(
+        0.01, note="model.rationale_sampling null takes the likeliest token"
+    ),
+    "model.rationale_sampling.top_p": Range(0, 1, above=True, note="1 draws from all tokens"),
+    "model.rationale_sampling.top_k": Range(0, note="0 draws from all tokens"),
+    "model.rationale_sampling.samples": COUNT,
+    "model.rationale_sampling.seed": SEED,
     "model.lora.rank": COUNT,
     "model.lora.alpha": COUNT,
     "model.lora.dropout": Range(0, 1, below=True),

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from lightning.pytorch import LightningModule
 from rbft.data.rationales import RationaleStore, about
 from rbft.data.sampler import SampleSlot
 from rbft.inference.generation import prefill
+from rbft.inference.sampling import RationaleSampling
 from rbft.stage_zero import RationaleWriter, Written, check_prompts, group_by_missing_prompts
 from tests.examples import (
     CARD,
@@ -80,6 +82,63 @@ def test_how_the_model_s_own_texts_end(two_ends: Path, tmp_path: Path, finish: s
     assert ends.pop("train_1") == ("undecodable", 0)
     assert set(ends) == {"train_0", "train_2", "train_3", "train_4"}
     assert set(ends.values()) == {("stop", 1) if finish == "stop" else ("length", 3)}
+
+
+DRAWN = RationaleSampling(temperature=1.0, top_p=0.95, samples=3, seed=1)
+
+
+def stage_zero(
+    folder: Path, place: Path, size: int, sampling: RationaleSampling, *names: str, **settings: Any
+) -> list[RationaleStore]:
+    """Rationales of five clips, the second of which cannot be decoded, in batches of `size`."""
+    names = names or ("rationale",)
+    cards = [CARD.using(name) for name in names]
+    model = rationale_module(folder, *cards, max_new_tokens=8, **settings)
+    model.sampling = sampling
+    abouts = [
+        {f"train_{n}": about(f"video {n}", None, None, name) for n in range(5)} for name in names
+    ]
+    model.abouts += abouts
+    yard = Damaged(place / "card.yaml", {"train": 5}, damaged=["train_1"], eval_batch_size=size)
+    yard.feed = replace(yard.feed, predict_clips=yard.clips("train"))
+    stores = [
+        RationaleStore(place / f"{name}.jsonl", {}, own, samples=sampling.samples)
+        for name, own in zip(names, abouts, strict=True)
+    ]
+    worker = trainer(place, callbacks=[RationaleWriter(stores)])
+    worker.predict(model, fed(yard, model), return_predictions=False)
+    return stores
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+def test_all_samples_of_a_clip_whatever_the_batches(two_ends: Path, tmp_path: Path, packing: bool):
+    (whole,) = stage_zero(two_ends, tmp_path / "5", 5, DRAWN, packing=packing)
+    clips_read = ["train_0", "train_2", "train_3", "train_4"]
+    drawn = [(name, number) for name in clips_read for number in range(3)]
+    lines = [*map(json.loads, (tmp_path / "5/rationale.jsonl").read_text().splitlines())]
+    found = [(line["id"], line["sample"]) for line in lines]
+    assert found == [*drawn[:3], ("train_1", 0), *drawn[3:]]
+    assert whole.undecodable() == {"train_1"}
+    texts = {(one["id"], one["sample"]): one["rationale"] for one in whole.all_records()}
+    assert len({texts["train_0", number] for number in range(3)}) == 3
+    for size in (1, 2):
+        (again,) = stage_zero(two_ends, tmp_path / str(size), size, DRAWN, packing=packing)
+        assert again.written == whole.written
+    (fewer,) = stage_zero(two_ends, tmp_path / "1 sample", 2, replace(DRAWN, samples=1))
+    assert {name: one["rationale"] for name, one in fewer.records.items()} == {
+        name: text for (name, number), text in texts.items() if number == 0
+    }
+    (other,) = stage_zero(two_ends, tmp_path / "seed", 5, replace(DRAWN, seed=2))
+    assert all(other.texts()[name] != whole.texts()[name] for name in clips_read)
+
+
+def test_samples_of_several_prompts(two_ends: Path, tmp_path: Path):
+    """Those that a pass for each prompt writes."""
+    both = stage_zero(two_ends, tmp_path / "both", 2, DRAWN, "rationale", "less")
+    for store, name in zip(both, ("rationale", "less"), strict=True):
+        (alone,) = stage_zero(two_ends, tmp_path / name, 2, DRAWN, name)
+        assert alone.written == store.written
+    assert both[0].texts() != both[1].texts()
 
 
 def test_clips_that_lack_the_same_are_described_together():

@@ -30,7 +30,14 @@ from rbft.backbone.adapters import LoRA
 from rbft.backbone.loading import parameter_parts
 from rbft.batch import HOST, Batch, CachedFeatures, Transferable
 from rbft.inference.classifier import Classified
-from rbft.inference.generation import extend, greedy_decode, prefill, score_candidates
+from rbft.inference.generation import (
+    decode,
+    extend,
+    greedy_decode,
+    prefill,
+    score_candidates,
+)
+from rbft.inference.sampling import Draw, RationaleSampling
 from rbft.module import RBFTModule
 from rbft.runtime.transfer import to_device
 from rbft.stages import STAGES
@@ -356,8 +363,9 @@ def test_scoring_on_tensors_with_data(
 
 
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("drawn", [False, True], ids=["greedy", "drawn"])
 def test_writing_reads_once_a_token(
-    backbone: Path, monkeypatch: pytest.MonkeyPatch, packing: bool
+    backbone: Path, monkeypatch: pytest.MonkeyPatch, packing: bool, drawn: bool
 ) -> None:
     monkeypatch.setenv("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
     made = module(backbone)
@@ -366,7 +374,13 @@ def test_writing_reads_once_a_token(
     settings = writing(backbone, 5, eos_token_id=[-1])
     with no_waits(reads=5) as counted:
         (read,) = prefill(made.backbone, [batch.prompt], made.vision(batch))
-        greedy_decode(made.backbone, read, settings)
+        if drawn:
+            draw = Draw(
+                RationaleSampling(top_p=0.9, top_k=20), [bytes([clip]) for clip in range(4)]
+            )
+            decode(made.backbone, read, settings, draw)
+        else:
+            greedy_decode(made.backbone, read, settings)
     assert counted.left == 0
 
 

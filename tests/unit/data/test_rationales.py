@@ -17,6 +17,7 @@ from hypothesis.stateful import (
 )
 
 from rbft.data.rationales import RationaleStore, about, mix
+from rbft.rationales.selection import SelectionRule
 
 MADE_FROM = {
     "backbone": "3f2a",
@@ -47,9 +48,16 @@ ABOUT = {name: about(f"video {name}", None, None, "Describe the clip.") for name
 
 
 def open_store(
-    path: Path, clips: Any = ABOUT, *, by_id: bool = False, **changes: Any
+    path: Path,
+    clips: Any = ABOUT,
+    *,
+    by_id: bool = False,
+    samples: int = 1,
+    selection: SelectionRule = "first",
+    **changes: Any,
 ) -> RationaleStore:
-    return RationaleStore(path, MADE_FROM | changes, clips, by_id=by_id)
+    made_from = MADE_FROM | changes
+    return RationaleStore(path, made_from, clips, by_id=by_id, samples=samples, selection=selection)
 
 
 def test_append_and_reopen(path: Path) -> None:
@@ -327,6 +335,163 @@ def test_lines_that_do_not_say_what_they_are_about(path: Path) -> None:
     path.write_text(path.read_text() + json.dumps(record("a", "Proven.") | ABOUT["a"]) + "\n")
     store = open_store(path, clips, by_id=True)
     assert (store.texts()["a"], store.unproven) == ("Proven.", [])
+
+
+def drawn(name: str, *texts: str) -> list[dict[str, Any]]:
+    """The samples of a clip, from number 0."""
+    return [record(name, text) | {"sample": number} for number, text in enumerate(texts)]
+
+
+DRAWN = [
+    *drawn("a", "A dog naps.", "A bear climbs a tree.", "A bear climbs."),
+    *drawn("b", "One.", "Two.", "Three."),
+]
+
+
+def numbers(path: Path) -> list[tuple[str, int]]:
+    lines = map(json.loads, path.read_text().splitlines())
+    return [(line["id"], line["sample"]) for line in lines]
+
+
+def test_several_rationales_of_a_clip(path: Path) -> None:
+    store = open_store(path, samples=3)
+    store.append(0, DRAWN)
+    for known in (store, open_store(path, samples=3)):
+        assert known.missing("abc") == ["c"]
+        assert known.texts() == {"a": "A dog naps.", "b": "One."}
+        assert [(one["id"], one["sample"]) for one in known.all_records()] == [
+            (name, number) for name in "ab" for number in range(3)
+        ]
+    store.merge("ba")
+    assert numbers(path) == [(name, number) for name in "ba" for number in range(3)]
+    chosen = open_store(path, samples=3, selection="consistent")
+    assert chosen.texts()["a"] == "A bear climbs."
+    assert chosen.records["a"]["sample"] == 2
+
+
+def test_how_the_rationale_that_is_used_ended(path: Path) -> None:
+    store = open_store(path, samples=3, selection="consistent")
+    store.append(0, [one | {"finish": "length"} if one["sample"] == 2 else one for one in DRAWN])
+    assert store.cut() == {"a"}
+    assert open_store(path, samples=3).cut() == set()
+
+
+def test_a_clip_that_lacks_a_sample_counts_as_missing(path: Path) -> None:
+    """It is drawn again as a whole; what is there stays, and no line is written twice."""
+    store = open_store(path, samples=3)
+    store.append(0, DRAWN[:4])
+    assert store.missing("ab") == ["b"]
+    assert set(store.texts()) == {"a"}
+    assert {one["id"] for one in store.all_records()} == {"a"}
+    store.append(0, drawn("b", "Another.", "Two.", "Three."))
+    assert store.missing("ab") == []
+    store.merge("ab")
+    assert [json.loads(line)["rationale"] for line in path.read_text().splitlines()][3:] == [
+        "One.",
+        "Two.",
+        "Three.",
+    ]
+    assert open_store(path, samples=3).missing("ab") == []
+
+
+def test_a_clip_whose_last_sample_was_cut_off_by_a_kill(path: Path) -> None:
+    store = open_store(path, samples=3)
+    store.append(0, DRAWN)
+    part = path.with_name(f"{path.name}.part0")
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-20])
+    again = open_store(path, samples=3)
+    assert again.missing("ab") == ["b"]
+    again.append(0, DRAWN[3:])
+    assert part.read_bytes() == whole
+
+
+def test_more_or_fewer_samples_than_there_are(path: Path) -> None:
+    """The same draws: a file of three serves two, and goes on to four."""
+    open_store(path, samples=3).append(0, DRAWN)
+    fewer = open_store(path, samples=2, selection="consistent")
+    assert fewer.missing("ab") == []
+    assert {one["sample"] for one in fewer.all_records()} == {0, 1}
+    assert fewer.texts()["a"] == "A dog naps."  # one of two that are as like each other
+    fewer.merge("ab")
+    assert len(numbers(path)) == 6
+    more = open_store(path, samples=4)
+    assert more.missing("ab") == ["a", "b"]
+    assert more.texts() == {}
+    more.append(0, drawn("a", "x", "x", "x", "The fourth."))
+    more.merge("ab")
+    assert numbers(path)[:4] == [("a", number) for number in range(4)]
+    assert open_store(path, samples=4).texts() == {"a": "A dog naps."}
+
+
+def test_a_line_without_a_number_is_the_first(path: Path) -> None:
+    open_store(path).append(0, [record("a")])
+    store = open_store(path, samples=2)
+    assert store.missing("a") == ["a"]
+    store.append(0, drawn("a", "Another first.", "The second."))
+    assert store.texts() == {"a": "Clip a shows a bear."}
+    assert open_store(path, samples=2).missing("a") == []
+
+
+def test_what_cannot_be_decoded_has_one_line(path: Path) -> None:
+    store = open_store(path, samples=3)
+    lost = {"rationale": "", "finish": "undecodable", "tokens": 0, "sample": 0}
+    store.append(0, [record("a") | lost, *DRAWN[3:]])
+    assert store.missing("ab") == []
+    assert store.undecodable() == {"a"}
+    assert set(store.texts()) == {"b"}
+
+
+def test_samples_that_do_not_say_what_they_are_about(path: Path) -> None:
+    path.parent.mkdir()
+    lines = [*drawn("a", "One.", "Two."), *drawn("b", "x", "y", "z"), record("c")]
+    lines += [one | ABOUT["b"] for one in drawn("b", "By content.")]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    store = open_store(path, by_id=True, samples=2)
+    assert store.unproven == ["a", "c"]
+    assert store.missing("abc") == ["b", "c"]  # lines by id do not fill up those by content
+    assert store.texts() == {"a": "One."}
+    assert len(store.others) == 3
+    assert open_store(path, samples=2).missing("abc") == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            record("a") | {"sample": 1} | ABOUT["a"],
+            " has a second rationale for the clip a, sample 1. Remove one of the two lines.",
+        ),
+        (
+            record("a") | {"sample": -1},
+            " must have a sample of 0 or more (int), or none; got -1.",
+        ),
+        (
+            record("a") | {"sample": True},
+            " must have a sample of 0 or more (int), or none; got True.",
+        ),
+    ],
+)
+def test_damaged_numbers(path: Path, line: dict[str, Any], message: str) -> None:
+    store = open_store(path, samples=3)
+    store.append(0, DRAWN[:3])
+    store.merge("a")
+    path.write_text(path.read_text() + json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=re.escape(f"Rationale file {path}, line 4{message}")):
+        open_store(path, samples=3)
+
+
+def test_parts_that_contradict_in_a_sample(path: Path) -> None:
+    one, other = open_store(path, samples=2), open_store(path, samples=2)
+    one.append(0, drawn("a", "One.", "Two."))
+    other.append(1, drawn("a", "One.", "Else."))
+    with pytest.raises(
+        ValueError,
+        match=re.escape(
+            f"Rationale file {path}.part1 has another rationale for the clip a, sample 1"
+        ),
+    ):
+        open_store(path, samples=2)
 
 
 @given(

@@ -14,6 +14,7 @@ from rbft.cli import BENCHMARKS, _run
 from rbft.commands import COMMANDS, find_command
 from rbft.data.base import VideoDataModule
 from rbft.data.videofolder import VideoFolder
+from rbft.inference.sampling import RationaleSampling
 from rbft.module import RBFTModule
 from rbft.rationales.quality import QualityRules
 from rbft.runtime.ranges import RANGES, Range, check_ranges
@@ -23,6 +24,7 @@ CLASSES = {
     "model.": [RBFTModule],
     "data.": [VideoDataModule, *BENCHMARKS],
     "data.rationale_rules.": [QualityRules],
+    "model.rationale_sampling.": [RationaleSampling],
     "model.lora.": [LoRA],
     "trainer.": [Trainer],
 }
@@ -77,6 +79,17 @@ WRONG: dict[str, tuple[float, str]] = {
     "model.warmup_ratio": (1.5, SHARE),
     "model.gradient_checkpointing": (1.5, "must be from 0 to 1; true is all blocks, false none."),
     "model.max_new_tokens": (0, ONE),
+    "model.rationale_sampling.temperature": (
+        0,
+        "must be 0.01 or more; model.rationale_sampling null takes the likeliest token.",
+    ),
+    "model.rationale_sampling.top_p": (
+        0,
+        "must be above 0 and at most 1; 1 draws from all tokens.",
+    ),
+    "model.rationale_sampling.top_k": (-1, "must be 0 or more; 0 draws from all tokens."),
+    "model.rationale_sampling.samples": (0, ONE),
+    "model.rationale_sampling.seed": (-1, SEED),
     "model.lora.rank": (0, ONE),
     "model.lora.alpha": (0, ONE),
     "model.lora.dropout": (1, "must be 0 or more and below 1."),
@@ -188,7 +201,8 @@ def test_rules_check_their_own(name):
 @pytest.mark.parametrize("name", [name for name in WRONG if name.startswith("model.")])
 def test_the_module_checks_its_own(name):
     key = name.rpartition(".")[2]
-    made: Any = LoRA if "lora" in name else RBFTModule
+    parts: dict[str, Any] = {"lora": LoRA, "rationale_sampling": RationaleSampling}
+    made = parts.get(name.split(".")[1], RBFTModule)
     settings = typed(made, key, WRONG[name][0])
     if made is RBFTModule:
         settings = {"backbone": "nowhere", "card": CARD, **MODULE_SETTINGS, **settings}
@@ -205,6 +219,7 @@ THROUGH_THE_PARSER = [
     *(name for name in WRONG if name.startswith("trainer.") or name in TOP),
     *("data.fps", "data.split_seed", "data.test_fraction", "data.clip_seed"),
     *("model.learning_rate", "model.warmup_ratio", "model.lora.rank"),
+    *("model.rationale_sampling.temperature", "model.rationale_sampling.samples"),
 ]
 
 
