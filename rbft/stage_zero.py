@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rbft.backbone.loader import BackboneLoader
 from rbft.backbone_module import BackboneModule
 from rbft.batch import Batch, Transferable
-from rbft.build import build
+from rbft.build import Experiment, build
 from rbft.callbacks.cut import cut_note
 from rbft.card import Card
 from rbft.clip import Clip
@@ -201,7 +201,7 @@ def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> No
             experiment.
     """
     data, model = inputs.data, inputs.model
-    variants = _variants(inputs, prompts)
+    variants = prompt_variants(inputs.experiment, inputs.data, prompts)
     stores = {name: inputs.rationale_store(variant) for name, variant in variants.items()}
     clips = data.clips_to_describe()
     ids = [clip.id for clip in clips]
@@ -244,9 +244,23 @@ def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> No
             print_rank_zero(f"Stage 0{which}: {note}")
 
 
-def _variants(inputs: Inputs, prompts: Sequence[str] | None) -> dict[str, VideoDataModule]:
-    """The benchmark with each of several prompts as the one that asks for rationales."""
-    data = inputs.data
+def prompt_variants(
+    experiment: Experiment, data: VideoDataModule, prompts: Sequence[str] | None
+) -> dict[str, VideoDataModule]:
+    """The benchmark with each of several prompts as the one that asks for rationales.
+
+    Args:
+        experiment: The settings.
+        data: The benchmark.
+        prompts: Names of prompts on the card; None takes that of the experiment.
+
+    Returns:
+        The benchmarks by the prompts' names.
+
+    Raises:
+        ValueError: If one is no rationale prompt of the card, or `data.rationale_file` would be the
+            file of several.
+    """
     if prompts is None:
         return {data.rationale_prompt: data}
     check_prompts(prompts, data.card)
@@ -256,8 +270,7 @@ def _variants(inputs: Inputs, prompts: Sequence[str] | None) -> dict[str, VideoD
             f"({data.rationale_file}) is the file of one. Set it to null, or name one prompt."
         )
     return {
-        name: inputs.experiment.changed(data__init_args__rationale_prompt=name).data()
-        for name in prompts
+        name: experiment.changed(data__init_args__rationale_prompt=name).data() for name in prompts
     }
 
 
