@@ -10,6 +10,7 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbft.backbone.loader import BackboneLoader
+from rbft.backbone.loading import short_name
 from rbft.backbone_module import BackboneModule
 from rbft.batch import Batch, Transferable
 from rbft.build import Experiment, build
@@ -97,10 +98,11 @@ class RationaleWriter(Callback):
 
     Args:
         stores: The rationale file of each prompt.
+        model: Name of the backbone, which the lines say; empty says none.
     """
 
-    def __init__(self, stores: Sequence[RationaleStore]) -> None:
-        self.stores = stores
+    def __init__(self, stores: Sequence[RationaleStore], model: str = "") -> None:
+        self.stores, self.model = stores, model
 
     def on_predict_batch_end(
         self,
@@ -113,7 +115,11 @@ class RationaleWriter(Callback):
     ) -> None:
         """Writes the batch to disk before the next one begins."""
         for store, written in zip(self.stores, outputs, strict=True):
-            store.append(trainer.global_rank, _records(store, written, batch))
+            records = [self._named(one) for one in _records(store, written, batch)]
+            store.append(trainer.global_rank, records)
+
+    def _named(self, record: dict[str, Any]) -> dict[str, Any]:
+        return {**record, "model": self.model} if self.model else record
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Joins what all processes have written, on the first one."""
@@ -201,6 +207,7 @@ def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> No
             experiment.
     """
     data, model = inputs.data, inputs.model
+    writer = short_name(inputs.experiment.settings.model.backbone)
     variants = prompt_variants(inputs.experiment, inputs.data, prompts)
     stores = {name: inputs.rationale_store(variant) for name, variant in variants.items()}
     clips = data.clips_to_describe()
@@ -225,7 +232,7 @@ def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> No
                 "rationale",
                 None,
                 "Stage 0: writing rationales",
-                [RationaleWriter([stores[name] for name in lacking])],
+                [RationaleWriter([stores[name] for name in lacking], writer)],
                 feed={"predict_clips": some},
                 module=module,
             ).predict()

@@ -30,12 +30,13 @@ def options(backbones: dict[str, Path]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def first(options: list[str], tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    """A folder with rationales of three prompts: texts by hand, in lines that the backbone wrote."""
+    """A folder with rationales of three prompts: texts by hand in the lines of the backbone."""
     folder = tmp_path_factory.mktemp("written")
     rbft(folder, "rationalize", *options, f"--prompts=[{', '.join(NAMES)}]")
     for name in NAMES:
         file = written(folder, name)
         lines = read_lines(file)
+        assert {line["model"] for line in lines} == {"qwen2_5_vl"}
         for number, line in enumerate(lines):
             line["rationale"] = f"{name}: clip {number} shows somebody."
             line["finish"] = "stop"
@@ -145,8 +146,15 @@ def test_nothing_to_show_is_refused(tmp_path, options, capsys, cache):
     assert not (tmp_path / LOGS).exists()
 
 
-def test_rules_that_fit_refuses_are_shown_as_flags(folder, options, capsys):
+def test_writers_are_named_and_rules_that_fit_refuses_are_shown_as_flags(folder, options, capsys):
+    file = written(folder, "rationale")
+    lines = read_lines(file)
+    del lines[0]["model"]  # as rbft wrote it before
+    lines[1]["model"] = "another"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     rbft(folder, "rationales", *options, "--data.rationale_rules.min_words=50")
+    assert page(folder).count(" · qwen2_5_vl</div>") == 15
+    assert page(folder).count(" · another</div>") == 1
     shown = capsys.readouterr().out
     assert "fit will refuse these rules: No rationale of class" in shown
     assert page(folder).count('<li class="shown">length: ') == 14
