@@ -33,7 +33,8 @@ from rbft.stages import find_stage
 from rbft.training.checkpoints import StepCheckpoint
 from rbft.training.fsdp2 import META, wait_for_all
 
-RATIONALES = "rationales.json"  # in a stage's folder: digest of each that it learns from
+# In a stage's folder: digest of each rationale that it learns from, and what the rules dropped.
+RATIONALES, RULES = "rationales.json", "rationale_rules.json"
 
 
 class Method:
@@ -73,6 +74,7 @@ class Method:
         todo = [stage for stage in self.stages if not self.run.trained(stage)]
         if any(find_stage(stage).needs_rationales for stage in todo):
             write_rationales(self.inputs)
+            self._say_rules()  # ends the run here where they leave a class nothing
         if whole and (self.settings.score_each_stage or not self.stages):
             self.score(ZERO_SHOT, "label", None)
         weights, (history, backbone) = self.experiment.given, self.inputs.origin()
@@ -269,6 +271,17 @@ class Method:
                 # Curves of the settings of before.
                 shutil.rmtree(self.run.stage(stage), ignore_errors=True)
 
+    def _say_rules(self) -> None:
+        """Says what the rules drop, before a model is loaded.
+
+        Raises:
+            ValueError: If they leave a class no rationale.
+        """
+        data = self.inputs.data
+        if data.rationale_rules is not None:
+            report = data.with_feed(Feed(rationales=self.inputs.rationale_store())).rules_report()
+            print_rank_zero(f"data.rationale_rules: {report}")
+
     def _note_rationales(self, stage: str, store: RationaleStore, *, resumes: bool) -> str:
         """Compares with the rationales that the stage began with, or keeps these.
 
@@ -294,6 +307,8 @@ class Method:
                 )
         elif not _get_rank():
             write_json(file, now)
+            if (report := data.rules_report()) is not None:
+                write_json(self.run.stage(stage) / RULES, report.as_dict())
         return digest(now)
 
 

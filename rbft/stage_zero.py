@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbft import endpoint
 from rbft.backbone.loader import BackboneLoader
+from rbft.backbone.loading import short_name
 from rbft.backbone_module import BackboneModule
 from rbft.batch import Batch, Transferable
 from rbft.build import Experiment, build
@@ -136,10 +137,11 @@ class RationaleWriter(Callback):
 
     Args:
         stores: The rationale file of each prompt.
+        model: Name of the backbone, which the lines say; empty says none.
     """
 
-    def __init__(self, stores: Sequence[RationaleStore]) -> None:
-        self.stores = stores
+    def __init__(self, stores: Sequence[RationaleStore], model: str = "") -> None:
+        self.stores, self.model = stores, model
 
     def on_predict_batch_end(
         self,
@@ -155,7 +157,7 @@ class RationaleWriter(Callback):
         assert samples * len(self.stores) == len(outputs)
         for number, store in enumerate(self.stores):
             records = [
-                record
+                self._named(record)
                 for written in outputs[number * samples : (number + 1) * samples]
                 for record in _records(store, written, batch)
             ]
@@ -164,6 +166,9 @@ class RationaleWriter(Callback):
             order = [clip.id for clip in batch.clips]
             records.sort(key=lambda record: order.index(record["id"]))
             store.append(trainer.global_rank, records)
+
+    def _named(self, record: dict[str, Any]) -> dict[str, Any]:
+        return {**record, "model": self.model} if self.model else record
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Joins what all processes have written, on the first one."""
@@ -262,7 +267,7 @@ def ask_endpoint(
     ids = [clip.id for clip in data.clips_to_describe()]
     wanted = ids if data.rationale_ratio else []
     problems = []
-    for name, variant in _variants(experiment, data, prompts).items():
+    for name, variant in prompt_variants(experiment, data, prompts).items():
         store = endpoint.rationale_store(experiment, variant)
         with Lock(store.path, "Rationale file"):
             store.recover(ids)  # of a run that was killed; the parts are this process's alone
@@ -301,7 +306,8 @@ def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> No
             ask_endpoint(inputs.experiment, data, prompts)
         wait_for_all(inputs.trainer, inputs.model)
         return
-    variants = _variants(inputs.experiment, data, prompts)
+    writer = short_name(inputs.experiment.settings.model.backbone)
+    variants = prompt_variants(inputs.experiment, data, prompts)
     stores = {name: inputs.rationale_store(variant) for name, variant in variants.items()}
     clips = data.clips_to_describe()
     ids = [clip.id for clip in clips]
@@ -334,7 +340,7 @@ def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> No
                 "rationale",
                 None,
                 "Stage 0: writing rationales",
-                [RationaleWriter([stores[name] for name in lacking])],
+                [RationaleWriter([stores[name] for name in lacking], writer)],
                 feed={"predict_clips": some},
                 module=module,
             ).predict()
@@ -361,10 +367,23 @@ def _show(
         print_rank_zero(f"Stage 0{which}: {note}")
 
 
-def _variants(
+def prompt_variants(
     experiment: Experiment, data: VideoDataModule, prompts: Sequence[str] | None
 ) -> dict[str, VideoDataModule]:
-    """The benchmark with each of several prompts as the one that asks for rationales."""
+    """The benchmark with each of several prompts as the one that asks for rationales.
+
+    Args:
+        experiment: The settings.
+        data: The benchmark.
+        prompts: Names of prompts on the card; None takes that of the experiment.
+
+    Returns:
+        The benchmarks by the prompts' names.
+
+    Raises:
+        ValueError: If one is no rationale prompt of the card, or `data.rationale_file` would be the
+            file of several.
+    """
     if prompts is None:
         return {data.rationale_prompt: data}
     check_prompts(prompts, data.card)

@@ -20,7 +20,7 @@ from rbft.clip import Clip
 from rbft.collator import Collator
 from rbft.data.base import Feed, VideoDataModule
 from rbft.data.dataset import Example
-from rbft.data.rationales import RationaleStore
+from rbft.data.rationales import CUT, STOPPED, RationaleStore
 from rbft.data.sampler import SampleSlot
 from rbft.inference.generation import greedy_decode, prefill, score_candidates
 from rbft.module import RBFTModule
@@ -196,6 +196,11 @@ class Texts(RationaleStore):
         self, texts: dict[str, str], cut: Collection[str] = (), lost: Collection[str] = ()
     ) -> None:
         self.made, self.cut_off, self.lost = texts, set(cut), set(lost)
+        ends = {name: CUT if name in self.cut_off else STOPPED for name in texts}
+        self.records = {
+            name: {"id": name, "rationale": text, "finish": ends[name], "tokens": len(text.split())}
+            for name, text in texts.items()
+        }
 
     def texts(self) -> dict[str, str]:
         return self.made

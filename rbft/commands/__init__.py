@@ -9,6 +9,8 @@ from typing import Any
 COMMANDS = {
     "fit": "fit",
     "rationalize": "rationalize",
+    "rationales": "rationales",
+    "judge": "judge",
     "test": "score",
     "validate": "score",
     "predict": "predict",

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -24,6 +24,8 @@ from rbft.data.manifest import Manifest, ManifestRow, check_same_on_all_processe
 from rbft.data.rationales import RationaleStore, mix
 from rbft.data.sampler import EvalSampler, SampleSlot, TrainSampler
 from rbft.data.splits import check_classes, empty_classes, hold_out
+from rbft.rationales.quality import QualityReport, QualityRules, apply_rules
+from rbft.rationales.sample import CUT, Sample
 from rbft.runtime.digests import default_cache, file_digest
 from rbft.runtime.ranges import check_ranges
 from rbft.video.feature_cache import EncodedVideo, FeatureCache
@@ -126,6 +128,9 @@ class VideoDataModule(LightningDataModule):
             time. Needs model.vision_learning_rate 0.
         rationale_file: JSONL file of rationales. null names it after what determines it, under
             lightning_logs/rationales.
+        rationale_rules: Rules that a training clip's rationale must keep; in training, the next
+            clip of its class that keeps them takes the place of one that does not. null, as in the
+            paper, trains on all as they were written.
         class_weights: Weigh each clip's label loss by the inverse frequency of its class.
         balanced_sampling: Draw every class equally often in training.
         seed: Seed of the training order, of the validation split and of mixing rationales.
@@ -161,6 +166,7 @@ class VideoDataModule(LightningDataModule):
         frame_cache_gb: float = 20.0,
         feature_cache_gb: float = 0.0,
         rationale_file: Path | None = None,
+        rationale_rules: QualityRules | None = None,
         class_weights: bool = False,
         balanced_sampling: bool = False,
         seed: int = 0,
@@ -201,6 +207,7 @@ class VideoDataModule(LightningDataModule):
         self.val_fraction, self.rationale_ratio = val_fraction, rationale_ratio
         self.rationale_file, self.rationale_prompt = rationale_file, rationale_prompt
         self.rationale_selection: Literal["first", "consistent"] = rationale_selection
+        self.rationale_rules = rationale_rules
         self.class_weights, self.balanced_sampling = class_weights, balanced_sampling
         self.seed = seed
         self.feed = Feed()
@@ -440,17 +447,18 @@ class VideoDataModule(LightningDataModule):
     def rationales(self, split: str) -> dict[str, str]:
         """Rationale of every clip of a split.
 
-        In training, self-generated and human ones are mixed by `rationale_ratio`. Clips that
-        could not be decoded when rationales were written are left out.
+        In training, self-generated and human ones are mixed by `rationale_ratio`, and those that
+        break `rationale_rules` are left out. Clips that could not be decoded when rationales were
+        written are left out too.
 
         Raises:
-            ValueError: If another clip has none.
+            ValueError: If another clip has none, or the rules leave a class none.
         """
-        return {name: text for name, (text, _) in self._mixed(split).items()}
+        return {name: one.text for name, one in self._taken(split).items()}
 
     def cut_rationales(self, split: str) -> set[str]:
         """Ids of the clips whose rationale, see `rationales`, was cut off when it was written."""
-        return {name for name, (_, cut) in self._mixed(split).items() if cut}
+        return {name for name, one in self._taken(split).items() if one.finish == CUT}
 
     def rationale_counts(self) -> dict[str, int | float]:
         """How many rationales training learns, how many of them were cut off, and their share."""
@@ -458,15 +466,37 @@ class VideoDataModule(LightningDataModule):
         cut = len(self.cut_rationales("train"))
         return {"learnt": learnt, "cut": cut, "share_cut": round(cut / max(learnt, 1), 4)}
 
-    def _mixed(self, split: str) -> dict[str, tuple[str, bool]]:
-        """Rationale of each clip, and whether it was cut off; those written by humans are whole."""
+    def rules_report(self) -> QualityReport | None:
+        """What `rationale_rules` find in the rationales of training; None where none are set.
+
+        Raises:
+            ValueError: If they leave a class no rationale.
+        """
+        if self.rationale_rules is None:
+            return None
+        return apply_rules([*self._mixed("train").values()], self.rationale_rules, self.card)
+
+    def _taken(self, split: str) -> dict[str, Sample]:
+        """The rationales that a stage takes: in training those that keep the rules."""
+        report = self.rules_report() if split == "train" else None
+        return self._mixed(split) if report is None else {one.clip: one for one in report.kept}
+
+    def _mixed(self, split: str) -> dict[str, Sample]:
+        """Rationale of each clip, self-generated or human, whatever the rules."""
         store = self.feed.rationales
         lost = store.undecodable() if store is not None else set()
-        cut = store.cut() if store is not None else set()
-        clips = [clip for clip in self.clips(split) if clip.id not in lost]
         texts = store.texts() if store is not None else {}
-        own = {name: (text, name in cut) for name, text in texts.items()}
-        human = {c.id: (c.reference, False) for c in clips if c.reference is not None}
+        clips = [clip for clip in self.clips(split) if clip.id not in lost]
+        own = {}
+        for clip in clips:
+            if store is not None and clip.id in texts:
+                one = Sample.of(store.records[clip.id], clip.label)
+                own[clip.id] = replace(one, text=texts[clip.id])
+        human = {
+            clip.id: Sample(clip.id, clip.reference, clip.label)
+            for clip in clips
+            if clip.reference is not None
+        }
         ratio = self.rationale_ratio if split == "train" else 1.0
         return mix(own, human, ratio, [clip.id for clip in clips], self.seed)
 
@@ -480,10 +510,14 @@ class VideoDataModule(LightningDataModule):
         clips, collator = self.clips("train"), self.feed.collators["train"]
         texts = self.rationales("train") if collator.needs_rationales else None
         cut = self.cut_rationales("train") if collator.needs_rationales else set()
+        broken = {clip.id for clip in clips if texts is not None and clip.id not in texts}
+        if self.feed.rationales is not None:
+            broken -= self.feed.rationales.undecodable()
 
         def answer_tokens(index: int) -> int:
-            # A clip that could not be decoded when rationales were written counts with the
-            # answer of the clip that will take its place; where none can, training stops there.
+            # A clip that could not be decoded when rationales were written, or whose rationale
+            # breaks the rules, counts with the answer of the clip that will take its place; where
+            # none can, training stops there.
             if texts is not None and clips[index].id not in texts:
                 index = next(iter(replacements(clips, index, texts)), index)
             clip = clips[index]
@@ -512,7 +546,7 @@ class VideoDataModule(LightningDataModule):
                 sampler.start, sampler.epoch = done, loop.epoch_progress.current.processed
             else:
                 sampler.epoch = loop.epoch_progress.current.started
-        return self._loader("train", clips, sampler, texts, tokens, cut)
+        return self._loader("train", clips, sampler, texts, tokens, cut, broken)
 
     def val_dataloader(self) -> DataLoader[Example] | list[Any]:
         """The validation split, longest clips first; empty where there is none."""
@@ -587,10 +621,13 @@ class VideoDataModule(LightningDataModule):
         texts: Mapping[str, str] | None,
         tokens: Sequence[int] | None = None,
         cut: Set[str] = frozenset(),
+        broken: Set[str] = frozenset(),
     ) -> DataLoader[Example]:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
-            ClipDataset(clips, partial(self.load, tower=self.feed.tower()), texts, tokens, cut),
+            ClipDataset(
+                clips, partial(self.load, tower=self.feed.tower()), texts, tokens, cut, broken
+            ),
             batch_sampler=sampler,
             collate_fn=self.feed.collators[split],
             num_workers=self.num_workers,

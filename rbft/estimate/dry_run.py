@@ -15,7 +15,7 @@ from rbft.backbone.adapters import add_adapters
 from rbft.backbone.loading import load_model, parameter_parts
 from rbft.clip import Clip
 from rbft.collator import Collator
-from rbft.data.base import VideoDataModule
+from rbft.data.base import Feed, VideoDataModule
 from rbft.data.rationales import RationaleStore, mix
 from rbft.estimate.flops import ClipTokens, Flops, StepCounter, tower_width
 from rbft.estimate.memory import (
@@ -176,7 +176,7 @@ def report(plan: Plan, name: str, gpu_gb: float | None) -> str:
         "",
     ]
     headers, rows = parameter_table(groups, parts)
-    lines += [table(rows, headers), "", tokens_table(plan, found), ""]
+    lines += [table(rows, headers), "", tokens_table(plan, found), "", *_rules(plan)]
     longest = max((found[stage] for stage in plan.stages), key=_longest_clip)
     micro = sorted(longest.tokens, key=lambda count: count.total)[-data.batch_size :]
     micro_batch = _without_cached_tower(plan, micro if model.packing else _pad_to_longest(micro))
@@ -469,6 +469,21 @@ def disk_table(plan: Plan, found: Mapping[str, SplitTokens], backbone: Any) -> s
     }
     text = table(lines, ["disk", "GB", ""], align="lrl")
     return f"{text}\nfree: {free[runs]:.0f} GB for the run, {free[cache]:.0f} GB for the caches"
+
+
+def _rules(plan: Plan) -> list[str]:
+    """What `data.rationale_rules` drop of what is written; nothing where none are set.
+
+    Raises:
+        ValueError: If they leave a class no rationale.
+    """
+    data = plan.data.with_feed(Feed(rationales=plan.store))
+    if data.rationale_rules is None or not any(find_stage(s).needs_rationales for s in plan.stages):
+        return []
+    ids = [clip.id for clip in data.clips_to_describe()] if data.rationale_ratio else []
+    if plan.store.missing(ids):
+        return ["data.rationale_rules: what they drop is said when all rationales are written.", ""]
+    return [f"data.rationale_rules: {data.rules_report()}", ""]
 
 
 def _known_rationales(plan: Plan) -> dict[str, str]:

@@ -193,7 +193,8 @@ def test_only_what_its_name_says_differs_from_the_paper(name, tmp_path, capsys):
     assert (trainer["max_epochs"], trainer["gradient_clip_val"]) == (epochs, 1.0)
     assert (data["fps"], data["max_pixels"], data["global_batch_size"]) == (1.0, 360 * 420, 16)
     assert model["gradient_checkpointing"] is True
-    assert data["rationale_ratio"] == {"ratio20": 0.2, "ratio60": 0.6}.get(what, 1.0)
+    ratios = {"ratio0": 0.0, "ratio20": 0.2, "ratio60": 0.6}
+    assert data["rationale_ratio"] == ratios.get(what, 1.0)
     assert data["rationale_prompt"] == (what if what in ("less", "least") else "rationale")
 
 
@@ -330,6 +331,13 @@ def check_one_stage(stage: str) -> Callable[[Path, str], None]:
     return check
 
 
+def check_references_alone(run: Path, name: str) -> None:
+    assert not any((run.parent / "rationales").glob(f"{name}-*.jsonl"))
+    assert len(read_json(run / "rationale/rationales.json")) == 16
+    for step in ("zero_shot", "rationale", "label"):
+        assert read_json(run / step / "test.json")["n_scored"] >= 4
+
+
 def check_zero_shot(run: Path, name: str) -> None:
     assert read_json(run / "zero_shot/test.json")["n_scored"] == 6
     assert {path.name for path in run.iterdir() if path.is_dir()} == {"zero_shot"}
@@ -338,6 +346,7 @@ def check_zero_shot(run: Path, name: str) -> None:
 KINDS: dict[str, Callable[[Path, str], None]] = {
     "smarthome_qwen25": check_rbft,
     "smarthome_qwen2_direct": check_one_stage("label"),
+    "smarthome_qwen2_ratio0": check_references_alone,
     "smarthome_qwen2_ratio20": check_rbft,
     "smarthome_qwen25_least": check_rbft,
     "smarthome_qwen25_pcr": check_one_stage("class_rationale"),
@@ -350,7 +359,10 @@ KINDS: dict[str, Callable[[Path, str], None]] = {
 @pytest.mark.recipe
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.usefixtures("own_cache")
-def test_one_experiment_of_each_kind_runs(name, data, backbones, capsys):
+def test_one_experiment_of_each_kind_runs(name, data, backbones, capsys, tmp_path):
+    if name.endswith("_ratio0"):  # whose rationale file must not be that of another
+        write_smarthome(tmp_path / "data/smarthome")
+        data = tmp_path
     rbft(data, "fit", *options(name, backbones))
     benchmark = name.split("_")[0]
     prompt = "least" if name.endswith("least") else "rationale"

@@ -69,6 +69,9 @@ def command(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         ),
         ("rationalize", [], [None]),
         ("rationalize", ["--prompts=[less,least]"], [["less", "least"]]),
+        ("rationales", [], [None, None]),
+        ("rationales", ["--output=o.html"], [None, Path("o.html")]),
+        ("judge", [], [None, 3, None, None, None, False, 1.0, 10]),
         ("test", [], ["run"]),
         ("validate", ["--weights=backbone"], ["backbone"]),
         (
