@@ -64,8 +64,8 @@ from rbft.backbone.loader import BackboneLoader
 from rbft.estimate.flops import Flops, StepCounter, tower_width
 from rbft.estimate.memory import MemorySettings, compute_bytes_of, step_memory
 from rbft.module import RBFTModule
+from rbft.rationale_module import RationaleModule
 from rbft.runtime.fault_tolerance import take_signals
-from rbft.stage_zero import RationaleModule
 from tests.examples import CARD, fed, trainer
 
 GIB = 2**30

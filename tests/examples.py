@@ -24,8 +24,8 @@ from rbft.data.rationales import CUT, STOPPED, RationaleStore
 from rbft.data.sampler import SampleSlot
 from rbft.inference.generation import greedy_decode, prefill, score_candidates
 from rbft.module import RBFTModule
+from rbft.rationale_module import RationaleModule
 from rbft.runtime.digests import LENGTH
-from rbft.stage_zero import RationaleModule
 from rbft.stages import STAGES, Stage
 from rbft.video.sampling import Video, VideoError, patch_grid
 

@@ -15,8 +15,8 @@ from rbft.backbone_module import BackboneModule
 from rbft.batch import Batch
 from rbft.inference.classifier import Classified
 from rbft.module import RBFTModule
+from rbft.rationale_module import RationaleModule
 from rbft.runtime.fault_tolerance import take_signals
-from rbft.stage_zero import RationaleModule
 from tests.examples import (
     CARD,
     MODULE_SETTINGS,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rbft.data.rationales import RationaleStore
-from rbft.stage_zero import RationaleModule
+from rbft.rationale_module import RationaleModule
 from rbft.training.fsdp2 import wait_for_all
 from tests.recipe.killing import run, run_two
 from tests.recipe.runs import LOGS, outcome, rbft, read_lines, small

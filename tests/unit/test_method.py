@@ -42,13 +42,13 @@ from rbft.data.rationales import RationaleStore
 from rbft.inputs import check_inputs
 from rbft.method import Method
 from rbft.module import RBFTModule
+from rbft.rationale_module import RationaleModule, RationaleWriter
 from rbft.runs.folder import read_json
 from rbft.runs.record import digest
 from rbft.runtime.digests import LENGTH
 from rbft.runtime.fault_tolerance import signals
 from rbft.runtime.files import write_json
 from rbft.runtime.lock import Lock
-from rbft.stage_zero import RationaleModule, RationaleWriter
 from rbft.stages import STAGES
 from rbft.training.checkpoints import StepCheckpoint, WholeCheckpoints
 from tests.examples import CARD, MODULE_SETTINGS, Yard

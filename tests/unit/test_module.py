@@ -23,7 +23,7 @@ from rbft.inference import classifier
 from rbft.inference.classifier import Classified
 from rbft.inference.generation import decode_texts, ended, prefill, score_candidates
 from rbft.module import RBFTModule, answer_nll
-from rbft.stage_zero import Written
+from rbft.rationale_module import Written
 from rbft.stages import STAGES
 from tests.examples import (
     CARD,

@@ -11,7 +11,8 @@ from rbft.data.rationales import RationaleStore, about
 from rbft.data.sampler import SampleSlot
 from rbft.inference.generation import prefill
 from rbft.inference.sampling import RationaleSampling
-from rbft.stage_zero import RationaleWriter, Written, check_prompts, group_by_missing_prompts
+from rbft.rationale_module import RationaleWriter, Written
+from rbft.stage_zero import check_prompts, group_by_missing_prompts
 from tests.examples import (
     CARD,
     Damaged,

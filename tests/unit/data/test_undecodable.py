@@ -19,7 +19,7 @@ from rbft.data.dataset import REPLACEMENTS, ClipDataset, Example
 from rbft.data.rationales import UNDECODABLE, RationaleStore, about
 from rbft.data.sampler import SampleSlot
 from rbft.module import RBFTModule
-from rbft.stage_zero import RationaleWriter
+from rbft.rationale_module import RationaleWriter
 from rbft.video.sampling import Video, VideoError
 from tests.examples import (
     CARD,
