@@ -133,6 +133,23 @@ def test_all_samples_of_a_clip_whatever_the_batches(two_ends: Path, tmp_path: Pa
     assert all(other.texts()[name] != whole.texts()[name] for name in clips_read)
 
 
+def test_the_samples_of_a_clip_stand_together_before_they_are_joined(
+    two_ends: Path, tmp_path: Path
+):
+    """A kill within a write then cuts through one clip alone."""
+    batch = collator(two_ends, prompt_stage="rationale")(examples(3))
+    written = [
+        Written([[75, END]] * 3, [f"It climbs {n}."] * 3, [True] * 3, sample=n) for n in range(2)
+    ]
+    store = RationaleStore(tmp_path / "texts.jsonl", {}, ABOUT, samples=2)
+    worker, model = trainer(tmp_path), LightningModule()
+    RationaleWriter([store]).on_predict_batch_end(worker, model, written, batch, 0)
+    lines = map(json.loads, (tmp_path / "texts.jsonl.part0").read_text().splitlines())
+    assert [(line["id"], line["sample"]) for line in lines] == [
+        (f"train_{clip}", number) for clip in range(3) for number in range(2)
+    ]
+
+
 def test_samples_of_several_prompts(two_ends: Path, tmp_path: Path):
     """Those that a pass for each prompt writes."""
     both = stage_zero(two_ends, tmp_path / "both", 2, DRAWN, "rationale", "less")

@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 
 from rbft.data.rationales import RationaleStore, about, mix
 from rbft.rationales.selection import SelectionRule
+from rbft.runtime.jsonl import json_line
 
 MADE_FROM = {
     "backbone": "3f2a",
@@ -568,8 +569,7 @@ class StoreMachine(RuleBasedStateMachine):
     def killed_while_appending(self, rank: int, data: st.DataObject, text: str) -> None:
         records = self._todo(rank, 3, text)
         self.stores[rank].append(rank, records)
-        whole_lines = [json.dumps(r | ABOUT[r["id"]], ensure_ascii=False) for r in records]
-        lines = "".join(f"{line}\n" for line in whole_lines).encode()
+        lines = "".join(json_line(r | ABOUT[r["id"]]) for r in records).encode()
         kept = data.draw(st.integers(0, len(lines)))
         part = self.path.with_name(f"x.jsonl.part{rank}")
         if records:

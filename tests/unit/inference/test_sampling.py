@@ -99,6 +99,8 @@ def test_scores_that_are_not_finite_end_no_draw():
     scores = torch.tensor([[0.0, torch.nan, 1.0], [torch.inf, 0.0, 0.0]])
     drawn = Draw(RationaleSampling(top_p=0.5, top_k=2), [b"a", b"b"])(scores, [0, 1], 0)
     assert ((drawn >= 0) & (drawn < 3)).all()
+    only = torch.tensor([[torch.nan]])
+    assert Draw(RationaleSampling(), [b"a"])(only, [0], 0).tolist() == [0]
 
 
 def test_the_likeliest_token_always_stays():
