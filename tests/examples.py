@@ -197,10 +197,14 @@ class Texts(RationaleStore):
     ) -> None:
         self.made, self.cut_off, self.lost = texts, set(cut), set(lost)
         ends = {name: CUT if name in self.cut_off else STOPPED for name in texts}
-        self.records = {
+        self.lines_by_id = {
             name: {"id": name, "rationale": text, "finish": ends[name], "tokens": len(text.split())}
             for name, text in texts.items()
         }
+
+    @property
+    def records(self) -> dict[str, dict[str, Any]]:
+        return self.lines_by_id
 
     def texts(self) -> dict[str, str]:
         return self.made
