@@ -52,7 +52,7 @@ def watch(part: str, number: int, pause: float, sent: int) -> list[str]:
     def fits(change: str) -> bool:
         return fnmatch.fnmatchcase(change, f"*{part}*")
 
-    def to_device() -> None:
+    def send() -> None:
         os.kill(os.getpid(), sent)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -62,9 +62,9 @@ def watch(part: str, number: int, pause: float, sent: int) -> list[str]:
         seen.append(change)
         if number and fits(change) and sum(map(fits, seen)) == number:
             if not pause:
-                to_device()
+                send()
             else:
-                threading.Timer(pause, to_device).start()
+                threading.Timer(pause, send).start()
 
     sys.addaudithook(hook)
     return seen

@@ -25,7 +25,7 @@ LIMIT = 60  # seconds until a test that hangs fails
 def own(path: Path, pipe: Connection, every: float = HOURS) -> None:
     """Holds the lock until told to let go."""
     with Lock(path, "Run folder", every):
-        pipe.to_device(os.getpid())
+        pipe.send(os.getpid())
         pipe.recv()
 
 
@@ -36,7 +36,7 @@ def own_with_fork(path: Path, pipe: Connection) -> None:
         if not child:
             pipe.recv()
             os._exit(0)
-        pipe.to_device(child)
+        pipe.send(child)
         signal.pause()
 
 
@@ -44,7 +44,7 @@ def own_with_program(path: Path, pipe: Connection) -> None:
     """Holds the lock, with another program started, as Lightning starts the other processes."""
     with Lock(path, "Run folder", HOURS):
         program = subprocess.Popen(["sleep", "600"], close_fds=False)
-        pipe.to_device(program.pid)
+        pipe.send(program.pid)
         signal.pause()
 
 
@@ -133,7 +133,7 @@ def test_one_process_at_a_time(tmp_path):
         assert refused(Lock(run, "Run folder", HOURS)) == text, "a refusal frees the lock"
         with Lock(run.with_name("run2"), "Run folder"):
             pass
-        pipe.to_device("enough")
+        pipe.send("enough")
         started.join(LIMIT)
     with lock:
         assert note(lock)["pid"] == os.getpid()
