@@ -1,6 +1,7 @@
 """From settings, stage and starting weights to data module, module and Trainer; nowhere else."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from rbft.backbone_module import BackboneModule
+from rbft.callbacks.own_loggers import OwnLoggers, given_loggers, with_names
 from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.progress import StepProgressBar
 from rbft.data.base import Feed, VideoDataModule
@@ -43,18 +45,28 @@ class Built:
 
     def fit(self, ckpt_path: Path | None = None) -> None:
         """Trains, from a checkpoint of the same stage if one is given."""
-        with explain_errors(self.data.describe_current_batch):
+        with explain_errors(self.data.describe_current_batch), self._loggers():
             self.trainer.fit(self.module, self.data, ckpt_path=ckpt_path, weights_only=True)
 
     def test(self) -> None:
         """Scores the feed's split."""
-        with explain_errors(self.data.describe_current_batch):
+        with explain_errors(self.data.describe_current_batch), self._loggers():
             self.trainer.test(self.module, self.data, verbose=False)
 
     def predict(self) -> None:
         """Runs over the feed's clips; callbacks take what comes of it."""
         with explain_errors(self.data.describe_current_batch):
             self.trainer.predict(self.module, datamodule=self.data, return_predictions=False)
+
+    @contextmanager
+    def _loggers(self) -> Iterator[None]:
+        """Ends what the user's loggers have begun, however the step ends."""
+        try:
+            yield
+        finally:
+            for callback in list(getattr(self.trainer, "callbacks", ())):
+                if isinstance(callback, OwnLoggers):
+                    callback.close()
 
 
 @dataclass(frozen=True)
@@ -167,21 +179,29 @@ def build(
         title: What the progress bar says.
         callbacks: The step's own, beside those that every step has.
         feed: What the loaders serve, see `rbft.data.base.Feed`.
-        folder: Folder within the run's for TensorBoard's files; None logs nothing.
+        folder: Folder within the run's for TensorBoard's files, and what the user's loggers call
+            the step; None logs nothing.
         module: Makes another module of the stage's, such as Stage 0's.
         collating: Arguments of the module's `collators`.
     """
     settings = experiment.settings
     seed_everything(settings.seed_everything, workers=True, verbose=False)
     experiment = experiment.changed(model__stage=stage, model__weights=weights)
-    objects = experiment.objects()
+    own = settings.trainer.get("logger") if folder is not None else False
+    named = own if folder is None else with_names(own, settings.name, folder)
+    objects = experiment.changed(trainer__logger=named).objects()
     made: Any = objects.model if module is None else module(objects.model)
     callbacks, logger = list(callbacks), False
     if settings.trainer.enable_progress_bar is not False:
         callbacks.append(StepProgressBar(title))
     if folder is not None:
-        logger = TensorBoardLogger(experiment.logs, settings.name, folder, default_hp_metric=False)
-        callbacks.append(Pictures(experiment.as_yaml(), _hparams(settings, folder)))
+        hparams, given = _hparams(settings, folder), given_loggers(objects.trainer.get("logger"))
+        # The first one is the Trainer's `logger`, to which Pictures writes.
+        board = TensorBoardLogger(experiment.logs, settings.name, folder, default_hp_metric=False)
+        logger = [board, *given] if given else board
+        callbacks.append(Pictures(experiment.as_yaml(), hparams))
+        if given:
+            callbacks.append(OwnLoggers(given, hparams))
     trainer = _trainer(
         objects,
         logger=logger,
@@ -203,6 +223,22 @@ def _instantiate(parser: LightningArgumentParser, settings: Namespace) -> Any:
         if own := own_message(str(error)):
             raise ValueError(own) from error
         raise
+    except ImportError as error:
+        logger = settings.get("trainer.logger")
+        kinds = [one.class_path for one in _listed(logger) if "class_path" in one]
+        if not kinds:
+            raise
+        raise ValueError(
+            f"trainer.logger names {' and '.join(kinds)}, and a package that it needs is not "
+            f"installed ({str(error).strip().splitlines()[0]}). Install it, or leave it out: "
+            "TensorBoard is always written."
+        ) from error
+
+
+def _listed(logger: Any) -> list[Namespace]:
+    """The classes of `trainer.logger`."""
+    found = logger if isinstance(logger, list | tuple) else [logger]
+    return [one for one in found if isinstance(one, Namespace)]
 
 
 def _trainer(objects: Objects, **trainer: Any) -> Trainer:

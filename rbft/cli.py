@@ -20,6 +20,7 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rbft.build import Experiment, with_precision
+from rbft.callbacks.best import LOSS
 from rbft.commands import COMMANDS, EXPERIMENT, find_command, takes_experiment
 from rbft.data.base import VideoDataModule
 from rbft.data.multihateclip import MultiHateClip
@@ -121,6 +122,26 @@ class RBFTCLI(LightningCLI):
             type=int,
             default=50,
             help="Optimiser steps between checkpoints from which an interrupted stage resumes.",
+        )
+        parser.add_argument(
+            "--keep",
+            type=Literal["last", "best"],
+            default="last",
+            help="Weights that a stage hands on: the last, or those of its best validation score.",
+        )
+        parser.add_argument(
+            "--keep_metric",
+            type=str,
+            default=LOSS,
+            help="The validation metric of keep best: val/loss (the smaller the better), "
+            "val/accuracy, val/f1/macro or val/f1/<class>. Of equal scores the earlier one counts.",
+        )
+        parser.add_argument(
+            "--patience",
+            type=int | None,
+            default=None,
+            help="With keep best: validations in a row without a better score after which a stage "
+            "ends. null goes through all epochs.",
         )
         parser.add_argument(
             "--cpu_threads",

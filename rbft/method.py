@@ -1,6 +1,7 @@
 """The method as a list of stages: what runs when, from where, and what is already done."""
 
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from rbft.backbone.adapters import base_note, find_base
 from rbft.backbone.positions import POSITION_RULE
 from rbft.build import build
+from rbft.callbacks.best import BestWeights
 from rbft.callbacks.checks import TrainableParts
 from rbft.callbacks.cut import CutRationales
 from rbft.callbacks.handoff import StageHandoff
@@ -24,6 +26,7 @@ from rbft.inputs import TRAINING_SPLITS, Inputs
 from rbft.module import check_stage
 from rbft.runs.folder import CLIPS, ZERO_SHOT, check_weights, provenance, read_json, revision
 from rbft.runs.record import ANEW, comparable, digest, indented, scoring_of
+from rbft.runs.usage import USAGE, Usage
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.fault_tolerance import signals
 from rbft.runtime.files import write_json
@@ -48,6 +51,7 @@ class Method:
         self.inputs, self.experiment = inputs, inputs.experiment
         self.settings, self.run = self.experiment.settings, self.experiment.run
         self.stages = self.experiment.stages
+        self.usage: Usage | None = None  # noted by `fit` alone
 
     def fit(self, ckpt_path: Path | None = None, *, restart: bool = False) -> None:
         """Runs all steps that are not done yet, in order.
@@ -66,6 +70,7 @@ class Method:
                 wait_for_all(self.inputs.trainer, self.inputs.model)
             self.check_record()
             self._keep_record()
+            self.usage = Usage(self.run.folder)
             self._run_stages(ckpt_path)
 
     def _run_stages(self, ckpt_path: Path | None) -> None:
@@ -73,7 +78,8 @@ class Method:
         whole = self.experiment.single is None
         todo = [stage for stage in self.stages if not self.run.trained(stage)]
         if any(find_stage(stage).needs_rationales for stage in todo):
-            write_rationales(self.inputs)
+            with self._spending("rationales"):
+                write_rationales(self.inputs)
             self._say_rules()  # ends the run here where they leave a class nothing
         if whole and (self.settings.score_each_stage or not self.stages):
             self.score(ZERO_SHOT, "label", None)
@@ -129,18 +135,23 @@ class Method:
             made_from["rationales"] = facts["rationale_texts"]
         origin = provenance(POSITION_RULE, stages=history, backbone=backbone, **facts)
         taught = {split: inputs.clips[split] for split in TRAINING_SPLITS}
+        folder, settings, best = self.run.checkpoints(stage), self.settings, None
+        if settings.keep == "best":
+            best = BestWeights(folder, settings.keep_metric, settings.patience)
         callbacks = [
             TrainableParts(),
             Throughput(),
             CutRationales(),
             LearningRateMonitor("step"),
-            StepCheckpoint(self.run.checkpoints(stage), self.settings.checkpoint_every, made_from),
-            StageHandoff(self.run.weights(stage), origin, {CLIPS: taught}),
+            *([] if best is None else [best]),
+            StepCheckpoint(folder, settings.checkpoint_every, made_from),
+            StageHandoff(self.run.weights(stage), origin, {CLIPS: taught}, best),
         ]
         feed = {"rationales": store}
         built = build(self.experiment, stage, weights, paper, callbacks, feed=feed, folder=stage)
         print_rank_zero(f"{paper}: starting from {weights or model.backbone}")
-        built.fit(resume)
+        with self._spending("training"):
+            built.fit(resume)
         signals.release()
 
     def score(
@@ -181,7 +192,8 @@ class Method:
         )
         if not _get_rank():
             file.unlink(missing_ok=True)  # not of these weights or settings
-        built.test()
+        with self._spending("scoring"):
+            built.test()
         if tag:
             print_rank_zero(f"Scored otherwise than the run itself: the results are in {file}.")
         return made
@@ -223,6 +235,10 @@ class Method:
                 f"Not in the table: {title_of(place)}, which was scored on other clips, frames or "
                 f"words, or in another way; see {self.run.stage(place)}."
             )
+
+    def _spending(self, phase: str) -> AbstractContextManager[None]:
+        """Notes what `fit` spends on something."""
+        return nullcontext() if self.usage is None else self.usage.phase(phase)
 
     @property
     def _folder(self) -> Path:
@@ -267,6 +283,7 @@ class Method:
         if changes := self.inputs.record.keep(self._folder, anew=not self._bound()):
             before = "Nothing was finished with the settings of before; these have changed:"
             print_rank_zero(f"{before}\n{indented(changes)}")
+            shutil.rmtree(self.run.folder / USAGE, ignore_errors=True)
             for stage in [stage for stage in self.stages if stage != self.experiment.single]:
                 # Curves of the settings of before.
                 shutil.rmtree(self.run.stage(stage), ignore_errors=True)

@@ -18,7 +18,8 @@ class ResultsWriter(Callback):
     file, whose presence marks the split as scored. Clips that cannot be decoded count as unparsed,
     that is as wrong, and are named in both. Of classes that share the highest score the first on
     the card is the prediction; `n_ties` counts such clips. Where the scored weights have learnt
-    rationales, `rationales` says how many, and how many of them were cut off.
+    rationales, `rationales` says how many, and how many of them were cut off. `tokens_written` is
+    the number of tokens that the model wrote to answer, where it wrote any.
 
     Args:
         file: The results, `.json`.
@@ -29,6 +30,7 @@ class ResultsWriter(Callback):
     def __init__(self, file: Path, split: str, facts: dict[str, Any]) -> None:
         self.file, self.split, self.facts = file, split, facts
         self.rows: list[dict[str, Any]] = []
+        self.tokens: list[int] = []
 
     def _collect(self, module: Any, outputs: Any, batch: Any) -> None:
         classes = module.card.classes
@@ -40,12 +42,15 @@ class ResultsWriter(Callback):
                 label = None if clip.label is None else classes[clip.label]
                 row = {"index": index, "id": clip.id, "label": label}
                 self.rows.append({**row, **answer_row(outputs, batch, place, classes)})
+                if outputs.written is not None:
+                    self.tokens.append(outputs.written[place])
 
     def _write(self, trainer: Trainer, module: Any, metrics: Any) -> None:
         # Computing is collective: every process takes part.
         values = {name: float(value) for name, value in metrics.compute().items()}
         confusion = metrics.confusion()
         rows = all_gather_objects(trainer.world_size, self.rows)
+        tokens = all_gather_objects(trainer.world_size, self.tokens)
         if not trainer.is_global_zero:
             return
         rows = sorted(rows, key=lambda row: row["index"])
@@ -55,6 +60,8 @@ class ResultsWriter(Callback):
         made = None if module.weights is None else read_provenance(module.weights)
         if made is not None and "rationales" in made:
             more["rationales"] = made["rationales"]
+        if tokens:  # each clip counts once, as its row does
+            more["tokens_written"] = sum(tokens)
         write_results(self.file, rows, module.data, self.split, self.facts, values, confusion, more)
 
     def on_test_batch_end(

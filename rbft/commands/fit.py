@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rbft.build import Experiment
+from rbft.callbacks.best import check_keep
 from rbft.estimate.dry_run import count_tokens_of_stages, report, stand_in
 from rbft.inputs import check_inputs
 from rbft.method import Method, check_checkpoint
@@ -40,6 +41,8 @@ def fit(
     inputs = check_inputs(experiment, weights=not dry_run, devices=devices)
     if experiment.stages:
         inputs.model.check_trainable()
+        keep, settings = experiment.settings.keep, experiment.settings
+        check_keep(keep, settings.keep_metric, settings.patience, inputs.data, vars(trainer))
     inputs.compare_given()
     method = Method(inputs)
     if not dry_run:

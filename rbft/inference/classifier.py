@@ -39,6 +39,8 @@ class Classified(Transferable):
         rationales: The rationales, where they were asked for besides.
         tied: Whether several classes share the highest score; the first of them on the card is the
             prediction.
+        written: Tokens that the model wrote about each clip to find its class; None where it only
+            scored.
     """
 
     prediction: Int[Tensor, " clips"]
@@ -46,15 +48,21 @@ class Classified(Transferable):
     texts: list[str]
     rationales: list[str] | None = None
     tied: Bool[Tensor, " clips"] | None = None
+    written: list[int] | None = None
 
     @classmethod
-    def by_scores(cls, scores: Float[Tensor, "clips classes"], texts: list[str]) -> "Classified":
+    def by_scores(
+        cls,
+        scores: Float[Tensor, "clips classes"],
+        texts: list[str],
+        written: list[int] | None = None,
+    ) -> "Classified":
         """The likeliest class of each clip; of several as likely, the first one on the card."""
         likeliest = scores == scores.amax(-1, keepdim=True)
         # argmax promises an order of equal values on no device that is not the processor.
         places = torch.arange(scores.shape[1], device=scores.device)
         first = places.where(likeliest, scores.shape[1]).amin(-1)
-        return cls(first, scores, texts, tied=likeliest.sum(-1) > 1)
+        return cls(first, scores, texts, tied=likeliest.sum(-1) > 1, written=written)
 
     def check_finite(self) -> None:
         """Reads the scores, for which it waits where they are on a device.
@@ -110,12 +118,13 @@ class Classifier:
     def _classify(
         self, backbone: Any, batch: Batch, prompt: PrefilledPrompt, words: list[list[int]]
     ) -> Classified:
-        texts = [""] * len(batch)
+        texts, lengths = [""] * len(batch), None
         elicited = self.stage.parts[0] == RATIONALE
         if self.answer == "generate" or elicited:
             tokenizer = self.collator.processor.tokenizer
             written = greedy_decode(backbone, prompt.copy(), self.generation)
             texts = decode_texts(written, tokenizer, self.generation)
+            lengths = [len(ids) for ids in written]
             # Whatever ended the turn, class words are trained with the tokenizer's end.
             end = tokenizer.eos_token_id
             turns = [[*ids[:-1], end] if ended(ids, self.generation) else ids for ids in written]
@@ -125,7 +134,8 @@ class Classifier:
                 if self.stage.parts == (CLASS,):
                     classes = [self.collator.card.parse(text) for text in texts]
                 classes = [unparsed(words) if index is None else index for index in classes]
-                return Classified(to_device(classes, batch.weight.device), None, texts)
+                found_classes = to_device(classes, batch.weight.device)
+                return Classified(found_classes, None, texts, written=lengths)
             # The class is scored after the model's own rationale; where no class followed it,
             # after the rationale as it stands before a class in training.
             rationales = [
@@ -133,7 +143,7 @@ class Classifier:
                 for (index, rest), text in zip(found, texts, strict=True)
             ]
             prompt = extend(backbone, prompt, rationales)
-        return Classified.by_scores(score_candidates(backbone, prompt, words), texts)
+        return Classified.by_scores(score_candidates(backbone, prompt, words), texts, lengths)
 
 
 @contextmanager

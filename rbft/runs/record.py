@@ -103,6 +103,9 @@ FREE_SETTINGS = (
     "endpoint",
 )
 
+# What settings were that runs of earlier versions do not note.
+EARLIER = {"keep": "last", "keep_metric": "val/loss", "patience": None}
+
 ClipRecord = dict[str, Any]
 
 
@@ -253,7 +256,9 @@ def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str
     """In what settings differ that decide what comes out, by dotted name."""
     return [
         f"{name}: {old} -> {new}"
-        for name, (old, new) in sorted(differences(before, now).items())
+        for name, (old, new) in sorted(
+            differences({**EARLIER, **before}, {**EARLIER, **now}).items()
+        )
         if not any(name == free or name.startswith(f"{free}.") for free in FREE_SETTINGS)
     ]
 

@@ -52,6 +52,7 @@ GB = "GB; 0 keeps nothing"
 NO_BOUND, ALL = "null sets no bound", "null allows all"
 RANGES = {
     "checkpoint_every": Range(1, note="it counts optimiser steps"),
+    "patience": Range(1, note="it counts validations; null goes through all epochs"),
     "cpu_threads": Range(1, note="null leaves it to torch"),
     "seed_everything": SEED,
     "gpu_gb": Range(0, above=True, note="it is the GPU's memory in GiB"),

@@ -77,7 +77,7 @@ class StepCheckpoint(ModelCheckpoint):
         module: Any = pl_module
         newest = self.best_model_path
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        validates = trainer.is_last_batch and sum(trainer.num_val_batches) > 0
+        validates = validation_due(trainer) and sum(trainer.num_val_batches) > 0
         if (validates or module.monitor.stopping) and self.best_model_path == newest:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         if self.best_model_path != newest and trainer.is_global_zero:
@@ -111,7 +111,7 @@ class StepCheckpoint(ModelCheckpoint):
         checkpoint["rbft_batches"] = _batch_sizes(trainer, pl_module)
         checkpoint["rbft_made_from"] = self.made_from
         if not isinstance(trainer.strategy, FSDP2):  # FSDP2 does it itself
-            state, names = checkpoint["state_dict"], _trainable_names(pl_module)
+            state, names = checkpoint["state_dict"], trainable_names(pl_module)
             checkpoint["state_dict"] = {name: state[name] for name in state if name in names}
 
     def on_load_checkpoint(
@@ -143,12 +143,19 @@ class StepCheckpoint(ModelCheckpoint):
                 f"{found['batch_size']} and as many devices, or add --restart true."
             )
         if not isinstance(trainer.strategy, FSDP2):
-            check_trainable(set(checkpoint["state_dict"]), _trainable_names(pl_module))
+            check_trainable(set(checkpoint["state_dict"]), trainable_names(pl_module))
 
 
 def _batch_sizes(trainer: Any, module: Any) -> dict[str, int]:
     return {"batch_size": module.data.batch_size, "processes": trainer.world_size}
 
 
-def _trainable_names(module: LightningModule) -> set[str]:
+def validation_due(trainer: Trainer) -> bool:
+    """Whether a validation follows the micro-batch that was just trained on."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def trainable_names(module: LightningModule) -> set[str]:
+    """Names of the trainable parameters."""
     return {name for name, parameter in module.named_parameters() if parameter.requires_grad}

@@ -35,7 +35,8 @@ def changed_file(event: str, arguments: tuple[Any, ...]) -> str | None:
     if event == "open" and not (arguments[2] or 0) & WRITING:
         return None
     path = str(arguments[0])
-    if str(LOGS) not in path or "tfevents" in path:
+    # Curves and times are not what a run goes on from.
+    if str(LOGS) not in path or "tfevents" in path or "/usage" in path:
         return None
     return f"{event} {path[path.index(str(LOGS)) :]}"
 

@@ -75,7 +75,7 @@ def weights_file(folder: Path, stage: str, name: str = "small") -> Path:
 
 
 def outcome(folder: Path, name: str = "small") -> dict[str, str]:
-    """Hashes of all that a run leaves but its TensorBoard events, by path.
+    """Hashes of all that a run leaves but its TensorBoard events and the time it took, by path.
 
     Hidden files are what a kill left of an unfinished write.
     """
@@ -85,7 +85,7 @@ def outcome(folder: Path, name: str = "small") -> dict[str, str]:
     return {
         name: digest(file)
         for name, file in names.items()
-        if "tfevents" not in name and "/." not in name
+        if "tfevents" not in name and "/." not in name and "/usage/" not in name
     }
 
 

@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from safetensors.torch import load_file, save_file
 
 import rbft.build
@@ -24,6 +24,7 @@ from rbft.build import Experiment, Objects
 from rbft.callbacks.checks import TrainableParts
 from rbft.callbacks.cut import CutRationales
 from rbft.callbacks.handoff import StageHandoff
+from rbft.callbacks.own_loggers import OwnLoggers
 from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.predictions import PredictionWriter
 from rbft.callbacks.progress import StepProgressBar
@@ -170,6 +171,9 @@ class Bench:
             "stages": ["rationale", "label"],
             "score_each_stage": True,
             "checkpoint_every": 7,
+            "keep": "last",
+            "keep_metric": "val/loss",
+            "patience": None,
             "seed_everything": 5,
             "model.backbone": str(backbone),
             "model.trust_remote_code": False,
@@ -1114,3 +1118,58 @@ def test_processes_meet_before_a_run_is_begun_anew(bench, monkeypatch):
     assert told == ["met", "checked"]
     bench.method().fit(None)
     assert told[2:] == ["checked"]
+
+
+# Loggers of the user
+
+
+def test_a_stage_logs_beside_tensorboard(bench):
+    """Each step with a logger of its own, which knows the run and the stage."""
+    made = []
+
+    def objects(experiment: Planned) -> Objects:
+        logger = experiment.settings.trainer.get("logger")
+        given = CSVLogger(**logger.init_args.as_dict()) if isinstance(logger, Namespace) else logger
+        made.append(given)
+        found = plain(experiment)
+        return replace(found, trainer={**found.trainer, "logger": given})
+
+    plain = Planned.objects
+    csv = Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=Namespace())
+    csv.init_args["save_dir"] = str(bench.folder / "csv")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Planned, "objects", objects)
+        bench.method(trainer__logger=csv).fit(None)
+    names = []
+    for step in bench.steps:
+        if step.what == "predict":
+            assert step.given["logger"] is False
+            continue
+        board, given = step.given["logger"]
+        assert isinstance(board, TensorBoardLogger)
+        names.append(given.name)
+        assert OwnLoggers in step.kinds
+        assert step.callback(OwnLoggers).loggers == [given]
+        hparams = step.callback(OwnLoggers).hparams
+        assert (hparams["run"], f"run/{hparams['stage']}") == ("run", given.name)
+    stages = ["zero_shot", "rationale", "rationale", "label", "label"]
+    assert names == [f"run/{stage}" for stage in stages]
+    used = [id(step.given["logger"][1]) for step in bench.steps if step.what != "predict"]
+    assert len(set(used)) == len(used)
+
+
+def test_a_package_that_a_logger_needs(bench, monkeypatch):
+    def missing(*_: Any) -> Any:
+        raise ModuleNotFoundError("No module named 'wandb'")
+
+    method = bench.method(trainer__logger=Namespace(class_path="loggers.WandbLogger"))
+    monkeypatch.setattr(method.parser, "instantiate_classes", missing, raising=False)
+    wanted = (
+        r"^trainer\.logger names loggers\.WandbLogger, and a package that it needs is not "
+        r"installed \(No module named 'wandb'\)\. Install it, or leave it out: TensorBoard is "
+        r"always written\.$"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        Experiment.objects(method)
+    with pytest.raises(ModuleNotFoundError):  # no logger's fault
+        Experiment.objects(bench.method(trainer__logger=None))

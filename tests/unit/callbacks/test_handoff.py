@@ -87,6 +87,7 @@ def test_processor_card_and_provenance_come_along(qwen: Path, tmp_path: Path) ->
     assert Card.load(weights / "card.yaml") == CARD
     content = json.loads((weights / PROVENANCE).read_text(encoding="utf-8"))
     steps = content.pop("steps")
+    assert (content.pop("epochs"), content.pop("clips_seen")) == (1, 2)
     del content["rationales"]
     assert content == provenance(
         POSITION_RULE, stages=["rationale"], backbone="abc", card=CARD.digest, clips={"train": "c"}

@@ -149,3 +149,12 @@ def test_a_split_counts_as_scored_only_at_the_end(qwen: Path, tmp_path: Path) ->
     with pytest.raises(RuntimeError, match="stopped"):
         score(qwen, tmp_path, Crash(), writer)
     assert not (tmp_path / "label/test.json").exists()
+
+
+@pytest.mark.parametrize("answer", ["score", "generate"])
+def test_the_tokens_that_were_written(qwen: Path, tmp_path: Path, answer: str) -> None:
+    """Of what the model writes to answer; comparing class words writes none."""
+    writer = ResultsWriter(tmp_path / "label/test.json", "test", {})
+    result = score(qwen, tmp_path, writer, answer=answer)
+    # The random model never ends a turn: five clips, to the limit each.
+    assert result.get("tokens_written") == (None if answer == "score" else 5 * 6)

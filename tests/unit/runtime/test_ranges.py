@@ -28,7 +28,7 @@ CLASSES = {
     "model.lora.": [LoRA],
     "trainer.": [Trainer],
 }
-TOP = {"checkpoint_every", "cpu_threads", "seed_everything", "gpu_gb"}
+TOP = {"checkpoint_every", "cpu_threads", "patience", "seed_everything", "gpu_gb"}
 SEED = "must be from 0 to 4294967295."
 CACHE = "must be 0 or more; GB; 0 keeps nothing."
 NULL = "must be 0 or more."
@@ -39,6 +39,7 @@ SHARE_OR_NULL = "must be from 0 to 1; null allows all."
 WRONG: dict[str, tuple[float, str]] = {
     "checkpoint_every": (0, "must be 1 or more; it counts optimiser steps."),
     "cpu_threads": (0, "must be 1 or more; null leaves it to torch."),
+    "patience": (0, "must be 1 or more; it counts validations; null goes through all epochs."),
     "seed_everything": (-1, SEED),
     "gpu_gb": (0, "must be above 0; it is the GPU's memory in GiB."),
     "data.fps": (0, "must be above 0; it is frames per second of video time."),

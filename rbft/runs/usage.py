@@ -1,0 +1,113 @@
+"""What a run has spent: processor and GPU time of every process, over all its starts."""
+
+import os
+import resource
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+
+from rbft.runs.folder import read_json
+from rbft.runtime.files import write_json
+
+USAGE = "usage"  # folder within a run's
+EVERY = 10.0  # seconds of spending that a kill can lose
+LEAST = 1.0  # seconds below which nothing was done but looked
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Time that was spent.
+
+    Attributes:
+        seconds: By the clock, added up over processes.
+        processor_seconds: Of the processor, with processes that decode clips.
+        gpu_seconds: The same as `seconds` for processes on a GPU.
+    """
+
+    seconds: float = 0.0
+    processor_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(
+            self.seconds + other.seconds,
+            self.processor_seconds + other.processor_seconds,
+            self.gpu_seconds + other.gpu_seconds,
+        )
+
+
+class Usage:
+    """Notes what this process spends on a run, in a file of its own that a kill leaves behind.
+
+    Args:
+        folder: The run's.
+        every: Seconds after which the note is renewed; a kill loses at most as many.
+        least: Seconds below which nothing is noted.
+    """
+
+    def __init__(self, folder: Path, every: float = EVERY, least: float = LEAST) -> None:
+        self.file = folder / USAGE / f"{os.getpid()}-{uuid4().hex[:8]}.json"
+        self.every, self.least = every, least
+        self.phases: dict[str, Spent] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts what is spent in the block.
+
+        Args:
+            name: What it is spent on: rationales, training or scoring.
+        """
+        before = self.phases.get(name, Spent())
+        clock, processor = time.perf_counter(), _processor_seconds()
+        ended = threading.Event()
+
+        def note() -> None:
+            passed = time.perf_counter() - clock
+            on_gpu = passed if torch.cuda.is_initialized() else 0.0
+            self.phases[name] = before + Spent(passed, _processor_seconds() - processor, on_gpu)
+            if sum(spent.seconds for spent in self.phases.values()) >= self.least:
+                rounded = {
+                    phase: {kind: round(value, 3) for kind, value in vars(spent).items()}
+                    for phase, spent in self.phases.items()
+                }
+                write_json(self.file, rounded)
+
+        def keep_noting() -> None:
+            while not ended.wait(self.every):
+                note()
+
+        thread = threading.Thread(target=keep_noting, daemon=True, name="usage")
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()  # or the two would write at once
+            note()
+
+
+def read_usage(folder: Path) -> dict[str, Spent]:
+    """What all processes of all starts of a run have spent, by phase.
+
+    Args:
+        folder: The run's.
+    """
+    found: dict[str, Spent] = {}
+    for file in sorted((folder / USAGE).glob("[!.]*.json")):
+        content: dict[str, Any] = read_json(file)
+        for name, spent in content.items():
+            found[name] = found.get(name, Spent()) + Spent(**spent)
+    return found
+
+
+def _processor_seconds() -> float:
+    """Of this process, and of those of its children that have ended."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, kinds))

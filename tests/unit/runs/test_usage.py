@@ -1,0 +1,59 @@
+"""Time that a run has spent, over processes and starts."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from rbft.runs.usage import Spent, Usage, read_usage
+
+
+def work(seconds: float) -> None:
+    """Keeps the processor busy."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_what_is_spent_is_added_up_over_starts(tmp_path: Path):
+    for _ in range(2):
+        usage = Usage(tmp_path, least=0)
+        with usage.phase("training"):
+            work(0.2)
+        with usage.phase("scoring"):
+            time.sleep(0.2)
+        with usage.phase("training"):
+            work(0.1)
+    found = read_usage(tmp_path)
+    assert found["training"].processor_seconds == pytest.approx(0.6, abs=0.15)
+    assert found["scoring"].processor_seconds < 0.15
+    assert found["scoring"].seconds >= 0.4
+    assert found["training"].gpu_seconds == 0
+
+
+def test_a_kill_loses_only_the_last_seconds(tmp_path: Path):
+    usage = Usage(tmp_path, every=0.05, least=0.1)
+    with usage.phase("training"):
+        time.sleep(0.4)
+        assert 0.1 <= read_usage(tmp_path)["training"].seconds <= 0.4  # what a kill would leave
+
+
+def test_a_look_is_not_noted(tmp_path: Path):
+    with Usage(tmp_path).phase("scoring"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_is_noted_too_and_halves_of_files_are_not_read(tmp_path: Path):
+    usage = Usage(tmp_path, least=0)
+    with pytest.raises(ZeroDivisionError), usage.phase("training"):
+        raise ZeroDivisionError
+    (tmp_path / "usage" / ".x.json.part.host-1-00000000.json").write_text("{")
+    (tmp_path / "usage" / "gpu.json").write_text(
+        json.dumps({"training": {"seconds": 5, "processor_seconds": 9, "gpu_seconds": 5}})
+    )
+    found = read_usage(tmp_path)["training"]
+    assert found.gpu_seconds == 5
+    assert 5 <= found.seconds < 6
+    assert Spent(1, 2, 3) + Spent(1, 1, 1) == Spent(2, 3, 4)
