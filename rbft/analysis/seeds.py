@@ -200,7 +200,7 @@ def _above(z: float) -> float:
 def _check_power(difference: float, sd: float, alpha: float, power: float) -> None:
     if difference == 0 or not math.isfinite(difference):
         raise ValueError(
-            f"The difference to see ({difference:.10g}) must be a number other than 0."
+            f"The difference to see ({difference:.10g}) must be a finite number other than 0."
         )
     if not sd > 0 or math.isinf(sd):
         raise ValueError(

@@ -98,8 +98,8 @@ class Threshold:
     decided: Decided
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures for JSON."""
-        return asdict(self)
+        """The figures for JSON, null where undefined."""
+        return _for_json(asdict(self))
 
 
 def choose_threshold(scored: ScoredClips, wanted: Wanted, *, held_out: bool = False) -> Threshold:
@@ -277,3 +277,9 @@ def _decided(alarms: np.ndarray, positive: np.ndarray, wanted: Wanted) -> Decide
         wilson(positives - misses, positives - misses + false),
         cost,
     )
+
+
+def _for_json(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {name: _for_json(value) for name, value in found.items()}
+    return None if isinstance(found, float) and math.isnan(found) else found
