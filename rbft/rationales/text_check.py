@@ -7,22 +7,20 @@ frequent class, Stage I would learn nothing about the task from these texts.
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from rbft.analysis.intervals import wilson
 from rbft.card import Card
 from rbft.rationales.sample import Sample
 from rbft.rationales.words import ClassWords, words
 
-CONFIDENCE = 0.95
 # Of C = 1, 10 and 100, with and without pairs of words, what found the most in made-up texts of 25
 # and 120 words, of which one word told the class.
 STRENGTH = 10.0
@@ -65,7 +63,8 @@ class TextCheck:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the accuracy, which takes rationales as independent."""
-        return wilson_interval(self.right, len(self.labels))
+        found = wilson(self.right, len(self.labels))
+        return found.low, found.high
 
     @property
     def majority(self) -> float:
@@ -202,21 +201,6 @@ def check_texts(
         scheme="leave-one-video-out" if alone else f"{min(folds, *videos.values())}-fold",
         telling=_telling(texts, labels, weights, card.classes),
     )
-
-
-def wilson_interval(right: int, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Wilson's score interval of a share.
-
-    Args:
-        right: Successes.
-        count: Trials, at least 1.
-        confidence: Of the interval, two-sided.
-    """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = right / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _need_sklearn() -> None:

@@ -1,0 +1,1 @@
+"""Statistics of scores: intervals, comparisons of runs, calibration, thresholds."""
