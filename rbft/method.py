@@ -133,6 +133,7 @@ class Method:
             store = inputs.rationale_store()
             facts["rationale_texts"] = self._note_rationales(stage, store, resumes=bool(resume))
             made_from["rationales"] = facts["rationale_texts"]
+            facts["rationale_tokens"] = sum(one["tokens"] for one in store.all_records())
         origin = provenance(POSITION_RULE, stages=history, backbone=backbone, **facts)
         taught = {split: inputs.clips[split] for split in TRAINING_SPLITS}
         folder, settings, best = self.run.checkpoints(stage), self.settings, None

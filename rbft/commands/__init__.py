@@ -15,6 +15,7 @@ COMMANDS = {
     "validate": "score",
     "predict": "predict",
     "export": "export",
+    "compare": "compare",
     "scan": "scan",
     "init": "init",
     "cache": "cache",

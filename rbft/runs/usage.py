@@ -103,7 +103,9 @@ def read_usage(folder: Path) -> dict[str, Spent]:
     for file in sorted((folder / USAGE).glob("[!.]*.json")):
         content: dict[str, Any] = read_json(file)
         for name, spent in content.items():
-            found[name] = found.get(name, Spent()) + Spent(**spent)
+            found[name] = found.get(name, Spent()) + Spent(
+                **{kind: float(value) for kind, value in spent.items()}
+            )
     return found
 
 

@@ -55,6 +55,8 @@ GB = "GB; 0 keeps nothing"
 NO_BOUND, NO_LIMIT, ALL = "null sets no bound", "null sets no limit", "null allows all"
 RANGES = {
     "checkpoint_every": Range(1, note="it counts optimiser steps"),
+    "seeds": COUNT,
+    "first_seed": SEED,
     "patience": Range(1, note="it counts validations; null goes through all epochs"),
     "cpu_threads": Range(1, note="null leaves it to torch"),
     "seed_everything": SEED,

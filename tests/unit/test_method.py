@@ -1163,7 +1163,7 @@ def test_a_package_that_a_logger_needs(bench, monkeypatch):
         raise ModuleNotFoundError("No module named 'wandb'")
 
     method = bench.method(trainer__logger=Namespace(class_path="loggers.WandbLogger"))
-    monkeypatch.setattr(method.parser, "instantiate_classes", missing, raising=False)
+    monkeypatch.setattr(LightningArgumentParser, "instantiate_classes", missing)
     wanted = (
         r"^trainer\.logger names loggers\.WandbLogger, and a package that it needs is not "
         r"installed \(No module named 'wandb'\)\. Install it, or leave it out: TensorBoard is "

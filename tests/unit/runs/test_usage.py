@@ -18,7 +18,7 @@ def work(seconds: float) -> None:
 
 def test_what_is_spent_is_added_up_over_starts(tmp_path: Path):
     for _ in range(2):
-        usage = Usage(tmp_path, least=0)
+        usage = Usage(tmp_path, least=0.0)
         with usage.phase("training"):
             work(0.2)
         with usage.phase("scoring"):
@@ -46,7 +46,7 @@ def test_a_look_is_not_noted(tmp_path: Path):
 
 
 def test_an_error_is_noted_too_and_halves_of_files_are_not_read(tmp_path: Path):
-    usage = Usage(tmp_path, least=0)
+    usage = Usage(tmp_path, least=0.0)
     with pytest.raises(ZeroDivisionError), usage.phase("training"):
         raise ZeroDivisionError
     (tmp_path / "usage" / ".x.json.part.host-1-00000000.json").write_text("{")
@@ -56,4 +56,4 @@ def test_an_error_is_noted_too_and_halves_of_files_are_not_read(tmp_path: Path):
     found = read_usage(tmp_path)["training"]
     assert found.gpu_seconds == 5
     assert 5 <= found.seconds < 6
-    assert Spent(1, 2, 3) + Spent(1, 1, 1) == Spent(2, 3, 4)
+    assert Spent(1.0, 2.0, 3.0) + Spent(1.0, 1.0, 1.0) == Spent(2.0, 3.0, 4.0)

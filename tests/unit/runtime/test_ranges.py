@@ -44,6 +44,8 @@ LOGPROBS = "must be from 0 to 20; 0 asks for none."
 WRONG: dict[str, tuple[float, str]] = {
     "checkpoint_every": (0, "must be 1 or more; it counts optimiser steps."),
     "cpu_threads": (0, "must be 1 or more; null leaves it to torch."),
+    "seeds": (0, ONE),
+    "first_seed": (-1, "must be from 0 to 4294967295."),
     "patience": (0, "must be 1 or more; it counts validations; null goes through all epochs."),
     "seed_everything": (-1, SEED),
     "gpu_gb": (0, "must be above 0; it is the GPU's memory in GiB."),

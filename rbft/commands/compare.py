@@ -1,0 +1,245 @@
+"""`compare`: several experiments side by side over several seeds."""
+
+import io
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+from lightning.fabric.utilities.rank_zero import _get_rank
+
+from rbft.commands.compared_runs import (
+    ComparedRow,
+    check_others,
+    check_rows,
+    is_finished,
+    read_others,
+    read_run,
+)
+from rbft.commands.comparison_table import as_csv, as_dict, comparison_table, f1_table
+from rbft.runs.record import SETTINGS, digest
+from rbft.runtime.console import print_rank_zero
+from rbft.runtime.experiment_file import read_chain
+from rbft.runtime.files import write_json, write_text
+from rbft.runtime.lock import Lock
+from rbft.runtime.ranges import check_ranges
+
+VARIED = ("seed_everything", "data.seed")
+COMPARISONS = "compare"  # folder within that of the runs
+DIRECT = ["label"]  # the stages of Direct-SFT
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An experiment that is run once for each seed.
+
+    Attributes:
+        title: What the table calls it.
+        files: Its experiment file, and overlays.
+        name: Name of its runs, before the seed.
+        options: Settings that win over the files'.
+    """
+
+    title: str
+    files: Sequence[Path]
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def compare(
+    configs: list[Path],
+    seeds: int = 5,
+    first_seed: int = 1,
+    baseline: str | None = None,
+    matched: bool = False,
+    others: list[Path] | None = None,
+    overlays: list[Path] | None = None,
+    vary: list[str] | None = None,
+    metric: str = "accuracy",
+    logs: Path = Path("lightning_logs"),
+) -> None:
+    """Run what is missing of experiments over several seeds, and compare their scores.
+
+    Each run is a `fit` under the experiment's name and its seed; it goes on where it was stopped.
+
+    Args:
+        configs: Experiment files, "[a.yaml, b.yaml]".
+        seeds: Number of seeds.
+        first_seed: The first of them.
+        baseline: Name of the experiment that the others are compared with; null takes the first.
+        matched: Add Direct-SFT with as many optimiser steps as the experiment that takes the most.
+        others: Files with the answers of other systems about the same test clips, .jsonl or .csv:
+            id, prediction and, where there are, probabilities.
+        overlays: Experiment files that win over all configs, such as those of experiments/hardware.
+        vary: Settings that take the number of the seed; null takes "[seed_everything, data.seed]".
+        metric: accuracy, f1/macro or f1/<class>.
+        logs: Folder of the runs.
+    """
+    check_ranges("", {"seeds": seeds, "first_seed": first_seed})
+    found = [_experiment(file, overlays or []) for file in configs]
+    if not found:
+        raise ValueError('--configs names no experiment file. Give some: "[a.yaml, b.yaml]".')
+    names = [one.name for one in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"Several of --configs have the name {', '.join(twice)}, and their runs would be the "
+            "same. Give each a name of its own."
+        )
+    if baseline is not None and baseline not in names:
+        raise ValueError(f"--baseline is '{baseline}'; allowed are {', '.join(names)}.")
+    compare_experiments(
+        found,
+        range(first_seed, first_seed + seeds),
+        baseline or names[0],
+        logs,
+        matched=matched,
+        others=others or [],
+        vary=VARIED if vary is None else vary,
+        metric=metric,
+    )
+
+
+def compare_experiments(
+    experiments: Sequence[Compared],
+    seeds: Sequence[int],
+    baseline: str,
+    logs: Path,
+    *,
+    matched: bool = False,
+    others: Sequence[Path] = (),
+    vary: Sequence[str] = VARIED,
+    metric: str = "accuracy",
+) -> None:
+    """Runs what is missing, prints the table and writes it to `<logs>/compare`.
+
+    Args:
+        experiments: What is compared.
+        seeds: Numbers of the seeds.
+        baseline: Name of one of the experiments.
+        logs: Folder of the runs.
+        matched: Add Direct-SFT with as many optimiser steps as the longest of them.
+        others: Files with answers of other systems.
+        vary: Settings that take the number of the seed.
+        metric: That of the table.
+
+    Raises:
+        ValueError: If another comparison of the same is running, rows were not scored on the same
+            clips, or the metric is none.
+    """
+    for file in others:
+        check_others(file)
+    asked = [[one.name for one in experiments], [*seeds], [*vary], matched, [*map(str, others)]]
+    known = digest(asked)[:8]
+    output = logs / COMPARISONS / f"{baseline}-{known}.json"
+    with Lock(output, "Comparison"):
+        total = len(seeds) * len(experiments)
+        for number, seed in enumerate(seeds):
+            for place, one in enumerate(experiments):
+                so_far = f"{number * len(experiments) + place + 1}/{total}"
+                _run(one, seed, vary, logs, so_far)
+        rows = [_row(one, seeds, logs) for one in experiments]
+        if matched:
+            rows += _matched(experiments, rows, seeds, vary, logs)
+        first = rows[[one.name for one in experiments].index(baseline)]
+        rows += [read_others(file, first) for file in others]
+        check_rows(rows, first)
+        allowed = [n for n in next(iter(first.seeds.values())).scores if n != "majority"]
+        if metric not in allowed:
+            raise ValueError(f"--metric is '{metric}'; allowed are {', '.join(allowed)}.")
+        if not _get_rank():
+            write_json(output, as_dict(rows, first, metric))
+            write_text(output.with_suffix(".csv"), as_csv(rows))
+        over = f"mean ± standard deviation over {len(seeds)} seeds"
+        print_rank_zero(
+            f"In per cent, {over if len(seeds) > 1 else 'of one seed'}:\n"
+            f"{comparison_table(rows, first, metric)}\n{f1_table(rows)}\n"
+            f"All figures: {output} and {output.with_suffix('.csv').name}"
+        )
+
+
+def _experiment(file: Path, overlays: Sequence[Path]) -> Compared:
+    """The experiment of a file."""
+    merged: dict[str, Any] = {}
+    for content in read_chain(file.resolve()):
+        merged |= content
+    name = str(merged.get("name") or file.stem)
+    return Compared(name, [file, *overlays], name)
+
+
+def _run(one: Compared, seed: int, vary: Sequence[str], logs: Path, so_far: str) -> None:
+    """Has `fit` run what is missing; of a finished run it looks at what that is made from."""
+    from rbft.cli import main
+
+    options = {
+        "name": f"{one.name}_seed{seed}",
+        "score_each_stage": "false",
+        "trainer.default_root_dir": logs,
+        **one.options,
+        **dict.fromkeys(vary, seed),
+    }
+    arguments = [f"--config={file}" for file in one.files]
+    arguments += [f"--{name}={value}" for name, value in options.items()]
+    done = is_finished(logs / str(options["name"]))
+    print_rank_zero(f"{so_far}: {options['name']}{' is finished' if done else ''}")
+    # The command line is this command's own; processes that a Trainer starts run it again.
+    warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
+    try:
+        with redirect_stdout(io.StringIO()) if done else nullcontext():
+            main(["fit", *arguments])
+    except SystemExit as end:
+        if end.code and not _get_rank():
+            sys.stderr.write(
+                f"The comparison ended in the run {options['name']}. Started again, it goes on "
+                "there.\n"
+            )
+        raise
+
+
+def _row(one: Compared, seeds: Sequence[int], logs: Path) -> ComparedRow:
+    runs = {seed: read_run(logs / f"{one.name}_seed{seed}") for seed in seeds}
+    return ComparedRow(one.title, runs, str(one.files[0]))
+
+
+def _matched(
+    experiments: Sequence[Compared],
+    rows: Sequence[ComparedRow],
+    seeds: Sequence[int],
+    vary: Sequence[str],
+    logs: Path,
+) -> list[ComparedRow]:
+    """Direct-SFT with as many steps as the longest row, unless it is among the rows."""
+    mean = [fmean(run.steps or 0 for run in row.seeds.values()) for row in rows]
+    longest = max(range(len(rows)), key=lambda place: mean[place])
+    one = experiments[longest]
+    for place, other in enumerate(experiments):
+        stages, _ = _plan(other, seeds[0], logs)
+        if stages == DIRECT and mean[place] == mean[longest]:
+            print_rank_zero(
+                f"--matched adds nothing: {other.name} is Direct-SFT with {mean[place]:.0f} steps, "
+                "as many as any other."
+            )
+            return []
+    stages, epochs = _plan(one, seeds[0], logs)
+    name = f"{one.name}_matched"
+    if name in [other.name for other in experiments]:
+        raise ValueError(
+            f"--matched would run Direct-SFT as {name}, which --configs has with other steps. Give "
+            "that another name, or leave --matched out."
+        )
+    options = {"stages": "[label]", "trainer.max_epochs": epochs * len(stages)}
+    extra = Compared(name, one.files, name, {**one.options, **options})
+    for number, seed in enumerate(seeds, start=1):
+        _run(extra, seed, vary, logs, f"matched {number}/{len(seeds)}")
+    return [_row(extra, seeds, logs)]
+
+
+def _plan(one: Compared, seed: int, logs: Path) -> tuple[list[str], int]:
+    """Stages of a run, and the epochs that each may take."""
+    file = logs / f"{one.name}_seed{seed}" / SETTINGS
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return list(settings["stages"]), settings["trainer"]["max_epochs"]
