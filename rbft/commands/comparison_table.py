@@ -77,14 +77,19 @@ def comparison_table(rows: Sequence[ComparedRow], baseline: ComparedRow, metric:
     lines = [_cells(row, baseline, metric, on_gpu) for row in rows]
     majority = [one.scores["majority"] for one in baseline.seeds.values()]
     lines.append([_spread(majority), *[""] * (len(headers) - 1)])
-    titles = [*(row.title for row in rows), "majority class"]
     left_out = []
     while (room := _room(headers, lines)) < NARROWEST:
         left_out.append(headers.pop())
         lines = [line[:-1] for line in lines]
-    shown = [_shortened(title, room) for title in titles]
-    made = table([[title, *line] for title, line in zip(shown, lines, strict=True)], ["", *headers])
-    return "\n".join([made, *_legend(rows, baseline, left_out)])
+    shown = _titles(rows, room)
+    titles = [*shown, "majority class"]
+    made = table(
+        [[title, *line] for title, line in zip(titles, lines, strict=True)], ["", *headers]
+    )
+    whole = [f"{short}: {row.title}" for short, row in zip(shown, rows, strict=True)]
+    whole = whole if shown[0].startswith("1 ") else []
+    legend = [*whole, *_legend(rows, baseline, left_out)]
+    return "\n".join([made, *(_shortened(line, WIDEST) for line in legend)])
 
 
 def f1_table(rows: Sequence[ComparedRow]) -> str:
@@ -103,7 +108,7 @@ def f1_table(rows: Sequence[ComparedRow]) -> str:
     hidden = 0
     while (room := _room(headers, lines)) < NARROWEST and len(headers) > 1:
         headers, lines, hidden = headers[:-1], [line[:-1] for line in lines], hidden + 1
-    shown = [_shortened(row.title, room) for row in rows]
+    shown = _titles(rows, room)
     made = table([[title, *line] for title, line in zip(shown, lines, strict=True)], ["", *headers])
     return f"{made}\n{hidden} more classes stand in the files." if hidden else made
 
@@ -199,7 +204,7 @@ def _legend(
             lines.append(f"{row.title}: answers from {row.source}")
     if left_out:
         lines.append(f"no room for: {', '.join(reversed(left_out))}; they stand in the files.")
-    return [_shortened(line, WIDEST) for line in lines]
+    return lines
 
 
 def _of_seed(one: Any) -> dict[str, Any]:
@@ -262,6 +267,14 @@ def _room(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> int:
     """Columns that are left for titles."""
     widths = [max(map(width, column)) for column in zip(headers, *lines, strict=True)]
     return WIDEST - sum(widths) - 2 * len(widths)
+
+
+def _titles(rows: Sequence[ComparedRow], room: int) -> list[str]:
+    """Titles that fit; with numbers, where those of two rows would be the same otherwise."""
+    shown = [_shortened(row.title, room) for row in rows]
+    if len(set(shown)) == len(shown):
+        return shown
+    return [f"{n} {_shortened(row.title, room - 3)}" for n, row in enumerate(rows, start=1)]
 
 
 def _shortened(text: str, most: int) -> str:
