@@ -1,5 +1,6 @@
 """From settings, stage and starting weights to data module, module and Trainer; nowhere else."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -219,20 +220,26 @@ def build(
 def _instantiate(parser: LightningArgumentParser, settings: Namespace) -> Any:
     try:
         return parser.instantiate_classes(settings)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
+        if reason := _logger_problem(str(error), settings.get("trainer.logger")):
+            raise ValueError(reason) from error
         if own := own_message(str(error)):
             raise ValueError(own) from error
         raise
-    except ImportError as error:
-        logger = settings.get("trainer.logger")
-        kinds = [one.class_path for one in _listed(logger) if "class_path" in one]
-        if not kinds:
-            raise
-        raise ValueError(
-            f"trainer.logger names {' and '.join(kinds)}, and a package that it needs is not "
-            f"installed ({str(error).strip().splitlines()[0]}). Install it, or leave it out: "
-            "TensorBoard is always written."
-        ) from error
+
+
+def _logger_problem(message: str, logger: Any) -> str | None:
+    """What to say where a logger of the user's cannot be made; None where none is to blame."""
+    kinds = [one.class_path for one in _listed(logger) if "class_path" in one]
+    # jsonargparse quotes what the class has said.
+    found = re.search(r"Problem with given class_path '([^']+)':\s*([^\n]+)", message)
+    if found is None or found[1] not in kinds:
+        return None
+    return (
+        f"trainer.logger names {found[1].rpartition('.')[2]}, which cannot be made: "
+        f"{found[2].strip().rstrip('.')}. Install or correct what it needs, or leave it out: TensorBoard is "
+        "always written."
+    )
 
 
 def _listed(logger: Any) -> list[Namespace]:

@@ -1,10 +1,12 @@
 """`--keep best` on the command line: killed or not, and with sharded weights, the same is kept."""
 
+import csv
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.recipe.killing import run, run_two
@@ -19,7 +21,8 @@ def options(backbones: dict[str, Path]) -> list[str]:
     # So slow that no answer changes: of equal scores the first counts.
     rates = [f"--model.{part}learning_rate=1e-7" for part in ("", "merger_", "vision_")]
     more = ("--trainer.max_epochs=3", "--data.val_size=4", *rates)
-    return small(backbones["qwen2_5_vl"], *BEST, *more)
+    logger = ("--trainer.logger=CSVLogger", "--trainer.logger.save_dir=csv")
+    return small(backbones["qwen2_5_vl"], *BEST, *more, *logger)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,25 @@ def test_the_best_weights_are_not_the_last(whole):
     assert found["step"] == 4
     log = (whole / "log.txt").read_text(encoding="utf-8")
     assert f"Kept the weights of step {found['step']} of 12: val/accuracy 0." in log
+
+
+def test_a_logger_of_the_user_stands_beside_tensorboard(whole):
+    trained, scored = (whole / "csv/small/label" / f"version_{n}" for n in range(2))
+    for folder in (trained, scored):
+        hparams = yaml.safe_load((folder / "hparams.yaml").read_text(encoding="utf-8"))
+        assert (hparams["run"], hparams["stage"]) == ("small", "label")
+    with (trained / "metrics.csv").open(newline="") as stream:
+        curve = [float(row["val/loss"]) for row in csv.DictReader(stream) if row.get("val/loss")]
+    assert len(curve) == 3
+    with (scored / "metrics.csv").open(newline="") as stream:
+        cells = [
+            float(value)
+            for row in csv.DictReader(stream)
+            for name, value in row.items()
+            if name.startswith("test/confusion/") and value
+        ]
+    assert sum(cells) == 5  # test clips
+    assert list((whole / LOGS / "small/label").glob("events*"))
 
 
 def test_killed_at_every_delicate_place(whole, options, tmp_path):

@@ -1158,18 +1158,27 @@ def test_a_stage_logs_beside_tensorboard(bench):
     assert len(set(used)) == len(used)
 
 
-def test_a_package_that_a_logger_needs(bench, monkeypatch):
-    def missing(*_: Any) -> Any:
-        raise ModuleNotFoundError("No module named 'wandb'")
+@pytest.mark.parametrize("several", [False, True])
+def test_a_logger_that_cannot_be_made(bench, monkeypatch, several):
+    """With the words that jsonargparse finds for it, as one line."""
+    said = (
+        "Does not validate against any of the Union subtypes\nErrors:\n  - Problem with given "
+        "class_path 'loggers.WandbLogger':\n      Requirement 'wandb>=0.12.10' not met.\n  - "
+        "Expected a <class 'bool'>"
+    )
 
-    method = bench.method(trainer__logger=Namespace(class_path="loggers.WandbLogger"))
+    def missing(*_: Any) -> Any:
+        raise ValueError(said)
+
+    logger: Any = Namespace(class_path="loggers.WandbLogger")
+    method = bench.method(trainer__logger=[logger] if several else logger)
     monkeypatch.setattr(LightningArgumentParser, "instantiate_classes", missing)
     wanted = (
-        r"^trainer\.logger names loggers\.WandbLogger, and a package that it needs is not "
-        r"installed \(No module named 'wandb'\)\. Install it, or leave it out: TensorBoard is "
-        r"always written\.$"
+        r"^trainer\.logger names WandbLogger, which cannot be made: Requirement 'wandb>=0\.12\.10' "
+        r"not met\. Install or correct what it needs, or leave it out: TensorBoard is always "
+        r"written\.$"
     )
     with pytest.raises(ValueError, match=wanted):
         Experiment.objects(method)
-    with pytest.raises(ModuleNotFoundError):  # no logger's fault
+    with pytest.raises(ValueError, match=r"^Problem with given class_path"):  # no logger's fault
         Experiment.objects(bench.method(trainer__logger=None))
