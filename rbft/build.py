@@ -235,10 +235,10 @@ def _logger_problem(message: str, logger: Any) -> str | None:
     found = re.search(r"Problem with given class_path '([^']+)':\s*([^\n]+)", message)
     if found is None or found[1] not in kinds:
         return None
+    reason = found[2].strip().rstrip(".")
     return (
-        f"trainer.logger names {found[1].rpartition('.')[2]}, which cannot be made: "
-        f"{found[2].strip().rstrip('.')}. Install or correct what it needs, or leave it out: TensorBoard is "
-        "always written."
+        f"trainer.logger names {found[1].rpartition('.')[2]}, which cannot be made: {reason}. "
+        "Install or correct what it needs, or leave it out: TensorBoard is always written."
     )
 
 

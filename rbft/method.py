@@ -212,6 +212,7 @@ class Method:
             scored=self._scored(),
             whole=self.experiment.single is None,
             score_each=self.settings.score_each_stage,
+            keeps_best=self.settings.keep == "best",
         )
 
     def owned(self) -> Lock:

@@ -100,7 +100,8 @@ class OwnLoggers(Callback):
     def close(self) -> None:
         """Ends runs that stay open in the process, as those of W&B: the next stage's is another."""
         for logger in self.loggers:
-            finish = getattr(getattr(logger, "experiment", None), "finish", None)
+            # Not the property `experiment`, which would begin a run where none has begun.
+            finish = getattr(getattr(logger, "_experiment", None), "finish", None)
             if finish is not None:
                 finish()
 

@@ -54,6 +54,7 @@ class Plan:
         scored: Names of the results that the run's folder has already, made as this run would.
         whole: Whether the whole method runs, not a single stage.
         score_each: Whether the backbone and every stage are scored, not only the last.
+        keeps_best: Whether the weights of the best validation are kept while a stage trains.
     """
 
     data: VideoDataModule
@@ -65,6 +66,7 @@ class Plan:
     scored: Collection[str] = ()
     whole: bool = True
     score_each: bool = True
+    keeps_best: bool = False
 
 
 @dataclass(frozen=True)
@@ -459,6 +461,8 @@ def disk_table(plan: Plan, found: Mapping[str, SplitTokens], backbone: Any) -> s
         ["weights", weights * stages, f"{stages} x {weights / 1e9:.3g} GB, one folder a stage"],
         ["checkpoints", 2 * 3 * trained, "while a stage trains, two for a moment"],
     ]
+    if plan.keeps_best and stages:
+        rows.append(["best weights", 2 * trained, "while a stage trains, two for a moment"])
     if data.feature_cache.max_bytes:
         size = patches * tower_width(plan.model.config) * _memory_settings(plan).compute_bytes
         note = f"within data.feature_cache_gb {data.feature_cache.max_bytes / 1e9:g}"

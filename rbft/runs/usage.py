@@ -1,11 +1,10 @@
 """What a run has spent: processor and GPU time of every process, over all its starts."""
 
 import os
-import resource
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,8 @@ class Usage:
                     phase: {kind: round(value, 3) for kind, value in vars(spent).items()}
                     for phase, spent in self.phases.items()
                 }
-                write_json(self.file, rounded)
+                with suppress(OSError):  # a full disk: the run itself says so where it matters
+                    write_json(self.file, rounded)
 
         def keep_noting() -> None:
             while not ended.wait(self.every):
@@ -111,5 +111,4 @@ def read_usage(folder: Path) -> dict[str, Spent]:
 
 def _processor_seconds() -> float:
     """Of this process, and of those of its children that have ended."""
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, kinds))
+    return sum(os.times()[:4])

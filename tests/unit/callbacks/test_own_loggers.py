@@ -25,7 +25,7 @@ class Diary(Logger):
         self.finished = 0
         if tables:
             self.log_table = self._log_table
-            self.experiment = SimpleNamespace(finish=self._finish)
+            self._experiment = SimpleNamespace(finish=self._finish)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         self.hparams.append(params)

@@ -225,6 +225,13 @@ def test_what_decides_the_result_may_not_change(started):
     )
 
 
+def test_settings_that_an_earlier_version_did_not_note(started):
+    """A run of before `keep` goes on, but not with the best weights."""
+    check_settings(started, changed(keep="last", keep_metric="val/loss", patience=None))
+    with pytest.raises(ValueError, match=r"\n  keep: last -> best\n"):
+        check_settings(started, changed(keep="best", keep_metric="val/loss", patience=None))
+
+
 def entries(*names, **changes):
     facts = {"label": "quiet", "start": None, "end": None, "reference": None, "text": None}
     return [{"id": name, "video": f"video {name}", **facts, **changes} for name in names]

@@ -57,3 +57,11 @@ def test_an_error_is_noted_too_and_halves_of_files_are_not_read(tmp_path: Path):
     assert found.gpu_seconds == 5
     assert 5 <= found.seconds < 6
     assert Spent(1.0, 2.0, 3.0) + Spent(1.0, 1.0, 1.0) == Spent(2.0, 3.0, 4.0)
+
+
+def test_a_full_disk_does_not_end_the_run(tmp_path: Path):
+    (tmp_path / "usage").touch()  # no folder can be made there
+    usage = Usage(tmp_path, least=0.0)
+    with usage.phase("training"):
+        pass
+    assert usage.phases["training"].seconds >= 0
