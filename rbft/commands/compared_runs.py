@@ -261,8 +261,8 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 def _answer(row: Mapping[str, Any], classes: Sequence[str], where: str) -> dict[str, Any]:
     """Prediction and, where there are, probabilities."""
     made: dict[str, Any] = {}
-    shares = row.get("probabilities")
-    named = {name: row.get(f"probability_{name}") for name in classes}
+    shares: Any = row.get("probabilities")
+    named: dict[str, Any] = {name: row.get(f"probability_{name}") for name in classes}
     if shares is None and all(value not in (None, "") for value in named.values()):
         shares = named
     if shares is not None:
@@ -279,7 +279,7 @@ def _answer(row: Mapping[str, Any], classes: Sequence[str], where: str) -> dict[
             f"{', '.join(row)}."
         )
     if column is None:
-        said = max(made["probabilities"], key=made["probabilities"].get)
+        said = max(made["probabilities"], key=lambda name: made["probabilities"][name])
     else:
         said = None if row[column] in NO_CLASS else row[column]
     if said is not None and said not in classes:

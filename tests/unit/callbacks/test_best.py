@@ -83,6 +83,12 @@ class Stage:
             plugins=[WholeCheckpoints()],
         )
 
+    def checkpoint(self) -> Path:
+        """The newest one, which is there."""
+        found = self.run.checkpoint("label")
+        assert found is not None
+        return found
+
     @property
     def provenance(self) -> dict[str, Any]:
         return read_json(self.run.weights("label") / PROVENANCE)
@@ -264,7 +270,7 @@ def test_best_weights_of_another_time(qwen, tmp_path, monkeypatch):
     stage = Stage(qwen, tmp_path, monkeypatch, SCORED)
     with pytest.raises(Killed):
         stage.fit(KillIn(3))
-    (tmp_path / "old.ckpt").write_bytes(stage.run.checkpoint("label").read_bytes())
+    (tmp_path / "old.ckpt").write_bytes(stage.checkpoint().read_bytes())
     with pytest.raises(Killed):
         stage.fit(KillIn(4))
     wanted = (
@@ -283,7 +289,7 @@ def test_what_a_run_without_a_checkpoint_has_left_is_not_taken(qwen, tmp_path, m
     stage = Stage(qwen, tmp_path, monkeypatch, SCORED)
     with pytest.raises(Killed):
         stage.fit(KillIn(4))
-    stage.run.checkpoint("label").unlink()
+    stage.checkpoint().unlink()
     assert stage.run.checkpoint("label") is None
     stage.fit()
     assert stage.noted.steps == [1, 2, 3, 1, 2, 3, 4]

@@ -68,7 +68,7 @@ def test_the_table():
     assert lines["direct"] == ["62.0±5.7", "10", "2", "0"]
     # Differences of 4, 1, 6, 1 and 4 clips of 20: mean 16 points.
     apart = [0.2, 0.05, 0.3, 0.05, 0.2]
-    found = stats.ttest_1samp(apart, 0)
+    found: Any = stats.ttest_1samp(apart, 0)
     low, high = found.confidence_interval()
     wanted = [f"+16.0±{50 * (high - low):.1f}", f"{found.pvalue:.3f}", "5/5"]
     assert lines["ours"] == ["78.0±7.6", *wanted, "20", "sce", "2", "12.3k"]
@@ -157,7 +157,7 @@ def test_scores_are_those_of_scikit_learn():
     one = clips(7)
     scores = SeedRun(one).scores
     assert scores["accuracy"] == pytest.approx(accuracy_score(one.labels, one.predictions))
-    each = f1_score(one.labels, one.predictions, average=None)
+    each: Any = f1_score(one.labels, one.predictions, average=None)  # type: ignore[arg-type]
     assert [scores["f1/normal"], scores["f1/abnormal"]] == pytest.approx(list(each))
     assert scores["f1/macro"] == pytest.approx(each.mean())
 
