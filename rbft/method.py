@@ -26,7 +26,7 @@ from rbft.inputs import TRAINING_SPLITS, Inputs
 from rbft.module import check_stage
 from rbft.runs.folder import CLIPS, ZERO_SHOT, check_weights, provenance, read_json, revision
 from rbft.runs.record import ANEW, comparable, digest, indented, scoring_of
-from rbft.runs.usage import USAGE, Usage
+from rbft.runs.usage import LOOK, USAGE, Usage
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.fault_tolerance import signals
 from rbft.runtime.files import write_json
@@ -78,7 +78,7 @@ class Method:
         whole = self.experiment.single is None
         todo = [stage for stage in self.stages if not self.run.trained(stage)]
         if any(find_stage(stage).needs_rationales for stage in todo):
-            with self._spending("rationales"):
+            with self._spending("rationales", LOOK):
                 write_rationales(self.inputs)
             self._say_rules()  # ends the run here where they leave a class nothing
         if whole and (self.settings.score_each_stage or not self.stages):
@@ -238,9 +238,9 @@ class Method:
                 f"words, or in another way; see {self.run.stage(place)}."
             )
 
-    def _spending(self, phase: str) -> AbstractContextManager[None]:
-        """Notes what `fit` spends on something."""
-        return nullcontext() if self.usage is None else self.usage.phase(phase)
+    def _spending(self, phase: str, least: float = 0.0) -> AbstractContextManager[None]:
+        """Notes what `fit` spends on something, if it is as many seconds."""
+        return nullcontext() if self.usage is None else self.usage.phase(phase, least)
 
     @property
     def _folder(self) -> Path:

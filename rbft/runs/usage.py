@@ -17,7 +17,7 @@ from rbft.runtime.files import write_json
 
 USAGE = "usage"  # folder within a run's
 EVERY = 10.0  # seconds of spending that a kill can lose
-LEAST = 1.0  # seconds below which nothing was done but looked
+LOOK = 1.0  # seconds below which Stage 0 has written nothing but looked what there is
 
 
 @dataclass(frozen=True)
@@ -48,20 +48,20 @@ class Usage:
     Args:
         folder: The run's.
         every: Seconds after which the note is renewed; a kill loses at most as many.
-        least: Seconds below which nothing is noted.
     """
 
-    def __init__(self, folder: Path, every: float = EVERY, least: float = LEAST) -> None:
+    def __init__(self, folder: Path, every: float = EVERY) -> None:
         self.file = folder / USAGE / f"{os.getpid()}-{uuid4().hex[:8]}.json"
-        self.every, self.least = every, least
+        self.every = every
         self.phases: dict[str, Spent] = {}
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str, least: float = 0.0) -> Iterator[None]:
         """Counts what is spent in the block.
 
         Args:
             name: What it is spent on: rationales, training or scoring.
+            least: Seconds below which it is not noted.
         """
         before = self.phases.get(name, Spent())
         clock, processor = time.perf_counter(), _processor_seconds()
@@ -69,15 +69,16 @@ class Usage:
 
         def note() -> None:
             passed = time.perf_counter() - clock
+            if passed < least:
+                return
             on_gpu = passed if torch.cuda.is_initialized() else 0.0
             self.phases[name] = before + Spent(passed, _processor_seconds() - processor, on_gpu)
-            if sum(spent.seconds for spent in self.phases.values()) >= self.least:
-                rounded = {
-                    phase: {kind: round(value, 3) for kind, value in vars(spent).items()}
-                    for phase, spent in self.phases.items()
-                }
-                with suppress(OSError):  # a full disk: the run itself says so where it matters
-                    write_json(self.file, rounded)
+            rounded = {
+                phase: {kind: round(value, 3) for kind, value in vars(spent).items()}
+                for phase, spent in self.phases.items()
+            }
+            with suppress(OSError):  # a full disk: the run itself says so where it matters
+                write_json(self.file, rounded)
 
         def keep_noting() -> None:
             while not ended.wait(self.every):

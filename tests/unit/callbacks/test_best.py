@@ -218,13 +218,19 @@ def test_a_kill_neither_loses_nor_repeats_a_score(qwen, tmp_path, monkeypatch, m
 
 
 def test_two_kills_between_weights_and_score(qwen, tmp_path, monkeypatch):
-    stage = Stage(qwen, tmp_path, monkeypatch, dict(SCORED))
-    for _ in range(2):
+    """The first score is not lost with the second weights."""
+    stage, replace = Stage(qwen, tmp_path, monkeypatch, dict(SCORED)), Path.replace
+    for step in (1, 2):
+
+        def replaced(source: Path, target: Path, step: int = step) -> Path:
+            if Path(target).name == SCORES:
+                best = torch.load(Path(target).with_name(BEST), weights_only=True)
+                if best["step"] == step:
+                    raise Killed
+            return replace(source, target)
+
         with monkeypatch.context() as patched:
-            if stage.noted.steps:  # the score of the first is written as it is found
-                killed_at(patched, SCORES, 2)
-            else:
-                killed_at(patched, SCORES, 1)
+            patched.setattr(Path, "replace", replaced)
             with pytest.raises(Killed):
                 stage.fit()
     stage.fit()

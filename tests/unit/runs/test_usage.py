@@ -18,7 +18,7 @@ def work(seconds: float) -> None:
 
 def test_what_is_spent_is_added_up_over_starts(tmp_path: Path):
     for _ in range(2):
-        usage = Usage(tmp_path, least=0.0)
+        usage = Usage(tmp_path)
         with usage.phase("training"):
             work(0.2)
         with usage.phase("scoring"):
@@ -33,20 +33,24 @@ def test_what_is_spent_is_added_up_over_starts(tmp_path: Path):
 
 
 def test_a_kill_loses_only_the_last_seconds(tmp_path: Path):
-    usage = Usage(tmp_path, every=0.05, least=0.1)
+    usage = Usage(tmp_path, every=0.05)
     with usage.phase("training"):
         time.sleep(0.4)
-        assert 0.1 <= read_usage(tmp_path)["training"].seconds <= 0.4  # what a kill would leave
+        assert 0.05 <= read_usage(tmp_path)["training"].seconds <= 0.4  # what a kill would leave
 
 
 def test_a_look_is_not_noted(tmp_path: Path):
-    with Usage(tmp_path).phase("scoring"):
+    usage = Usage(tmp_path)
+    with usage.phase("rationales", least=1.0):
         pass
     assert list(tmp_path.iterdir()) == []
+    with usage.phase("scoring"):
+        pass
+    assert [*read_usage(tmp_path)] == ["scoring"]
 
 
 def test_an_error_is_noted_too_and_halves_of_files_are_not_read(tmp_path: Path):
-    usage = Usage(tmp_path, least=0.0)
+    usage = Usage(tmp_path)
     with pytest.raises(ZeroDivisionError), usage.phase("training"):
         raise ZeroDivisionError
     (tmp_path / "usage" / ".x.json.part.host-1-00000000.json").write_text("{")
@@ -61,7 +65,7 @@ def test_an_error_is_noted_too_and_halves_of_files_are_not_read(tmp_path: Path):
 
 def test_a_full_disk_does_not_end_the_run(tmp_path: Path):
     (tmp_path / "usage").touch()  # no folder can be made there
-    usage = Usage(tmp_path, least=0.0)
+    usage = Usage(tmp_path)
     with usage.phase("training"):
         pass
     assert usage.phases["training"].seconds >= 0
