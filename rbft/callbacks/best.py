@@ -171,7 +171,7 @@ class BestWeights(Callback):
             ValueError: If the score is no number.
         """
         step = trainer.global_step
-        if trainer.sanity_checking or self._scored(step):
+        if trainer.sanity_checking:
             return
         found = trainer.callback_metrics.get(self.metric)
         score = float("nan") if found is None else float(found)

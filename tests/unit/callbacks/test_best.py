@@ -52,9 +52,10 @@ class Stage:
         metric: str = "val/accuracy",
         patience: int | None = None,
         clips: int = 4,
+        every: int = 100,
         **settings: Any,
     ) -> None:
-        self.clips = clips
+        self.clips, self.every = clips, every
         self.backbone, self.folder, self.metric = backbone, folder, metric
         self.run, self.patience, self.settings = Run(folder / "run"), patience, settings
         self.noted = Noted()
@@ -75,7 +76,7 @@ class Stage:
             *callbacks,
             self.noted,
             best,
-            StepCheckpoint(folder, every=100),
+            StepCheckpoint(folder, self.every),
             StageHandoff(self.run.weights("label"), {"stages": ["label"]}, best=best),
             counts={"train": self.clips, "val": 2},
             ckpt_path=resume,
@@ -256,6 +257,10 @@ def test_validation_within_an_epoch(qwen, tmp_path, monkeypatch):
     stage = Stage(qwen, tmp_path, monkeypatch, scores, clips=8, val_check_interval=4, max_epochs=2)
     with pytest.raises(Killed):
         stage.fit(KillIn(3))
+    with monkeypatch.context() as patched:
+        killed_at(patched, SCORES, 1)  # the weights of step 3 are written, with a checkpoint
+        with pytest.raises(Killed):
+            stage.fit()
     stage.fit()
     stage.check_kept(3)
     assert [one["step"] for one in stage.provenance["kept"]["validations"]] == [1, 2, 3, 4]
@@ -291,15 +296,30 @@ def test_best_weights_of_another_time(qwen, tmp_path, monkeypatch):
         stage.fit(ckpt_path=tmp_path / "old.ckpt")
 
 
+class KillAfter(Callback):
+    """Ends the run at the start of the micro-batch after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *_: Any, **__: Any) -> None:
+        if trainer.global_step == self.step:
+            raise Killed
+
+
 def test_what_a_run_without_a_checkpoint_has_left_is_not_taken(qwen, tmp_path, monkeypatch):
-    stage = Stage(qwen, tmp_path, monkeypatch, SCORED)
+    scores = {2: 0.9, 4: 0.1}
+    stage = Stage(qwen, tmp_path, monkeypatch, scores, clips=8, every=1, max_epochs=2)
     with pytest.raises(Killed):
         stage.fit(KillIn(4))
     stage.checkpoint().unlink()
     assert stage.run.checkpoint("label") is None
+    with pytest.raises(Killed):
+        stage.fit(KillAfter(1))  # with a checkpoint of step 1, where scores of step 2 lay about
+    scores |= {2: 0.1, 4: 0.2}
     stage.fit()
-    assert stage.noted.steps == [1, 2, 3, 1, 2, 3, 4]
-    stage.check_kept(2)
+    assert stage.noted.steps == [2, 2, 4]
+    assert stage.provenance["kept"]["score"] == pytest.approx(0.2)
 
 
 def test_a_score_that_is_no_number(qwen, tmp_path, monkeypatch):
