@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
+from rbft.analysis.calibration import reliability_figure
 from rbft.callbacks.answer_rows import answer_row
 from rbft.inference.result_file import write_results
 from rbft.runs.folder import read_provenance
@@ -18,7 +20,8 @@ class ResultsWriter(Callback):
     file, whose presence marks the split as scored. Clips that cannot be decoded count as unparsed,
     that is as wrong, and are named in both. Of classes that share the highest score the first on
     the card is the prediction; `n_ties` counts such clips. Where the scored weights have learnt
-    rationales, `rationales` says how many, and how many of them were cut off.
+    rationales, `rationales` says how many, and how many of them were cut off. TensorBoard gets the
+    reliability diagram of the class probabilities.
 
     Args:
         file: The results, `.json`.
@@ -55,7 +58,15 @@ class ResultsWriter(Callback):
         made = None if module.weights is None else read_provenance(module.weights)
         if made is not None and "rationales" in made:
             more["rationales"] = made["rationales"]
-        write_results(self.file, rows, module.data, self.split, self.facts, values, confusion, more)
+        found = write_results(
+            self.file, rows, module.data, self.split, self.facts, values, confusion, more
+        )
+        if found["calibration"] is not None:
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    figure = reliability_figure(found["calibration"])
+                    place = f"{self.split}/reliability"
+                    logger.experiment.add_figure(place, figure, module.trained_steps)
 
     def on_test_batch_end(
         self,

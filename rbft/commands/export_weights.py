@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -216,12 +217,24 @@ def _results(weights: Path) -> str:
         return "## Results\n\nNo results of a test split stand beside these weights."
     found = json.loads(file.read_text(encoding="utf-8"))
     rows = [
-        f"| {name} | {'-' if value is None else f'{value:.4g}'} |"  # no F1 of a class without clips
+        f"| {name} | {_figure(value)} | {_interval(found.get('intervals', {}).get(name))} |"
         for name, value in found["metrics"].items()
     ]
     clips = ", ".join(f"{count} {name}" for name, count in found["classes"].items())
     about = f"On {found['n_scored']} of {found['n_expected']} test clips ({clips}):"
-    return "\n".join([f"## Results\n\n{about}\n", "| metric | value |", "|---|---|", *rows])
+    return "\n".join(
+        [f"## Results\n\n{about}\n", "| metric | value | 95 % interval |", "|---|---|---|", *rows]
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"  # no F1 of a class without clips
+
+
+def _interval(ends: Mapping[str, float | None] | None) -> str:
+    if ends is None or ends["low"] is None:
+        return ""
+    return f"{_figure(ends['low'])} to {_figure(ends['high'])}"
 
 
 def _take_over(base: str, name: str, folder: Path, dtype: torch.dtype) -> None:

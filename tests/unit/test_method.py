@@ -455,7 +455,7 @@ def test_what_scoring_is_handed(bench):
 def test_the_table_at_the_end(bench, capsys):
     bench.method().fit(None)
     out = capsys.readouterr().out
-    rows = ["majority class", "backbone, zero-shot", "after Stage I (rat", "after Stage II (la"]
+    rows = ["majority class", "backbone, zero-shot", "Stage I (rationales) ", "Stage II (labels) "]
     places = [out.index(f"\n{row}") for row in rows]
     assert places == sorted(places)
     assert "Not in the table" not in out
@@ -887,7 +887,7 @@ def test_scoring_again(fitted, capsys):
         assert (step.name, step.weights) == ("test label", folder)
         assert step.callback(ResultsWriter).file == fitted.run / place / "test.json"
         out = capsys.readouterr().out
-        assert ("after Stage II" in out) == (place == "label")
+        assert ("\nStage II (labels) " in out) == (place == "label")
         assert "backbone, zero-shot" in out
     other = weights_of(fitted, "rationale")
     fitted.method().score("val", other)
@@ -909,7 +909,7 @@ def test_scoring_in_another_way_stands_beside_the_run_s_own(fitted, capsys):
     assert (fitted.run / "label/test.json").read_bytes() == own
     out = capsys.readouterr().out
     assert f"Scored otherwise than the run itself: the results are in {file}.\n" in out
-    assert "after Stage II" in out
+    assert "\nStage II (labels) " in out
     assert (
         "Not in the table: backbone, zero-shot, which was scored on other clips, frames or words, "
         f"or in another way; see {fitted.run / 'zero_shot'}.\n"

@@ -135,9 +135,7 @@ def test_never_on_the_test_split_nor_on_clips_trained_on():
     test = scored(SHARES, LABELS, split="test")
     for choose in (choose_threshold, cross_fit):
         for held_out in (False, True):
-            with pytest.raises(
-                ValueError, match=r"^A threshold is never chosen on the test
-            ):
+            with pytest.raises(ValueError, match=r"^A threshold is never chosen on the test"):
                 choose(test, wanted, held_out=held_out)
     train = scored(SHARES, LABELS, split="train")
     message = (

@@ -143,7 +143,9 @@ def test_the_model_card_says_what_a_reader_needs(weights: Path, half: Path) -> N
     }
     (weights.parents[1] / "settings.yaml").write_text(yaml.safe_dump(settings))
     results = {"n_expected": 7, "n_scored": 6, "classes": {"quiet": 4, "alarm": 2}}
-    results["metrics"] = {"accuracy": 0.83333, "f1/quiet": 0.75, "f1/alarm": None}
+    results["metrics"] = {"accuracy": 0.83333, "f1/quiet": 0.75, "f1/alarm": None, "n": 6.0}
+    ends = {"accuracy": {"low": 0.4365, "high": 0.96994}, "f1/alarm": {"low": None, "high": None}}
+    results["intervals"] = ends
     write_json(weights.parent / "test.json", results)
 
     text = model_card(weights, str(half), "bfloat16")
@@ -168,8 +170,10 @@ def test_the_model_card_says_what_a_reader_needs(weights: Path, half: Path) -> N
         '| model.lora | {"rank": 4} |\n',
         "| seed_everything | 3 |\n",
         "On 6 of 7 test clips (4 quiet, 2 alarm):\n",
-        "| accuracy | 0.8333 |\n",
-        "| f1/alarm | - |\n",
+        "| metric | value | 95 % interval |\n",
+        "| accuracy | 0.8333 | 0.4365 to 0.9699 |\n",
+        "| f1/quiet | 0.75 |  |\n",  # results of before the intervals
+        "| f1/alarm | - |  |\n",
         "Weights in bfloat16. Libraries: rbft 0.1.0, torch ",
         "Revision of rbft: 1234.\n",
         "apache-2.0, which these weights are under as well.\n",
