@@ -1,4 +1,5 @@
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,10 +67,11 @@ def test_the_reliability_diagram():
     assert np.asarray(points).tolist() == [
         [one.confidence, one.accuracy.value] for one in found.bins
     ]
-    (bars,) = upper.collections  # the intervals
+    bars: Any = upper.collections[0]  # the intervals
     ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
     assert ends[2] == pytest.approx([wilson(1, 2).low, wilson(1, 2).high])
-    heights = [(bar.get_x(), bar.get_height()) for bar in lower.patches]
+    shapes: Any = lower.patches
+    heights = [(bar.get_x(), bar.get_height()) for bar in shapes]
     assert heights == [(0.4, 1), (0.6, 1), (0.8, 2)]
     assert upper.get_title() == "ECE 0.350, Brier 0.510, n = 4"
 

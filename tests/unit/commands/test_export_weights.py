@@ -134,6 +134,26 @@ def head_of(text: str) -> dict[str, Any]:
     return yaml.safe_load(text.split("---")[1])
 
 
+def test_the_threshold_goes_with_the_weights(weights: Path, half: Path, tmp_path: Path) -> None:
+    sides: dict[str, Any] = {"n": 10, "positives": 4, "misses": 3, "false_alarms": 0}
+    test = {"likeliest": sides, "threshold": {**sides, "misses": 1, "false_alarms": 2}}
+    wanted = {"positive": "alarm", "miss": 9.0, "false_alarm": 1.0, "recall": None}
+    content = {"wanted": wanted, "threshold": 0.123456, "decided": {"n": 20}, "test": test}
+    file = weights.parent / "decision.json"
+    write_json(file, content)
+    export_weights(weights, str(half), tmp_path / "out", threshold=file)
+    assert (tmp_path / "out/decision.json").read_bytes() == file.read_bytes()
+    assert (
+        "## Threshold\n\nCall a clip 'alarm' from a probability of 0.1235 on (a miss costs 9, a "
+        "false alarm 1), and else the likeliest of the other classes. The probability is that of "
+        "the class word, normalised over the class words. The threshold was chosen on 20 "
+        "validation clips; on the test split it misses 1 of 4 clips of 'alarm' (the likeliest "
+        "class: 3) and raises 2 false alarms on 6 others (the likeliest class: 0). "
+        "`decision.json` has all figures.\n"
+    ) in (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    file.unlink()
+
+
 def test_the_model_card_says_what_a_reader_needs(weights: Path, half: Path) -> None:
     settings = {
         "stages": ["rationale", "label"],
