@@ -142,11 +142,6 @@ def judge(
         top_logprobs: For how many tokens of the answer log-probabilities are asked, so that the
             score is the expectation over the levels; 0 for servers that give none.
     """
-    for name, value, least in (("repeats", repeats, 1), ("texts", texts, 1)):
-        if value is not None and value < least:
-            raise ValueError(f"--{name} is {value}; it must be {least} or more.")
-    if not 0 <= top_logprobs <= 20:
-        raise ValueError(f"--top_logprobs is {top_logprobs}; it must be from 0 to 20.")
     settings = experiment.settings
     if settings.endpoint is None:
         raise ValueError(

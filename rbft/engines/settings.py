@@ -11,9 +11,9 @@ from rbft.engines.content import AsImages, AsVideo
 from rbft.engines.endpoint import EndpointEngine
 from rbft.engines.replay import ReplayStore
 from rbft.engines.request import Request, Sampling
+from rbft.runtime.ranges import check_ranges
 
 OPENAI_URL = "https://api.openai.com/v1"
-MOST_LOGPROBS = 20  # what OpenAI's API allows
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,7 @@ class EndpointSettings:
     store: Path | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.top_logprobs <= MOST_LOGPROBS:
-            raise ValueError(
-                f"endpoint.top_logprobs is {self.top_logprobs}; it must be 0 to {MOST_LOGPROBS}."
-            )
+        check_ranges("endpoint.", vars(self))
 
     @property
     def short_name(self) -> str:

@@ -48,13 +48,20 @@ class Range:
 
 
 COUNT, NOT_NEGATIVE, SHARE, SEED = Range(1), Range(0), Range(0, 1), Range(0, 2**32 - 1)
+# What OpenAI's API allows.
+LOGPROBS = Range(0, 20, note="0 asks for none")
+TO_SERVER = "0 takes the likeliest token, null leaves it to the server"
 GB = "GB; 0 keeps nothing"
-NO_BOUND, ALL = "null sets no bound", "null allows all"
+NO_BOUND, NO_LIMIT, ALL = "null sets no bound", "null sets no limit", "null allows all"
 RANGES = {
     "checkpoint_every": Range(1, note="it counts optimiser steps"),
     "cpu_threads": Range(1, note="null leaves it to torch"),
     "seed_everything": SEED,
     "gpu_gb": Range(0, above=True, note="it is the GPU's memory in GiB"),
+    "repeats": COUNT,
+    "texts": Range(1, note="null takes all"),
+    "temperature": Range(0, note=TO_SERVER),
+    "top_logprobs": LOGPROBS,
     "data.fps": Range(0, above=True, note="it is frames per second of video time"),
     "data.num_frames": Range(2, note="null samples by data.fps"),
     "data.min_pixels": NOT_NEGATIVE,
@@ -103,6 +110,15 @@ RANGES = {
     "model.lora.rank": COUNT,
     "model.lora.alpha": COUNT,
     "model.lora.dropout": Range(0, 1, below=True),
+    "endpoint.side": COUNT,
+    "endpoint.temperature": Range(0, note=TO_SERVER),
+    "endpoint.top_logprobs": LOGPROBS,
+    "endpoint.concurrency": COUNT,
+    "endpoint.attempts": COUNT,
+    "endpoint.timeout": Range(0, above=True, note="it is seconds"),
+    "endpoint.max_requests": Range(0, note=NO_LIMIT),
+    "endpoint.max_tokens": Range(0, note=NO_LIMIT),
+    "endpoint.max_money": Range(0, note=NO_LIMIT),
     "trainer.devices": Range(1, also=-1, note="-1 takes all that are present"),
     "trainer.num_nodes": COUNT,
     "trainer.max_epochs": Range(1, note="rbft trains no stage for 0 epochs, nor without an end"),

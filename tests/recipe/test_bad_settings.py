@@ -213,7 +213,7 @@ CASES = {
     ),
     "a command": (
         "train",
-        "(choose from 'fit', 'rationalize', 'test', 'validate', 'predict', ",
+        "(choose from 'fit', 'rationalize', 'rationales', 'judge', 'test', ",
     ),
 }
 FILES = {

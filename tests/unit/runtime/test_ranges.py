@@ -14,6 +14,7 @@ from rbft.cli import BENCHMARKS, _run
 from rbft.commands import COMMANDS, find_command
 from rbft.data.base import VideoDataModule
 from rbft.data.videofolder import VideoFolder
+from rbft.engines.settings import EndpointSettings
 from rbft.inference.sampling import RationaleSampling
 from rbft.module import RBFTModule
 from rbft.rationales.quality import QualityRules
@@ -26,6 +27,7 @@ CLASSES = {
     "data.rationale_rules.": [QualityRules],
     "model.rationale_sampling.": [RationaleSampling],
     "model.lora.": [LoRA],
+    "endpoint.": [EndpointSettings],
     "trainer.": [Trainer],
 }
 TOP = {"checkpoint_every", "cpu_threads", "seed_everything", "gpu_gb"}
@@ -35,12 +37,28 @@ NULL = "must be 0 or more."
 ONE = "must be 1 or more."
 SHARE = "must be from 0 to 1."
 SHARE_OR_NULL = "must be from 0 to 1; null allows all."
+NO_LIMIT = "must be 0 or more; null sets no limit."
+TO_SERVER = "must be 0 or more; 0 takes the likeliest token, null leaves it to the server."
+LOGPROBS = "must be from 0 to 20; 0 asks for none."
 # A value that is out of range, and what is said of it.
 WRONG: dict[str, tuple[float, str]] = {
     "checkpoint_every": (0, "must be 1 or more; it counts optimiser steps."),
     "cpu_threads": (0, "must be 1 or more; null leaves it to torch."),
     "seed_everything": (-1, SEED),
     "gpu_gb": (0, "must be above 0; it is the GPU's memory in GiB."),
+    "repeats": (0, ONE),
+    "texts": (0, "must be 1 or more; null takes all."),
+    "temperature": (-0.5, TO_SERVER),
+    "top_logprobs": (21, LOGPROBS),
+    "endpoint.side": (0, ONE),
+    "endpoint.temperature": (-1, TO_SERVER),
+    "endpoint.top_logprobs": (-1, LOGPROBS),
+    "endpoint.concurrency": (0, ONE),
+    "endpoint.attempts": (0, ONE),
+    "endpoint.timeout": (0, "must be above 0; it is seconds."),
+    "endpoint.max_requests": (-1, NO_LIMIT),
+    "endpoint.max_tokens": (-1, NO_LIMIT),
+    "endpoint.max_money": (-0.5, NO_LIMIT),
     "data.fps": (0, "must be above 0; it is frames per second of video time."),
     "data.num_frames": (1, "must be 2 or more; null samples by data.fps."),
     "data.min_pixels": (-1, NULL),
@@ -198,6 +216,13 @@ def test_rules_check_their_own(name):
     assert str(error.value) == refusal(name)
 
 
+@pytest.mark.parametrize("name", [name for name in WRONG if name.startswith("endpoint.")])
+def test_endpoints_check_their_own(name):
+    with pytest.raises(ValueError, match="must be") as error:
+        EndpointSettings("m", **typed(EndpointSettings, name.rpartition(".")[2], WRONG[name][0]))
+    assert str(error.value) == refusal(name)
+
+
 @pytest.mark.parametrize("name", [name for name in WRONG if name.startswith("model.")])
 def test_the_module_checks_its_own(name):
     key = name.rpartition(".")[2]
@@ -211,12 +236,15 @@ def test_the_module_checks_its_own(name):
     assert str(error.value) == refusal(name)
 
 
+JUDGE = ("repeats", "texts", "temperature", "top_logprobs")
 OPTIONS = {
     "data.split_seed": "--data=SmartHome",
     "data.test_fraction": "--data=VideoFolder --data.root=nowhere --data.card=nowhere.yaml",
 }
 THROUGH_THE_PARSER = [
     *(name for name in WRONG if name.startswith("trainer.") or name in TOP),
+    *JUDGE,
+    *("endpoint.concurrency", "endpoint.timeout"),
     *("data.fps", "data.split_seed", "data.test_fraction", "data.clip_seed"),
     *("model.learning_rate", "model.warmup_ratio", "model.lora.rank"),
     *("model.rationale_sampling.temperature", "model.rationale_sampling.samples"),
@@ -230,8 +258,10 @@ def test_the_command_line_checks_before_anything_else(tmp_path, monkeypatch, cap
     monkeypatch.setattr("sys.argv", ["rbft"])  # Lightning compares
     data = OPTIONS.get(name, "--data=Miniature").split()
     options = [*data, "--model.backbone=nowhere", f"--{name}={WRONG[name][0]}"]
+    if name.startswith("endpoint."):
+        options.append("--endpoint.model=m")
     with pytest.raises((ValueError, SystemExit)) as error:
-        _run(["fit", *options])
+        _run(["judge" if name in JUDGE else "fit", *options])
     said = capsys.readouterr().err if error.type is SystemExit else str(error.value)
     assert refusal(name) in said
     assert list(Path().iterdir()) == []
