@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from rbft.analysis.calibration import refuse_test
 from rbft.analysis.intervals import Interval, wilson
 from rbft.analysis.scored import ScoredClips
+from rbft.runtime.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,17 @@ class Wanted:
             costs out.
     """
 
-    positive: str
+    positive: str = ""  # required, but the parser's message would not say of what
     miss: float | None = None
     false_alarm: float | None = None
     recall: float | None = None
 
     def __post_init__(self) -> None:
+        if not self.positive:
+            raise ValueError(
+                "decision.positive is not set: name the class that must not be missed, such as "
+                "--decision.positive abnormal."
+            )
         costs = (self.miss, self.false_alarm)
         if (self.recall is None) == (costs == (None, None)) or (None in costs) != (
             costs == (None, None)
@@ -45,11 +51,7 @@ class Wanted:
                 f"or from recall; got miss {self.miss}, false_alarm {self.false_alarm}, recall "
                 f"{self.recall}."
             )
-        for name, cost in (("miss", self.miss), ("false_alarm", self.false_alarm)):
-            if cost is not None and not (0 < cost < math.inf):
-                raise ValueError(f"The cost {name} ({cost:.10g}) must be above 0.")
-        if self.recall is not None and not 0 < self.recall <= 1:
-            raise ValueError(f"The wanted recall ({self.recall:.10g}) must be above 0, at most 1.")
+        check_ranges("decision.", vars(self))
 
 
 @dataclass(frozen=True)

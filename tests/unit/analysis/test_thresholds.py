@@ -214,10 +214,26 @@ def test_clips_that_no_threshold_follows_from(clips, positive, message):
             "A threshold follows either from miss and false_alarm, what the two errors cost, or "
             "from recall; got miss 1.0, false_alarm 1.0, recall 0.5.",
         ),
-        ({"miss": 0.0, "false_alarm": 1.0}, "The cost miss (0) must be above 0."),
-        ({"recall": 1.5}, "The wanted recall (1.5) must be above 0, at most 1."),
+        (
+            {"miss": 0.0, "false_alarm": 1.0},
+            "decision.miss (0) must be above 0; only its ratio to decision.false_alarm counts.",
+        ),
+        (
+            {"recall": 1.5},
+            "decision.recall (1.5) must be above 0 and at most 1; 1 finds all, whatever the false "
+            "alarms.",
+        ),
     ],
 )
 def test_what_cannot_be_wanted(given, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Wanted("alarm", **given)
+
+
+def test_a_class_must_be_named():
+    message = (
+        "decision.positive is not set: name the class that must not be missed, such as "
+        "--decision.positive abnormal."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Wanted(recall=0.5)
