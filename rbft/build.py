@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from rbft.analysis.thresholds import Wanted
 from rbft.backbone_module import BackboneModule
 from rbft.callbacks.own_loggers import OwnLoggers, given_loggers, with_names
 from rbft.callbacks.pictures import Pictures
@@ -100,6 +101,7 @@ class Experiment:
         given: The weights folder that `model.weights` asks to start from.
         stages: Names of the stages, in order.
         endpoint: The server that answers in the backbone's place; None asks the backbone.
+        decision: What a threshold is chosen for; None answers with the likeliest class.
     """
 
     def __init__(self, settings: Namespace, parser: LightningArgumentParser) -> None:
@@ -111,6 +113,8 @@ class Experiment:
         self.stages: list[str] = [self.single] if self.single else list(settings.stages)
         asked = settings.get("endpoint")
         self.endpoint = None if asked is None else EndpointSettings(**vars(asked))
+        wanted = settings.get("decision")
+        self.decision = None if wanted is None else Wanted(**vars(wanted))
 
     def changed(self, **settings: Any) -> "Experiment":
         """The same experiment with other settings.

@@ -19,6 +19,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from rbft.analysis.thresholds import Wanted
 from rbft.build import Experiment, with_precision
 from rbft.callbacks.best import LOSS
 from rbft.commands import COMMANDS, EXPERIMENT, find_command, takes_experiment
@@ -155,6 +156,14 @@ class RBFTCLI(LightningCLI):
             type=EndpointSettings | None,
             default=None,
             help="A server that answers in the backbone's place; null asks the backbone.",
+        )
+        parser.add_argument(
+            "--decision",
+            type=Wanted | None,
+            default=None,
+            help="What a miss and a false alarm of a class cost, or the recall that is wanted of "
+            "it: a threshold is then chosen on the validation split and used by predict and "
+            "export. null answers with the likeliest class.",
         )
         parser.link_arguments("data", "model.card", _card_of, apply_on="instantiate")
 

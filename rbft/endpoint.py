@@ -12,6 +12,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from rbft.analysis.intervals import for_results, score_intervals
 from rbft.build import Experiment
 from rbft.clip import Clip
 from rbft.data.base import VideoDataModule
@@ -269,7 +270,7 @@ def _write(
     """
     rows = [_row(clip, data, asked) for clip in clips]
     with_class = [row for row in rows if row["prediction"] is not None]
-    every, count = _metrics(data, rows), len(with_class)
+    every, answered, count = _metrics(data, rows), _metrics(data, with_class), len(with_class)
     unanswered: dict[str, list[str]] = {}
     for row in rows:
         if row["prediction"] is None:
@@ -282,7 +283,11 @@ def _write(
             "classes": {
                 name: sum(row["label"] == name for row in with_class) for name in data.card.classes
             },
-            "metrics": for_json(_metrics(data, with_class).compute()) if count else None,
+            "metrics": for_json(answered.compute()) if count else None,
+            "confusion": answered.confusion().tolist(),
+            "intervals": for_results(
+                score_intervals(answered.confusion().numpy(), data.card.classes)
+            ),
         },
         "unanswered": unanswered,
         "by_logprobs": sum("probabilities" in row for row in rows),
@@ -293,8 +298,7 @@ def _write(
             "completion": sum(answer.completion_tokens or 0 for answer in answers),
         },
     }
-    write_results(file, rows, data, split, facts, every.compute(), every.confusion(), more)
-    return read_json(file)
+    return write_results(file, rows, data, split, facts, every.compute(), every.confusion(), more)
 
 
 def _row(clip: Clip, data: VideoDataModule, asked: Asked) -> dict[str, Any]:

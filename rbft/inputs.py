@@ -19,6 +19,7 @@ from rbft.card import Card
 from rbft.data.base import VideoDataModule
 from rbft.data.content import describe_clips
 from rbft.data.rationales import NOT_DETERMINING, RationaleStore, about
+from rbft.decision import check_decision
 from rbft.module import RBFTModule
 from rbft.runs.folder import CARD, CLIPS, ZERO_SHOT, provenance, read_json, read_provenance
 from rbft.runs.record import (
@@ -259,6 +260,8 @@ def check_inputs(
         check_frozen(data.feature_cache.max_bytes, model.learning_rates["vision"], trainer.strategy)
     if benchmark:
         data.check(experiment.stages)
+        if experiment.decision is not None:
+            check_decision(experiment.decision, data, settings.model.answer)
         for note in data.notes:
             print_rank_zero(note)
     return Inputs(experiment, data, model, trainer, backbone)

@@ -20,6 +20,7 @@ from rbft.callbacks.results import ResultsWriter
 from rbft.callbacks.throughput import Throughput
 from rbft.data.base import Feed
 from rbft.data.rationales import RationaleStore
+from rbft.decision import DECISION, write_decision
 from rbft.estimate.dry_run import Plan
 from rbft.inference.result_table import result_table, title_of
 from rbft.inputs import TRAINING_SPLITS, Inputs
@@ -98,6 +99,7 @@ class Method:
         last = self.stages[-1] if self.stages else "label"
         made = self.inputs.determining("test", last, weights)
         self.print_table("test", made, [ZERO_SHOT, *self.stages])
+        self.decide(last if self.stages else ZERO_SHOT, last, weights)
 
     def train(
         self,
@@ -198,6 +200,28 @@ class Method:
         if tag:
             print_rank_zero(f"Scored otherwise than the run itself: the results are in {file}.")
         return made
+
+    def decide(self, place: str, stage: str, weights: Path | None) -> None:
+        """Chooses the threshold that the settings ask for, if any, and notes it with the weights.
+
+        Scores both splits as far as they are not scored yet.
+
+        Args:
+            place: Folder of the results within the run's.
+            stage: The stage that made the weights.
+            weights: Weights folder, None for the bare backbone.
+        """
+        wanted = self.experiment.decision
+        if wanted is None:
+            return
+        made = {split: self.score(place, stage, weights, split) for split in ("val", "test")}
+        if _get_rank():
+            return
+        val, test = (self.run.find_result(place, split, one) for split, one in made.items())
+        assert val is not None
+        assert test is not None
+        file = self.run.stage(place) / DECISION
+        print_rank_zero(write_decision(file, wanted, val, test, made["test"]["weights"]))
 
     def plan(self) -> Plan:
         """What would be done, for the dry run and for what is checked before anything is loaded."""

@@ -1,14 +1,18 @@
 """Whether probabilities mean what they say: calibration, and a temperature that mends it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from rbft.analysis.intervals import Interval, wilson
 from rbft.analysis.scored import ScoredClips
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BINS = 15
 LEAST = float(np.finfo(np.float32).tiny)  # what a probability of 0 in a file counts as
@@ -113,6 +117,39 @@ def calibration(scored: ScoredClips, bins: int = BINS) -> Calibration:
         float(-np.log(shares[rows, clips.labels].clip(LEAST)).mean()),
         table,
     )
+
+
+def reliability_figure(found: Mapping[str, Any]) -> "Figure":
+    """The reliability diagram: accuracy of each bin over its mean confidence, with intervals.
+
+    Below it, how many clips are in each bin. Points on the diagonal are well calibrated.
+
+    Args:
+        found: `Calibration.as_dict`, as it stands in a results file.
+    """
+    from matplotlib.figure import Figure
+
+    bins = found["bins"]
+    confidence, accuracy = ([one[name] for one in bins] for name in ("confidence", "accuracy"))
+    below = [one["accuracy"] - one["interval"]["low"] for one in bins]
+    above = [one["interval"]["high"] - one["accuracy"] for one in bins]
+    # Figure, not pyplot: nothing global, no display.
+    figure = Figure(figsize=(3.6, 4.2), dpi=120, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    upper.errorbar(confidence, accuracy, yerr=[below, above], fmt="o", markersize=4, capsize=2)
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    upper.set_title(
+        f"ECE {found['ece']:.3f}, Brier {found['brier']:.3f}, n = {found['n']}", fontsize="medium"
+    )
+    lower.bar(
+        [one["low"] for one in bins],
+        [one["n"] for one in bins],
+        [one["high"] - one["low"] for one in bins],
+        align="edge",
+    )
+    lower.set(xlabel="probability of the likeliest class", ylabel="clips")
+    return figure
 
 
 def with_temperature(

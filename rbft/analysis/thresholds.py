@@ -6,7 +6,7 @@ clips that the model has neither been trained nor is tested on.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from rbft.analysis.calibration import refuse_test
 from rbft.analysis.intervals import Interval, wilson
 from rbft.analysis.scored import ScoredClips
+from rbft.runtime.ranges import check_ranges
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,17 @@ class Wanted:
             costs out.
     """
 
-    positive: str
+    positive: str = ""  # required, but the parser's message would not say of what
     miss: float | None = None
     false_alarm: float | None = None
     recall: float | None = None
 
     def __post_init__(self) -> None:
+        if not self.positive:
+            raise ValueError(
+                "decision.positive is not set: name the class that must not be missed, such as "
+                "--decision.positive abnormal."
+            )
         costs = (self.miss, self.false_alarm)
         if (self.recall is None) == (costs == (None, None)) or (None in costs) != (
             costs == (None, None)
@@ -45,11 +51,7 @@ class Wanted:
                 f"or from recall; got miss {self.miss}, false_alarm {self.false_alarm}, recall "
                 f"{self.recall}."
             )
-        for name, cost in (("miss", self.miss), ("false_alarm", self.false_alarm)):
-            if cost is not None and not (0 < cost < math.inf):
-                raise ValueError(f"The cost {name} ({cost:.10g}) must be above 0.")
-        if self.recall is not None and not 0 < self.recall <= 1:
-            raise ValueError(f"The wanted recall ({self.recall:.10g}) must be above 0, at most 1.")
+        check_ranges("decision.", vars(self))
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,10 @@ class Decided:
     recall: Interval
     precision: Interval
     cost: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures for JSON, null where undefined."""
+        return _for_json(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ def choose_threshold(scored: ScoredClips, wanted: Wanted, *, held_out: bool = Fa
     """The threshold that is best on clips of the validation split.
 
     Args:
-        scored: Clips with probabilities, of which all must have them.
+        scored: Clips with probabilities; those without are left out.
         wanted: Costs or recall. Of thresholds that cost the same, the one closest to what the
             costs say for well calibrated probabilities, false_alarm / (miss + false_alarm).
         held_out: Says that each clip of the training split was answered by weights that were not
@@ -114,7 +120,7 @@ def choose_threshold(scored: ScoredClips, wanted: Wanted, *, held_out: bool = Fa
 
     Raises:
         ValueError: If the clips are of the test split, or of the training split without
-            `held_out`; clips have no probabilities; the class is none of theirs, or no clip, or
+            `held_out`; no clip has probabilities; the class is none of theirs, or no clip, or
             every clip, is of it.
     """
     refuse_test(scored, "A threshold")
@@ -124,7 +130,7 @@ def choose_threshold(scored: ScoredClips, wanted: Wanted, *, held_out: bool = Fa
             f"{scored.name} is of the training split. Choose it on a validation split "
             "(data.val_fraction carves one), or on answers by weights of other folds."
         )
-    probability, positive = _positive(scored, wanted)
+    probability, positive = _positive(scored.with_probabilities(), wanted)
     threshold = _best(probability, positive, wanted)
     return Threshold(
         wanted,
@@ -160,7 +166,7 @@ def cross_fit(
         ValueError: See `choose_threshold`, or if there are too many folds.
     """
     choose_threshold(scored, wanted, held_out=held_out)  # refuses what cannot be chosen on
-    probability, positive = _positive(scored, wanted)
+    probability, positive = _positive(scored.with_probabilities(), wanted)
     fewest = int(min(positive.sum(), (~positive).sum()))
     if not 2 <= folds <= fewest:
         raise ValueError(
@@ -201,37 +207,61 @@ def decide(
     return np.where(alarm, place, others.argmax(axis=1))
 
 
+def at_threshold(scored: ScoredClips, positive: str, threshold: float) -> ScoredClips:
+    """The same clips with what they are decided to be; answers without probabilities stay.
+
+    Args:
+        scored: Clips with probabilities.
+        positive: The positive class.
+        threshold: Its least probability that is decided positive.
+    """
+    assert scored.probabilities is not None
+    none = np.isnan(scored.probabilities[:, 0])
+    decided = decide(np.nan_to_num(scored.probabilities), scored.classes, positive, threshold)
+    return replace(scored, predictions=np.where(none, scored.predictions, decided))
+
+
 def evaluate(scored: ScoredClips, chosen: Threshold) -> Decided:
     """What a chosen threshold comes to on other clips, such as those of the test split.
 
     Args:
-        scored: Clips with probabilities.
+        scored: Clips with probabilities; one without, as it cannot be decoded, is no alarm.
         chosen: The threshold.
 
     Raises:
-        ValueError: If clips have no probabilities, or no clip, or every clip, is of the positive
+        ValueError: If no clip has probabilities, or no clip, or every clip, is of the positive
             class.
     """
     probability, positive = _positive(scored, chosen.wanted)
     return _decided(probability >= chosen.threshold, positive, chosen.wanted)
 
 
+def of_answers(scored: ScoredClips, wanted: Wanted) -> Decided:
+    """What the answers themselves come to, the likeliest classes.
+
+    Args:
+        scored: Clips with answers.
+        wanted: The positive class, and the costs if there are any.
+
+    Raises:
+        ValueError: See `evaluate`.
+    """
+    _, positive = _positive(scored, wanted)
+    alarms = scored.predictions == scored.classes.index(wanted.positive)
+    return _decided(alarms, positive, wanted)
+
+
 def _positive(
     scored: ScoredClips, wanted: Wanted
 ) -> tuple[Float[np.ndarray, " clips"], np.ndarray]:
-    """Probability of the positive class, and which clips are of it."""
+    """Probability of the positive class, NaN for clips without; and which clips are of it."""
     if wanted.positive not in scored.classes:
         raise ValueError(
             f"The positive class '{wanted.positive}' is none of {', '.join(scored.classes)}, the "
             f"classes of {scored.name}."
         )
-    clips = scored.with_probabilities()
-    if lost := len(scored.ids) - len(clips.ids):
-        raise ValueError(
-            f"{scored.name}: {lost} of {len(scored.ids)} clips have no probabilities, as they "
-            "cannot be decoded or their answers were written. Leave them out of the benchmark."
-        )
-    assert clips.probabilities is not None
+    scored.with_probabilities()  # refuses where no clip has any
+    assert scored.probabilities is not None
     place = scored.classes.index(wanted.positive)
     positive = scored.labels == place
     if positive.all() or not positive.any():
@@ -239,7 +269,7 @@ def _positive(
             f"{scored.name} has {int(positive.sum())} clips of '{wanted.positive}' among "
             f"{len(positive)}: no threshold follows from one side alone."
         )
-    return clips.probabilities[:, place], positive
+    return scored.probabilities[:, place], positive
 
 
 def _best(probability: Float[np.ndarray, " clips"], positive: np.ndarray, wanted: Wanted) -> float:

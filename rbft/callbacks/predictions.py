@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from rbft.analysis.thresholds import decide
 from rbft.callbacks.answer_rows import answer_row, seven_digits
 from rbft.clip import Clip
 from rbft.runtime.differences import differences
@@ -33,6 +34,8 @@ class PredictionWriter(Callback):
         made_from: What determines the predictions, kept beside the output. What an existing
             output was made from must be equal.
         content: Gives the digest of a clip's file; None where it cannot be read.
+        threshold: A class, and its probability from which on it is the label; the likeliest class
+            stands beside it then, as `likeliest`.
 
     Raises:
         ValueError: If the output was made from something else, by something else, or of videos
@@ -46,13 +49,14 @@ class PredictionWriter(Callback):
         classes: Sequence[str],
         made_from: dict[str, Any],
         content: Callable[[Clip], str | None],
+        threshold: tuple[str, float] | None = None,
     ) -> None:
         if output.suffix != ".jsonl":
             raise ValueError(
                 f"--output {output} must end in .jsonl; the same as a table goes to "
                 f"{output.with_suffix('.csv').name} beside it."
             )
-        self.output, self.classes = output, list(classes)
+        self.output, self.classes, self.threshold = output, list(classes), threshold
         self.lines = JsonLines(output)
         first: dict[Path, Clip] = {}
         for clip in clips:
@@ -112,6 +116,7 @@ class PredictionWriter(Callback):
             "label",
             *(f"probability_{name}" for name in self.classes),
         ]
+        columns += ["likeliest"] * (self.threshold is not None)
         columns += ["margin", "text", "rationale", "error"]
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, columns, extrasaction="ignore", lineterminator="\n")
@@ -134,6 +139,11 @@ class PredictionWriter(Callback):
             row["probabilities"] = answer.pop("probabilities")
             first, second = sorted(outputs.probabilities[place].tolist(), reverse=True)[:2]
             row["margin"] = seven_digits(first - second)
+            if self.threshold is not None:
+                row["likeliest"] = row["label"]
+                shares = outputs.probabilities[place].double().cpu().numpy()[None]
+                (decided,) = decide(shares, tuple(self.classes), *self.threshold)
+                row["label"] = self.classes[decided]
         answer.pop("tied", None)
         return {**row, **answer}
 

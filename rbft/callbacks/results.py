@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
+from rbft.analysis.calibration import reliability_figure
 from rbft.callbacks.answer_rows import answer_row
 from rbft.inference.result_file import write_results
 from rbft.runs.folder import read_provenance
@@ -19,7 +21,8 @@ class ResultsWriter(Callback):
     that is as wrong, and are named in both. Of classes that share the highest score the first on
     the card is the prediction; `n_ties` counts such clips. Where the scored weights have learnt
     rationales, `rationales` says how many, and how many of them were cut off. `tokens_written` is
-    the number of tokens that the model wrote to answer, where it wrote any.
+    the number of tokens that the model wrote to answer, where it wrote any. TensorBoard gets the
+    reliability diagram of the class probabilities.
 
     Args:
         file: The results, `.json`.
@@ -62,7 +65,15 @@ class ResultsWriter(Callback):
             more["rationales"] = made["rationales"]
         if tokens:  # each clip counts once, as its row does
             more["tokens_written"] = sum(tokens)
-        write_results(self.file, rows, module.data, self.split, self.facts, values, confusion, more)
+        found = write_results(
+            self.file, rows, module.data, self.split, self.facts, values, confusion, more
+        )
+        if found["calibration"] is not None:
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    figure = reliability_figure(found["calibration"])
+                    place = f"{self.split}/reliability"
+                    logger.experiment.add_figure(place, figure, module.trained_steps)
 
     def on_test_batch_end(
         self,

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
-from rbft.backbone.adapters import find_base, is_adapter
+from rbft.backbone.adapters import find_base, is_adapter, weights_fingerprint
 from rbft.build import Experiment
 from rbft.commands.export_conversations import export_conversations
 from rbft.commands.export_weights import export_weights
 from rbft.data.base import Feed
+from rbft.decision import find_decision
 from rbft.inputs import check_inputs, find_weights
 from rbft.runtime.console import print_rank_zero
 from rbft.stages import find_stage
@@ -66,7 +67,10 @@ def _export_weights(experiment: Experiment, output: Path, weights: str, dtype: s
         raise ValueError("--weights backbone has nothing to export: it is the backbone itself.")
     model = experiment.settings.model
     base = find_base(model.backbone, folder) if is_adapter(folder) else model.backbone
-    export_weights(folder, base, output, dtype, trust=model.trust_remote_code)
+    decision = find_decision(folder, weights_fingerprint(folder, model.backbone))
+    threshold = None if decision is None else decision.file
+    trust = model.trust_remote_code
+    export_weights(folder, base, output, dtype, trust=trust, threshold=threshold)
     print_rank_zero(f"Exported {folder} to {output}.")
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from rbft.backbone.adapters import is_adapter
 from rbft.backbone.loading import load_config, load_processor
 from rbft.card import Card
 from rbft.clip import Clip
-from rbft.runs.folder import PROVENANCE, read_provenance
+from rbft.decision import DECISION, describe
+from rbft.runs.folder import PROVENANCE, read_json, read_provenance
 from rbft.runtime.files import atomically, write_json
 from rbft.runtime.lock import Lock
 from rbft.stages import CLASS, RATIONALE, Stage, find_stage
@@ -44,7 +46,13 @@ BASE_FILES = ("config.json", "preprocessor_config.json", "video_preprocessor_con
 
 
 def export_weights(
-    weights: Path, base: str, output: Path, dtype: str = "base", *, trust: bool = False
+    weights: Path,
+    base: str,
+    output: Path,
+    dtype: str = "base",
+    *,
+    trust: bool = False,
+    threshold: Path | None = None,
 ) -> None:
     """Writes the folder atomically.
 
@@ -55,15 +63,18 @@ def export_weights(
         output: The folder to write.
         dtype: Precision of the weights: that of the base, or a name in `DTYPES`.
         trust: Run code that comes with the base.
+        threshold: The file of the threshold that was chosen for the weights, if there is one.
 
     Raises:
         ValueError: If the output exists or the disk is too full.
     """
     with Lock(output, "--output"):
-        _publish(weights, base, output, dtype, trust)
+        _publish(weights, base, output, dtype, trust, threshold)
 
 
-def _publish(weights: Path, base: str, output: Path, dtype: str, trust: bool) -> None:
+def _publish(
+    weights: Path, base: str, output: Path, dtype: str, trust: bool, threshold: Path | None
+) -> None:
     if output.exists():
         raise ValueError(f"--output {output} exists. Name a folder that does not, or remove it.")
     config, _ = load_config(base, trust)
@@ -85,7 +96,9 @@ def _publish(weights: Path, base: str, output: Path, dtype: str, trust: bool) ->
         shutil.copyfile(weights / "card.yaml", part / "card.yaml")
         note = read_provenance(weights) or {}
         write_json(part / PROVENANCE, {key: value for key, value in note.items() if key != "base"})
-        text = model_card(weights, base, str(wanted).removeprefix("torch."))
+        if threshold is not None:
+            shutil.copyfile(threshold, part / DECISION)
+        text = model_card(weights, base, str(wanted).removeprefix("torch."), threshold)
         (part / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -113,13 +126,14 @@ def merged_model(weights: Path, base: str, dtype: torch.dtype, trust: bool = Fal
     return adapted.merge_and_unload().to(dtype)
 
 
-def model_card(weights: Path, base: str, dtype: str) -> str:
+def model_card(weights: Path, base: str, dtype: str, threshold: Path | None = None) -> str:
     """README.md of the folder: what the weights are, how they were made, what they are worth.
 
     Args:
         weights: The weights folder; its run's settings and results stand around it.
         base: The backbone.
         dtype: Precision of the exported weights.
+        threshold: The file of the threshold that was chosen for the weights, if there is one.
     """
     card = Card.load(weights / "card.yaml")
     note = read_provenance(weights) or {}
@@ -149,6 +163,7 @@ def model_card(weights: Path, base: str, dtype: str) -> str:
         "does; transformers 5.3 to 5.23 do not for clips longer than a few seconds).",
         _settings(weights),
         _results(weights),
+        "" if threshold is None else _threshold(threshold),
         "## What it was made with",
         f"Weights in {dtype}. Libraries: {versions}. Revision of rbft: "
         f"{note.get('revision') or 'not known'}.",
@@ -216,12 +231,39 @@ def _results(weights: Path) -> str:
         return "## Results\n\nNo results of a test split stand beside these weights."
     found = json.loads(file.read_text(encoding="utf-8"))
     rows = [
-        f"| {name} | {'-' if value is None else f'{value:.4g}'} |"  # no F1 of a class without clips
+        f"| {name} | {_figure(value)} | {_interval(found.get('intervals', {}).get(name))} |"
         for name, value in found["metrics"].items()
     ]
     clips = ", ".join(f"{count} {name}" for name, count in found["classes"].items())
     about = f"On {found['n_scored']} of {found['n_expected']} test clips ({clips}):"
-    return "\n".join([f"## Results\n\n{about}\n", "| metric | value |", "|---|---|", *rows])
+    return "\n".join(
+        [f"## Results\n\n{about}\n", "| metric | value | 95 % interval |", "|---|---|---|", *rows]
+    )
+
+
+def _threshold(file: Path) -> str:
+    found = read_json(file)
+    test, name = found["test"], found["wanted"]["positive"]
+    before, after = test["likeliest"], test["threshold"]
+    others = after["n"] - after["positives"]
+    return (
+        f"## Threshold\n\nCall a clip {describe(found)}, and else the likeliest of the other "
+        "classes. The probability is that of the class word, normalised over the class words. The "
+        f"threshold was chosen on {found['decided']['n']} validation clips; on the test split it "
+        f"misses {after['misses']} of {after['positives']} clips of '{name}' (the likeliest class: "
+        f"{before['misses']}) and raises {after['false_alarms']} false alarms on {others} others "
+        f"(the likeliest class: {before['false_alarms']}). `{DECISION}` has all figures."
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"  # no F1 of a class without clips
+
+
+def _interval(ends: Mapping[str, float | None] | None) -> str:
+    if ends is None or ends["low"] is None:
+        return ""
+    return f"{_figure(ends['low'])} to {_figure(ends['high'])}"
 
 
 def _take_over(base: str, name: str, folder: Path, dtype: torch.dtype) -> None:

@@ -6,6 +6,7 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 
 from rbft.build import Experiment, build
 from rbft.callbacks.predictions import PredictionWriter
+from rbft.decision import find_decision
 from rbft.inputs import check_inputs, find_weights
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.lock import Lock
@@ -52,11 +53,26 @@ def _predict(
     if folder is not None:
         inputs.check_words(folder, find_stage(stage))
     data = inputs.data
-    made_from = {**inputs.conditions(stage, folder), "rationale": rationale}
+    conditions = inputs.conditions(stage, folder)
+    made_from = {**conditions, "rationale": rationale}
+    decision = None if folder is None else find_decision(folder, conditions["weights"])
+    if decision is not None:
+        if experiment.settings.model.answer != "score":
+            raise ValueError(
+                f"The threshold in {decision.file} needs the probabilities of the classes, but "
+                f"model.answer is {experiment.settings.model.answer}. Set it to score, or remove "
+                "the file."
+            )
+        made_from["decision"] = decision.determining
+        print_rank_zero(
+            f"A video is '{decision.positive}' from a probability of {decision.threshold:.4g} on, "
+            f"see {decision.file}."
+        )
     clips = data.clips_from_videos(videos)
     for note in data.notes:
         print_rank_zero(note)
-    writer = PredictionWriter(output, clips, data.card.classes, made_from, data.content)
+    threshold = None if decision is None else (decision.positive, decision.threshold)
+    writer = PredictionWriter(output, clips, data.card.classes, made_from, data.content, threshold)
     count, todo = len(writer.clips), len(writer.todo)
     if todo < count:
         print_rank_zero(f"{count - todo} of {count} videos stand in {output} already.")

@@ -43,6 +43,11 @@ def _score(experiment: Experiment, split: str, weights: str) -> None:
                 f"--weights {weights} and endpoint.model {experiment.endpoint.model} both say who "
                 "is asked. Leave one of them out (--endpoint null)."
             )
+        if experiment.decision is not None:
+            raise ValueError(
+                "decision chooses a threshold for the probabilities of a backbone, not for "
+                f"endpoint.model {experiment.endpoint.model}. Add --decision null."
+            )
         if not _get_rank():  # one process asks
             score_with_endpoint(experiment, split)
         return
@@ -60,3 +65,5 @@ def _score(experiment: Experiment, split: str, weights: str) -> None:
     with method.owned():
         made = method.score(place, stage, folder, split, again=True)
         method.print_table(split, made, [ZERO_SHOT, place])
+        if split == "test":
+            method.decide(place, stage, folder)

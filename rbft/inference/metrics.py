@@ -153,7 +153,7 @@ def for_json(metrics: Mapping[str, float]) -> dict[str, float | None]:
 
 def percent(value: float | None) -> str:
     """A figure from 0 to 1 in per cent for a table, with a dash for None and NaN."""
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
 def confusion_figure(

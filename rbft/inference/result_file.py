@@ -9,6 +9,9 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from rbft.analysis.calibration import calibration
+from rbft.analysis.intervals import for_results, score_intervals
+from rbft.analysis.scored import ScoredClips
 from rbft.data.base import VideoDataModule
 from rbft.inference.metrics import for_json, macro_classes
 from rbft.runs.folder import digest
@@ -27,11 +30,13 @@ def write_results(
     metrics: Mapping[str, float],
     confusion: Int[Tensor, "classes predictions"],
     more: Mapping[str, Any] | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Writes `<file's stem>_predictions.jsonl` and, last, the file with the metrics.
 
     Clips that cannot be decoded, and those of which several classes are the likeliest, are counted
-    and said.
+    and said. Each score has its 95 % interval under `intervals` (Wilson's for the accuracy, the
+    bootstrap's over clips for F1), and where there are class probabilities `calibration` says how
+    far they can be believed (`rbft.analysis.calibration.Calibration`); null where there are none.
 
     Args:
         file: The results, `.json`; its presence marks the split as scored.
@@ -42,6 +47,9 @@ def write_results(
         metrics: As `ClassificationMetrics.compute` gives them.
         confusion: As `ClassificationMetrics.confusion` gives it.
         more: What else to note, behind the metrics.
+
+    Returns:
+        What stands in the file.
     """
     write_text(
         file.with_name(f"{file.stem}_predictions.jsonl"),
@@ -76,8 +84,20 @@ def write_results(
         "classes": counts,
         "macro_classes": macro_classes(counts),
         "ids": digest([row["id"] for row in rows]),
+        "coverage": sum(row["prediction"] is not None for row in rows) / max(1, len(rows)),
         "metrics": for_json(metrics),
+        "intervals": for_results(score_intervals(confusion.cpu().numpy(), data.card.classes)),
+        "calibration": _calibration(rows, data.card.classes, split),
         "confusion": confusion.tolist(),
         **(more or {}),
     }
     write_json(file, content)
+    return content
+
+
+def _calibration(
+    rows: Sequence[Mapping[str, Any]], classes: Sequence[str], split: str
+) -> dict[str, Any] | None:
+    if not any("probabilities" in row for row in rows):
+        return None
+    return calibration(ScoredClips.from_rows(rows, classes, split, "results")).as_dict()

@@ -1,62 +1,121 @@
 """The table at the end of a run: accuracy and F1 after each step of the method."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from rbft.analysis.intervals import for_results, score_intervals
 from rbft.inference.metrics import macro_f1, percent
 from rbft.runs.folder import ZERO_SHOT
-from rbft.runtime.console import table
+from rbft.runtime.console import table, width
 from rbft.stages import STAGES
 
 TITLES = {ZERO_SHOT: "backbone, zero-shot"}
+COLUMNS = 80  # of a terminal; intervals are shortened and left out until the table fits
+# Which figures have intervals, and with how many decimals; the first that fits is taken.
+EVERY, WHOLE, MAIN = ("accuracy", "f1/"), ("accuracy", "f1/macro"), ("accuracy",)
+LAYOUTS = ((EVERY, 0), (WHOLE, 1), (WHOLE, 0), (MAIN, 1), (MAIN, 0))
 
 
 def title_of(name: str) -> str:
     """The title of a row of the table, by the name of the results."""
-    if name in STAGES:
-        return f"after {STAGES[name].paper}"
-    return TITLES.get(name, name)
+    return STAGES[name].paper if name in STAGES else TITLES.get(name, name)
 
 
 def result_table(scored: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """Accuracy and F1 per class after each scored step and of the majority class.
+
+    Accuracy, macro F1 and, as far as 80 columns hold them, the F1 of each class have their 95 %
+    interval in brackets; the results have all of them. Below stand the number of clips and the
+    coverage, the share of them that was answered with a class; the others count as wrong.
 
     Args:
         scored: Title and results of each step, all of the same split and settings.
     """
     if not scored:
         return "No results yet."
+    layouts = [_draw(scored, *layout) for layout in LAYOUTS]
+    fitting = [text for text in layouts if max(map(width, text.splitlines())) <= COLUMNS]
+    return "\n".join([fitting[0] if fitting else layouts[-1], *_below(scored)])
+
+
+def _draw(
+    scored: Sequence[tuple[str, dict[str, Any]]], bracketed: Sequence[str], decimals: int
+) -> str:
+    """The table.
+
+    Args:
+        scored: Title and results of each step.
+        bracketed: How the names of the figures begin that have intervals.
+        decimals: Digits behind the point of the intervals' ends.
+    """
     first = scored[0][1]
     classes = list(first["classes"])
-    headers = ["", "accuracy", *(f"F1 {name}" for name in classes), "F1 macro", "unparsed", "clips"]
-    total = sum(first["classes"].values())
-    most = max(first["classes"].values())
-    counts = list(first["classes"].values())
+    headers = ["", "accuracy", *(f"F1 {name}" for name in classes), "F1 macro"]
+    names = ["accuracy", *(f"f1/{name}" for name in classes), "f1/macro"]
+    titles = ["majority class", *(title for title, _ in scored)]
+    numbers = [str(sum(first["classes"].values())), *(str(one["n_scored"]) for _, one in scored)]
+    columns, align = [titles], "l"
+    majority = _majority(list(first["classes"].values()))
+    for name, of_majority in zip(names, majority, strict=True):
+        column = [percent(of_majority)] + [percent(one["metrics"][name]) for _, one in scored]
+        ends = [""] + [_bracket(one, name, decimals) for _, one in scored]
+        bare = not any(map(name.startswith, bracketed)) or not any(ends)
+        align += "r" if bare else "l"  # the title above the figures, not above the brackets
+        if not bare:
+            figure, bracket = max(map(len, column)), max(map(len, ends))
+            column = [
+                f"{value:>{figure}} {end:>{bracket}}"
+                for value, end in zip(column, ends, strict=True)
+            ]
+        columns.append(column)
+    if len(set(numbers)) > 1:
+        headers.append("clips")
+        columns.append(numbers)
+        align += "r"
+    return table(list(zip(*columns, strict=True)), headers, align)
+
+
+def _majority(counts: Sequence[int]) -> list[float | None]:
+    """Accuracy, F1 of each class and macro F1 of always answering the most frequent class."""
+    total, most = sum(counts), max(counts)
     leader = counts.index(most)
     f1 = [
         2 * most / (total + most) if place == leader else 0.0 if count else None
         for place, count in enumerate(counts)
     ]
-    rows = [
-        [
-            "majority class",
-            percent(most / total),
-            *map(percent, f1),
-            percent(macro_f1(f1)),
-            "0",
-            str(total),
-        ]
-    ]
-    for title, result in scored:
-        metrics = result["metrics"]
-        rows.append(
-            [
-                title,
-                percent(metrics["accuracy"]),
-                *(percent(metrics[f"f1/{name}"]) for name in classes),
-                percent(metrics["f1/macro"]),
-                str(result["n_unparsed"]),
-                str(result["n_scored"]),
-            ]
+    return [most / total, *f1, macro_f1(f1)]
+
+
+def _bracket(result: Mapping[str, Any], name: str, decimals: int) -> str:
+    """The interval of a figure; nothing where it has none."""
+    ends = _intervals(result).get(name, {"low": None})
+    if ends["low"] is None:
+        return ""
+    return f"[{100 * ends['low']:.{decimals}f}, {100 * ends['high']:.{decimals}f}]"
+
+
+def _intervals(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Those of the results; of results without, from their confusion matrix if they have one."""
+    if "intervals" in result or "confusion" not in result:
+        return result.get("intervals") or {}
+    return for_results(score_intervals(np.array(result["confusion"]), list(result["classes"])))
+
+
+def _below(scored: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Number of clips and coverage of the rows."""
+    numbers = {one["n_scored"] for _, one in scored}
+    lacking = [(title, one) for title, one in scored if one["n_unparsed"]]
+    said = [f"{one} clips" for one in numbers if len(numbers) == 1]
+    said += ["coverage 100 %"] * (not lacking)
+    lines = [f"{', '.join(said).capitalize()}."] * bool(said)
+    if any(_intervals(one) for _, one in scored):
+        lines = [" ".join([*lines, "In brackets: 95 % interval."])]
+    for title, one in lacking:
+        none, count = one["n_unparsed"], one["n_scored"]
+        lines.append(
+            f"Coverage of {title}: {100 - 100 * none / count:.1f} % ({none} of {count} without a "
+            "class)."
         )
-    return table(rows, headers)
+    return lines

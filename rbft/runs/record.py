@@ -99,6 +99,8 @@ FREE_SETTINGS = (
     "trainer.enable_progress_bar",
     "trainer.profiler",
     "trainer.default_root_dir",
+    # A threshold is chosen after training, and noted with the weights that it is for.
+    "decision",
     # Rationales are compared by their text, whoever wrote them.
     "endpoint",
 )

@@ -52,7 +52,12 @@ def test_the_first_line_of_the_readme_runs_the_whole_method(checkout, capsys):
     assert sum(stage_1[-2:]) < sum(stage_1[:2])
     shown = capsys.readouterr().out
     assert "target-train-0000: subjects : " in shown
-    for row in ("majority class", "backbone, zero-shot", "after Stage I", "after Stage II"):
+    for row in (
+        "majority class",
+        "backbone, zero-shot",
+        "Stage I (rationales)",
+        "Stage II (labels)",
+    ):
         assert row in shown
 
 

@@ -103,7 +103,7 @@ def scalars(folder: Path, stage: str, name: str) -> list[float]:
 def test_it_ends_well(runs):
     assert runs.status == 0, runs.log[-3000:]
     # The table is printed once.
-    assert runs.log.count("after Stage II (labels)") == 1
+    assert runs.log.count("\nStage II (labels) ") == 1
 
 
 def test_each_clip_has_one_rationale_and_it_is_the_same(runs):

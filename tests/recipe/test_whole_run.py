@@ -236,7 +236,7 @@ def test_a_second_fit_changes_nothing(finished, monkeypatch, capsys):
     with no_model(monkeypatch):
         rbft(finished.folder, "fit", *finished.options)
     assert times() == before
-    assert "after Stage II (labels)" in capsys.readouterr().out
+    assert "\nStage II (labels)" in capsys.readouterr().out
 
 
 def test_the_same_command_gives_the_same_bits(finished, tmp_path):
@@ -315,7 +315,7 @@ def test_test_scores_again(finished, copy, capsys):
     write_json(file, {**expected, "metrics": {}, "n_scored": 0})  # as if it had been scored wrongly
     rbft(copy, "test", *finished.options)
     assert read_json(file) == expected
-    assert "after Stage II (labels)" in capsys.readouterr().out
+    assert "\nStage II (labels)" in capsys.readouterr().out
 
 
 def test_test_scores_the_backbone(finished, tmp_path):

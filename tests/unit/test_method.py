@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -249,7 +250,18 @@ class Bench:
         assert not writer.file.exists()
         metrics = {"accuracy": 0.25, "f1/quiet": 0.5, "f1/alarm": 0.75, "f1/macro": 0.625}
         counts = {"classes": {"quiet": 1, "alarm": 1}, "n_unparsed": 0, "n_scored": 2}
-        write_json(writer.file, {**writer.facts, "metrics": metrics, **counts})
+        rows = [
+            {"id": name, "label": label, "prediction": "quiet", "probabilities": shares}
+            for name, label, shares in (
+                (f"{writer.split}_0", "quiet", {"quiet": 0.9, "alarm": 0.1}),
+                (f"{writer.split}_1", "alarm", {"quiet": 0.7, "alarm": 0.3}),
+            )
+        ]
+        lines = writer.file.with_name(f"{writer.file.stem}_predictions.jsonl")
+        lines.parent.mkdir(parents=True, exist_ok=True)
+        lines.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        facts = {**writer.facts, "split": writer.split}
+        write_json(writer.file, {**facts, "metrics": metrics, **counts})
 
     def _predict(self, step: Step) -> None:
         clips = step.data.feed.predict_clips
@@ -459,7 +471,7 @@ def test_what_scoring_is_handed(bench):
 def test_the_table_at_the_end(bench, capsys):
     bench.method().fit(None)
     out = capsys.readouterr().out
-    rows = ["majority class", "backbone, zero-shot", "after Stage I (rat", "after Stage II (la"]
+    rows = ["majority class", "backbone, zero-shot", "Stage I (rationales) ", "Stage II (labels) "]
     places = [out.index(f"\n{row}") for row in rows]
     assert places == sorted(places)
     assert "Not in the table" not in out
@@ -467,6 +479,92 @@ def test_the_table_at_the_end(bench, capsys):
     bench.method().fit(None)
     assert bench.steps == []
     assert [out.count(row) for row in rows] == [1] * 4
+
+
+DECISION = {"decision": Namespace(positive="alarm", miss=9.0, false_alarm=1.0, recall=None)}
+
+
+def test_a_threshold_is_chosen_on_the_validation_split(bench, capsys):
+    bench.method(**DECISION).fit(None)
+    assert bench.names[-2:] == ["test label", "test label"]
+    assert [step.data.feed.scored_split for step in bench.steps[-2:]] == ["test", "val"]
+    found = read_json(bench.run / "label/decision.json")
+    assert (found["split"], found["chosen_on"], found["threshold"]) == ("val", "run/label", 0.2)
+    assert found["weights"] == fingerprint(weights_of(bench, "label"))
+    assert "'alarm' from a probability of 0.2 on (a miss costs 9" in capsys.readouterr().out
+    assert not (bench.run / "rationale/decision.json").exists()
+    bench.method().fit(None)
+    assert bench.names == []
+    # Costs may change at any time: nothing is trained or scored anew.
+    bench.method(decision=Namespace(positive="quiet", recall=1.0)).fit(None)
+    assert bench.names == []
+    assert read_json(bench.run / "label/decision.json")["wanted"]["positive"] == "quiet"
+
+
+def test_a_threshold_of_the_bare_backbone(bench):
+    bench.method(stages=[], **DECISION).fit(None)
+    assert bench.names == ["test label"] * 2
+    assert read_json(bench.run / "zero_shot/decision.json")["weights"] == fingerprint(
+        bench.settings.model.backbone
+    )
+
+
+def test_testing_chooses_a_threshold_too_and_validating_does_not(fitted):
+    fitted.method(**DECISION).score("val", "run")
+    assert not (fitted.run / "label/decision.json").exists()
+    fitted.method().score("test", "run")
+    assert fitted.names == ["test label"]  # what was validated is there
+    assert (fitted.run / "label/decision.json").exists()
+
+
+def test_no_threshold_can_be_chosen_without_a_validation_split(bench):
+    bench.counts["val"] = 0
+    with pytest.raises(ValueError, match=r"^decision needs a validation split with clips of both"):
+        bench.method(**DECISION).fit(None)
+    assert bench.names == []
+
+
+def test_no_threshold_of_an_endpoint(bench):
+    asked = Namespace(model="gpt-4o", urls=["http://localhost:1"])
+    message = (
+        "decision chooses a threshold for the probabilities of a backbone, not for endpoint.model "
+        "gpt-4o. Add --decision null."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        bench.method(endpoint=asked, **DECISION).score("test", "run")
+
+
+def test_predicting_and_exporting_use_the_threshold(fitted, monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(
+        "rbft.commands.export.export_weights", lambda *_, threshold, **__: given.append(threshold)
+    )
+    fitted.method().export(fitted.folder / "before")
+    fitted.method(**DECISION).fit(None)
+    file = fitted.run / "label/decision.json"
+    predict(fitted, decision=None)  # what was chosen is used, whatever the settings say
+    assert fitted.steps[0].callback(PredictionWriter).threshold == ("alarm", 0.2)
+    assert f"A video is 'alarm' from a probability of 0.2 on, see {file}." in (
+        capsys.readouterr().out
+    )
+    made = read_json(fitted.folder / "out.provenance.json")
+    assert made["decision"] == {"positive": "alarm", "threshold": 0.2}
+    fitted.method().export(fitted.folder / "after")
+    assert given == [None, file]
+    message = (
+        f"The threshold in {file} needs the probabilities of the classes, but model.answer is "
+        "generate. Set it to score, or remove the file."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        predict(fitted, model__answer="generate")
+    with pytest.raises(ValueError, match=r"\(decision\.positive: alarm -> None; "):
+        predict(fitted, "backbone", model__answer="score")
+    (fitted.folder / "out.jsonl").unlink()
+    predict(fitted, "backbone")
+    assert fitted.steps[0].callback(PredictionWriter).threshold is None
+    write_json(file, {**read_json(file), "weights": "of an earlier fit"})
+    with pytest.raises(ValueError, match=f"^The threshold in {re.escape(str(file))} was chosen"):
+        fitted.method().export(fitted.folder / "again")
 
 
 def test_a_run_that_scores_the_end_alone(bench):
@@ -891,7 +989,7 @@ def test_scoring_again(fitted, capsys):
         assert (step.name, step.weights) == ("test label", folder)
         assert step.callback(ResultsWriter).file == fitted.run / place / "test.json"
         out = capsys.readouterr().out
-        assert ("after Stage II" in out) == (place == "label")
+        assert ("\nStage II (labels) " in out) == (place == "label")
         assert "backbone, zero-shot" in out
     other = weights_of(fitted, "rationale")
     fitted.method().score("val", other)
@@ -913,7 +1011,7 @@ def test_scoring_in_another_way_stands_beside_the_run_s_own(fitted, capsys):
     assert (fitted.run / "label/test.json").read_bytes() == own
     out = capsys.readouterr().out
     assert f"Scored otherwise than the run itself: the results are in {file}.\n" in out
-    assert "after Stage II" in out
+    assert "\nStage II (labels) " in out
     assert (
         "Not in the table: backbone, zero-shot, which was scored on other clips, frames or words, "
         f"or in another way; see {fitted.run / 'zero_shot'}.\n"
@@ -1060,11 +1158,12 @@ def test_exporting_a_split(fitted, capsys):
 def test_exporting_weights(fitted, monkeypatch, capsys):
     told: list[Any] = []
     monkeypatch.setattr(
-        "rbft.commands.export.export_weights", lambda *given, trust: told.append((*given, trust))
+        "rbft.commands.export.export_weights",
+        lambda *given, threshold, trust: told.append((*given, threshold, trust)),
     )
     output, folder = fitted.folder / "mine", Path(weights_of(fitted, "label"))
     fitted.method().export(output, dtype="bfloat16")
-    assert told == [(folder, fitted.settings.model.backbone, output, "bfloat16", False)]
+    assert told == [(folder, fitted.settings.model.backbone, output, "bfloat16", None, False)]
     assert capsys.readouterr().out == f"Exported {folder} to {output}.\n"
     fitted.method(model__trust_remote_code=True).export(output)
     assert told[-1][-1] is True

@@ -1,4 +1,5 @@
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from rbft.analysis.calibration import (
     HOTTEST,
     calibration,
     fit_temperature,
+    reliability_figure,
     with_temperature,
 )
 from rbft.analysis.intervals import wilson
@@ -56,6 +58,22 @@ def test_in_json_with_interval():
     (one,) = calibration(scored([1.0, 1.0], [1, 1])).as_dict()["bins"]
     assert (one["n"], one["confidence"], one["accuracy"]) == (2, 1.0, 1.0)
     assert one["interval"] == wilson(2, 2).as_dict()
+
+
+def test_the_reliability_diagram():
+    found = calibration(scored([0.9, 0.9, 0.2, 0.6], [1, 0, 0, 1]), bins=5)
+    upper, lower = reliability_figure(found.as_dict()).axes
+    points = upper.lines[1].get_xydata()
+    assert np.asarray(points).tolist() == [
+        [one.confidence, one.accuracy.value] for one in found.bins
+    ]
+    bars: Any = upper.collections[0]  # the intervals
+    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    assert ends[2] == pytest.approx([wilson(1, 2).low, wilson(1, 2).high])
+    shapes: Any = lower.patches
+    heights = [(bar.get_x(), bar.get_height()) for bar in shapes]
+    assert heights == [(0.4, 1), (0.6, 1), (0.8, 2)]
+    assert upper.get_title() == "ECE 0.350, Brier 0.510, n = 4"
 
 
 def test_a_temperature_of_clips_that_were_sharpened():

@@ -7,10 +7,12 @@ import pytest
 from rbft.analysis.scored import ScoredClips
 from rbft.analysis.thresholds import (
     Wanted,
+    at_threshold,
     choose_threshold,
     cross_fit,
     decide,
     evaluate,
+    of_answers,
 )
 
 SHARES = [0.05, 0.2, 0.3, 0.45, 0.6, 0.9]
@@ -98,6 +100,27 @@ def test_on_other_clips():
     assert (found.n, found.misses, found.false_alarms, found.cost) == (3, 1, 1, 2)
 
 
+def test_clips_without_probabilities():
+    """Nothing is chosen on them; where decisions are counted, they are no alarms."""
+    wanted = Wanted("alarm", 5.0, 1.0)
+    found = choose_threshold(scored([*SHARES, None], [*LABELS, 1]), wanted)
+    assert found.threshold == choose_threshold(scored(SHARES, LABELS), wanted).threshold
+    assert (found.decided.n, found.decided.positives) == (6, 3)
+    tested = scored([None, None, 0.7], [1, 0, 1], split="test")
+    assert evaluate(tested, found) == of_answers(at_threshold(tested, "alarm", 0.25), wanted)
+    assert (evaluate(tested, found).misses, evaluate(tested, found).false_alarms) == (1, 0)
+    assert cross_fit(scored([*SHARES, None], [*LABELS, 1]), wanted, 3).n == 6
+
+
+def test_what_the_answers_come_to():
+    clips = scored([0.9, 0.6, 0.3], [1, 0, 1])  # all answered quiet
+    found = of_answers(clips, Wanted("alarm", 3.0, 1.0))
+    assert (found.misses, found.false_alarms, found.cost) == (2, 0, 2)
+    decided = at_threshold(clips, "alarm", 0.5)
+    assert decided.predictions.tolist() == [1, 1, 0]
+    assert (decided.ids, decided.labels.tolist()) == (clips.ids, clips.labels.tolist())
+
+
 def test_decisions_of_several_classes():
     shares = np.array([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.4, 0.25, 0.35]])
     classes = ("a", "b", "c")
@@ -135,9 +158,7 @@ def test_never_on_the_test_split_nor_on_clips_trained_on():
     test = scored(SHARES, LABELS, split="test")
     for choose in (choose_threshold, cross_fit):
         for held_out in (False, True):
-            with pytest.raises(
-                ValueError, match=r"^A threshold is never chosen on the test
-            ):
+            with pytest.raises(ValueError, match=r"^A threshold is never chosen on the test"):
                 choose(test, wanted, held_out=held_out)
     train = scored(SHARES, LABELS, split="train")
     message = (
@@ -164,9 +185,9 @@ def test_never_on_the_test_split_nor_on_clips_trained_on():
             "house/label has 2 clips of 'alarm' among 2: no threshold follows from one side alone.",
         ),
         (
-            ([0.5, None, 0.6], [1, 1, 0]), "alarm",
-            "house/label: 1 of 3 clips have no probabilities, as they cannot be decoded or their "
-            "answers were written. Leave them out of the benchmark.",
+            ([None, None], [1, 0]), "alarm",
+            "house/label has no class probabilities: the answers were written, not scored. Set "
+            "model.answer to score.",
         ),
     ],
 )  # fmt: skip
@@ -193,10 +214,26 @@ def test_clips_that_no_threshold_follows_from(clips, positive, message):
             "A threshold follows either from miss and false_alarm, what the two errors cost, or "
             "from recall; got miss 1.0, false_alarm 1.0, recall 0.5.",
         ),
-        ({"miss": 0.0, "false_alarm": 1.0}, "The cost miss (0) must be above 0."),
-        ({"recall": 1.5}, "The wanted recall (1.5) must be above 0, at most 1."),
+        (
+            {"miss": 0.0, "false_alarm": 1.0},
+            "decision.miss (0) must be above 0; only its ratio to decision.false_alarm counts.",
+        ),
+        (
+            {"recall": 1.5},
+            "decision.recall (1.5) must be above 0 and at most 1; 1 finds all, whatever the false "
+            "alarms.",
+        ),
     ],
 )
 def test_what_cannot_be_wanted(given, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Wanted("alarm", **given)
+
+
+def test_a_class_must_be_named():
+    message = (
+        "decision.positive is not set: name the class that must not be missed, such as "
+        "--decision.positive abnormal."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Wanted(recall=0.5)

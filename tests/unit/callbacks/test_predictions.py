@@ -42,6 +42,30 @@ def test_predictions_in_the_order_of_the_videos(qwen: Path, tmp_path: Path) -> N
         assert "text" not in row
 
 
+def test_a_threshold_decides_the_label(qwen: Path, tmp_path: Path) -> None:
+    shares = [row["probabilities"]["alarm"] for row in predict(qwen, tmp_path / "plain")]
+    low, next_low = sorted(shares)[:2]
+    assert low < next_low
+    yard = Yard(tmp_path / "card.yaml", {"test": 5}, eval_batch_size=2)
+    output = tmp_path / "new.jsonl"
+    writer = PredictionWriter(
+        output, yard.clips("test"), CARD.classes, {}, content, ("alarm", (low + next_low) / 2)
+    )
+    yard.feed = replace(yard.feed, predict_clips=writer.todo)
+    model = module(qwen)
+    trainer(tmp_path, callbacks=[writer]).predict(
+        model, datamodule=fed(yard, model), return_predictions=False
+    )
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [row["label"] for row in rows].count("alarm") == 4
+    assert rows[shares.index(min(shares))]["label"] == "quiet"
+    for row in rows:
+        assert row["likeliest"] == max(row["probabilities"], key=row["probabilities"].get)
+    with output.with_suffix(".csv").open(encoding="utf-8") as stream:
+        table = list(csv.DictReader(stream))
+    assert [row["likeliest"] for row in table] == [row["likeliest"] for row in rows]
+
+
 def test_the_rationale_of_the_model_s_own_is_kept(qwen: Path, tmp_path: Path) -> None:
     assert all(row["text"] for row in predict(qwen, tmp_path, stage="rationale_class"))
 

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +7,12 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rbft.analysis.calibration import calibration
+from rbft.analysis.intervals import wilson
+from rbft.analysis.scored import ScoredClips
 from rbft.callbacks.results import ResultsWriter
 from rbft.inference import classifier
 from rbft.runs.folder import PROVENANCE, digest
@@ -60,6 +66,30 @@ def test_what_a_scored_split_leaves(
     assert sum(map(sum, result["confusion"])) == size
     assert len(result["confusion"]) == 2
 
+    assert result["coverage"] == 1
+    assert set(result["intervals"]) == {"accuracy", "f1/quiet", "f1/alarm", "f1/macro"}
+    assert result["intervals"]["accuracy"] == wilson(right, size).as_dict()
+    for name, ends in result["intervals"].items():
+        assert ends["low"] <= result["metrics"][name] <= ends["high"]
+    scored = ScoredClips.from_file(tmp_path / f"label/{split}.json")
+    assert result["calibration"] == calibration(scored).as_dict()
+    assert result["calibration"]["n"] == size
+    nll = [-math.log(row["probabilities"][row["label"]]) for row in predictions]
+    assert result["calibration"]["nll"] == pytest.approx(sum(nll) / size)
+
+
+def test_the_reliability_diagram_stands_in_tensorboard(qwen: Path, tmp_path: Path) -> None:
+    writer = ResultsWriter(tmp_path / "label/test.json", "test", {})
+    yard = Yard(tmp_path / "card.yaml", {"test": 2})
+    model = module(qwen)
+    logger = TensorBoardLogger(tmp_path, "yard", "label", default_hp_metric=False)
+    trainer(tmp_path, callbacks=[writer], logger=logger).test(
+        model, fed(yard, model), verbose=False
+    )
+    events = EventAccumulator(str(tmp_path / "yard/label"))
+    events.Reload()
+    assert events.Tags()["images"] == ["test/reliability"]
+
 
 def test_a_class_without_clips_is_said(qwen: Path, tmp_path: Path) -> None:
     yard = Yard(tmp_path / "card.yaml", {"test": 1})
@@ -73,6 +103,7 @@ def test_a_class_without_clips_is_said(qwen: Path, tmp_path: Path) -> None:
     assert result["classes"] == {"quiet": 1, "alarm": 0}
     assert result["macro_classes"] == ["quiet"]
     assert result["metrics"]["f1/alarm"] is None
+    assert result["intervals"]["f1/alarm"] == {"low": None, "high": None}
     assert result["metrics"]["f1/macro"] == result["metrics"]["f1/quiet"]
 
 
@@ -89,6 +120,8 @@ def test_an_unparsed_answer_is_named(
     assert [row["prediction"] for row in predictions] == [None] * 5
     assert all(row["text"] and "probabilities" not in row for row in predictions)
     assert result["n_unparsed"] == 5
+    assert result["coverage"] == 0
+    assert result["calibration"] is None
     assert result["metrics"]["accuracy"] == 0
     assert [line[-1] for line in result["confusion"]] == [3, 2]
 

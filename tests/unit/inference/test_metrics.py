@@ -130,7 +130,7 @@ def test_the_macro_f1_of_figures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(None, "-"), (math.nan, "-"), (0.0, "0.00"), (0.583333, "58.33")]
+    ("value", "shown"), [(None, "-"), (math.nan, "-"), (0.0, "0.0"), (0.583333, "58.3")]
 )
 def test_figures_in_tables(value: float | None, shown: str) -> None:
     assert percent(value) == shown

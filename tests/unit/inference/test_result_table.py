@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from rbft.inference.result_table import result_table, title_of
@@ -16,27 +17,98 @@ def score(place, accuracy, f1, *, unparsed=0, classes=None, macro=None):
     }
 
 
+def counted(place, *confusion, classes=("quiet", "alarm")):
+    """Results as they stand in files, from the confusion matrix; no answer is the last column."""
+    matrix = np.array(confusion)
+    right, size = np.diag(matrix), len(classes)
+    f1 = 2 * right / (matrix.sum(axis=1) + matrix[:, :size].sum(axis=0))
+    title, result = score(
+        place,
+        right.sum() / matrix.sum(),
+        f1.tolist(),
+        unparsed=int(matrix[:, -1].sum()),
+        classes=dict(zip(classes, matrix.sum(axis=1).tolist(), strict=True)),
+    )
+    return title, {**result, "confusion": matrix.tolist()}
+
+
 def test_every_step_beside_the_majority_class():
     scored = [
-        score(ZERO_SHOT, 0.5, [0.25, 0.625], unparsed=7),
-        score("rationale", 0.6531, [0.5, 0.7]),
-        score("label", 1.0, [1.0, 1.0]),
+        counted(ZERO_SHOT, [40, 24, 4], [30, 95, 3]),
+        counted("rationale", [50, 18, 0], [30, 98, 0]),
+        counted("label", [60, 8, 0], [11, 117, 0]),
     ]
     # Always "alarm": 128 / 196 right; its F1 is 2 * 128 / (196 + 128).
     assert result_table(scored).splitlines() == [
-        "-" * 83,
-        "                            accuracy  F1 quiet  F1 alarm  F1 macro  unparsed  clips",
-        "-" * 83,
-        "majority class                 65.31      0.00     79.01     39.51         0    196",
-        "backbone, zero-shot            50.00     25.00     62.50     43.75         7    196",
-        "after Stage I (rationales)     65.31     50.00     70.00     60.00         0    196",
-        "after Stage II (labels)       100.00    100.00    100.00    100.00         0    196",
-        "-" * 83,
+        "-" * 80,
+        "                      accuracy       F1 quiet       F1 alarm       F1 macro",
+        "-" * 80,
+        "majority class        65.3            0.0           79.0           39.5",
+        "backbone, zero-shot   68.9 [62, 75]  58.0 [47, 67]  76.9 [71, 82]  67.4 [60, 74]",
+        "Stage I (rationales)  75.5 [69, 81]  67.6 [58, 76]  80.3 [75, 86]  73.9 [67, 80]",
+        "Stage II (labels)     90.3 [85, 94]  86.3 [80, 92]  92.5 [89, 96]  89.4 [85, 94]",
+        "-" * 80,
+        "196 clips. In brackets: 95 % interval.",
+        "Coverage of backbone, zero-shot: 96.4 % (7 of 196 without a class).",
     ]
 
 
+def test_intervals_are_shortened_and_left_out_until_the_table_fits():
+    """Never wrapped: those of the classes go first, then that of the macro F1."""
+    short = [counted("label", [68, 0, 0], [0, 128, 0], classes=("a", "b"))]
+    assert result_table(short).splitlines()[4] == (
+        "Stage II (labels)  100.0 [98.1, 100.0]  100.0  100.0  100.0 [100.0, 100.0]"
+    )
+    perfect = [counted("label", [68, 0, 0], [0, 128, 0], classes=("normal", "abnormal"))]
+    assert result_table(perfect).splitlines() == [
+        "-" * 76,
+        "                   accuracy         F1 normal  F1 abnormal  F1 macro",
+        "-" * 76,
+        "majority class      65.3                  0.0         79.0   39.5",
+        "Stage II (labels)  100.0 [98, 100]      100.0        100.0  100.0 [100, 100]",
+        "-" * 76,
+        "196 clips, coverage 100 %. In brackets: 95 % interval.",
+    ]
+    three = [
+        counted(
+            ZERO_SHOT, [50, 9, 2, 1], [3, 20, 4, 0], [1, 3, 9, 0],
+            classes=("normal", "offensive", "hateful"),
+        )
+    ]  # fmt: skip
+    (row,) = [line for line in result_table(three).splitlines() if line.startswith("backbone")]
+    assert row.split()[2:] == ["77.5", "[68,", "84]", "86.2", "67.8", "64.3", "72.8"]
+    names = tuple(f"class {number}" for number in range(12))  # wider than 80 in any case
+    many = [counted("label", *np.eye(12, 13, dtype=int).tolist(), classes=names)]
+    assert "Stage II (labels)  100.0 [76, 100]       100.0 " in result_table(many)
+
+
+def test_stored_intervals_are_shown():
+    ends = {"accuracy": {"low": 0.1, "high": 0.2}, "f1/macro": {"low": None, "high": None}}
+    title, found = counted("label", [60, 8, 0], [11, 117, 0])
+    row = result_table([(title, {**found, "intervals": ends})]).splitlines()[4]
+    assert row == "Stage II (labels)  90.3 [10, 20]      86.3      92.5      89.4"
+
+
+def test_rows_about_fewer_clips_say_how_many():
+    every, answered = counted("x", [60, 8, 1], [11, 117, 3]), counted("y", [60, 8, 0], [11, 117, 0])
+    lines = result_table([every, answered]).splitlines()
+    assert [line.split()[-1] for line in lines[1:6] if "-" not in line] == [
+        *("clips", "200", "200", "196")
+    ]
+    assert lines[7:] == [
+        "In brackets: 95 % interval.",
+        "Coverage of x: 98.0 % (4 of 200 without a class).",
+    ]
+
+
+def test_results_without_counts_have_no_intervals():
+    lines = result_table([score("label", 0.5, [0.25, 0.625])]).splitlines()
+    assert lines[4] == "Stage II (labels)      50.0      25.0      62.5      43.8"
+    assert lines[6] == "196 clips, coverage 100 %."
+
+
 def test_titles():
-    assert title_of("class_rationale") == "after P+C+R (Table 3)"
+    assert title_of("class_rationale") == "P+C+R (Table 3)"
     assert title_of("my_weights-1234abcd") == "my_weights-1234abcd"
 
 
@@ -44,10 +116,10 @@ def test_titles():
     ("counts", "expected"),
     [
         # One class leads a tie: F1 2 * 2 / (4 + 2), the others have none.
-        ({"a": 2, "b": 2}, ["50.00", "66.67", "0.00", "33.33", "0", "4"]),
-        ({"a": 1, "b": 3}, ["75.00", "0.00", "85.71", "42.86", "0", "4"]),
+        ({"a": 2, "b": 2}, ["50.0", "66.7", "0.0", "33.3"]),
+        ({"a": 1, "b": 3}, ["75.0", "0.0", "85.7", "42.9"]),
         # No clip of a class, no F1 of it.
-        ({"a": 0, "b": 4}, ["100.00", "-", "100.00", "100.00", "0", "4"]),
+        ({"a": 0, "b": 4}, ["100.0", "-", "100.0", "100.0"]),
     ],
 )
 def test_the_majority_class(counts, expected):
@@ -58,9 +130,7 @@ def test_the_majority_class(counts, expected):
 
 def test_a_class_without_clips_has_no_f1():
     scored = [score("label", 0.5, [0.5, None], macro=0.5, classes={"a": 4, "b": 0})]
-    assert result_table(scored).splitlines()[4].split()[-6:] == [
-        *("50.00", "50.00", "-", "50.00", "0", "4")
-    ]
+    assert result_table(scored).splitlines()[4].split()[-4:] == ["50.0", "50.0", "-", "50.0"]
 
 
 def test_nothing_scored():

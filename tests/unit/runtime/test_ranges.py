@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import pytest
 from lightning.pytorch import Trainer
 
+from rbft.analysis.thresholds import Wanted
 from rbft.backbone.adapters import LoRA
 from rbft.cli import BENCHMARKS, _run
 from rbft.commands import COMMANDS, find_command
@@ -28,6 +29,7 @@ CLASSES = {
     "model.rationale_sampling.": [RationaleSampling],
     "model.lora.": [LoRA],
     "endpoint.": [EndpointSettings],
+    "decision.": [Wanted],
     "trainer.": [Trainer],
 }
 TOP = {"checkpoint_every", "cpu_threads", "patience", "seed_everything", "gpu_gb"}
@@ -53,6 +55,12 @@ WRONG: dict[str, tuple[float, str]] = {
     "texts": (0, "must be 1 or more; null takes all."),
     "temperature": (-0.5, TO_SERVER),
     "top_logprobs": (21, LOGPROBS),
+    "decision.miss": (0, "must be above 0; only its ratio to decision.false_alarm counts."),
+    "decision.false_alarm": (-1, "must be above 0; only its ratio to decision.miss counts."),
+    "decision.recall": (
+        1.5,
+        "must be above 0 and at most 1; 1 finds all, whatever the false alarms.",
+    ),
     "endpoint.side": (0, ONE),
     "endpoint.temperature": (-1, TO_SERVER),
     "endpoint.top_logprobs": (-1, LOGPROBS),
@@ -247,7 +255,7 @@ OPTIONS = {
 THROUGH_THE_PARSER = [
     *(name for name in WRONG if name.startswith("trainer.") or name in TOP),
     *JUDGE,
-    *("endpoint.concurrency", "endpoint.timeout"),
+    *("endpoint.concurrency", "endpoint.timeout", "decision.recall"),
     *("data.fps", "data.split_seed", "data.test_fraction", "data.clip_seed"),
     *("model.learning_rate", "model.warmup_ratio", "model.lora.rank"),
     *("model.rationale_sampling.temperature", "model.rationale_sampling.samples"),
@@ -263,6 +271,8 @@ def test_the_command_line_checks_before_anything_else(tmp_path, monkeypatch, cap
     options = [*data, "--model.backbone=nowhere", f"--{name}={WRONG[name][0]}"]
     if name.startswith("endpoint."):
         options.append("--endpoint.model=m")
+    if name.startswith("decision."):
+        options.append("--decision.positive=alarm")
     with pytest.raises((ValueError, SystemExit)) as error:
         _run(["judge" if name in JUDGE else "fit", *options])
     said = capsys.readouterr().err if error.type is SystemExit else str(error.value)

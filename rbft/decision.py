@@ -1,0 +1,178 @@
+"""A threshold of the user's in place of the likeliest class: chosen, noted with a run, found again.
+
+What a miss and a false alarm cost, or what recall is wanted, is said in the settings (`decision`).
+The threshold is chosen on the validation split once the last stage is scored.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rbft.analysis.intervals import Interval, score_intervals
+from rbft.analysis.scored import ScoredClips
+from rbft.analysis.thresholds import (
+    Decided,
+    Wanted,
+    at_threshold,
+    choose_threshold,
+    cross_fit,
+    evaluate,
+    of_answers,
+)
+from rbft.data.base import VideoDataModule
+from rbft.runs.folder import read_json
+from rbft.runtime.console import table
+from rbft.runtime.files import write_json
+
+DECISION = "decision.json"  # in a stage's folder, beside its weights, or in an exported folder
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A threshold that was chosen for weights.
+
+    Attributes:
+        positive: The class that has the threshold.
+        threshold: Its least probability that is decided positive.
+        file: Where it stands.
+    """
+
+    positive: str
+    threshold: float
+    file: Path
+
+    @property
+    def determining(self) -> dict[str, Any]:
+        """What of it decides an answer."""
+        return {"positive": self.positive, "threshold": self.threshold}
+
+
+def check_decision(wanted: Wanted, data: VideoDataModule, answer: str) -> None:
+    """Refuses settings that no threshold could be chosen with, before anything is trained.
+
+    Args:
+        wanted: The costs or the recall.
+        data: The benchmark.
+        answer: How a clip gets its class, `model.answer`.
+
+    Raises:
+        ValueError: If the class is not on the card, answers are written, or the validation split
+            is missing or of one side alone.
+    """
+    classes = data.card.classes
+    if wanted.positive not in classes:
+        raise ValueError(
+            f"decision.positive is '{wanted.positive}', but the card's classes are "
+            f"{', '.join(classes)}."
+        )
+    if answer != "score":
+        raise ValueError(
+            f"decision needs the probabilities of the classes, but model.answer is {answer}. Set "
+            "it to score, or add --decision null."
+        )
+    clips = data.clips("val")
+    positives = sum(clip.label == classes.index(wanted.positive) for clip in clips)
+    if not 0 < positives < len(clips):
+        found = f"{positives} of {len(clips)} clips are of '{wanted.positive}'"
+        raise ValueError(
+            "decision needs a validation split with clips of both sides, to choose the threshold "
+            f"on, but in that of {type(data).__name__} "
+            f"{found if clips else 'there are no clips'}. Set data.val_fraction to carve one from "
+            "the training clips; the test split is never used for it."
+        )
+
+
+def write_decision(file: Path, wanted: Wanted, val: Path, test: Path, weights: str) -> str:
+    """Chooses the threshold and writes it, with what it comes to.
+
+    Args:
+        file: Where it goes.
+        wanted: The costs or the recall.
+        val: Results of the validation split, which it is chosen on.
+        test: Results of the test split, with these weights.
+        weights: Fingerprint of the weights.
+
+    Returns:
+        What is shown on the screen.
+
+    Raises:
+        ValueError: See `rbft.analysis.thresholds.choose_threshold`.
+    """
+    known, others = ScoredClips.from_file(val), ScoredClips.from_file(test)
+    chosen = choose_threshold(known, wanted)
+    rarer = min(chosen.decided.positives, chosen.decided.n - chosen.decided.positives)
+    expected = cross_fit(known, wanted, min(FOLDS, rarer)) if rarer > 1 else None
+    decided = at_threshold(others, wanted.positive, chosen.threshold)
+    scores = score_intervals(decided.confusion, decided.classes)
+    before, after = of_answers(others, wanted), evaluate(others, chosen)
+    write_json(
+        file,
+        {
+            "weights": weights,
+            **chosen.as_dict(),
+            "cross_fitted": None if expected is None else expected.as_dict(),
+            "test": {
+                "likeliest": before.as_dict(),
+                "threshold": after.as_dict(),
+                "metrics": {name: one.as_dict() | _value(one) for name, one in scores.items()},
+                "confusion": decided.confusion.tolist(),
+            },
+        },
+    )
+    said = f"{describe(chosen.as_dict())},\nchosen on {chosen.decided.n} val clips:"
+    rows = [_row("val, threshold (chosen here)", chosen.decided)]
+    if expected is not None:
+        rows.append(_row("val, threshold of other folds", expected))
+    rows += [_row("test, likeliest class", before), _row("test, threshold", after)]
+    headers = ["", "misses", "false alarms", "recall", "mean cost"]
+    return f"{said}\n{table(rows, headers)}\nThe threshold and its figures: {file}"
+
+
+def find_decision(weights: Path, fingerprint: str) -> Decision | None:
+    """The threshold that was chosen for weights, in their folder (an export) or beside it.
+
+    Args:
+        weights: A weights folder.
+        fingerprint: Its fingerprint.
+
+    Raises:
+        ValueError: If the one beside it was chosen for other weights.
+    """
+    inside, beside = weights / DECISION, weights.parent / DECISION
+    if not inside.exists() and not beside.exists():
+        return None
+    file = inside if inside.exists() else beside
+    found = read_json(file)
+    if file == beside and found["weights"] != fingerprint:
+        raise ValueError(
+            f"The threshold in {file} was chosen for other weights than {weights}. Choose it anew "
+            "with python -m rbft test and the same decision, or remove the file."
+        )
+    return Decision(found["wanted"]["positive"], found["threshold"], file)
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """A threshold in words.
+
+    Args:
+        found: What stands in its file.
+    """
+    wanted = Wanted(**found["wanted"])
+    reason = f"recall {wanted.recall:g}" if wanted.recall is not None else ""
+    if wanted.miss is not None and wanted.false_alarm is not None:
+        reason = f"a miss costs {wanted.miss:g}, a false alarm {wanted.false_alarm:g}"
+    return f"'{wanted.positive}' from a probability of {found['threshold']:.4g} on ({reason})"
+
+
+def _row(title: str, decided: Decided) -> list[str]:
+    cost = "-" if decided.cost is None else f"{decided.cost:.3g}"
+    alarms = f"{decided.false_alarms}/{decided.n - decided.positives}"
+    misses = f"{decided.misses}/{decided.positives}"
+    return [title, misses, alarms, decided.recall.percent(0), cost]
+
+
+def _value(interval: Interval) -> dict[str, float | None]:
+    return {"value": None if math.isnan(interval.value) else interval.value}

@@ -1,0 +1,145 @@
+import json
+import re
+
+import numpy as np
+import pytest
+
+from rbft.analysis.scored import ScoredClips
+from rbft.analysis.thresholds import Wanted, choose_threshold, cross_fit, evaluate
+from rbft.decision import check_decision, describe, find_decision, write_decision
+from rbft.runs.folder import read_json
+from rbft.runtime.files import write_json, write_text
+from tests.examples import Yard
+
+WANTED = Wanted("alarm", 5.0, 1.0)
+
+
+def results(folder, split, shares, labels):
+    """Results as a stage leaves them; a share of None is a clip that cannot be decoded."""
+    rows = []
+    for place, (share, label) in enumerate(zip(shares, labels, strict=True)):
+        row = {"id": f"{split}_{place}", "label": ["quiet", "alarm"][label], "prediction": None}
+        if share is not None:
+            row |= {"probabilities": {"quiet": 1 - share, "alarm": share}}
+            row |= {"prediction": ["quiet", "alarm"][share > 0.5]}
+        rows.append(json.dumps(row) + "\n")
+    write_text(folder / f"{split}_predictions.jsonl", "".join(rows))
+    file, counts = folder / f"{split}.json", {"quiet": 1, "alarm": 1}
+    write_json(file, {"run": "yard", "stage": "label", "split": split, "classes": counts})
+    return file
+
+
+@pytest.fixture
+def scored(tmp_path):
+    val = results(tmp_path, "val", [0.05, 0.2, 0.3, 0.35, 0.6, 0.9], [0, 0, 1, 0, 1, 1])
+    test = results(tmp_path, "test", [0.1, 0.3, 0.4, 0.8, None], [0, 0, 1, 1, 1])
+    return val, test
+
+
+def test_what_is_noted(tmp_path, scored):
+    val, test = scored
+    file = tmp_path / "decision.json"
+    said = write_decision(file, WANTED, val, test, "abc")
+    found = read_json(file)
+    chosen = choose_threshold(ScoredClips.from_file(val), WANTED)
+    assert chosen.as_dict().items() <= found.items()
+    assert (found["weights"], found["split"]) == ("abc", "val")
+    assert found["threshold"] == pytest.approx(0.25)
+    assert found["cross_fitted"] == cross_fit(ScoredClips.from_file(val), WANTED, 3).as_dict()
+    # On test: the likeliest class misses 0.4 and the broken clip; the threshold misses that alone.
+    assert found["test"]["threshold"] == evaluate(ScoredClips.from_file(test), chosen).as_dict()
+    counts = ("misses", "false_alarms", "cost")
+    assert [found["test"]["likeliest"][name] for name in counts] == [2, 0, 2.0]
+    assert [found["test"]["threshold"][name] for name in counts] == [1, 1, 1.2]
+    assert found["test"]["confusion"] == [[1, 1, 0], [0, 2, 1]]
+    scores = found["test"]["metrics"]
+    assert scores["accuracy"]["value"] == pytest.approx(0.6)
+    assert scores["f1/alarm"]["value"] == pytest.approx(2 * 2 / (3 + 3))
+    assert scores["accuracy"]["low"] < 0.6 < scores["accuracy"]["high"]
+    lines = said.splitlines()
+    assert lines[:2] == [
+        "'alarm' from a probability of 0.25 on (a miss costs 5, a false alarm 1),",
+        "chosen on 6 val clips:",
+    ]
+    assert "test, likeliest class             2/3           0/2     33 [6, 79]          2" in lines
+    assert "test, threshold                   1/3           1/2    67 [21, 94]        1.2" in lines
+    assert lines[-1] == f"The threshold and its figures: {file}"
+    assert max(map(len, lines[:-1])) <= 80
+
+
+def test_a_single_clip_of_a_side_cannot_be_folded(tmp_path, scored):
+    val = results(tmp_path, "val", [0.1, 0.2, 0.6], [0, 0, 1])
+    said = write_decision(tmp_path / "decision.json", WANTED, val, scored[1], "abc")
+    assert read_json(tmp_path / "decision.json")["cross_fitted"] is None
+    assert "other folds" not in said
+
+
+def test_results_of_the_test_split_choose_nothing(tmp_path, scored):
+    _, test = scored
+    with pytest.raises(ValueError, match=r"^A threshold is never chosen on the test split"):
+        write_decision(tmp_path / "decision.json", WANTED, test, test, "abc")
+    assert not (tmp_path / "decision.json").exists()
+
+
+def test_a_threshold_is_found_with_its_weights(tmp_path, scored):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    assert find_decision(weights, "abc") is None
+    val, test = scored
+    write_decision(tmp_path / "decision.json", WANTED, val, test, "abc")
+    found = find_decision(weights, "abc")
+    assert found is not None
+    assert found.determining == {"positive": "alarm", "threshold": pytest.approx(0.25)}
+    assert found.file == tmp_path / "decision.json"
+    message = (
+        f"The threshold in {found.file} was chosen for other weights than {weights}. Choose it "
+        "anew with python -m rbft test and the same decision, or remove the file."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        find_decision(weights, "others")
+    # An export has it inside; its weights are merged and rounded, so others by content.
+    write_decision(weights / "decision.json", Wanted("alarm", recall=1.0), val, test, "abc")
+    inside = find_decision(weights, "others")
+    assert inside is not None
+    assert inside.file == weights / "decision.json"
+
+
+def test_in_words():
+    found = {"wanted": vars(Wanted("alarm", recall=0.9)), "threshold": np.float64(0.123456)}
+    assert describe(found) == "'alarm' from a probability of 0.1235 on (recall 0.9)"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "val", "answer", "message"),
+    [
+        (
+            "loud", 4, "score",
+            "decision.positive is 'loud', but the card's classes are quiet, alarm.",
+        ),
+        (
+            "alarm", 4, "generate",
+            "decision needs the probabilities of the classes, but model.answer is generate. Set "
+            "it to score, or add --decision null.",
+        ),
+        (
+            "alarm", 1, "score",
+            "decision needs a validation split with clips of both sides, to choose the threshold "
+            "on, but in that of Yard 0 of 1 clips are of 'alarm'. Set data.val_fraction to carve "
+            "one from the training clips; the test split is never used for it.",
+        ),
+        (
+            "quiet", 0, "score",
+            "decision needs a validation split with clips of both sides, to choose the threshold "
+            "on, but in that of Yard there are no clips. Set data.val_fraction to carve one from "
+            "the training clips; the test split is never used for it.",
+        ),
+    ],
+)  # fmt: skip
+def test_what_no_threshold_could_be_chosen_with(tmp_path, wanted, val, answer, message):
+    yard = Yard(tmp_path / "card.yaml", {"val": val})
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check_decision(Wanted(wanted, recall=0.5), yard, answer)
+
+
+def test_a_split_of_both_sides_will_do(tmp_path):
+    check_decision(WANTED, Yard(tmp_path / "card.yaml", {"val": 2}), "score")
