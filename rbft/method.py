@@ -71,7 +71,7 @@ class Method:
                 wait_for_all(self.inputs.trainer, self.inputs.model)
             self.check_record()
             self._keep_record()
-            self.usage = Usage(self.run.folder)
+            self.usage = Usage(self._folder)
             self._run_stages(ckpt_path)
 
     def _run_stages(self, ckpt_path: Path | None) -> None:
@@ -309,7 +309,7 @@ class Method:
         if changes := self.inputs.record.keep(self._folder, anew=not self._bound()):
             before = "Nothing was finished with the settings of before; these have changed:"
             print_rank_zero(f"{before}\n{indented(changes)}")
-            shutil.rmtree(self.run.folder / USAGE, ignore_errors=True)
+            shutil.rmtree(self._folder / USAGE, ignore_errors=True)
             for stage in [stage for stage in self.stages if stage != self.experiment.single]:
                 # Curves of the settings of before.
                 shutil.rmtree(self.run.stage(stage), ignore_errors=True)

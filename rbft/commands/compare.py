@@ -198,6 +198,11 @@ def _run(one: Compared, seed: int, vary: Sequence[str], logs: Path, so_far: str)
                 "there.\n"
             )
         raise
+    if not (logs / str(options["name"]) / SETTINGS).exists():
+        raise ValueError(
+            f"compare runs whole experiments, but {one.files[0]} runs one stage alone "
+            "(model.stage). Set its stages instead."
+        )
 
 
 def _row(one: Compared, seeds: Sequence[int], logs: Path) -> ComparedRow:

@@ -109,8 +109,7 @@ def final_place(settings: Mapping[str, Any]) -> tuple[list[str], str]:
     Args:
         settings: The run's.
     """
-    single = settings["model"]["stage"]
-    stages = [single] if single else list(settings["stages"])
+    stages = list(settings["stages"])
     return stages, stages[-1] if stages else ZERO_SHOT
 
 

@@ -334,7 +334,6 @@ class Fits:
         epochs = int(options.get("trainer.max_epochs", 3))
         settings = {
             "stages": stages,
-            "model": {"stage": None},
             "trainer": {"max_epochs": epochs},
         }
         run.mkdir(parents=True, exist_ok=True)
@@ -494,6 +493,17 @@ def test_options_that_are_refused(fits, tmp_path):
     twice = [fits.folder / "ours.yaml"] * 2
     with pytest.raises(ValueError, match=r"^Several of --configs have the name ours, and their "):
         compare(twice, logs=tmp_path)
+
+
+def test_an_experiment_of_a_single_stage(fits, monkeypatch):
+    """Its settings stand in the stage's folder, since the run's other stages are others'."""
+    monkeypatch.setattr(rbft.cli, "main", lambda args: None)
+    wanted = (
+        r"^compare runs whole experiments, but .*/direct\.yaml runs one stage alone "
+        r"\(model\.stage\)\. Set its stages instead\.$"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        compared(fits)
 
 
 def test_runs_of_before_costs_were_noted(fits):
