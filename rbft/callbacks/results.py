@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbft.callbacks.answer_rows import answer_row
 from rbft.inference.result_file import write_results
-from rbft.runs.folder import read_provenance
+from rbft.runs.folder import TOLD, read_provenance
 from rbft.training.fsdp2 import all_gather_objects
 
 
@@ -18,7 +18,8 @@ class ResultsWriter(Callback):
     file, whose presence marks the split as scored. Clips that cannot be decoded count as unparsed,
     that is as wrong, and are named in both. Of classes that share the highest score the first on
     the card is the prediction; `n_ties` counts such clips. Where the scored weights have learnt
-    rationales, `rationales` says how many, and how many of them were cut off.
+    rationales, `rationales` says how many, and how many of them were cut off; `label_conditioned`
+    says how many all stages have learnt whose writer was told the class, where there are such.
 
     Args:
         file: The results, `.json`.
@@ -55,6 +56,8 @@ class ResultsWriter(Callback):
         made = None if module.weights is None else read_provenance(module.weights)
         if made is not None and "rationales" in made:
             more["rationales"] = made["rationales"]
+        if made is not None and TOLD in made:
+            more[TOLD] = made[TOLD]
         write_results(self.file, rows, module.data, self.split, self.facts, values, confusion, more)
 
     def on_test_batch_end(

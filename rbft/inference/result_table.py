@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rbft.inference.metrics import macro_f1, percent
-from rbft.runs.folder import ZERO_SHOT
+from rbft.rationales.selection_report import told_note
+from rbft.runs.folder import TOLD, ZERO_SHOT
 from rbft.runtime.console import table
 from rbft.stages import STAGES
 
@@ -20,6 +21,8 @@ def title_of(name: str) -> str:
 
 def result_table(scored: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """Accuracy and F1 per class after each scored step and of the majority class.
+
+    A step that has learnt label-conditioned rationales is marked with * and named below.
 
     Args:
         scored: Title and results of each step, all of the same split and settings.
@@ -47,7 +50,11 @@ def result_table(scored: Sequence[tuple[str, dict[str, Any]]]) -> str:
             str(total),
         ]
     ]
+    notes = []
     for title, result in scored:
+        if told := result.get(TOLD):
+            notes.append(f"* {title}: {told_note(told)}")
+            title = f"{title} *"
         metrics = result["metrics"]
         rows.append(
             [
@@ -59,4 +66,4 @@ def result_table(scored: Sequence[tuple[str, dict[str, Any]]]) -> str:
                 str(result["n_scored"]),
             ]
         )
-    return table(rows, headers)
+    return "\n".join([table(rows, headers), *notes])

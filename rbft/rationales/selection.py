@@ -109,8 +109,32 @@ def refuse_label_conditioned(samples: Sequence[Sample], *, allowed: bool) -> Non
     if found and not allowed:
         raise ValueError(
             f"{len(found)} of {len(samples)} rationales are label-conditioned: their writer was "
-            f"told the class (first: {found[0]}). The paper's never is. Allow them by name, or "
-            "leave them out; results that use them are not comparable with the paper's."
+            f"told the class (first: {found[0]}). The paper's never is. Take their lines out, or "
+            "ask for such rationales: data.rationale_selection verified with "
+            "data.rationale_fallback hint."
+        )
+
+
+def check_fallback(selection: str, fallback: str, hint: str) -> None:
+    """Refuses a fallback that would not be used, and a hint that does not name the class.
+
+    Raises:
+        ValueError: Naming the setting.
+    """
+    if fallback != "drop" and selection != "verified":
+        raise ValueError(
+            f"data.rationale_fallback is {fallback}, but data.rationale_selection is {selection}, "
+            "which leaves no clip without a rationale. Set data.rationale_selection to verified, "
+            "or data.rationale_fallback to drop."
+        )
+    try:
+        fine = hint.format(word="a") != hint.format(word="b")
+    except (KeyError, IndexError, ValueError):
+        fine = False
+    if not fine:
+        raise ValueError(
+            f"data.rationale_hint ({hint!r}) must hold {{word}}, where the class word stands, and "
+            "no other field. Write {{ and }} for plain braces."
         )
 
 
