@@ -35,6 +35,20 @@ def test_every_step_beside_the_majority_class():
     ]
 
 
+def test_what_has_learnt_label_conditioned_rationales_is_marked():
+    zero, (title, after) = score(ZERO_SHOT, 0.5, [0.5, 0.5]), score("label", 0.5, [0.5, 0.5])
+    lines = result_table([zero, (title, {**after, "label_conditioned": 12})]).splitlines()
+    assert [line.split("  ")[0] for line in lines[3:6]] == [
+        "majority class",
+        "backbone, zero-shot",
+        "after Stage II (labels) *",
+    ]
+    assert lines[7:] == [
+        "* after Stage II (labels): 12 rationales are label-conditioned: their writer was told the "
+        "class, which the paper's never is. Results do not compare with the paper's."
+    ]
+
+
 def test_titles():
     assert title_of("class_rationale") == "after P+C+R (Table 3)"
     assert title_of("my_weights-1234abcd") == "my_weights-1234abcd"
