@@ -192,6 +192,8 @@ def _page_clips(
         if dropped := [name for name, one in written.items() if clip.id in one.store.dropped()]:
             names = f" ({', '.join(dropped)})" if len(written) > 1 else ""
             note = f"Not learnt{names}: none of its rationales leads to its class. {note}".rstrip()
+        if any(one.store.chosen.ways.get(clip.id) == "first" for one in written.values()):
+            note = f"Learnt although it leads to another class. {note}".rstrip()
         if not texts and not note and (why := lost.get(clip.id, {}).get("error")):
             note = str(why)
         label = None if clip.label is None else classes[clip.label]

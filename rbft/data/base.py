@@ -26,7 +26,7 @@ from rbft.data.sampler import EvalSampler, SampleSlot, TrainSampler
 from rbft.data.splits import check_classes, empty_classes, hold_out
 from rbft.rationales.quality import QualityReport, QualityRules, apply_rules
 from rbft.rationales.sample import CUT, Sample
-from rbft.rationales.selection import check_fallback
+from rbft.rationales.selection import HINT, check_fallback
 from rbft.runtime.digests import default_cache, file_digest
 from rbft.runtime.ranges import check_ranges
 from rbft.video.feature_cache import EncodedVideo, FeatureCache
@@ -120,8 +120,9 @@ class VideoDataModule(LightningDataModule):
             their class: drop has another clip of the class take their place in Stage I, first
             takes their first rationale all the same, hint has the backbone write again, told the
             class. Such rationales are label-conditioned, unlike any of the paper's; they must
-            lead to the class without the hint, or the clip is dropped.
-        rationale_hint: What hint adds to the prompt; {word} stands for the clip's class word.
+            lead to the class without the hint, or the clip is dropped. null is drop.
+        rationale_hint: What hint adds to the prompt; {word} stands for the clip's class word. null
+            takes "Hint: the right answer is {word}. Explain what in it shows that."
         on_missing: What clips without a usable video file do: error stops, skip goes on without
             them, warn does so too and says how many there are.
         min_coverage: Share of each split's clips that must be usable in any case.
@@ -167,8 +168,8 @@ class VideoDataModule(LightningDataModule):
         val_fraction: float = 0.0,
         rationale_prompt: str = "rationale",
         rationale_selection: Literal["first", "consistent", "verified"] = "first",
-        rationale_fallback: Literal["drop", "first", "hint"] = "drop",
-        rationale_hint: str = "Hint: the right answer is {word}. Explain what in it shows that.",
+        rationale_fallback: Literal["drop", "first", "hint"] | None = None,
+        rationale_hint: str | None = None,
         on_missing: Literal["error", "skip", "warn"] = "error",
         min_coverage: float = 0.9,
         on_leak: Literal["error", "warn"] = "error",
@@ -218,8 +219,8 @@ class VideoDataModule(LightningDataModule):
         self.val_fraction, self.rationale_ratio = val_fraction, rationale_ratio
         self.rationale_file, self.rationale_prompt = rationale_file, rationale_prompt
         self.rationale_selection: Literal["first", "consistent", "verified"] = rationale_selection
-        self.rationale_fallback: Literal["drop", "first", "hint"] = rationale_fallback
-        self.rationale_hint = rationale_hint
+        self.rationale_fallback: Literal["drop", "first", "hint"] = rationale_fallback or "drop"
+        self.rationale_hint = HINT if rationale_hint is None else rationale_hint
         self.rationale_rules = rationale_rules
         self.class_weights, self.balanced_sampling = class_weights, balanced_sampling
         self.seed = seed

@@ -9,6 +9,8 @@ from rbft.rationales.duplicates import jaccard
 from rbft.rationales.sample import Sample, by_clip
 from rbft.rationales.words import words
 
+# What the writer is told in a second try.
+HINT = "Hint: the right answer is {word}. Explain what in it shows that."
 SelectionRule = Literal["first", "consistent", "verified"]
 Elicited = Mapping[tuple[str, int], int | None]
 
@@ -115,17 +117,30 @@ def refuse_label_conditioned(samples: Sequence[Sample], *, allowed: bool) -> Non
         )
 
 
-def check_fallback(selection: str, fallback: str, hint: str) -> None:
-    """Refuses a fallback that would not be used, and a hint that does not name the class.
+def check_fallback(selection: str, fallback: str | None, hint: str | None) -> None:
+    """Refuses settings that would not be used, and a hint that does not name the class.
+
+    Args:
+        selection: data.rationale_selection.
+        fallback: data.rationale_fallback.
+        hint: data.rationale_hint.
 
     Raises:
         ValueError: Naming the setting.
     """
-    if fallback != "drop" and selection != "verified":
+    if fallback is not None and selection != "verified":
         raise ValueError(
             f"data.rationale_fallback is {fallback}, but data.rationale_selection is {selection}, "
             "which leaves no clip without a rationale. Set data.rationale_selection to verified, "
-            "or data.rationale_fallback to drop."
+            "or data.rationale_fallback to null."
+        )
+    if hint is None:
+        return
+    if fallback != "hint":
+        raise ValueError(
+            f"data.rationale_hint is given, but data.rationale_fallback is {fallback or 'null'}, "
+            "which tells nobody. Set data.rationale_fallback to hint, or data.rationale_hint to "
+            "null."
         )
     try:
         fine = hint.format(word="a") != hint.format(word="b")

@@ -140,6 +140,10 @@ def test_the_page_and_the_dry_run_say_it(whole, options, monkeypatch, capsys):
     rbft(folder, "rationales", *options)
     assert "label-conditioned" not in capsys.readouterr().out
     assert "told" not in {*file.read_text(encoding="utf-8").split('"')}
+    rbft(folder, "rationales", *options, VERIFIED, "--data.rationale_fallback=first")
+    wrong = file.read_text(encoding="utf-8").count("Learnt although it leads to another class.")
+    assert wrong == told + dropped
+    capsys.readouterr()
     rbft(folder, "rationales", *options, VERIFIED, HINT, "--data.rationale_hint={word}!")
     assert f"{told + dropped} are not verified yet" in capsys.readouterr().out
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 
 from rbft.card import Card
 from rbft.clip import Clip
-from rbft.data.base import Feed
+from rbft.data.base import Feed, VideoDataModule
 from rbft.data.rationales import ByRule, RationaleStore, about
 from rbft.data.verified import Verified, verified_beside
+from rbft.rationales.selection import HINT as DEFAULT_HINT
 from rbft.stages import STAGES
 from tests.examples import CARD, Yard, collator
 
@@ -384,6 +386,20 @@ def test_human_references_stand_in_for_nothing_that_is_dropped(tmp_path: Path, f
 # Settings
 
 
+SECOND = {"rationale_selection": "verified", "rationale_fallback": "hint"}
+
+
+def test_defaults_are_null(tmp_path: Path):
+    """So that a run that was started before there were these settings goes on."""
+    plain = Yard(tmp_path / "card.yaml", {"train": 2})
+    assert (plain.rationale_selection, plain.rationale_fallback) == ("first", "drop")
+    parameters = signature(VideoDataModule.__init__).parameters
+    for name in ("rationale_fallback", "rationale_hint"):
+        assert parameters[name].default is None
+    # The text of the help is that of the code.
+    assert DEFAULT_HINT in " ".join((VideoDataModule.__doc__ or "").split())
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -391,15 +407,20 @@ def test_human_references_stand_in_for_nothing_that_is_dropped(tmp_path: Path, f
             {"rationale_fallback": "hint"},
             "data.rationale_fallback is hint, but data.rationale_selection is first, which leaves "
             "no clip without a rationale. Set data.rationale_selection to verified, or "
-            "data.rationale_fallback to drop.",
+            "data.rationale_fallback to null.",
         ),
         (
-            {"rationale_hint": "Look again."},
+            {"rationale_hint": "It is {word}."},
+            "data.rationale_hint is given, but data.rationale_fallback is null, which tells "
+            "nobody. Set data.rationale_fallback to hint, or data.rationale_hint to null.",
+        ),
+        (
+            {**SECOND, "rationale_hint": "Look again."},
             "data.rationale_hint ('Look again.') must hold {word}, where the class word stands, "
             "and no other field. Write {{ and }} for plain braces.",
         ),
         (
-            {"rationale_hint": "{word} of {text}"},
+            {**SECOND, "rationale_hint": "{word} of {text}"},
             "data.rationale_hint ('{word} of {text}') must hold {word}, where the class word "
             "stands, and no other field. Write {{ and }} for plain braces.",
         ),
