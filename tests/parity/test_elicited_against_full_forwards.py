@@ -1,5 +1,6 @@
 """The class behind a given rationale against one plain forward of the model per class word."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ def eliciting(folder: Path, made: list[Any], *, packing: bool) -> ElicitingModul
     model = module(folder, "rationale_class")
     asking = ElicitingModule(model.loader, CARD, records(made), packing=packing)
     asking.backbone = model.backbone
+    for parameter in asking.backbone.parameters():
+        if parameter.dim() > 1:  # so that what stands before the class changes its probability
+            parameter.data *= 3
     return asking.eval()
 
 
@@ -76,12 +80,15 @@ def test_probabilities_behind_given_rationales(
     writer, worker = ElicitedWriter(file, records(made)), trainer(tmp_path)
     writer.on_predict_batch_end(worker, LightningModule(), outputs, batch, 0)
     assert len(file.found) == 4
+    shares: list[float] = []
     for one in made:
         for record in records(made)[one.clip.id]:
             line = file.found[file._key(record)]
             expected = probabilities(backbone, asking.backbone, one, record["rationale"])
             found = torch.tensor(list(line["probabilities"].values()))
-            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+            torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
+            assert all(abs(float(expected[0]) - other) > 1e-5 for other in shares)
+            shares.append(float(expected[0]))
             assert line["elicited"] == CARD.classes[int(expected.argmax())]
             assert file.index(record) == int(expected.argmax())
 
@@ -94,5 +101,9 @@ def test_what_stands_behind_the_prompt_is_what_training_puts_there(qwen: Path) -
         text = records(made)[one.clip.id][0]["rationale"]
         assert one.clip.label is not None
         answer = asking.class_answers(QUESTION)[one.clip.label]
-        taught = training.answer_ids(one.clip, text)
-        assert [*asking.part_ids(text.strip(), last=False), *answer] == taught
+        asked = asking([one]).prompt
+        row = training([replace(one, rationale=text)]).answer
+        assert asked is not None
+        assert row is not None
+        behind = [*asking.part_ids(text.strip(), last=False), *answer]
+        assert row.input_ids[0].tolist() == [*asked.input_ids[0].tolist(), *behind]
