@@ -41,33 +41,21 @@ class Verified:
 
     def __call__(self, written: Lines) -> Chosen:
         """The line that each clip takes; none while classes behind some of its are not known."""
-        first_of = {name: lines[0] for name, lines in written.items()}
-        taken = {name: line for name, line in first_of.items() if name not in self.labels}
         own = self._select(written)
         lines = {name: by_number(written[name])[one.number] for name, one in own.chosen.items()}
-        ways: dict[str, Way] = dict.fromkeys(lines, "right")
-        left = set(own.lacking)
+        ways: dict[str, Way] = {
+            name: "hinted" if line.get(TOLD) else "right" for name, line in lines.items()
+        }
         if self.hinted is not None:
-            tried = self._known(
-                {name: lines for name, lines in self.hinted.by_clip().items() if name in left}
-            )
-            again = [Sample.of(line, self.labels[name]) for name in tried for line in tried[name]]
-            found = add_hinted(own, again, self._classes(tried)).chosen
-            told = {name: found[name] for name in tried if name in found}
-            lines |= {
-                name: {**by_number(tried[name])[one.number], TOLD: True}
-                for name, one in told.items()
-            }
-            ways |= dict.fromkeys(told, "hinted")
-            lost = self.hinted.undecodable()
-            left = {name for name in left if name in lost or (name in tried and name not in told)}
-        if self.fallback == "first":
-            lines |= {name: first_of[name] for name in own.lacking}
-        ways |= dict.fromkeys(
-            [name for name in own.lacking if name in left],
-            "first" if self.fallback == "first" else "dropped",
-        )
-        lines |= taken
+            told, wrong = self._second_try(self.hinted, own)
+            lines |= told
+            ways |= {**dict.fromkeys(told, "hinted"), **dict.fromkeys(wrong, "dropped")}
+        elif self.fallback == "first":
+            lines |= {name: written[name][0] for name in own.lacking}
+            ways |= dict.fromkeys(own.lacking, "first")
+        else:
+            ways |= dict.fromkeys(own.lacking, "dropped")
+        lines |= {name: own[0] for name, own in written.items() if name not in self.labels}
         return Chosen({name: lines[name] for name in written if name in lines}, ways)
 
     def lacking(self, written: Lines) -> list[str]:
@@ -98,6 +86,26 @@ class Verified:
         samples = samples_of([line for lines in known.values() for line in lines], self.labels)
         allowed = self.hinted is not None
         return select(samples, "verified", self._classes(known), allow_label_conditioned=allowed)
+
+    def _second_try(
+        self, hinted: RationaleStore, own: Selection
+    ) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """The lines that clips take of the second try, and the clips that it was in vain for.
+
+        Clips whose second try is not written, or about which the model was not asked, are neither.
+        """
+        left, lost = set(own.lacking), hinted.undecodable()
+        tried = self._known({name: one for name, one in hinted.by_clip().items() if name in left})
+        samples = [Sample.of(line, self.labels[name]) for name in tried for line in tried[name]]
+        found = add_hinted(own, samples, self._classes(tried)).chosen
+        # Marked here too, where the mark in the file is lost.
+        told = {
+            name: {**by_number(lines)[found[name].number], TOLD: True}
+            for name, lines in tried.items()
+            if name in found
+        }
+        ended = {*tried, *lost}
+        return told, [name for name in own.lacking if name in ended and name not in told]
 
     def _known(self, written: Lines) -> Lines:
         """The clips about all of whose samples the model was asked."""

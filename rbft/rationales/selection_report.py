@@ -68,7 +68,7 @@ class SelectionReport:
             f"{self.right} of {self.asked} rationales lead to the right class{share}. What the "
             f"{len(self.ways)} training clips take:"
         ]
-        ways = [way for way in TITLES if way == "right" or self.clips(way)]
+        ways: list[Way] = [way for way in TITLES if way == "right" or self.clips(way)]
         rows = [[name, *(str(own[way]) for way in ways)] for name, own in self.counts().items()]
         lines.append(table(rows, ["class", *(TITLES[way] for way in ways)]))
         for way in ways[1:]:

@@ -344,6 +344,18 @@ def test_a_line_of_one_s_own_that_is_marked_must_be_asked_for(tmp_path: Path):
     data = yard(tmp_path, "hint")
     asked = opened(data, file, by_id=True, samples=1)
     assert data.with_feed(Feed(rationales=asked)).label_conditioned() == ["train_1"]
+    assert asked.chosen.ways["train_1"] == "hinted"
+
+
+def test_a_clip_whose_second_try_cannot_be_decoded_is_dropped(tmp_path: Path, file: Path):
+    store = opened(yard(tmp_path, "hint"), file)
+    write(store)
+    elicit(store, RIGHT)
+    lost = {"rationale": "", "finish": "undecodable", "tokens": 0, "error": "It is damaged."}
+    told(store).append(0, [{**line("train_2", ""), **lost}])
+    store.read()
+    assert store.dropped() == {"train_2"}
+    assert store.undecided(TRAIN) == ["train_3"]
 
 
 def test_other_words_are_another_question(tmp_path: Path, file: Path):
