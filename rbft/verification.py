@@ -49,7 +49,7 @@ def verify(inputs: Inputs, data: VideoDataModule, store: RationaleStore) -> None
         _elicit(inputs, data, selector, selector.to_verify(again))
     _wait_and_read(inputs, store, selector)
     if report := selection_report(data, store):
-        print_rank_zero(f"data.rationale_selection: {report}")
+        print_rank_zero(f"data.rationale_selection ({data.rationale_prompt}): {report}")
 
 
 def selection_report(data: VideoDataModule, store: RationaleStore) -> Any:

@@ -135,7 +135,7 @@ def test_what_is_said(tmp_path: Path, backbone: Backbone, monkeypatch: pytest.Mo
         f"label-conditioned, goes into {hinted}",
         f"Stage 0: 4 rationales to verify into {classes}",
     ]
-    assert said[-1] == f"data.rationale_selection: {selection_report(data, store)}"
+    assert said[-1] == f"data.rationale_selection (rationale): {selection_report(data, store)}"
     assert backbone.hints == ["The class is {word}."]
     said.clear()
     run(data, file)
