@@ -139,6 +139,8 @@ class Batch(Transferable):
         cached: What the feature cache holds; None without one.
         targets: The answers' tokens; None where there are no answers.
         tower: What the vision tower would compute from the grids, see `Family.tower_inputs`.
+        frames: For each clip which frames of its file it shows, see `rbft.video.sampling.Video`;
+            empty where that is not known.
     """
 
     video: dict[str, Tensor]
@@ -155,6 +157,7 @@ class Batch(Transferable):
     cached: CachedFeatures | None = None
     targets: Targets | None = None
     tower: dict[str, Any] = field(default_factory=dict)
+    frames: tuple[dict[str, Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.label)

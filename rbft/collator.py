@@ -136,6 +136,7 @@ class Collator:
             extra_prompts=tuple(prompts[1:]),
             shared=tuple(map(_shared, zip(*rows, strict=True))) if len(rows) > 1 else (),
             cached=cached,
+            frames=tuple({} if e.error else e.video.shown for e in examples),
             tower={} if cached else self.family.tower_inputs(video["video_grid_thw"], self.config),
         )
 

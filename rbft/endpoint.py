@@ -69,6 +69,7 @@ class ClipAsker:
     def __init__(self, experiment: Experiment, data: VideoDataModule) -> None:
         self.experiment, self.data = experiment, data
         self.settings = endpoint_of(experiment)
+        self.shown: dict[str, dict[str, Any]] = {}  # frames of each decoded clip, by id
         self.engine: EndpointEngine = self.settings.engine(experiment.logs)
         self.progress = experiment.settings.trainer.enable_progress_bar is not False
 
@@ -109,6 +110,7 @@ class ClipAsker:
                 broken.append(error)
                 raise
             digests.setdefault(clip.id, frames_digest(found))
+            self.shown[clip.id] = found.shown
             return found
 
         card = self.data.card
@@ -362,6 +364,12 @@ def rationale_store(experiment: Experiment, data: VideoDataModule) -> RationaleS
         data: The benchmark with the prompt that asks for the rationales.
     """
     settings, stage = endpoint_of(experiment), STAGES["rationale"]
+    if data.rationale_selection != "first":
+        raise ValueError(
+            f"data.rationale_selection is {data.rationale_selection}, but endpoint.model "
+            f"({settings.model}) writes one rationale about each clip, and rbft does not elicit "
+            "classes from a server. Set data.rationale_selection to first, or endpoint to null."
+        )
     made_from = {
         "endpoint": settings.facts(_rationale_sampling(experiment)),
         "prompt": data.card.prompt("rationale"),
@@ -398,6 +406,7 @@ def ask_for_rationales(
         ValueError: See `ClipAsker.ask`.
     """
     settings, wanted = endpoint_of(experiment), set(missing)
+    asker = ClipAsker(experiment, data)
     without: dict[str, list[str]] = {}
 
     def take(answer: Answer) -> None:
@@ -412,6 +421,7 @@ def ask_for_rationales(
             "finish": CUT if answer.finish == "length" else STOPPED,
             "tokens": answer.completion_tokens or 0,
             "source": settings.model,
+            **asker.shown.get(answer.id, {}),
         }
         store.append(0, [record])
 
@@ -427,7 +437,7 @@ def ask_for_rationales(
         )
 
     clips = [clip for clip in data.clips_to_describe() if clip.id in wanted]
-    ClipAsker(experiment, data).ask(
+    asker.ask(
         clips,
         STAGES["rationale"],
         _rationale_sampling(experiment),

@@ -18,7 +18,8 @@ from rbft.build import Experiment, quiet_trainer
 from rbft.card import Card
 from rbft.data.base import VideoDataModule
 from rbft.data.content import describe_clips
-from rbft.data.rationales import NOT_DETERMINING, RationaleStore, about
+from rbft.data.rationales import NOT_DETERMINING, ByRule, RationaleStore, about
+from rbft.data.verified import verified_beside
 from rbft.decision import check_decision
 from rbft.module import RBFTModule
 from rbft.runs.folder import CARD, CLIPS, ZERO_SHOT, provenance, read_json, read_provenance
@@ -126,7 +127,7 @@ class Inputs:
         sampling = self.model.rationale_sampling
         drawn = {} if sampling is None else {"sampling": sampling.determining}
         samples = 1 if sampling is None else sampling.samples
-        if samples == 1 and data.rationale_selection != "first":
+        if samples == 1 and data.rationale_selection == "consistent":
             raise ValueError(
                 f"data.rationale_selection is {data.rationale_selection}, but one rationale is "
                 "written about each clip. Set model.rationale_sampling.samples to 2 or more, or "
@@ -152,13 +153,16 @@ class Inputs:
             )
             for clip in data.clips_to_describe()
         }
+        rule = data.rationale_selection
         return RationaleStore(
             path,
             made_from,
             clips,
             by_id=data.rationale_file is not None,
             samples=samples,
-            selection=data.rationale_selection,
+            selector=verified_beside(path, made_from, data, samples)
+            if rule == "verified"
+            else ByRule(rule),
         )
 
     def compare_given(self) -> None:

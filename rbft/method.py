@@ -25,7 +25,16 @@ from rbft.estimate.dry_run import Plan
 from rbft.inference.result_table import result_table, title_of
 from rbft.inputs import TRAINING_SPLITS, Inputs
 from rbft.module import check_stage
-from rbft.runs.folder import CLIPS, ZERO_SHOT, check_weights, provenance, read_json, revision
+from rbft.runs.folder import (
+    CLIPS,
+    TOLD,
+    ZERO_SHOT,
+    check_weights,
+    provenance,
+    read_json,
+    read_provenance,
+    revision,
+)
 from rbft.runs.record import ANEW, comparable, digest, indented, scoring_of
 from rbft.runs.usage import LOOK, USAGE, Usage
 from rbft.runtime.console import print_rank_zero
@@ -36,9 +45,12 @@ from rbft.stage_zero import write_rationales
 from rbft.stages import find_stage
 from rbft.training.checkpoints import StepCheckpoint
 from rbft.training.fsdp2 import META, wait_for_all
+from rbft.verification import selection_report
 
-# In a stage's folder: digest of each rationale that it learns from, and what the rules dropped.
-RATIONALES, RULES = "rationales.json", "rationale_rules.json"
+# In a stage's folder: digest of each rationale that it learns from, what verification selected, and
+# what the rules dropped.
+RATIONALES, SELECTION = "rationales.json", "rationale_selection.json"
+RULES = "rationale_rules.json"
 
 
 class Method:
@@ -130,12 +142,16 @@ class Method:
         if weights is not None:
             made_from["starting weights"] = inputs.fingerprint(weights)
         made_from |= {f"{split} clips": known for split, known in inputs.training_clips.items()}
-        store = None
+        store, told = None, _told(weights)
         if find_stage(stage).needs_rationales:
             store = inputs.rationale_store()
+            data = inputs.data.with_feed(Feed(rationales=store))
+            told += len(data.label_conditioned())
             facts["rationale_texts"] = self._note_rationales(stage, store, resumes=bool(resume))
             made_from["rationales"] = facts["rationale_texts"]
             facts["rationale_tokens"] = sum(one["tokens"] for one in store.all_records())
+        if told:  # stands in every stage that follows, and in their results
+            facts[TOLD] = told
         origin = provenance(POSITION_RULE, stages=history, backbone=backbone, **facts)
         taught = {split: inputs.clips[split] for split in TRAINING_SPLITS}
         folder, settings, best = self.run.checkpoints(stage), self.settings, None
@@ -336,8 +352,11 @@ class Method:
         """
         data = self.inputs.data.with_feed(Feed(rationales=store))
         texts = {n: t for split in TRAINING_SPLITS for n, t in data.rationales(split).items()}
-        cut = store.cut()
-        now = {name: digest([text, name in cut]) for name, text in texts.items()}
+        cut, told = store.cut(), set(data.label_conditioned())
+        now = {
+            name: digest([text, name in cut, *([TOLD] if name in told else [])])
+            for name, text in texts.items()
+        }
         file = self.run.stage(stage) / RATIONALES
         if resumes and file.exists():
             before = read_json(file)
@@ -350,9 +369,17 @@ class Method:
                 )
         elif not _get_rank():
             write_json(file, now)
+            if (selected := selection_report(data, store)) is not None:
+                write_json(self.run.stage(stage) / SELECTION, selected.as_dict())
             if (report := data.rules_report()) is not None:
                 write_json(self.run.stage(stage) / RULES, report.as_dict())
         return digest(now)
+
+
+def _told(weights: Path | None) -> int:
+    """Label-conditioned rationales that weights to start from have learnt."""
+    made = None if weights is None else read_provenance(weights)
+    return (made or {}).get(TOLD, 0)
 
 
 def check_checkpoint(ckpt_path: Path | None, stages: list[str]) -> None:

@@ -58,6 +58,8 @@ class RationaleModule(BackboneModule):
         sampling: How texts are drawn, and how many about a clip; None takes the likeliest tokens.
         abouts: For each card what its texts are about by clip id, see
             `rbft.data.rationales.about`; with `sampling` alone.
+        hint: What the writer is told about the clip's label, see `rbft.stages.Stage`; empty tells
+            nothing.
     """
 
     def __init__(
@@ -69,15 +71,17 @@ class RationaleModule(BackboneModule):
         packing: bool,
         sampling: RationaleSampling | None = None,
         abouts: Sequence[Mapping[str, Mapping[str, Any]]] = (),
+        hint: str = "",
     ) -> None:
         super().__init__(loader, max_new_tokens)
         assert sampling is None or len(abouts) == len(cards)
         self.cards, self.packing = list(cards), packing
         self.sampling, self.abouts = sampling, list(abouts)
+        self.stage = replace(STAGES["rationale"], hint=hint)
 
     def collators(self) -> dict[str, Collator]:
         """What makes the batches to predict on; reads the processor."""
-        stage, (card, *others) = STAGES["rationale"], self.cards
+        stage, (card, *others) = self.stage, self.cards
         collator = Collator(
             self.processor,
             self.config,
@@ -169,13 +173,14 @@ class RationaleWriter(Callback):
 
 def _records(store: RationaleStore, written: Written, batch: Batch) -> list[dict[str, Any]]:
     records = []
-    for text, ids, whole, clip, weight, error in zip(
+    for text, ids, whole, clip, weight, error, shown in zip(
         written.texts,
         written.ids,
         written.ended,
         batch.clips,
         batch.weight.tolist(),
         batch.errors,
+        batch.frames or ({},) * len(batch),
         strict=True,
     ):
         if weight == 0 or (error and written.sample):
@@ -186,6 +191,7 @@ def _records(store: RationaleStore, written: Written, batch: Batch) -> list[dict
             "finish": STOPPED if whole else CUT,
             "tokens": len(ids),
             "source": "self",
+            **shown,
         }
         if written.sample is not None:
             record["sample"] = written.sample

@@ -2,24 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from lightning.fabric.utilities.rank_zero import _get_rank
 
 from rbft import endpoint
-from rbft.backbone.loading import short_name
-from rbft.build import Experiment, build
+from rbft.build import Experiment
 from rbft.callbacks.cut import cut_note
 from rbft.card import Card
 from rbft.clip import Clip
 from rbft.data.base import VideoDataModule
 from rbft.data.rationales import RationaleStore
 from rbft.inputs import Inputs
-from rbft.module import RBFTModule
-from rbft.rationale_module import RationaleModule, RationaleWriter
+from rbft.passes import write_pass
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.lock import Lock
 from rbft.training.fsdp2 import wait_for_all
+from rbft.verification import verify
 
 SHOWN = 3  # rationales on the screen, when all are written
 
@@ -103,6 +101,8 @@ def ask_endpoint(
 def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> None:
     """Has the rationales written that are missing: by the backbone, or by the endpoint.
 
+    Where `data.rationale_selection` is verified, the class behind each is elicited as well.
+
     Args:
         inputs: What the experiment is made from.
         prompts: Names of the prompts on the card that ask for them; None takes that of the
@@ -114,7 +114,6 @@ def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> No
             ask_endpoint(inputs.experiment, data, prompts)
         wait_for_all(inputs.trainer, inputs.model)
         return
-    writer = short_name(inputs.experiment.settings.model.backbone)
     variants = prompt_variants(inputs.experiment, data, prompts)
     stores = {name: inputs.rationale_store(variant) for name, variant in variants.items()}
     clips = data.clips_to_describe()
@@ -129,34 +128,15 @@ def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> No
             _say_reuse(store, wanted, missing[name])
         for lacking, some in group_by_missing_prompts(missing, clips).items():
             cards = [variants[name].card for name in lacking]
-            abouts = [stores[name].clips for name in lacking]
-
-            def module(
-                model: RBFTModule, cards: list[Card] = cards, abouts: list[Any] = abouts
-            ) -> RationaleModule:
-                return RationaleModule(
-                    model.loader,
-                    cards,
-                    model.max_new_tokens,
-                    packing=model.packing,
-                    sampling=model.rationale_sampling,
-                    abouts=abouts,
-                )
-
-            build(
-                inputs.experiment,
-                "rationale",
-                None,
-                "Stage 0: writing rationales",
-                [RationaleWriter([stores[name] for name in lacking], writer)],
-                feed={"predict_clips": some},
-                module=module,
-            ).predict()
+            write_pass(inputs, [stores[name] for name in lacking], cards, some)
         wait_for_all(inputs.trainer, inputs.model)  # before the first process joins what is read
-        if _get_rank():
-            return
-        for store in stores.values():
-            store.recover(ids)
+        if not _get_rank():
+            for store in stores.values():
+                store.recover(ids)
+        for name, store in stores.items():
+            verify(inputs, variants[name], store)
+    if _get_rank():
+        return
     for name, store in stores.items():
         which = f", {name}" if len(stores) > 1 else ""
         _show(store, missing[name], wanted, model.max_new_tokens, which)

@@ -20,11 +20,14 @@ class Stage:
         name: As given to `model.stage` and in `stages`.
         parts: What the answer consists of, in order: the rationale R, the class C, or both.
         paper: The paper's name for it, as shown on the screen.
+        hint: What the writer is told besides, in which `{word}` stands for the clip's class word:
+            for a second try at rationales, see `rbft.verification`. No stage in `STAGES` has one.
     """
 
     name: str
     parts: tuple[str, ...]
     paper: str
+    hint: str = ""
 
     @property
     def needs_rationales(self) -> bool:
@@ -44,8 +47,12 @@ class Stage:
         return [asked[part] for part in (RATIONALE, CLASS) if part in self.parts]
 
     def prompt(self, card: Card, clip: Clip) -> str:
-        """What the model is asked about a clip. Never holds the clip's label."""
-        return "\n".join(card.prompt(name, clip.text) for name in self.prompts)
+        """What the model is asked about a clip. Never holds the clip's label without a `hint`."""
+        asked = [card.prompt(name, clip.text) for name in self.prompts]
+        if self.hint:
+            assert clip.label is not None
+            asked.append(self.hint.format(word=_word(card, clip)))
+        return "\n".join(asked)
 
     def target(self, card: Card, clip: Clip, rationale: str | None) -> str:
         """What the model should answer."""

@@ -215,6 +215,9 @@ class Texts(RationaleStore):
     def undecodable(self) -> set[str]:
         return self.lost
 
+    def dropped(self) -> set[str]:
+        return set()
+
 
 class Yard(VideoDataModule):
     """The made-up benchmark."""

@@ -95,7 +95,8 @@ def tower_features(
         # In the batch too: the model may run on it more than once.
         cached.features[index] = own
         if cached.keys[index]:
-            seen = EncodedVideo(own, grids[index].tolist(), cached.sampled_fps[index])
+            shown = batch.frames[index] if batch.frames else {}
+            seen = EncodedVideo(own, grids[index].tolist(), cached.sampled_fps[index], shown)
             cache.put(cached.keys[index], seen)
     return [found for found in cached.features if found is not None]
 

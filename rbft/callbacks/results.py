@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rbft.analysis.calibration import reliability_figure
 from rbft.callbacks.answer_rows import answer_row
 from rbft.inference.result_file import write_results
-from rbft.runs.folder import read_provenance
+from rbft.runs.folder import TOLD, read_provenance
 from rbft.training.fsdp2 import all_gather_objects
 
 
@@ -20,9 +20,10 @@ class ResultsWriter(Callback):
     file, whose presence marks the split as scored. Clips that cannot be decoded count as unparsed,
     that is as wrong, and are named in both. Of classes that share the highest score the first on
     the card is the prediction; `n_ties` counts such clips. Where the scored weights have learnt
-    rationales, `rationales` says how many, and how many of them were cut off. `tokens_written` is
-    the number of tokens that the model wrote to answer, where it wrote any. TensorBoard gets the
-    reliability diagram of the class probabilities.
+    rationales, `rationales` says how many, and how many of them were cut off; `label_conditioned`
+    says how many all stages have learnt whose writer was told the class, where there are such.
+    `tokens_written` is the number of tokens that the model wrote to answer, where it wrote any.
+    TensorBoard gets the reliability diagram of the class probabilities.
 
     Args:
         file: The results, `.json`.
@@ -63,6 +64,8 @@ class ResultsWriter(Callback):
         made = None if module.weights is None else read_provenance(module.weights)
         if made is not None and "rationales" in made:
             more["rationales"] = made["rationales"]
+        if made is not None and TOLD in made:
+            more[TOLD] = made[TOLD]
         if tokens:  # each clip counts once, as its row does
             more["tokens_written"] = sum(tokens)
         found = write_results(

@@ -10,6 +10,7 @@ from rbft.commands.export_weights import export_weights
 from rbft.data.base import Feed
 from rbft.decision import find_decision
 from rbft.inputs import check_inputs, find_weights
+from rbft.rationales.selection_report import told_note
 from rbft.runtime.console import print_rank_zero
 from rbft.stages import find_stage
 
@@ -81,12 +82,14 @@ def _export_split(
     split: str,
     output: Path,
 ) -> None:
-    texts = None
+    texts, note = None, ""
     if answers == "label":
         data = experiment.data()
     else:
         inputs = check_inputs(experiment, benchmark=False)
         data = inputs.data.with_feed(Feed(rationales=inputs.rationale_store()))
         texts = data.rationales(split)
+        if split == "train" and (told := len(data.label_conditioned())):
+            note = f" {told_note(told)}"
     count = export_conversations(data, find_stage(answers), texts, split, form, output)
-    print_rank_zero(f"Wrote {count} {split} clips with {answers}s as answers to {output}.")
+    print_rank_zero(f"Wrote {count} {split} clips with {answers}s as answers to {output}.{note}")

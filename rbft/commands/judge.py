@@ -31,7 +31,8 @@ from rbft.rationales.judge import (
 )
 from rbft.rationales.judge import judge as grade
 from rbft.rationales.rubric import Rubric, Token
-from rbft.runs.folder import read_json
+from rbft.rationales.selection_report import told_note
+from rbft.runs.folder import TOLD, read_json
 from rbft.runtime.console import print_rank_zero, table
 from rbft.runtime.files import write_json
 
@@ -182,6 +183,9 @@ def judge(
     before = read_json(output) if output.exists() else {}
     print_rank_zero(_table(report, people))
     print_rank_zero(str(report))
+    told = _label_conditioned(items, written)
+    for name, count in told.items():
+        print_rank_zero(f"{name}: {told_note(count)}")
     if asker.failed:
         print_rank_zero(f"Questions without an answer: {_why(asker, report)}")
     drift = {}
@@ -200,6 +204,7 @@ def judge(
         "repeats": repeats,
         "show_label": show_label,
         "temperature": temperature,
+        **({TOLD: told} if told else {}),
     }
     write_json(output, made)
     print_rank_zero(f"Wrote all scores to {output}.")
@@ -226,6 +231,16 @@ def _items(written: Mapping[str, Written], texts: int | None) -> list[Item]:
         for name, samples in first.items()
         for clip in chosen
     ]
+
+
+def _label_conditioned(items: Sequence[Item], written: Mapping[str, Written]) -> dict[str, int]:
+    """How many of the graded texts have a writer that was told the class, by prompt."""
+    graded = {one.key for one in items}
+    counts = {
+        name: sum(one.label_conditioned and (name, one.clip) in graded for one in of.samples)
+        for name, of in written.items()
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def _check_people(people: Mapping[Key, float], items: Sequence[Item]) -> None:

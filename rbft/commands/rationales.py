@@ -15,9 +15,11 @@ from rbft.rationales.filters import FilterName
 from rbft.rationales.page import PageClip, PageRationale, film_strip, write_page
 from rbft.rationales.quality import QualityReport, QualityRules, apply_rules
 from rbft.rationales.sample import Sample, samples_of
+from rbft.rationales.selection_report import told_note
 from rbft.rationales.text_check import check_texts
 from rbft.runtime.console import print_rank_zero
 from rbft.stage_zero import prompt_variants
+from rbft.verification import selection_report
 from rbft.video.sampling import VideoError
 
 HUMAN = "human reference"
@@ -30,14 +32,17 @@ class Written:
     Attributes:
         store: The file.
         clips: The clips that it may be about.
-        samples: Its rationales, in the order of the clips.
+        samples: Its rationales that training takes, in the order of the clips.
         writers: Who wrote the rationale of each clip.
+        others: The first rationale of each clip of which none is taken, or of which that is not
+            known yet.
     """
 
     store: RationaleStore
     clips: tuple[Clip, ...]
     samples: tuple[Sample, ...]
     writers: Mapping[str, str]
+    others: tuple[Sample, ...] = ()
 
     def of_split(self, split: str) -> list[Sample]:
         """The rationales of one split's clips."""
@@ -47,8 +52,13 @@ class Written:
     def __str__(self) -> str:
         ids, store = [clip.id for clip in self.clips], self.store
         missing, lost = len(store.missing(ids)), len(store.undecodable() & {*ids})
-        there = len({sample.clip for sample in self.samples})
+        there = len({sample.clip for sample in (*self.samples, *self.others)})
+        told = sum(sample.label_conditioned for sample in self.samples)
+        dropped, unknown = len(store.dropped() & {*ids}), len(store.undecided(ids))
         parts = [f"{there} of {len(ids)} clips have a rationale"]
+        parts += [f"{told} are label-conditioned"] if told else []
+        parts += [f"{dropped} have none that leads to their class"] if dropped else []
+        parts += [f"{unknown} are not verified yet"] if unknown else []
         parts += [f"{len(store.cut() & {*ids})} were cut off"] if store.cut() else []
         parts += [f"{lost} could not be decoded"] if lost else []
         parts += [f"{missing} are missing"] if missing else []
@@ -72,12 +82,15 @@ def read_written(inputs: Inputs, prompts: Sequence[str] | None) -> dict[str, Wri
     found = {}
     for name, data in prompt_variants(inputs.experiment, inputs.data, prompts).items():
         store, clips = inputs.rationale_store(data), data.clips_to_describe()
+        labels = {clip.id: clip.label for clip in clips}
         records = [store.records[clip.id] for clip in clips if clip.id in store.records]
-        samples = samples_of(records, {clip.id: clip.label for clip in clips})
-        writers = {one["id"]: one.get("model") or one["source"] for one in records}
+        left = {*store.dropped(), *store.undecided(labels)}
+        others = [lines[0] for clip, lines in store.by_clip().items() if clip in left]
+        writers = {one["id"]: one.get("model") or one["source"] for one in [*records, *others]}
         writers = {clip: own if who == "self" else who for clip, who in writers.items()}
-        found[name] = Written(store, tuple(clips), tuple(samples), writers)
-    if not any(one.samples for one in found.values()):
+        taken, rest = samples_of(records, labels), samples_of(others, labels)
+        found[name] = Written(store, tuple(clips), tuple(taken), writers, tuple(rest))
+    if not any((*one.samples, *one.others) for one in found.values()):
         files = ", ".join(str(one.store.path) for one in found.values())
         raise ValueError(
             f"No rationale is written yet: {files} holds none of the benchmark's clips. Run "
@@ -106,6 +119,8 @@ def rationales(
     for name, one in written.items():
         print_rank_zero(f"{name}: {one}")
         reports[name], said = _report(one, rules, inputs.data)
+        if (selected := selection_report(inputs.data, one.store)) is not None:
+            said = f"data.rationale_selection: {selected}\n{said}"
         print_rank_zero(said)
         texts.append(f"{name}\n{one}\n{said}")
         print_rank_zero(check_sentence(one.of_split("train"), inputs.data))
@@ -138,8 +153,10 @@ def _report(
 def check_sentence(samples: Sequence[Sample], data: VideoDataModule) -> str:
     """How well the class is guessed from the texts alone, or why that was not tried."""
     labelled = [sample for sample in samples if sample.label is not None]
+    told = sum(sample.label_conditioned for sample in labelled)
+    note = f"\n{told_note(told)} They may know the class from there." if told else ""
     try:
-        return str(check_texts(labelled, data.card))
+        return f"{check_texts(labelled, data.card)}{note}"
     except ValueError as error:
         return f"Whether the class can be guessed from the texts was not checked: {error}"
 
@@ -153,7 +170,7 @@ def _page_clips(
     flags = {name: report.by_sample for name, report in reports.items()}
     by_clip: dict[str, list[PageRationale]] = {}
     for name, one in written.items():
-        for sample in one.samples:
+        for sample in (*one.samples, *one.others):
             found = flags[name].get((sample.clip, sample.number), ())
             shown = PageRationale(name, sample, one.writers[sample.clip], found)
             by_clip.setdefault(sample.clip, []).append(shown)
@@ -172,6 +189,11 @@ def _page_clips(
             frames = video.frames.permute(0, 2, 3, 1).numpy()
             start = clip.start or 0.0
             pictures = film_strip(frames, [at / video.fps - start for at in video.indices])
+        if dropped := [name for name, one in written.items() if clip.id in one.store.dropped()]:
+            names = f" ({', '.join(dropped)})" if len(written) > 1 else ""
+            note = f"Not learnt{names}: none of its rationales leads to its class. {note}".rstrip()
+        if any(one.store.chosen.ways.get(clip.id) == "first" for one in written.values()):
+            note = f"Learnt although it leads to another class. {note}".rstrip()
         if not texts and not note and (why := lost.get(clip.id, {}).get("error")):
             note = str(why)
         label = None if clip.label is None else classes[clip.label]

@@ -26,6 +26,7 @@ from rbft.data.sampler import EvalSampler, SampleSlot, TrainSampler
 from rbft.data.splits import check_classes, empty_classes, hold_out
 from rbft.rationales.quality import QualityReport, QualityRules, apply_rules
 from rbft.rationales.sample import CUT, Sample
+from rbft.rationales.selection import HINT, check_fallback
 from rbft.runtime.digests import default_cache, file_digest
 from rbft.runtime.ranges import check_ranges
 from rbft.video.feature_cache import EncodedVideo, FeatureCache
@@ -113,7 +114,15 @@ class VideoDataModule(LightningDataModule):
             take the human reference.
         rationale_selection: Which of the rationales of a clip training learns, where
             model.rationale_sampling.samples has several written: first takes that with the
-            smallest number, consistent the one most like the others.
+            smallest number, consistent the one most like the others, verified the first behind
+            which the backbone names the clip's class (rejection sampling; also of one rationale).
+        rationale_fallback: What verified does with training clips of which no rationale leads to
+            their class: drop has another clip of the class take their place in Stage I, first
+            takes their first rationale all the same, hint has the backbone write again, told the
+            class. Such rationales are label-conditioned, unlike any of the paper's; they must
+            lead to the class without the hint, or the clip is dropped. null is drop.
+        rationale_hint: What hint adds to the prompt; {word} stands for the clip's class word. null
+            takes "Hint: the right answer is {word}. Explain what in it shows that."
         on_missing: What clips without a usable video file do: error stops, skip goes on without
             them, warn does so too and says how many there are.
         min_coverage: Share of each split's clips that must be usable in any case.
@@ -158,7 +167,9 @@ class VideoDataModule(LightningDataModule):
         num_workers: int = 2,
         val_fraction: float = 0.0,
         rationale_prompt: str = "rationale",
-        rationale_selection: Literal["first", "consistent"] = "first",
+        rationale_selection: Literal["first", "consistent", "verified"] = "first",
+        rationale_fallback: Literal["drop", "first", "hint"] | None = None,
+        rationale_hint: str | None = None,
         on_missing: Literal["error", "skip", "warn"] = "error",
         min_coverage: float = 0.9,
         on_leak: Literal["error", "warn"] = "error",
@@ -177,6 +188,7 @@ class VideoDataModule(LightningDataModule):
             raise ValueError(
                 f"data.min_pixels ({min_pixels}) must not exceed data.max_pixels ({max_pixels})."
             )
+        check_fallback(rationale_selection, rationale_fallback, rationale_hint)
         card_path = card or self.card_file
         if card_path is None:
             raise ValueError(
@@ -206,7 +218,9 @@ class VideoDataModule(LightningDataModule):
         self.global_batch_size, self.num_workers = global_batch_size, num_workers
         self.val_fraction, self.rationale_ratio = val_fraction, rationale_ratio
         self.rationale_file, self.rationale_prompt = rationale_file, rationale_prompt
-        self.rationale_selection: Literal["first", "consistent"] = rationale_selection
+        self.rationale_selection: Literal["first", "consistent", "verified"] = rationale_selection
+        self.rationale_fallback: Literal["drop", "first", "hint"] = rationale_fallback or "drop"
+        self.rationale_hint = HINT if rationale_hint is None else rationale_hint
         self.rationale_rules = rationale_rules
         self.class_weights, self.balanced_sampling = class_weights, balanced_sampling
         self.seed = seed
@@ -447,12 +461,12 @@ class VideoDataModule(LightningDataModule):
     def rationales(self, split: str) -> dict[str, str]:
         """Rationale of every clip of a split.
 
-        In training, self-generated and human ones are mixed by `rationale_ratio`, and those that
-        break `rationale_rules` are left out. Clips that could not be decoded when rationales were
-        written are left out too.
+        In training, self-generated and human ones are mixed by `rationale_ratio`; clips that the
+        selection drops and rationales that break `rationale_rules` are left out. Clips that could
+        not be decoded when rationales were written are left out too.
 
         Raises:
-            ValueError: If another clip has none, or the rules leave a class none.
+            ValueError: If another clip has none, or selection or rules leave a class none.
         """
         return {name: one.text for name, one in self._taken(split).items()}
 
@@ -460,11 +474,20 @@ class VideoDataModule(LightningDataModule):
         """Ids of the clips whose rationale, see `rationales`, was cut off when it was written."""
         return {name for name, one in self._taken(split).items() if one.finish == CUT}
 
+    def label_conditioned(self) -> list[str]:
+        """Ids of the clips that training learns a rationale of whose writer was told the class."""
+        return [name for name, one in self._taken("train").items() if one.label_conditioned]
+
     def rationale_counts(self) -> dict[str, int | float]:
-        """How many rationales training learns, how many of them were cut off, and their share."""
+        """How many rationales training learns, how many of them were cut off, and their share.
+
+        And how many of them are label-conditioned, where any is.
+        """
         learnt = len(self.rationales("train"))
         cut = len(self.cut_rationales("train"))
-        return {"learnt": learnt, "cut": cut, "share_cut": round(cut / max(learnt, 1), 4)}
+        counts = {"learnt": learnt, "cut": cut, "share_cut": round(cut / max(learnt, 1), 4)}
+        told = len(self.label_conditioned())
+        return {**counts, "label_conditioned": told} if told else counts
 
     def rules_report(self) -> QualityReport | None:
         """What `rationale_rules` find in the rationales of training; None where none are set.
@@ -482,12 +505,17 @@ class VideoDataModule(LightningDataModule):
         return self._mixed(split) if report is None else {one.clip: one for one in report.kept}
 
     def _mixed(self, split: str) -> dict[str, Sample]:
-        """Rationale of each clip, self-generated or human, whatever the rules."""
+        """Rationale of each clip, self-generated or human, whatever the rules.
+
+        Raises:
+            ValueError: If a clip has none that should, or all clips of a class are dropped.
+        """
         store = self.feed.rationales
         lost = store.undecodable() if store is not None else set()
         texts = store.texts() if store is not None else {}
         clips = [clip for clip in self.clips(split) if clip.id not in lost]
-        own = {}
+        # Which clips take their own does not depend on which are dropped.
+        own: dict[str, Sample | None] = dict.fromkeys(store.dropped() if store is not None else ())
         for clip in clips:
             if store is not None and clip.id in texts:
                 one = Sample.of(store.records[clip.id], clip.label)
@@ -498,7 +526,24 @@ class VideoDataModule(LightningDataModule):
             if clip.reference is not None
         }
         ratio = self.rationale_ratio if split == "train" else 1.0
-        return mix(own, human, ratio, [clip.id for clip in clips], self.seed)
+        mixed = mix(own, human, ratio, [clip.id for clip in clips], self.seed)
+        taken = {name: one for name, one in mixed.items() if one is not None}
+        if len(taken) < len(mixed):
+            self._check_dropped(clips, taken)
+        return taken
+
+    def _check_dropped(self, clips: Sequence[Clip], taken: Mapping[str, Sample]) -> None:
+        """Refuses a selection that leaves a class no rationale."""
+        for label in sorted({clip.label for clip in clips if clip.label is not None}):
+            ids = [clip.id for clip in clips if clip.label == label]
+            if not any(name in taken for name in ids):
+                raise ValueError(
+                    f"Of none of the {len(ids)} training clips of class "
+                    f"'{self.card.classes[label]}' a rationale leads to that class "
+                    "(data.rationale_selection verified). Have more drawn "
+                    "(model.rationale_sampling.samples), set data.rationale_fallback to first or "
+                    "hint, or data.rationale_selection to first."
+                )
 
     def steps(self, world: int, epochs: int) -> int:
         """Optimiser steps of a whole stage."""
@@ -510,14 +555,18 @@ class VideoDataModule(LightningDataModule):
         clips, collator = self.clips("train"), self.feed.collators["train"]
         texts = self.rationales("train") if collator.needs_rationales else None
         cut = self.cut_rationales("train") if collator.needs_rationales else set()
-        broken = {clip.id for clip in clips if texts is not None and clip.id not in texts}
+        lacking = {clip.id for clip in clips if texts is not None and clip.id not in texts}
+        broken = dict.fromkeys(lacking, "has a rationale that breaks data.rationale_rules.")
         if self.feed.rationales is not None:
-            broken -= self.feed.rationales.undecodable()
+            told = "has no rationale that leads to its class (data.rationale_selection verified)."
+            broken |= dict.fromkeys(lacking & self.feed.rationales.dropped(), told)
+            lost = self.feed.rationales.undecodable()
+            broken = {name: why for name, why in broken.items() if name not in lost}
 
         def answer_tokens(index: int) -> int:
-            # A clip that could not be decoded when rationales were written, or whose rationale
-            # breaks the rules, counts with the answer of the clip that will take its place; where
-            # none can, training stops there.
+            # A clip that could not be decoded when rationales were written, is dropped, or whose
+            # rationale breaks the rules, counts with the answer of the clip that will take its
+            # place; where none can, training stops there.
             if texts is not None and clips[index].id not in texts:
                 index = next(iter(replacements(clips, index, texts)), index)
             clip = clips[index]
@@ -621,7 +670,7 @@ class VideoDataModule(LightningDataModule):
         texts: Mapping[str, str] | None,
         tokens: Sequence[int] | None = None,
         cut: Set[str] = frozenset(),
-        broken: Set[str] = frozenset(),
+        broken: Mapping[str, str] | None = None,
     ) -> DataLoader[Example]:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(

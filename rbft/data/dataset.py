@@ -77,8 +77,9 @@ class ClipDataset(Dataset[Example]):
         answer_tokens: Answer tokens of each clip in training, None elsewhere. Those of a clip
             without a rationale are those of the clip that takes its place, see `replacements`.
         cut: Ids of the clips whose rationale was cut off when it was written.
-        broken: Ids of the clips without a rationale because theirs breaks `data.rationale_rules`.
-            They are replaced in training like clips that cannot be decoded.
+        broken: Why clips have no rationale that can be decoded, by id: theirs breaks
+            `data.rationale_rules`, or none leads to their class. They are replaced in training like
+            clips that cannot be decoded.
     """
 
     def __init__(
@@ -88,10 +89,10 @@ class ClipDataset(Dataset[Example]):
         rationales: Mapping[str, str] | None,
         answer_tokens: Sequence[int] | None = None,
         cut: Set[str] = frozenset(),
-        broken: Set[str] = frozenset(),
+        broken: Mapping[str, str] | None = None,
     ) -> None:
         self.clips, self.load, self.rationales = clips, load, rationales
-        self.answer_tokens, self.cut, self.broken = answer_tokens, cut, broken
+        self.answer_tokens, self.cut, self.broken = answer_tokens, cut, broken or {}
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -110,10 +111,8 @@ class ClipDataset(Dataset[Example]):
     def _example(self, draw: SampleSlot) -> Example:
         clip = self.clips[draw.index]
         if self.rationales is not None and clip.id not in self.rationales:
-            reason = "could not be decoded when rationales were written."
-            if clip.id in self.broken:
-                reason = "has a rationale that breaks data.rationale_rules."
-            raise VideoError.of(clip.path, reason)
+            lost = "could not be decoded when rationales were written."
+            raise VideoError.of(clip.path, self.broken.get(clip.id, lost))
         rationale = None if self.rationales is None else self.rationales[clip.id]
         video, key = self.load(clip)
         return Example(clip, video, rationale, draw, key=key, cut=clip.id in self.cut)

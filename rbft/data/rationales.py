@@ -3,13 +3,15 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rbft.rationales.sample import CUT, UNDECODABLE, Sample
 from rbft.rationales.sample import STOPPED as STOPPED
-from rbft.rationales.selection import SelectionRule, select
+from rbft.rationales.selection import select
+from rbft.rationales.selection_report import Way
 from rbft.runtime.differences import differences
 from rbft.runtime.files import write_json
 from rbft.runtime.jsonl import JsonLines, append_lines, complete_lines
@@ -21,6 +23,50 @@ NOT_DETERMINING = "versions"  # the key of the provenance that may differ
 
 log = logging.getLogger(__name__)
 Rationale = TypeVar("Rationale")  # its text, or that and what else is known about it
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The line that each clip takes of its own.
+
+    Attributes:
+        lines: By clip id; a clip without one takes nothing, or it is not known yet.
+        ways: How each clip got its line, or that it is dropped; clips for which that is not known
+            yet have none, nor have any under other rules than `verified`.
+    """
+
+    lines: dict[str, dict[str, Any]]
+    ways: Mapping[str, Way] = field(default_factory=dict)
+
+
+# Chooses one of the lines of each clip, which come by number of the sample, at least one.
+Selector = Callable[[Mapping[str, Sequence[dict[str, Any]]]], Chosen]
+
+
+@dataclass(frozen=True)
+class ByRule:
+    """Chooses by the texts alone, see `rbft.rationales.selection.select`.
+
+    Attributes:
+        rule: The rule.
+    """
+
+    rule: Literal["first", "consistent"] = "first"
+
+    def __call__(self, written: Mapping[str, Sequence[dict[str, Any]]]) -> Chosen:
+        """The line of each clip.
+
+        Raises:
+            ValueError: If the writer of a line was told the class.
+        """
+        samples = [Sample.of(line, None) for lines in written.values() for line in lines]
+        chosen = select(samples, self.rule).chosen
+        return Chosen({name: by_number(written[name])[one.number] for name, one in chosen.items()})
+
+
+def by_number(lines: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The lines of a clip by number of the sample."""
+    return {line.get("sample", 0): line for line in lines}
 
 
 class RationaleStore:
@@ -42,7 +88,7 @@ class RationaleStore:
         by_id: Use lines that do not say which video they are about, for the clip of their id. For
             files that the user names.
         samples: How many rationales a clip is to have. Lines of higher numbers stay in the file.
-        selection: Which of them is used, see `rbft.rationales.selection.select`.
+        selector: Chooses which of them is used.
 
     Attributes:
         written: The lines about the clips, by id and number of the sample.
@@ -61,13 +107,12 @@ class RationaleStore:
         *,
         by_id: bool = False,
         samples: int = 1,
-        selection: SelectionRule = "first",
+        selector: Selector = ByRule(),
     ) -> None:
         self.path, self.provenance = path, json.loads(json.dumps(provenance))
         self.lines = JsonLines(path)
         self.clips, self.by_id = clips, by_id
-        self.samples = samples
-        self.selection: SelectionRule = selection
+        self.samples, self.selector = samples, selector
         self.read()
         self._check_provenance()
 
@@ -78,9 +123,44 @@ class RationaleStore:
     @property
     def records(self) -> dict[str, dict[str, Any]]:
         """The line that is used of each clip that has all of its rationales, by id."""
-        if self._selected is None:
-            self._selected = self._select()
-        return self._selected
+        return self.chosen.lines
+
+    @property
+    def chosen(self) -> Chosen:
+        """What the selector chose; the one line of a clip that could not be decoded stays."""
+        if self._chosen is None:
+            lost = {name: lines[0] for name, lines in self._lost().items()}
+            chosen = self.selector(self.by_clip())
+            lines = {**lost, **chosen.lines}
+            self._chosen = Chosen(
+                {name: lines[name] for name in self.written if name in lines}, chosen.ways
+            )
+        return self._chosen
+
+    def dropped(self) -> set[str]:
+        """Clips that take none of their rationales."""
+        return {name for name, way in self.chosen.ways.items() if way == "dropped"}
+
+    def undecided(self, ids: Iterable[str]) -> list[str]:
+        """Those of the ids that have rationales of which it is not known yet which one is used."""
+        chosen, dropped = self.records, self.dropped()
+        return [
+            name
+            for name in ids
+            if self._complete(name) and name not in chosen and name not in dropped
+        ]
+
+    def by_clip(self) -> dict[str, list[dict[str, Any]]]:
+        """The lines of each clip that has all of its rationales, by number of the sample.
+
+        Clips that could not be decoded are left out.
+        """
+        lost = self._lost()
+        return {
+            name: self._own(name)
+            for name in self.written
+            if self._complete(name) and name not in lost
+        }
 
     def all_records(self) -> list[dict[str, Any]]:
         """All lines of the clips that have all of their rationales, clip after clip, by number."""
@@ -95,26 +175,22 @@ class RationaleStore:
         own = self._own(name)
         return len(own) == self.samples or any(one["finish"] == UNDECODABLE for one in own)
 
-    def _select(self) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {}
-        for name in [name for name in self.written if self._complete(name)]:
-            own = self._own(name)
-            lost = [one for one in own if one["finish"] == UNDECODABLE]
-            if lost or len(own) == 1:
-                found[name] = [*lost, *own][0]
-            else:
-                chosen = select([Sample.of(one, None) for one in own], self.selection).chosen
-                found[name] = self.written[name][chosen[name].number]
-        return found
+    def _lost(self) -> dict[str, list[dict[str, Any]]]:
+        """The lines that say that their clip could not be decoded."""
+        found = {
+            name: [one for one in self._own(name) if one["finish"] == UNDECODABLE]
+            for name in self.written
+        }
+        return {name: lines for name, lines in found.items() if lines}
 
     def texts(self) -> dict[str, str]:
         """Rationale by clip id."""
-        lost = self.undecodable()
+        lost = self._lost()
         return {n: record["rationale"] for n, record in self.records.items() if n not in lost}
 
     def undecodable(self) -> set[str]:
         """Clips that were to have a rationale, but whose video could not be decoded."""
-        return {n for n, record in self.records.items() if record["finish"] == UNDECODABLE}
+        return set(self._lost())
 
     def cut(self) -> set[str]:
         """Clips whose rationale the limit of tokens cut off."""
@@ -163,7 +239,7 @@ class RationaleStore:
         self._sizes[part] = append_lines(part, new.values())
         for (name, number), record in new.items():
             self.written.setdefault(name, {})[number] = record
-        self._selected = None
+        self._chosen = None
 
     def merge(self, order: Sequence[str]) -> None:
         """Joins the parts into the file; by one process, when all have written.
@@ -201,7 +277,7 @@ class RationaleStore:
         self.written: dict[str, dict[int, dict[str, Any]]] = {}
         self.others: list[dict[str, Any]] = []
         unproven: dict[str, None] = {}
-        self._selected: dict[str, dict[str, Any]] | None = None
+        self._chosen: Chosen | None = None
         # Lines that say what they are about win over those that do not.
         for record in sorted(found.values(), key=lambda record: "video" not in record):
             (name, number), silent = _number(record), "video" not in record
@@ -221,7 +297,7 @@ class RationaleStore:
 
     def _check_provenance(self) -> None:
         if not self.lines.sidecar.exists():
-            if self.records:
+            if any(map(self._complete, self.written)):
                 log.warning(
                     "Rationale file %s has no %s beside it, so rbft cannot tell what it was made "
                     "from; it is used as it is.",

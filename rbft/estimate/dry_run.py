@@ -243,7 +243,10 @@ def steps_table(plan: Plan, found: Mapping[str, SplitTokens], counter: StepCount
     if any(find_stage(stage).needs_rationales for stage in plan.stages):
         ids = [clip.id for clip in data.clips_to_describe()]
         missing = len(plan.store.missing(ids)) if data.rationale_ratio else 0
-        state = f"{missing} to write" if missing else "done"
+        todo = [f"{missing} to write"] if missing else []
+        if unknown := len(plan.store.undecided(ids)) if data.rationale_ratio else 0:
+            todo.append(f"{unknown} to verify")
+        state = ", ".join(todo) or "done"
         rows.append(["Stage 0 (writing rationales)", str(len(ids)), "", "", state])
     if plan.whole and (plan.score_each or not plan.stages):
         rows.append(scoring(ZERO_SHOT, "backbone, zero-shot"))
@@ -352,6 +355,11 @@ def scoring_peaks(
         peaks["Stage 0, writing"] = memory_of(
             described[0].tokens, ScoringTask(new_tokens=longest_text, extra_caches=again)
         )
+        if data.rationale_selection == "verified":
+            # Behind texts that are there: the prompts' KV cache is continued for each of them.
+            verifying = classification(STAGES["rationale_class"], described[0].class_word, 1)
+            verifying = replace(verifying, classes=len(model.card.words))
+            peaks["Stage 0, verifying"] = memory_of(described[0].tokens, verifying)
     for name in plan.stages:
         own, stage = found[name], find_stage(name)
         if own.val:
@@ -485,7 +493,7 @@ def _rules(plan: Plan) -> list[str]:
     if data.rationale_rules is None or not any(find_stage(s).needs_rationales for s in plan.stages):
         return []
     ids = [clip.id for clip in data.clips_to_describe()] if data.rationale_ratio else []
-    if plan.store.missing(ids):
+    if plan.store.missing(ids) or plan.store.undecided(ids):
         return ["data.rationale_rules: what they drop is said when all rationales are written.", ""]
     return [f"data.rationale_rules: {data.rules_report()}", ""]
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from rbft.analysis.intervals import for_results, score_intervals
 from rbft.inference.metrics import macro_f1, percent
-from rbft.runs.folder import ZERO_SHOT
+from rbft.rationales.selection_report import told_note
+from rbft.runs.folder import TOLD, ZERO_SHOT
 from rbft.runtime.console import table, width
 from rbft.stages import STAGES
 
@@ -29,15 +30,17 @@ def result_table(scored: Sequence[tuple[str, dict[str, Any]]]) -> str:
     Accuracy, macro F1 and, as far as 80 columns hold them, the F1 of each class have their 95 %
     interval in brackets; the results have all of them. Below stand the number of clips and the
     coverage, the share of them that was answered with a class; the others count as wrong.
+    A step that has learnt label-conditioned rationales is marked with * and named below.
 
     Args:
         scored: Title and results of each step, all of the same split and settings.
     """
     if not scored:
         return "No results yet."
-    layouts = [_draw(scored, *layout) for layout in LAYOUTS]
+    marked = [(f"{name} *" if one.get(TOLD) else name, one) for name, one in scored]
+    layouts = [_draw(marked, *layout) for layout in LAYOUTS]
     fitting = [text for text in layouts if max(map(width, text.splitlines())) <= COLUMNS]
-    return "\n".join([fitting[0] if fitting else layouts[-1], *_below(scored)])
+    return "\n".join([fitting[0] if fitting else layouts[-1], *_below(scored), *_notes(scored)])
 
 
 def _draw(
@@ -119,3 +122,8 @@ def _below(scored: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
             "class)."
         )
     return lines
+
+
+def _notes(scored: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """What is said of each marked row."""
+    return [f"* {name}: {told_note(one[TOLD])}" for name, one in scored if one.get(TOLD)]

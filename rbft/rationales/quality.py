@@ -22,6 +22,7 @@ from rbft.rationales.filters import (
     refusal_patterns,
 )
 from rbft.rationales.sample import Sample
+from rbft.rationales.selection_report import told_note
 from rbft.rationales.words import ClassWords
 from rbft.runtime.ranges import check_ranges
 
@@ -179,6 +180,7 @@ class QualityReport:
         return {
             "samples": self.samples,
             "kept": len(self.kept),
+            "label_conditioned": [one.clip for one in self.kept if one.label_conditioned],
             "filters": dict(self.settings),
             "dropped": self.dropped,
             "dropped_by_it_alone": self.alone,
@@ -188,7 +190,9 @@ class QualityReport:
 
     def __str__(self) -> str:
         if not self.settings:
-            return f"No rules are set for rationales: all {self.samples} are kept."
+            told = sum(one.label_conditioned for one in self.kept)
+            note = f" {told_note(told)}" if told else ""
+            return f"No rules are set for rationales: all {self.samples} are kept.{note}"
         flagged = {name: sum(flag.filter == name for flag in self.flags) for name in self.settings}
         lines = [f"{len(self.kept)} of {self.samples} rationales keep the rules."]
         rows = [("rule", "set to", "break it", "dropped", "by it alone", "clips")]
@@ -208,7 +212,8 @@ class QualityReport:
         lines += _table(rows)
         rows = [("class", "clips before", "after")]
         rows += [(name, str(before), str(after)) for name, (before, after) in self.clips.items()]
-        return "\n".join(lines + _table(rows))
+        told = sum(one.label_conditioned for one in self.kept)
+        return "\n".join([*lines, *_table(rows), *([told_note(told)] if told else [])])
 
 
 def apply_rules(samples: Sequence[Sample], rules: QualityRules, card: Card) -> QualityReport:

@@ -9,6 +9,8 @@ from rbft.rationales.duplicates import jaccard
 from rbft.rationales.sample import Sample, by_clip
 from rbft.rationales.words import words
 
+# What the writer is told in a second try.
+HINT = "Hint: the right answer is {word}. Explain what in it shows that."
 SelectionRule = Literal["first", "consistent", "verified"]
 Elicited = Mapping[tuple[str, int], int | None]
 
@@ -109,8 +111,45 @@ def refuse_label_conditioned(samples: Sequence[Sample], *, allowed: bool) -> Non
     if found and not allowed:
         raise ValueError(
             f"{len(found)} of {len(samples)} rationales are label-conditioned: their writer was "
-            f"told the class (first: {found[0]}). The paper's never is. Allow them by name, or "
-            "leave them out; results that use them are not comparable with the paper's."
+            f"told the class (first: {found[0]}). The paper's never is. Take their lines out, or "
+            "ask for such rationales: data.rationale_selection verified with "
+            "data.rationale_fallback hint."
+        )
+
+
+def check_fallback(selection: str, fallback: str | None, hint: str | None) -> None:
+    """Refuses settings that would not be used, and a hint that does not name the class.
+
+    Args:
+        selection: data.rationale_selection.
+        fallback: data.rationale_fallback.
+        hint: data.rationale_hint.
+
+    Raises:
+        ValueError: Naming the setting.
+    """
+    if fallback is not None and selection != "verified":
+        raise ValueError(
+            f"data.rationale_fallback is {fallback}, but data.rationale_selection is {selection}, "
+            "which leaves no clip without a rationale. Set data.rationale_selection to verified, "
+            "or data.rationale_fallback to null."
+        )
+    if hint is None:
+        return
+    if fallback != "hint":
+        raise ValueError(
+            f"data.rationale_hint is given, but data.rationale_fallback is {fallback or 'null'}, "
+            "which tells nobody. Set data.rationale_fallback to hint, or data.rationale_hint to "
+            "null."
+        )
+    try:
+        fine = hint.format(word="a") != hint.format(word="b")
+    except (KeyError, IndexError, ValueError):
+        fine = False
+    if not fine:
+        raise ValueError(
+            f"data.rationale_hint ({hint!r}) must hold {{word}}, where the class word stands, and "
+            "no other field. Write {{ and }} for plain braces."
         )
 
 

@@ -1,6 +1,6 @@
 """Outputs of a frozen vision tower on disk: later epochs and stages skip decoding and tower."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Float
@@ -18,11 +18,14 @@ class EncodedVideo:
         features: The tower's output for each patch, before the merger, in the patches' order.
         grid: Frame pairs, patch rows and patch columns.
         sampled_fps: Frames per second of video time that went into the tower.
+        shown: Which frames of the file went into the tower, see `rbft.video.sampling.Video`; empty
+            where an older version has kept the output.
     """
 
     features: Float[Tensor, "patches width"]
     grid: list[int]
     sampled_fps: float
+    shown: dict[str, Any] = field(default_factory=dict)
 
     def seconds_per_pair(self, temporal_patch_size: int = TEMPORAL_PATCH) -> float:
         """Seconds of video time that the model sees as one step in time."""
@@ -44,4 +47,5 @@ class FeatureCache(DiskCache):
     def put(self, key: str, video: EncodedVideo) -> None:
         """Keeps a clip's features under the key."""
         metadata: dict[str, Any] = {"grid": video.grid, "sampled_fps": video.sampled_fps}
+        metadata |= {"shown": video.shown} if video.shown else {}
         self.write(key, video.features, metadata)

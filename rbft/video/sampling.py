@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,6 +67,11 @@ class Video:
     indices: list[int]
     total_frames: int
     fps: float
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """Which frames of the file these are: their numbers and the file's frames per second."""
+        return {"frames": list(self.indices), "fps": self.fps}
 
     @property
     def sampled_fps(self) -> float:

@@ -272,6 +272,7 @@ def test_rationales_are_written_and_learnt(server, tmp_path, backbones, capsys):
     assert {(one["finish"], one["tokens"], one["source"]) for one in records} == {
         ("stop", 5, "tiny-vl")
     }
+    assert {(len(one["frames"]), one["frames"][0], one["fps"]) for one in records} == {(4, 0, 4.0)}
     before = outcome(tmp_path)
     fit = ["--stages=[rationale]", "--score_each_stage=false"]
     options_fit = options(server, *more, *fit, backbone=backbones["qwen2_5_vl"])

@@ -348,7 +348,7 @@ def test_what_the_judge_refuses(folder, options, capsys):
 def test_the_commands_of_the_page_run(folder, options, judging, capsys):
     text = DOCS.replace("\\\n", " ")
     commands = [shlex.split(line) for line in re.findall(r"^python -m rbft .*", text, re.MULTILINE)]
-    assert [words[3] for words in commands] == ["rationales", "rationales", "fit", "judge"]
+    assert [words[3] for words in commands] == ["rationales", "rationales", "fit", "fit", "judge"]
     for words in commands:
         assert words[4:6] == ["--config", "experiments/smarthome_qwen25.yaml"]
         more = ["--dry_run=true"] if words[3] == "fit" else []

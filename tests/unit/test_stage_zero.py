@@ -13,6 +13,7 @@ from rbft.inference.generation import prefill
 from rbft.inference.sampling import RationaleSampling
 from rbft.rationale_module import RationaleWriter, Written
 from rbft.stage_zero import check_prompts, group_by_missing_prompts
+from rbft.video.sampling import Video
 from tests.examples import (
     CARD,
     Damaged,
@@ -62,6 +63,10 @@ def test_what_a_rationale_s_line_says(two_ends: Path, tmp_path: Path):
         ("train_3", "", "undecodable", 0),
     ]
     assert {record["source"] for record in found} == {"self"}
+    # The frames that were described, by their numbers in the file; none where there were none.
+    frames = [one.video.indices for one in made[:3] if isinstance(one.video, Video)]
+    assert [r.get("frames") for r in found] == [*frames, None]
+    assert [r.get("fps") for r in found] == [10.0, 10.0, 10.0, None]
     assert store.cut() == {"train_2"}
     assert store.undecodable() == {"train_3"}
 

@@ -3,7 +3,7 @@ import logging
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,8 +16,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from rbft.data.rationales import RationaleStore, about, mix
-from rbft.rationales.selection import SelectionRule
+from rbft.data.rationales import ByRule, RationaleStore, about, mix
 from rbft.runtime.jsonl import json_line
 
 MADE_FROM = {
@@ -54,11 +53,12 @@ def open_store(
     *,
     by_id: bool = False,
     samples: int = 1,
-    selection: SelectionRule = "first",
+    selection: Literal["first", "consistent"] = "first",
     **changes: Any,
 ) -> RationaleStore:
     made_from = MADE_FROM | changes
-    return RationaleStore(path, made_from, clips, by_id=by_id, samples=samples, selection=selection)
+    selector = ByRule(selection)
+    return RationaleStore(path, made_from, clips, by_id=by_id, samples=samples, selector=selector)
 
 
 def test_append_and_reopen(path: Path) -> None:

@@ -107,6 +107,20 @@ def test_results_without_counts_have_no_intervals():
     assert lines[6] == "196 clips, coverage 100 %."
 
 
+def test_what_has_learnt_label_conditioned_rationales_is_marked():
+    zero, (title, after) = score(ZERO_SHOT, 0.5, [0.5, 0.5]), score("label", 0.5, [0.5, 0.5])
+    lines = result_table([zero, (title, {**after, "label_conditioned": 12})]).splitlines()
+    assert [line.split("  ")[0] for line in lines[3:6]] == [
+        "majority class",
+        "backbone, zero-shot",
+        "Stage II (labels) *",
+    ]
+    assert lines[8:] == [
+        "* Stage II (labels): 12 rationales are label-conditioned: their writer was told the "
+        "class, which the paper's never is. Results do not compare with the paper's."
+    ]
+
+
 def test_titles():
     assert title_of("class_rationale") == "P+C+R (Table 3)"
     assert title_of("my_weights-1234abcd") == "my_weights-1234abcd"

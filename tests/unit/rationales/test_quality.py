@@ -153,7 +153,19 @@ def test_the_report_counts_and_lists():
     }
     assert content["dropped_by_it_alone"]["length"] == 2
     assert (content["samples"], content["kept"]) == (6, 3)
+    assert content["label_conditioned"] == []
     assert content["clips"] == {"normal": [2, 1], "abnormal": [2, 1], "no label": [1, 1]}
+
+
+@pytest.mark.parametrize("rules", [QualityRules(), QualityRules(min_words=1)])
+def test_label_conditioned_rationales_are_counted(rules):
+    told = sample("b", CAT, 1, label_conditioned=True)
+    report = apply_rules([sample("a", DOG), told], rules, CARD)
+    assert report.as_dict()["label_conditioned"] == ["b"]
+    assert str(report).endswith(
+        "1 rationale is label-conditioned: its writer was told the class, which the paper's never "
+        "is. Results do not compare with the paper's."
+    )
 
 
 def test_a_class_left_without_rationales_is_named():

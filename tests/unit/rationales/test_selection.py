@@ -144,8 +144,8 @@ def test_label_conditioned_rationales_are_refused_unless_asked_for(rule):
         select(told, rule, answers)
     assert str(error.value) == (
         "1 of 2 rationales are label-conditioned: their writer was told the class (first: a). The "
-        "paper's never is. Allow them by name, or leave them out; results that use them are not "
-        "comparable with the paper's."
+        "paper's never is. Take their lines out, or ask for such rationales: "
+        "data.rationale_selection verified with data.rationale_fallback hint."
     )
     chosen = select(told, rule, answers, allow_label_conditioned=True)
     assert chosen.label_conditioned == ("a",)

@@ -24,6 +24,16 @@ def test_features_come_back_as_they_were(tmp_path: Path, dtype: torch.dtype) -> 
     assert torch.equal(again.features, seen.features)
 
 
+def test_the_frames_that_went_into_the_tower_are_kept(tmp_path: Path) -> None:
+    """Of outputs that were kept without them they are not known."""
+    cache, shown = FeatureCache(tmp_path, 1 << 20), {"frames": [0, 12, 24], "fps": 23.976}
+    cache.put("a", EncodedVideo(torch.ones(4, 2), [1, 2, 2], 1.0, shown))
+    cache.write("b", torch.ones(4, 2), {"grid": [1, 2, 2], "sampled_fps": 1.0})
+    again = FeatureCache(tmp_path, 1 << 20)
+    found = [again.get(key) for key in ("a", "b")]
+    assert [one.shown for one in found if one is not None] == [shown, {}]
+
+
 def test_part_of_a_larger_tensor_is_kept_as_its_own_values(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, 1 << 20)
     whole = torch.arange(24.0).view(6, 4)
