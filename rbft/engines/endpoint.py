@@ -407,7 +407,9 @@ class EndpointEngine:
             raise Fault(f"Time-out: no answer within {self.timeout:g} s", again=True) from None
         except openai.APIStatusError as error:
             headers, found = error.response.headers, error.body or error.response.text
-            raise faults.of_status(error.status_code, headers, found) from None
+            raise faults.of_status(
+                error.status_code, headers, found, structured="response_format" in body
+            ) from None
         except openai.APIConnectionError as error:
             refused = isinstance(error.__cause__, httpx.ConnectError)
             what = f"{type(error.__cause__).__name__} ({error.__cause__})"

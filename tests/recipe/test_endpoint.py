@@ -132,6 +132,38 @@ def test_log_probabilities_give_probabilities(server, tmp_path):
     assert read_json(tmp_path / LOGS / PLACE / "test.json")["by_logprobs"] == 5
 
 
+def test_structured_labels(server, tmp_path, capsys):
+    """One of five answers has not the form; another server knows no forms."""
+    texts = ['{"label": "normal"}', '{"label": "abnormal"}', "normal"]
+    server.text = lambda prompt, number: texts[number % 3]
+    more = "--endpoint.labels=structured"
+    rbft(tmp_path, "test", *options(server, more))
+    words = {"type": "string", "enum": ["normal", "abnormal"]}
+    for body in server.bodies:
+        form = body["response_format"]["json_schema"]
+        assert form["schema"]["properties"] == {"label": words}
+    file = tmp_path / LOGS / PLACE / "test.json"
+    result, rows = read_json(file), read_lines(tmp_path / LOGS / PLACE / "test_predictions.jsonl")
+    assert [row["prediction"] for row in rows] == ["normal", "abnormal", None, "normal", "abnormal"]
+    assert rows[2]["status"] == "no_class"
+    assert rows[2]["reason"].endswith("the server may not keep to response_format.")
+    assert result["made"]["endpoint"]["sampling"]["response_format"]["type"] == "json_schema"
+    # Free answers are other answers, in a file of their own.
+    rbft(tmp_path, "test", *options(server))
+    assert server.sent.total() == 10
+    assert len(list(file.parent.glob("test-*.json"))) == 1
+    capsys.readouterr()
+    server.plan = lambda prompt: ["no form"] * 99
+    with pytest.raises(SystemExit, match="2"):
+        rbft(tmp_path, "test", *options(server, more, "--data.max_frames=2"))
+    assert (
+        "HTTP 400: 'response_format' of type 'json_schema' is not supported. The server takes no "
+        "structured answer of this form (response_format): ask another model, or for free labels "
+        "(endpoint.labels free)."
+    ) in capsys.readouterr().err
+    assert server.sent.total() == 11, "nothing is sent after that"
+
+
 def test_a_clip_that_cannot_be_decoded_is_named_and_not_sent(server, tmp_path, monkeypatch):
     from rbft.video.sampling import VideoError
 

@@ -1,15 +1,6 @@
 """Answers of a real server: `transformers serve` with the miniature's base, over HTTP."""
 
-import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +17,7 @@ from rbft.engines.request import Request, Sampling
 from rbft.video.frame_settings import FrameSettings
 from rbft.video.sampling import Video, decode_video
 from tests.recipe.runs import ROOT
+from tests.servers import Serving, transformers_serve
 from tests.videos import make_video
 
 pytestmark = [
@@ -36,50 +28,13 @@ pytestmark = [
     ),
 ]
 TOKENS = 24
-# The server looks for the end of the prompt in its decoded text. The miniature's tokenizer, which
-# has a token for each word, decodes it with a space and without the line break.
-TEMPLATE = {
-    "defaults": {"role": "assistant"},
-    "start_anchor": "<|im_start|> assistant",
-    "fields": {"content": {"close_pattern": r"\s*<\|im_end\|>", "content": "text"}},
-}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("serve") / "base"
-    shutil.copytree(ROOT / "rbft/miniature/base", folder)
-    config = folder / "tokenizer_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"response_template": TEMPLATE}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def url(base: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    hub = base.parent / "hub"
-    hub.mkdir()
-    options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    with (base.parent / "log.txt").open("wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "transformers.cli.transformers", "serve", base, *options],
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub)},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            for _ in range(240):
-                assert server.poll() is None, (base.parent / "log.txt").read_text()
-                with suppress(OSError):
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                    break
-                time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            server.terminate()
-            server.wait(30)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    folder = tmp_path_factory.mktemp("serve")
+    with transformers_serve(ROOT / "rbft/miniature/base", folder) as made:
+        yield made
 
 
 def written_here(base: Path, videos: dict[str, Video], requests: list[Request]) -> dict[str, str]:
@@ -107,7 +62,7 @@ def written_here(base: Path, videos: dict[str, Video], requests: list[Request]) 
 
 
 def test_a_server_of_transformers_writes_what_generate_writes(
-    tmp_path: Path, base: Path, url: str
+    tmp_path: Path, server: Serving
 ) -> None:
     sizes = [(56, 84), (84, 84), (112, 56), (84, 112)]
     videos = {
@@ -121,17 +76,17 @@ def test_a_server_of_transformers_writes_what_generate_writes(
         Request(name, "what is the label ?", lambda video=video: video, sampling=Sampling(TOKENS))
         for name, video in videos.items()
     ]
-    chat = Chat(str(base), AsImages(), same_model=[f"{base}@main"])
+    chat = Chat(server.model, AsImages(), same_model=[server.answers_as])
     store = ReplayStore(tmp_path / "answers.jsonl")
-    engine = EndpointEngine(chat, [url], store, concurrency=2, attempts=2, timeout=120.0)
+    engine = EndpointEngine(chat, [server.url], store, concurrency=2, attempts=2, timeout=120.0)
     found = {answer.id: answer for answer in engine.answer(requests)}
     assert {answer.status for answer in found.values()} == {"answered"}
-    right = written_here(base, videos, requests)
+    right = written_here(Path(server.model), videos, requests)
     assert {name: answer.text for name, answer in found.items()} == right
     assert all(right.values())
     # Its name for the model is not the one that was asked for: unless that is said, it is flagged.
     plain = EndpointEngine(
-        Chat(str(base), AsImages(), about={"again": 1}), [url], store, timeout=120.0
+        Chat(server.model, AsImages(), about={"again": 1}), [server.url], store, timeout=120.0
     )
     [answer] = plain.answer(requests[:1])
-    assert (answer.status, answer.model) == ("other_model", f"{base}@main")
+    assert (answer.status, answer.model) == ("other_model", server.answers_as)
