@@ -12,6 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from rbft.video.sampling import Video
 
 START_SECONDS = 240
 # `transformers serve` looks for the end of the prompt in its decoded text. The miniature's
@@ -57,6 +60,39 @@ def transformers_serve(backbone: Path, folder: Path) -> Iterator[Serving]:
     command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     with _started(command, port, folder / "transformers.txt", {"HF_HUB_CACHE": str(hub)}) as url:
         yield Serving(url, str(base), f"{base}@main")
+
+
+def written_from_images(
+    backbone: Path, asked: Sequence[tuple[str, Video]], tokens: int
+) -> list[str]:
+    """What transformers' `generate` writes of frames as images, in this process, greedily.
+
+    Args:
+        backbone: A `from_pretrained` folder.
+        asked: Prompts and clips.
+        tokens: Of a text at most.
+    """
+    import torch
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(backbone)
+    model: Any = AutoModelForImageTextToText.from_pretrained(backbone, dtype=torch.float32).eval()
+    texts = []
+    for prompt, video in asked:
+        frames = video.frames.permute(0, 2, 3, 1).numpy()
+        pictures = [{"type": "image", "image": Image.fromarray(frame)} for frame in frames]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": [*pictures, {"type": "text", "text": prompt}]}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        ids = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        texts += processor.batch_decode(new, skip_special_tokens=True)
+    return texts
 
 
 def find_vllm() -> str | None:

@@ -36,8 +36,9 @@ class EndpointSettings:
             models that think before they answer may ask for.
         top_logprobs: For how many tokens log-probabilities are asked (20 at most); the class then
             follows from them where they decide without doubt. 0 takes the class from the text.
-        labels: How a class is answered: free asks for the word alone, as of the backbone, structured
-            for JSON that can hold nothing but a class word (a JSON schema; not all servers know it).
+        labels: How a class is answered: free asks for the word alone, as of the backbone;
+            structured asks for JSON that can hold nothing but a class word, by a JSON schema, which
+            not all servers know.
         weights: Digest of the weights that a server of your own serves under this name.
         concurrency: Requests that are open at a time, over all servers.
         attempts: How often a request is sent at most.
@@ -78,9 +79,9 @@ class EndpointSettings:
         check_ranges("endpoint.", vars(self))
         if self.labels == "structured" and self.top_logprobs:
             raise ValueError(
-                f"endpoint.labels structured takes the class from the form of the answer, and "
-                f"endpoint.top_logprobs ({self.top_logprobs}) from the probabilities of a free one. "
-                "Set endpoint.top_logprobs to 0, or endpoint.labels to free."
+                "endpoint.labels structured takes the class from the form of the answer, and "
+                f"endpoint.top_logprobs ({self.top_logprobs}) from the probabilities of a free "
+                "one. Set endpoint.top_logprobs to 0, or endpoint.labels to free."
             )
 
     @property

@@ -3,11 +3,8 @@
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from PIL import Image
 
 from rbft.engines.chat import Chat
 from rbft.engines.content import AsImages
@@ -15,9 +12,9 @@ from rbft.engines.endpoint import EndpointEngine
 from rbft.engines.replay import ReplayStore
 from rbft.engines.request import Request, Sampling
 from rbft.video.frame_settings import FrameSettings
-from rbft.video.sampling import Video, decode_video
+from rbft.video.sampling import decode_video
 from tests.recipe.runs import ROOT
-from tests.servers import Serving, transformers_serve
+from tests.servers import Serving, transformers_serve, written_from_images
 from tests.videos import make_video
 
 pytestmark = [
@@ -35,30 +32,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     folder = tmp_path_factory.mktemp("serve")
     with transformers_serve(ROOT / "rbft/miniature/base", folder) as made:
         yield made
-
-
-def written_here(base: Path, videos: dict[str, Video], requests: list[Request]) -> dict[str, str]:
-    """What transformers' `generate` writes in this process, greedily."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(base)
-    model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32).eval()
-    texts = {}
-    for request in requests:
-        frames = videos[request.id].frames.permute(0, 2, 3, 1).numpy()
-        pictures = [{"type": "image", "image": Image.fromarray(frame)} for frame in frames]
-        content = [*pictures, {"type": "text", "text": request.prompt}]
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-        ids = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
-        new = ids[:, inputs["input_ids"].shape[1] :]
-        [texts[request.id]] = processor.batch_decode(new, skip_special_tokens=True)
-    return texts
 
 
 def test_a_server_of_transformers_writes_what_generate_writes(
@@ -81,9 +54,10 @@ def test_a_server_of_transformers_writes_what_generate_writes(
     engine = EndpointEngine(chat, [server.url], store, concurrency=2, attempts=2, timeout=120.0)
     found = {answer.id: answer for answer in engine.answer(requests)}
     assert {answer.status for answer in found.values()} == {"answered"}
-    right = written_here(Path(server.model), videos, requests)
-    assert {name: answer.text for name, answer in found.items()} == right
-    assert all(right.values())
+    asked = [(request.prompt, videos[request.id]) for request in requests]
+    right = written_from_images(Path(server.model), asked, TOKENS)
+    assert [found[request.id].text for request in requests] == right
+    assert all(right)
     # Its name for the model is not the one that was asked for: unless that is said, it is flagged.
     plain = EndpointEngine(
         Chat(server.model, AsImages(), about={"again": 1}), [server.url], store, timeout=120.0
