@@ -374,7 +374,7 @@ def rationale_store(experiment: Experiment, data: VideoDataModule) -> RationaleS
     """
     settings, stage = endpoint_of(experiment), STAGES["rationale"]
     made_from = {
-        "endpoint": settings.facts(_rationale_sampling(experiment)),
+        "endpoint": settings.facts(rationale_sampling(experiment)),
         "prompt": data.card.prompt("rationale"),
         "frames": determining(asdict(data.frames)),
     }
@@ -441,7 +441,7 @@ def ask_for_rationales(
     ClipAsker(experiment, data).ask(
         clips,
         STAGES["rationale"],
-        _rationale_sampling(experiment),
+        rationale_sampling(experiment),
         f"clips ({data.rationale_prompt})",
         take,
         lose,
@@ -449,7 +449,12 @@ def ask_for_rationales(
     return [f"{len(ids)} {status}: {_some(ids)}" for status, ids in without.items()]
 
 
-def _rationale_sampling(experiment: Experiment) -> Sampling:
+def rationale_sampling(experiment: Experiment) -> Sampling:
+    """How a rationale is decoded.
+
+    Args:
+        experiment: The settings, with an endpoint.
+    """
     longest = experiment.settings.model.max_new_tokens
     return endpoint_of(experiment).sampling(longest, labels=False)
 

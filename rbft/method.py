@@ -188,7 +188,7 @@ class Method:
 
     def plan(self) -> Plan:
         """What would be done, for the dry run and for what is checked before anything is loaded."""
-        inputs = self.inputs
+        inputs, endpoint = self.inputs, self.experiment.endpoint
         return Plan(
             inputs.data,
             inputs.model,
@@ -199,6 +199,7 @@ class Method:
             scored=self._scored(),
             whole=self.experiment.single is None,
             score_each=self.settings.score_each_stage,
+            endpoint=None if endpoint is None else endpoint.model,
         )
 
     def owned(self) -> Lock:

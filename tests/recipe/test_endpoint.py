@@ -1,6 +1,5 @@
 """`test`, `rationalize` and `fit` with a server on this machine in the backbone's place."""
 
-import re
 import shlex
 import signal
 from collections import Counter
@@ -15,7 +14,17 @@ from sklearn.metrics import accuracy_score, f1_score
 from rbft.miniature.data import Miniature
 from tests.endpoint_server import Served, serving
 from tests.recipe.killing import run
-from tests.recipe.runs import LOGS, ROOT, outcome, rationales, rbft, read_json, read_lines, small
+from tests.recipe.runs import (
+    LOGS,
+    ROOT,
+    command_blocks,
+    outcome,
+    rationales,
+    rbft,
+    read_json,
+    read_lines,
+    small,
+)
 
 pytestmark = pytest.mark.recipe
 SECRET = "sk-test-0123456789abcdef"
@@ -357,7 +366,7 @@ def test_another_writer_has_another_file(server, tmp_path):
 def test_the_page_s_commands_run(server, tmp_path):
     """Those of docs/rationales.md, on the miniature instead."""
     page = (ROOT / "docs/rationales.md").read_text(encoding="utf-8")
-    (block,) = [b for b in re.findall(r"```\n(.*?)```", page, re.DOTALL) if "-m rbft" in b]
+    block = next(b for b in command_blocks(page) if "-m rbft test" in b)
     commands = [shlex.split(line) for line in block.replace("\\\n", "").splitlines()]
     assert [words[3] for words in commands] == ["test", "test", "rationalize"]
     for number, words in enumerate(commands):
