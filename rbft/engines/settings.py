@@ -9,6 +9,7 @@ from rbft.engines.budget import Budget, Limits, Prices
 from rbft.engines.chat import Chat
 from rbft.engines.content import AsImages, AsVideo
 from rbft.engines.endpoint import EndpointEngine
+from rbft.engines.pace import Pace
 from rbft.engines.replay import ReplayStore
 from rbft.engines.request import Request, Sampling
 from rbft.runtime.ranges import check_ranges
@@ -43,6 +44,9 @@ class EndpointSettings:
         concurrency: Requests that are open at a time, over all servers.
         attempts: How often a request is sent at most.
         timeout: Seconds for one attempt.
+        requests_per_minute: Requests that are sent in a minute at most, over all servers and evenly
+            spread; null sends as many as concurrency allows.
+        tokens_per_minute: The same for the tokens of prompts and answers.
         max_requests: Requests that may be sent; null sets no limit.
         max_tokens: Tokens of prompts and answers that may be spent; null sets no limit.
         max_money: Money that may be spent, in the currency of the price table; null sets no limit.
@@ -68,6 +72,8 @@ class EndpointSettings:
     concurrency: int = 16
     attempts: int = 8
     timeout: float = 600.0
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
     max_requests: int | None = None
     max_tokens: int | None = None
     max_money: float | None = None
@@ -142,5 +148,6 @@ class EndpointSettings:
             concurrency=self.concurrency,
             attempts=self.attempts,
             timeout=self.timeout,
+            pace=Pace(self.requests_per_minute, self.tokens_per_minute),
             offline=self.offline,
         )

@@ -63,3 +63,8 @@ def test_a_class_is_asked_for_in_one_way() -> None:
 def test_as_many_log_probabilities_as_servers_give(count: int) -> None:
     with pytest.raises(ValueError, match=rf"endpoint.top_logprobs \({count}\) must be from 0"):
         replace(ASKED, top_logprobs=count)
+
+
+def test_a_pace_goes_to_the_engine(tmp_path: Path) -> None:
+    paced = replace(ASKED, requests_per_minute=5, tokens_per_minute=700).engine(tmp_path).pace
+    assert (paced.requests, paced.tokens) == (5, 700)
