@@ -217,7 +217,7 @@ def verdict(level: int) -> str:
 def judging(monkeypatch: pytest.MonkeyPatch):
     """A server whose judge gives every text about clips level 3, and others level 0."""
 
-    def respond(handler: Any, fault: str, prompt: str, body: dict[str, Any]) -> None:
+    def respond(handler: Any, fault: str, prompt: str, body: dict[str, Any], number: int) -> None:
         level = 3 if "shows somebody" in prompt else 0
         handler.whole(prompt, server.completion(prompt, body["model"], verdict(level)))
 
@@ -276,7 +276,7 @@ def test_anchors_are_asked_anew_with_other_texts(folder, options, judging, capsy
     rbft(folder, "judge", *options, *endpoint(judging.url), *more, "--texts=3")
     assert "Anchor 'a4' should get 1.00 and got 0.00." in capsys.readouterr().out
 
-    def kinder(handler: Any, fault: str, prompt: str, body: dict[str, Any]) -> None:
+    def kinder(handler: Any, fault: str, prompt: str, body: dict[str, Any], number: int) -> None:
         handler.whole(prompt, server.completion(prompt, body["model"], verdict(3)))
 
     monkeypatch.setattr(server._Handler, "respond", kinder)
@@ -312,7 +312,7 @@ def test_scores_of_people_correct_the_mean(folder, options, judging, capsys):
 
 
 def test_another_model_s_verdicts_are_no_scores(folder, options, judging, capsys, monkeypatch):
-    def other(handler: Any, fault: str, prompt: str, body: dict[str, Any]) -> None:
+    def other(handler: Any, fault: str, prompt: str, body: dict[str, Any], number: int) -> None:
         handler.whole(prompt, server.completion(prompt, "cheaper", verdict(4)))
 
     monkeypatch.setattr(server._Handler, "respond", other)
