@@ -101,12 +101,13 @@ def find_vllm() -> str | None:
 
 
 @contextmanager
-def vllm_serve(backbone: Path, folder: Path) -> Iterator[Serving]:
+def vllm_serve(backbone: Path, folder: Path, *options: str) -> Iterator[Serving]:
     """`vllm serve` with a backbone in 32 bits, for as long as the block lasts.
 
     Args:
         backbone: A `from_pretrained` folder.
         folder: Takes the server's log.
+        *options: Further options of the program.
     """
     program, port = find_vllm(), _free_port()
     assert program is not None, "there is no program vllm on the PATH"
@@ -114,6 +115,7 @@ def vllm_serve(backbone: Path, folder: Path) -> Iterator[Serving]:
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--trust-request-mm-kwargs", "--limit-mm-per-prompt", '{"video": 1, "image": 0}']
     command += ["--max-model-len", "4096", "--generation-config", "vllm", "--enforce-eager"]
+    command += options
     more = {
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other programs run here too

@@ -6,9 +6,11 @@ tests/vllm_environment.sh makes it and says how to run this file.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import tiny
 from tests.recipe.runs import LOGS, ROOT, rbft, read_json, read_lines, small
 from tests.servers import Serving, find_vllm, vllm_serve
 
@@ -25,6 +27,29 @@ FRAMES = ["--data.max_pixels=7056", "--data.max_frames=768", "--model.max_new_to
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     with vllm_serve(BASE, tmp_path_factory.mktemp("vllm")) as made:
         yield made
+
+
+@pytest.fixture
+def spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
+    """A random backbone that can spell JSON, with heads of a size that vLLM has on a processor."""
+    made = tiny.tiny_config
+
+    def wider(family: tiny.FamilyName) -> Any:
+        config = made(family)
+        facts = config.to_dict()
+        facts["text_config"]["hidden_size"] = facts["vision_config"]["out_hidden_size"] = 128
+        facts["text_config"]["rope_parameters"]["mrope_section"] = [4, 6, 6]
+        return type(config)(**facts)
+
+    monkeypatch.setattr(tiny, "tiny_config", wider)
+    backbone = tiny.tiny_backbone(tmp_path / "tiny")
+    # Left to itself a random model may write blanks between the braces without an end.
+    bare = [
+        "--structured-outputs-config",
+        '{"backend": "xgrammar", "disable_any_whitespace": true}',
+    ]
+    with vllm_serve(backbone, tmp_path, *bare) as server:
+        yield server
 
 
 def endpoint(server: Serving) -> list[str]:
@@ -64,3 +89,14 @@ def test_classes_are_those_of_the_backbone(server: Serving, tmp_path: Path) -> N
     for name, one in own.items():
         assert theirs[name]["prediction"] == one["prediction"]
         assert theirs[name]["probabilities"] == pytest.approx(one["probabilities"], abs=1e-3)
+
+
+def test_structured_labels_are_class_words(spelling: Serving, tmp_path: Path) -> None:
+    options = small(BASE, "--data.test_size=10", *FRAMES, "--endpoint.labels=structured")
+    rbft(tmp_path, "test", *options, *endpoint(spelling))
+    result = read_json(tmp_path / LOGS / "small/endpoint-served/test.json")
+    assert (result["n_scored"], result["answered_only"]["coverage"]) == (10, 1.0)
+    # The same model says nothing of the kind when it is left to itself.
+    rbft(tmp_path, "test", *options, *endpoint(spelling), "--endpoint.labels=free")
+    (free,) = (tmp_path / LOGS / "small/endpoint-served").glob("test-*.json")
+    assert read_json(free)["answered_only"]["n_scored"] == 0
