@@ -67,4 +67,4 @@ def test_without_limits_nothing_waits() -> None:
 def test_a_limit_is_one_or_more(name: str) -> None:
     said = re.escape(f"{name} a minute are 0; they must be 1 or more.")
     with pytest.raises(ValueError, match=f"^{said}$"):
-        Pace(**{name: 0})
+        Pace(0) if name == "requests" else Pace(tokens=0)
