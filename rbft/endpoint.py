@@ -26,7 +26,7 @@ from rbft.engines.settings import EndpointSettings
 from rbft.inference.metrics import ClassificationMetrics, for_json
 from rbft.inference.result_file import write_results
 from rbft.inference.result_table import result_table
-from rbft.inference.server_answer import NO_CLASS, answered_class
+from rbft.inference.server_answer import NO_CLASS, answered_class, label_form
 from rbft.runs.folder import read_json, versions
 from rbft.runs.record import digest, scoring_settings
 from rbft.runtime.console import print_rank_zero
@@ -229,7 +229,7 @@ def score_with_endpoint(experiment: Experiment, split: str) -> None:
             f"{type(data).__name__} has no {split} split. Set "
             "data.val_fraction to carve a validation split from the training clips."
         )
-    sampling = settings.sampling(experiment.settings.model.max_new_tokens, labels=True)
+    sampling = label_sampling(experiment, data)
     made = {
         "endpoint": settings.facts(sampling),
         "frames": scoring_settings(flat(yaml.safe_load(experiment.as_yaml())))["frames"],
@@ -244,9 +244,25 @@ def score_with_endpoint(experiment: Experiment, split: str) -> None:
         file = _results_file(experiment, place, split, made)
         file.unlink(missing_ok=True)  # of answers that were there before
         facts = {"run": experiment.settings.name, "stage": place, "weights": settings.model}
-        result = _write(file, data, split, clips, asked, {**facts, "made": made})
+        structured = settings.labels == "structured"
+        rows = [_row(clip, data, asked, structured) for clip in clips]
+        result = _write(file, data, split, rows, asked, {**facts, "made": made})
     print_rank_zero(_table(settings.model, split, result))
     print_rank_zero(f"Results and every answer: {file}")
+
+
+def label_sampling(experiment: Experiment, data: VideoDataModule) -> Sampling:
+    """How the answer to the label prompt is decoded, and which form it must have.
+
+    Args:
+        experiment: The settings, with an endpoint.
+        data: The benchmark.
+    """
+    settings = endpoint_of(experiment)
+    free = settings.sampling(experiment.settings.model.max_new_tokens, labels=True)
+    if settings.labels == "free":
+        return free
+    return replace(free, response_format=label_form(data.card.words))
 
 
 def _results_file(experiment: Experiment, place: str, split: str, made: dict[str, Any]) -> Path:
@@ -261,7 +277,7 @@ def _write(
     file: Path,
     data: VideoDataModule,
     split: str,
-    clips: Sequence[Clip],
+    rows: Sequence[Mapping[str, Any]],
     asked: Asked,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -270,7 +286,6 @@ def _write(
     Returns:
         What stands in the file.
     """
-    rows = [_row(clip, data, asked) for clip in clips]
     with_class = [row for row in rows if row["prediction"] is not None]
     every, answered, count = _metrics(data, rows), _metrics(data, with_class), len(with_class)
     unanswered: dict[str, list[str]] = {}
@@ -303,7 +318,7 @@ def _write(
     return write_results(file, rows, data, split, facts, every.compute(), every.confusion(), more)
 
 
-def _row(clip: Clip, data: VideoDataModule, asked: Asked) -> dict[str, Any]:
+def _row(clip: Clip, data: VideoDataModule, asked: Asked, structured: bool) -> dict[str, Any]:
     """What stands about a clip in the predictions, see `rbft.callbacks.answer_rows.answer_row`."""
     classes = data.card.classes
     label = None if clip.label is None else classes[clip.label]
@@ -311,7 +326,7 @@ def _row(clip: Clip, data: VideoDataModule, asked: Asked) -> dict[str, Any]:
     if clip.id in asked.lost:
         return {**row, "error": asked.lost[clip.id]}
     answer = asked.answers[clip.id]
-    found = answered_class(answer, data.card)
+    found = answered_class(answer, data.card, structured=structured)
     row["prediction"] = found.prediction
     if found.probabilities is not None:
         row["probabilities"] = {k: float(f"{v:.7g}") for k, v in found.probabilities.items()}
@@ -321,7 +336,7 @@ def _row(clip: Clip, data: VideoDataModule, asked: Asked) -> dict[str, Any]:
         row["text"] = answer.text
     if found.prediction is None:
         row["status"] = NO_CLASS if answer.ok else answer.status
-    if reason := " ".join(filter(None, [answer.error, answer.refusal])):
+    if reason := " ".join(filter(None, [answer.error, answer.refusal, found.problem])):
         row["reason"] = reason
     if answer.key:
         row["answer"] = answer.key  # in the replay store
@@ -371,7 +386,7 @@ def rationale_store(experiment: Experiment, data: VideoDataModule) -> RationaleS
             "classes from a server. Set data.rationale_selection to first, or endpoint to null."
         )
     made_from = {
-        "endpoint": settings.facts(_rationale_sampling(experiment)),
+        "endpoint": settings.facts(rationale_sampling(experiment)),
         "prompt": data.card.prompt("rationale"),
         "frames": determining(asdict(data.frames)),
     }
@@ -440,7 +455,7 @@ def ask_for_rationales(
     asker.ask(
         clips,
         STAGES["rationale"],
-        _rationale_sampling(experiment),
+        rationale_sampling(experiment),
         f"clips ({data.rationale_prompt})",
         take,
         lose,
@@ -448,7 +463,12 @@ def ask_for_rationales(
     return [f"{len(ids)} {status}: {_some(ids)}" for status, ids in without.items()]
 
 
-def _rationale_sampling(experiment: Experiment) -> Sampling:
+def rationale_sampling(experiment: Experiment) -> Sampling:
+    """How a rationale is decoded.
+
+    Args:
+        experiment: The settings, with an endpoint.
+    """
     longest = experiment.settings.model.max_new_tokens
     return endpoint_of(experiment).sampling(longest, labels=False)
 

@@ -241,7 +241,7 @@ class Method:
 
     def plan(self) -> Plan:
         """What would be done, for the dry run and for what is checked before anything is loaded."""
-        inputs = self.inputs
+        inputs, endpoint = self.inputs, self.experiment.endpoint
         return Plan(
             inputs.data,
             inputs.model,
@@ -253,6 +253,7 @@ class Method:
             whole=self.experiment.single is None,
             score_each=self.settings.score_each_stage,
             keeps_best=self.settings.keep == "best",
+            endpoint=None if endpoint is None else endpoint.model,
         )
 
     def owned(self) -> Lock:

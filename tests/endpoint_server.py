@@ -144,6 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.error(400, f"I was given {key}.")
         elif fault == "no quota":
             self.error(429, "You exceeded your current quota", code="insufficient_quota")
+        elif fault == "no form":
+            self.error(400, "'response_format' of type 'json_schema' is not supported")
         elif fault == "filter":
             self.error(400, "The prompt was filtered", code="content_filter")
         elif fault == "slow":

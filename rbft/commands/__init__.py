@@ -11,6 +11,7 @@ COMMANDS = {
     "rationalize": "rationalize",
     "rationales": "rationales",
     "judge": "judge",
+    "batch": "batch",
     "test": "score",
     "validate": "score",
     "predict": "predict",

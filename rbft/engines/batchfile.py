@@ -166,9 +166,10 @@ def read_batch(
 
     Raises:
         ValueError: If a file is missing or damaged, holds an id that was not asked, or has two
-            different answers for one id.
+            different answers for one id; or if another model was asked, or otherwise.
     """
     asked = _read_asked(path)
+    _check_chat(asked, path, chat)
     found = BatchResult()
     where: dict[str, str] = {}
     for file in results:
@@ -259,6 +260,23 @@ def _read_asked(path: Path) -> dict[str, dict[str, Any]]:
             raise ValueError(f"{file}, line {number} is damaged. Write the batch again.")
         asked[record["id"]] = record
     return asked
+
+
+def _check_chat(asked: Mapping[str, Mapping[str, Any]], path: Path, chat: Chat) -> None:
+    """Refuses to read answers of a batch that was written with other settings.
+
+    Raises:
+        ValueError: Naming the first that differs.
+    """
+    mine = chat.asked(Request("", ""), "")
+    for record in asked.values():
+        for name in ("model", "form", "fields", "about"):
+            theirs = record["asked"][name]
+            if theirs != mine[name] and not (name == "form" and theirs is None):
+                raise ValueError(
+                    f"The batch {path} was written with {name} {theirs!r}, and now it is "
+                    f"{mine[name]!r}. Read it with the settings that it was written with."
+                )
 
 
 def _lines(file: Path, torn: list[Path]) -> Iterator[tuple[int, Any]]:

@@ -18,6 +18,7 @@ from rbft.engines.budget import Budget, Spent
 from rbft.engines.chat import Chat, Malformed, digest
 from rbft.engines.content import Content, frames_digest
 from rbft.engines.faults import Backoff, Fault
+from rbft.engines.pace import Pace
 from rbft.engines.replay import ReplayStore
 from rbft.engines.request import Answer, Request
 from rbft.video.sampling import Video
@@ -123,6 +124,7 @@ class EndpointEngine:
         attempts: How often a request is sent at most.
         timeout: Seconds for one attempt, from sending to the answer's end.
         backoff: How long to wait between attempts.
+        pace: How many requests and tokens a minute are sent, over all servers; None as many as fit.
         offline: Answer from the store alone.
         again: Statuses of stored answers that are asked again: other_model after a server was put
             right, say. Answered requests are never sent again.
@@ -143,6 +145,7 @@ class EndpointEngine:
         attempts: int = 8,
         timeout: float = 600.0,
         backoff: Backoff | None = None,
+        pace: Pace | None = None,
         offline: bool = False,
         again: Sequence[str] = (),
     ) -> None:
@@ -160,6 +163,7 @@ class EndpointEngine:
         self.store, self.budget = store, budget or Budget(chat.model)
         self.key_variable, self.concurrency = key_variable, concurrency
         self.attempts, self.timeout, self.backoff = attempts, timeout, backoff or Backoff()
+        self.pace = pace or Pace()
         self.offline, self.again = offline, frozenset(again)
         if not offline:
             self._key()  # now, not after an hour
@@ -309,6 +313,9 @@ class EndpointEngine:
         fault: Fault | None = None
         for attempt in range(1, self.attempts + 1):
             server = await self._pick(run)
+            while not run.stopped and (pause := self.pace.claim(most.tokens)):
+                await asyncio.sleep(min(pause, 1.0))  # others may give back what they do not take
+                server = await self._pick(run)
             ticket = await self._reserve(run, most)
             if not ticket:
                 return Answer(request.id, "not_sent", error=run.stopped, attempts=attempt - 1)
@@ -327,6 +334,7 @@ class EndpointEngine:
             cost = None if answer is None else self.budget.cost(answer)
             if cost is None and fault is not None and fault.free:
                 cost = Spent(1)
+            self.pace.settle(most.tokens, most.tokens if cost is None else cost.tokens)
             counted = 0 if answer is None else answer.prompt_tokens or 0
             self._settle(run, ticket, cost, estimate, counted)
             if answer is not None and last:
@@ -407,7 +415,9 @@ class EndpointEngine:
             raise Fault(f"Time-out: no answer within {self.timeout:g} s", again=True) from None
         except openai.APIStatusError as error:
             headers, found = error.response.headers, error.body or error.response.text
-            raise faults.of_status(error.status_code, headers, found) from None
+            raise faults.of_status(
+                error.status_code, headers, found, structured="response_format" in body
+            ) from None
         except openai.APIConnectionError as error:
             refused = isinstance(error.__cause__, httpx.ConnectError)
             what = f"{type(error.__cause__).__name__} ({error.__cause__})"

@@ -23,6 +23,12 @@ HOPELESS = {
 SHORTEST_SECRET = 8  # characters; shorter keys are words for servers that ask for none
 VLLM_FIELDS = ("media_io_kwargs", "mm_processor_kwargs")
 VLLM_FLAG = "--trust-request-mm-kwargs"
+# What servers say that take no structured answers, or not the one that is asked.
+FORM_WORDS = ("response_format", "json_schema", "json mode", "structured", "guided", "grammar")
+NO_FORM = (
+    "The server takes no structured answer of this form (response_format): ask another model, or "
+    "for free labels (endpoint.labels free)"
+)
 
 
 @dataclass(frozen=True)
@@ -79,13 +85,16 @@ class Fault(Exception):  # noqa: N818
         self.free, self.hopeless, self.refused = free, hopeless, refused
 
 
-def of_status(status: int, headers: Mapping[str, str], body: Any) -> Fault:
+def of_status(
+    status: int, headers: Mapping[str, str], body: Any, *, structured: bool = False
+) -> Fault:
     """The fault that a response with an error status stands for.
 
     Args:
         status: The HTTP status.
         headers: Names in any case.
         body: Its JSON, or its text where it is none.
+        structured: Whether the request asked for a form of the answer.
     """
     said = error_text(body)
     inner = body.get("error", body) if isinstance(body, Mapping) else None
@@ -95,6 +104,8 @@ def of_status(status: int, headers: Mapping[str, str], body: Any) -> Fault:
     if refused_by_filter(body):
         return Fault(f"HTTP {status}: {said}", again=False, free=True, refused=True)
     hopeless = HOPELESS.get(status, "")
+    if structured and status in (400, 422) and any(word in said.lower() for word in FORM_WORDS):
+        hopeless = NO_FORM
     if code == "insufficient_quota":
         hopeless = HOPELESS[402]
     again = not hopeless and (status in AGAIN or status >= 500)

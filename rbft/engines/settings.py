@@ -9,6 +9,7 @@ from rbft.engines.budget import Budget, Limits, Prices
 from rbft.engines.chat import Chat
 from rbft.engines.content import AsImages, AsVideo
 from rbft.engines.endpoint import EndpointEngine
+from rbft.engines.pace import Pace
 from rbft.engines.replay import ReplayStore
 from rbft.engines.request import Request, Sampling
 from rbft.runtime.ranges import check_ranges
@@ -36,10 +37,16 @@ class EndpointSettings:
             models that think before they answer may ask for.
         top_logprobs: For how many tokens log-probabilities are asked (20 at most); the class then
             follows from them where they decide without doubt. 0 takes the class from the text.
+        labels: How a class is answered: free asks for the word alone, as of the backbone;
+            structured asks for JSON that can hold nothing but a class word, by a JSON schema, which
+            not all servers know.
         weights: Digest of the weights that a server of your own serves under this name.
         concurrency: Requests that are open at a time, over all servers.
         attempts: How often a request is sent at most.
         timeout: Seconds for one attempt.
+        requests_per_minute: Requests that are sent in a minute at most, over all servers and evenly
+            spread; null sends as many as concurrency allows.
+        tokens_per_minute: The same for the tokens of prompts and answers.
         max_requests: Requests that may be sent; null sets no limit.
         max_tokens: Tokens of prompts and answers that may be spent; null sets no limit.
         max_money: Money that may be spent, in the currency of the price table; null sets no limit.
@@ -60,10 +67,13 @@ class EndpointSettings:
     fields: Mapping[str, Any] = field(default_factory=dict)
     temperature: float | None = 0.0
     top_logprobs: int = 0
+    labels: Literal["free", "structured"] = "free"
     weights: str | None = None
     concurrency: int = 16
     attempts: int = 8
     timeout: float = 600.0
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
     max_requests: int | None = None
     max_tokens: int | None = None
     max_money: float | None = None
@@ -73,6 +83,12 @@ class EndpointSettings:
 
     def __post_init__(self) -> None:
         check_ranges("endpoint.", vars(self))
+        if self.labels == "structured" and self.top_logprobs:
+            raise ValueError(
+                "endpoint.labels structured takes the class from the form of the answer, and "
+                f"endpoint.top_logprobs ({self.top_logprobs}) from the probabilities of a free "
+                "one. Set endpoint.top_logprobs to 0, or endpoint.labels to free."
+            )
 
     @property
     def short_name(self) -> str:
@@ -132,5 +148,6 @@ class EndpointSettings:
             concurrency=self.concurrency,
             attempts=self.attempts,
             timeout=self.timeout,
+            pace=Pace(self.requests_per_minute, self.tokens_per_minute),
             offline=self.offline,
         )

@@ -55,6 +55,7 @@ class Plan:
         whole: Whether the whole method runs, not a single stage.
         score_each: Whether the backbone and every stage are scored, not only the last.
         keeps_best: Whether the weights of the best validation are kept while a stage trains.
+        endpoint: The endpoint's model, where it writes the rationales in the backbone's place.
     """
 
     data: VideoDataModule
@@ -67,6 +68,7 @@ class Plan:
     whole: bool = True
     score_each: bool = True
     keeps_best: bool = False
+    endpoint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,10 @@ def steps_table(plan: Plan, found: Mapping[str, SplitTokens], counter: StepCount
         if unknown := len(plan.store.undecided(ids)) if data.rationale_ratio else 0:
             todo.append(f"{unknown} to verify")
         state = ", ".join(todo) or "done"
-        rows.append(["Stage 0 (writing rationales)", str(len(ids)), "", "", state])
+        title = "Stage 0 (writing rationales)"
+        if plan.endpoint is not None:  # which takes none of this machine's memory
+            title = f"Stage 0 (endpoint {plan.endpoint} writes rationales)"
+        rows.append([title, str(len(ids)), "", "", state])
     if plan.whole and (plan.score_each or not plan.stages):
         rows.append(scoring(ZERO_SHOT, "backbone, zero-shot"))
     epochs = plan.trainer.max_epochs or 1
@@ -349,7 +354,7 @@ def scoring_peaks(
 
     peaks = {}
     described = [found[name] for name in plan.stages if find_stage(name).needs_rationales]
-    if described and data.rationale_ratio:
+    if described and data.rationale_ratio and plan.endpoint is None:
         # The prompts' KV cache is continued once for each sample.
         again = int(plan.store.samples > 1)
         peaks["Stage 0, writing"] = memory_of(

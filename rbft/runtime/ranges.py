@@ -119,6 +119,8 @@ RANGES = {
     "endpoint.concurrency": COUNT,
     "endpoint.attempts": COUNT,
     "endpoint.timeout": Range(0, above=True, note="it is seconds"),
+    "endpoint.requests_per_minute": Range(1, note=NO_LIMIT),
+    "endpoint.tokens_per_minute": Range(1, note=NO_LIMIT),
     "endpoint.max_requests": Range(0, note=NO_LIMIT),
     "endpoint.max_tokens": Range(0, note=NO_LIMIT),
     "endpoint.max_money": Range(0, note=NO_LIMIT),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,3 +104,9 @@ def rationales(folder: Path) -> Path:
     """The only rationale file of a folder."""
     (file,) = (folder / LOGS / "rationales").glob("*.jsonl")
     return file
+
+
+def command_blocks(page: str) -> list[str]:
+    """The blocks of a Markdown page that name no language: commands, and what they print."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    return [block for language, block in blocks if not language]

@@ -213,7 +213,7 @@ CASES = {
     ),
     "a command": (
         "train",
-        "(choose from 'fit', 'rationalize', 'rationales', 'judge', 'test', ",
+        "(choose from 'fit', 'rationalize', 'rationales', 'judge', 'batch', 'test', ",
     ),
 }
 FILES = {

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +73,16 @@ def test_rationales_are_those_of_transformers():
     said = run("generate.py", "--rounds=1", "--clips=4", "--batch=3", "--longest=24")
     found = re.findall(r"^(.+) \S+ \(\S+\) \S+x \S+ (\d of 4) \S+$", said, re.MULTILINE)
     assert found == [("transformers, one by one", "4 of 4"), ("rbft, 3 at a time", "4 of 4")]
+
+
+@pytest.mark.skipif(find_spec("fastapi") is None, reason="transformers serve needs fastapi")
+def test_servers_are_timed_when_they_write_the_same():
+    said = run("rationales.py", "--rounds=1")
+    assert "transformers serve, images: 9 of 9 texts are the same" in said
+    found = re.findall(r"^(.+) ([13]) \d+ \(\d+-\d+\) \S+x$", said, re.MULTILINE)
+    assert found[:4] == [
+        (way, prompts) for way in ("backbone", "transformers serve") for prompts in "13"
+    ]
 
 
 def test_cost_by_frames():

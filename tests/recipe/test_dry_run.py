@@ -70,6 +70,15 @@ def test_it_says_what_would_run(tmp_path, qwen, capsys):
     assert "No GPU here: compare the peak" in out or torch.cuda.is_available()
 
 
+def test_rationales_of_an_endpoint_are_not_the_backbone_s(tmp_path, qwen, capsys):
+    more = ["--endpoint.model=tiny-vl", "--endpoint.key_variable=null"]
+    out = dry_run(tmp_path, capsys, *small(qwen, *more))
+    title = "Stage 0 (endpoint tiny-vl writes rationales)"
+    assert row(out, title) == ["14", "14 to write"]
+    assert "Stage 0, writing" not in out
+    assert "Stage 0 (writing" not in out
+
+
 @pytest.mark.parametrize("trust", [True, False])
 def test_the_backbone_s_own_code_is_trusted_as_asked(tmp_path, qwen, capsys, monkeypatch, trust):
     told = note_trust(monkeypatch)

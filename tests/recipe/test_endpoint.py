@@ -1,6 +1,5 @@
 """`test`, `rationalize` and `fit` with a server on this machine in the backbone's place."""
 
-import re
 import shlex
 import signal
 from collections import Counter
@@ -15,7 +14,17 @@ from sklearn.metrics import accuracy_score, f1_score
 from rbft.miniature.data import Miniature
 from tests.endpoint_server import Served, serving
 from tests.recipe.killing import run
-from tests.recipe.runs import LOGS, ROOT, outcome, rationales, rbft, read_json, read_lines, small
+from tests.recipe.runs import (
+    LOGS,
+    ROOT,
+    command_blocks,
+    outcome,
+    rationales,
+    rbft,
+    read_json,
+    read_lines,
+    small,
+)
 
 pytestmark = pytest.mark.recipe
 SECRET = "sk-test-0123456789abcdef"
@@ -133,6 +142,38 @@ def test_log_probabilities_give_probabilities(server, tmp_path):
     assert {row["prediction"] for row in rows} == {"abnormal"}
     assert all(row["probabilities"]["abnormal"] == pytest.approx(0.7310586) for row in rows)
     assert read_json(tmp_path / LOGS / PLACE / "test.json")["by_logprobs"] == 5
+
+
+def test_structured_labels(server, tmp_path, capsys):
+    """One of five answers has not the form; another server knows no forms."""
+    texts = ['{"label": "normal"}', '{"label": "abnormal"}', "normal"]
+    server.text = lambda prompt, number: texts[number % 3]
+    more = "--endpoint.labels=structured"
+    rbft(tmp_path, "test", *options(server, more))
+    words = {"type": "string", "enum": ["normal", "abnormal"]}
+    for body in server.bodies:
+        form = body["response_format"]["json_schema"]
+        assert form["schema"]["properties"] == {"label": words}
+    file = tmp_path / LOGS / PLACE / "test.json"
+    result, rows = read_json(file), read_lines(tmp_path / LOGS / PLACE / "test_predictions.jsonl")
+    assert [row["prediction"] for row in rows] == ["normal", "abnormal", None, "normal", "abnormal"]
+    assert rows[2]["status"] == "no_class"
+    assert rows[2]["reason"].endswith("the server may not keep to response_format.")
+    assert result["made"]["endpoint"]["sampling"]["response_format"]["type"] == "json_schema"
+    # Free answers are other answers, in a file of their own.
+    rbft(tmp_path, "test", *options(server))
+    assert server.sent.total() == 10
+    assert len(list(file.parent.glob("test-*.json"))) == 1
+    capsys.readouterr()
+    server.plan = lambda prompt: ["no form"] * 99
+    with pytest.raises(SystemExit, match="2"):
+        rbft(tmp_path, "test", *options(server, more, "--data.max_frames=2"))
+    assert (
+        "HTTP 400: 'response_format' of type 'json_schema' is not supported. The server takes no "
+        "structured answer of this form (response_format): ask another model, or for free labels "
+        "(endpoint.labels free)."
+    ) in capsys.readouterr().err
+    assert server.sent.total() == 11, "nothing is sent after that"
 
 
 def test_a_clip_that_cannot_be_decoded_is_named_and_not_sent(server, tmp_path, monkeypatch):
@@ -329,7 +370,7 @@ def test_another_writer_has_another_file(server, tmp_path):
 def test_the_page_s_commands_run(server, tmp_path):
     """Those of docs/rationales.md, on the miniature instead."""
     page = (ROOT / "docs/rationales.md").read_text(encoding="utf-8")
-    (block,) = [b for b in re.findall(r"```\n(.*?)```", page, re.DOTALL) if "-m rbft" in b]
+    block = next(b for b in command_blocks(page) if "-m rbft test" in b)
     commands = [shlex.split(line) for line in block.replace("\\\n", "").splitlines()]
     assert [words[3] for words in commands] == ["test", "test", "rationalize"]
     for number, words in enumerate(commands):

@@ -9,7 +9,7 @@ import torch
 
 from rbft.engines.batchfile import BatchResult, read_batch, request_files, write_batch
 from rbft.engines.chat import Chat
-from rbft.engines.content import AsVideo, Content
+from rbft.engines.content import AsImages, AsVideo, Content
 from rbft.engines.endpoint import EndpointEngine
 from rbft.engines.replay import ReplayStore
 from rbft.engines.request import Request, Sampling
@@ -272,3 +272,27 @@ def test_a_batch_without_clips(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["body"] == CHAT.body(asked[0], Content())
     found = read_batch(path, [write(tmp_path / "r.jsonl", [result("c0")])], CHAT)
     assert found.answers["c0"].shown == "No clip: the prompt alone."
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        (Chat("other-vl", AsVideo()), "model 'tiny-vl', and now it is 'other-vl'"),
+        (
+            replace(CHAT, form=AsImages()),
+            "form {'form': 'video', 'side': 28}, and now it is {",
+        ),
+        (replace(CHAT, fields={"top_k": 1}), "fields {}, and now it is {'top_k': 1}"),
+        (replace(CHAT, about={"weights": "a"}), "about {}, and now it is {'weights': 'a'}"),
+    ],
+)
+def test_a_batch_is_read_as_it_was_written(
+    tmp_path: Path, batch: Path, chat: Chat, message: str
+) -> None:
+    store = ReplayStore(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="was written with") as error:
+        read_batch(batch, [write(tmp_path / "r.jsonl", [result("c1")])], chat, store)
+    said = str(error.value)
+    assert said.startswith(f"The batch {batch} was written with {message}")
+    assert said.endswith(". Read it with the settings that it was written with.")
+    assert len(store) == 0

@@ -16,6 +16,7 @@ from rbft.engines.chat import Chat
 from rbft.engines.content import AsImages, AsVideo, frames_digest
 from rbft.engines.endpoint import EndpointEngine
 from rbft.engines.faults import Backoff
+from rbft.engines.pace import Pace
 from rbft.engines.replay import ReplayStore
 from rbft.engines.request import Answer, Request, Sampling
 from rbft.video.sampling import Video, VideoError
@@ -499,6 +500,25 @@ def test_each_attempt_counts_with_what_it_may_have_cost(tmp_path: Path) -> None:
         budget = Budget("tiny-vl")
         list(engine(tmp_path / "n", server.url, budget=budget).answer(requests(1)))
     assert budget.spent.tokens == 166
+
+
+def test_requests_are_sent_at_a_pace_and_again_too(tmp_path: Path) -> None:
+    with serving(lambda prompt: ["500"] if prompt == "prompt 2" else []) as server:
+        made = engine(tmp_path, server.url, pace=Pace(requests=600), concurrency=6)
+        found = by_id(made.answer(requests(5)))
+    assert all(answer.ok for answer in found.values())
+    gaps = [after - before for before, after in zip(server.times, server.times[1:], strict=False)]
+    assert len(gaps) == 5
+    assert min(gaps) > 0.06  # of 0.1, less what a request may be late
+
+
+def test_tokens_that_the_server_counts_set_the_pace(tmp_path: Path) -> None:
+    """A request can take some 170 tokens, which is a second, and takes 25, which is a seventh."""
+    with serving() as server:
+        made = engine(tmp_path, server.url, pace=Pace(tokens=10_000), concurrency=1)
+        begun = time.monotonic()
+        by_id(made.answer(requests(4)))
+    assert 0.4 < time.monotonic() - begun < 2.5
 
 
 def test_what_is_not_known_to_be_bounded_is_refused(tmp_path: Path) -> None:

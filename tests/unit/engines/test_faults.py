@@ -73,6 +73,26 @@ def test_how_vllm_is_to_be_started_is_said() -> None:
     assert of_status(400, {}, {"message": said}).text == f"HTTP 400: {said}"
 
 
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Invalid parameter: 'response_format' of type 'json_schema' is not supported.",
+        "JSON mode is not enabled for this model",
+        "Grammar error: Unimplemented keys",
+    ],
+)
+def test_a_server_without_structured_answers_is_asked_no_more(status: int, said: str) -> None:
+    fault = of_status(status, {}, {"message": said}, structured=True)
+    assert (fault.again, fault.text) == (False, f"HTTP {status}: {said}")
+    assert fault.hopeless == (
+        "The server takes no structured answer of this form (response_format): ask another model, "
+        "or for free labels (endpoint.labels free)"
+    )
+    assert not of_status(status, {}, {"message": said}).hopeless, "no form was asked"
+    assert not of_status(status, {}, {"message": "Too many images"}, structured=True).hopeless
+
+
 def test_a_secret_is_taken_out_of_every_text() -> None:
     secret = "sk-0123456789"
     value = {"a": [f"x{secret}y", 1, {secret: None}], "b": "fine"}

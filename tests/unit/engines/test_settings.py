@@ -49,7 +49,22 @@ def test_log_probabilities_are_asked_for_with_labels_alone() -> None:
     assert settings.sampling(9, labels=False) == Sampling(9, 0.0)
 
 
+def test_a_class_is_asked_for_in_one_way() -> None:
+    with pytest.raises(ValueError, match="structured") as error:
+        replace(ASKED, labels="structured", top_logprobs=5)
+    assert str(error.value) == (
+        "endpoint.labels structured takes the class from the form of the answer, and "
+        "endpoint.top_logprobs (5) from the probabilities of a free one. Set "
+        "endpoint.top_logprobs to 0, or endpoint.labels to free."
+    )
+
+
 @pytest.mark.parametrize("count", [-1, 21])
 def test_as_many_log_probabilities_as_servers_give(count: int) -> None:
     with pytest.raises(ValueError, match=rf"endpoint.top_logprobs \({count}\) must be from 0"):
         replace(ASKED, top_logprobs=count)
+
+
+def test_a_pace_goes_to_the_engine(tmp_path: Path) -> None:
+    paced = replace(ASKED, requests_per_minute=5, tokens_per_minute=700).engine(tmp_path).pace
+    assert (paced.requests, paced.tokens) == (5, 700)

@@ -1,3 +1,4 @@
+import json
 import math
 from typing import Any
 
@@ -5,7 +6,7 @@ import pytest
 
 from rbft.card import Card
 from rbft.engines.request import Answer, Token
-from rbft.inference.server_answer import AnsweredClass, answered_class
+from rbft.inference.server_answer import AnsweredClass, answered_class, label_form
 
 PROMPTS = {"label": "Which?", "rationale": "Why?"}
 CARD = Card("yard", "guard", {"quiet": "normal", "alarm": "abnormal"}, PROMPTS)
@@ -84,3 +85,35 @@ def test_words_that_share_a_first_token_are_told_apart_by_the_text() -> None:
 def test_what_is_not_answered_has_no_class(status: Any) -> None:
     given = answer("abnormal", ("ab", 0.9), ("normal", 0.1), status=status)
     assert answered_class(given, CARD) == AnsweredClass(None)
+
+
+def test_a_form_can_be_nothing_but_a_class_word() -> None:
+    form = label_form(CARD.words)
+    assert form["type"] == "json_schema"
+    assert form["json_schema"]["strict"] is True
+    schema = form["json_schema"]["schema"]
+    assert schema["properties"] == {"label": {"type": "string", "enum": ["normal", "abnormal"]}}
+    assert (schema["type"], schema["required"]) == ("object", ["label"])
+    assert schema["additionalProperties"] is False
+    assert json.loads(json.dumps(form)) == form
+
+
+def test_a_structured_answer_has_the_class_of_its_word() -> None:
+    given = answer('{ "label":\n"abnormal"}')
+    assert answered_class(given, CARD, structured=True) == AnsweredClass("alarm")
+
+
+@pytest.mark.parametrize("text", ["abnormal", '"abnormal"', '{"label": "alarm"}', "{}", "[1]", ""])
+def test_a_structured_answer_of_another_form_is_no_class(text: str) -> None:
+    asks = "The answer has no class word under 'label', which endpoint.labels structured asks for: "
+    given = answer(text, finish="stop")
+    problem = f"{asks}the server may not keep to response_format."
+    found = answered_class(given, CARD, structured=True)
+    assert found == AnsweredClass(None, problem=problem)
+    cut = answered_class(answer(text, finish="length"), CARD, structured=True)
+    assert cut == AnsweredClass(None, problem=f"{asks}model.max_new_tokens cut it off.")
+
+
+def test_a_refusal_has_no_structured_class() -> None:
+    given = answer('{"label": "normal"}', status="refused")
+    assert answered_class(given, CARD, structured=True) == AnsweredClass(None)

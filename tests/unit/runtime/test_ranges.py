@@ -67,6 +67,8 @@ WRONG: dict[str, tuple[float, str]] = {
     "endpoint.concurrency": (0, ONE),
     "endpoint.attempts": (0, ONE),
     "endpoint.timeout": (0, "must be above 0; it is seconds."),
+    "endpoint.requests_per_minute": (0, "must be 1 or more; null sets no limit."),
+    "endpoint.tokens_per_minute": (0, "must be 1 or more; null sets no limit."),
     "endpoint.max_requests": (-1, NO_LIMIT),
     "endpoint.max_tokens": (-1, NO_LIMIT),
     "endpoint.max_money": (-0.5, NO_LIMIT),

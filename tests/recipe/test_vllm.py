@@ -1,0 +1,102 @@
+"""Answers of a real vLLM server: what the backbone in rbft's own process answers.
+
+vLLM wants other versions of torch and transformers than rbft, so it has an environment of its own:
+tests/vllm_environment.sh makes it and says how to run this file.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+from tests.recipe.runs import LOGS, ROOT, rbft, read_json, read_lines, small
+from tests.servers import Serving, find_vllm, vllm_serve
+
+pytestmark = [
+    pytest.mark.recipe,
+    pytest.mark.vllm,
+    pytest.mark.skipif(find_vllm() is None, reason="there is no program vllm on the PATH"),
+]
+BASE = ROOT / "rbft/miniature/base"
+FRAMES = ["--data.max_pixels=7056", "--data.max_frames=768", "--model.max_new_tokens=64"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with vllm_serve(BASE, tmp_path_factory.mktemp("vllm")) as made:
+        yield made
+
+
+@pytest.fixture
+def spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
+    """A random backbone that can spell JSON, with heads of a size that vLLM has on a processor."""
+    made = tiny.tiny_config
+
+    def wider(family: tiny.FamilyName) -> Any:
+        config = made(family)
+        facts = config.to_dict()
+        facts["text_config"]["hidden_size"] = facts["vision_config"]["out_hidden_size"] = 128
+        facts["text_config"]["rope_parameters"]["mrope_section"] = [4, 6, 6]
+        return type(config)(**facts)
+
+    monkeypatch.setattr(tiny, "tiny_config", wider)
+    backbone = tiny.tiny_backbone(tmp_path / "tiny")
+    # Left to itself a random model may write blanks between the braces without an end.
+    bare = [
+        "--structured-outputs-config",
+        '{"backend": "xgrammar", "disable_any_whitespace": true}',
+    ]
+    with vllm_serve(backbone, tmp_path, *bare) as server:
+        yield server
+
+
+def endpoint(server: Serving) -> list[str]:
+    return [
+        f"--endpoint.model={server.model}",
+        f"--endpoint.urls=[{server.url}]",
+        "--endpoint.key_variable=null",
+        "--endpoint.frames=video",
+    ]
+
+
+def test_rationales_are_those_of_the_backbone(server: Serving, tmp_path: Path) -> None:
+    options = small(BASE, "--data.train_size=24", "--prompts=[rationale, least]", *FRAMES)
+    rbft(tmp_path, "rationalize", *options)
+    rbft(tmp_path, "rationalize", *options, *endpoint(server))
+    folder = tmp_path / LOGS / "rationales"
+    for prompt in ("rationale", "least"):
+        own, theirs = (
+            {one["id"]: (one["rationale"], one["finish"], one["tokens"]) for one in read_lines(f)}
+            for name in ("base", "served")
+            for f in folder.glob(f"miniature0-{name}-{prompt}-*.jsonl")
+        )
+        assert len(own) == 24
+        assert theirs == own
+
+
+def test_classes_are_those_of_the_backbone(server: Serving, tmp_path: Path) -> None:
+    options = small(BASE, "--data.test_size=40", *FRAMES)
+    rbft(tmp_path, "test", *options, "--weights=backbone")
+    rbft(tmp_path, "test", *options, *endpoint(server), "--endpoint.top_logprobs=20")
+    run, place = tmp_path / LOGS / "small", "endpoint-served"
+    own = {one["id"]: one for one in read_lines(run / "zero_shot/test_predictions.jsonl")}
+    theirs = {one["id"]: one for one in read_lines(run / place / "test_predictions.jsonl")}
+    assert len(own) == 40
+    assert {one["prediction"] for one in own.values()} == {"normal", "abnormal"}
+    assert read_json(run / place / "test.json")["by_logprobs"] == 40
+    for name, one in own.items():
+        assert theirs[name]["prediction"] == one["prediction"]
+        assert theirs[name]["probabilities"] == pytest.approx(one["probabilities"], abs=1e-3)
+
+
+def test_structured_labels_are_class_words(spelling: Serving, tmp_path: Path) -> None:
+    options = small(BASE, "--data.test_size=10", *FRAMES, "--endpoint.labels=structured")
+    rbft(tmp_path, "test", *options, *endpoint(spelling))
+    result = read_json(tmp_path / LOGS / "small/endpoint-served/test.json")
+    assert (result["n_scored"], result["answered_only"]["coverage"]) == (10, 1.0)
+    # The same model says nothing of the kind when it is left to itself.
+    rbft(tmp_path, "test", *options, *endpoint(spelling), "--endpoint.labels=free")
+    (free,) = (tmp_path / LOGS / "small/endpoint-served").glob("test-*.json")
+    assert read_json(free)["answered_only"]["n_scored"] == 0
