@@ -132,6 +132,9 @@ def test_each_clip_counts_once_and_the_figures_are_the_same(runs, place):
     weights = [result["made"].pop("weights") for result in (found, expected)]
     # Sums over processes round otherwise, and the digest sees every bit.
     assert (weights[0] == weights[1]) == (place == "zero_shot")
+    two_processes, alone = (result.pop("calibration") for result in (found, expected))
+    for name in ("ece", "brier", "nll"):
+        assert two_processes[name] == pytest.approx(alone[name], abs=1e-5)
     assert found == expected
     assert found["n_scored"] == found["metrics"]["n"] == 3
     for row, known in zip(
