@@ -106,7 +106,12 @@ FREE_SETTINGS = (
 )
 
 # What settings were that runs of earlier versions do not note.
-EARLIER = {"keep": "last", "keep_metric": "val/loss", "patience": None}
+EARLIER = {
+    "keep": "last",
+    "keep_metric": "val/loss",
+    "patience": None,
+    "data.init_args.rationale_selection": "first",
+}
 
 ClipRecord = dict[str, Any]
 
@@ -259,7 +264,7 @@ def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str
     return [
         f"{name}: {old} -> {new}"
         for name, (old, new) in sorted(
-            differences({**EARLIER, **before}, {**EARLIER, **now}).items()
+            differences({**EARLIER, **flat(before)}, {**EARLIER, **flat(now)}).items()
         )
         if not any(name == free or name.startswith(f"{free}.") for free in FREE_SETTINGS)
     ]

@@ -322,7 +322,11 @@ def check_one_stage(stage: str) -> Callable[[Path, str], None]:
     def check(run: Path, name: str) -> None:
         results = read_json(run / stage / "test.json")
         assert results["n_scored"] >= 4
-        assert {path.name for path in run.iterdir() if path.is_dir()} == {"zero_shot", stage}
+        assert {path.name for path in run.iterdir() if path.is_dir()} == {
+            "usage",
+            "zero_shot",
+            stage,
+        }
         texts = [row.get("text") for row in read_lines(run / stage / "test_predictions.jsonl")]
         # Only P+R+C writes before it answers.
         assert all(texts) if stage == "rationale_class" else not any(texts)
@@ -340,7 +344,7 @@ def check_references_alone(run: Path, name: str) -> None:
 
 def check_zero_shot(run: Path, name: str) -> None:
     assert read_json(run / "zero_shot/test.json")["n_scored"] == 6
-    assert {path.name for path in run.iterdir() if path.is_dir()} == {"zero_shot"}
+    assert {path.name for path in run.iterdir() if path.is_dir()} == {"usage", "zero_shot"}
 
 
 KINDS: dict[str, Callable[[Path, str], None]] = {

@@ -2,6 +2,7 @@ import hashlib
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ from rbft.runs.record import (
     digest,
     scoring_of,
     scoring_settings,
+    setting_differences,
     trained_on,
 )
 from rbft.runtime.differences import flat
@@ -230,6 +232,18 @@ def test_settings_that_an_earlier_version_did_not_note(started):
     check_settings(started, changed(keep="last", keep_metric="val/loss", patience=None))
     with pytest.raises(ValueError, match=r"\n  keep: last -> best\n"):
         check_settings(started, changed(keep="best", keep_metric="val/loss", patience=None))
+
+
+def test_a_setting_of_the_data_that_an_earlier_version_did_not_note(started):
+    data = "data.init_args.rationale_selection"
+    assert setting_differences({}, nested(data, "first")) == []
+    assert setting_differences({}, nested(data, "consistent")) == [f"{data}: first -> consistent"]
+
+
+def nested(name: str, value: str) -> dict[str, Any]:
+    """A setting as the settings file holds it."""
+    first, _, rest = name.partition(".")
+    return {first: nested(rest, value) if rest else value}
 
 
 def entries(*names, **changes):
