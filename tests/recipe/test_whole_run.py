@@ -198,9 +198,8 @@ def test_each_training_clip_has_one_rationale_and_no_label(finished):
     assert len({record["id"] for record in records}) == len(records) == 14
     assert all("train" in record["id"] for record in records)
     for record in records:
-        assert set(record) == {"id", "rationale", "finish", "tokens", "source", "model"} | set(
-            ABOUT
-        )
+        own = {"id", "rationale", "finish", "tokens", "source", "model", "frames", "fps"}
+        assert set(record) == own | set(ABOUT)
         assert (record["source"], record["finish"]) in {("self", "stop"), ("self", "length")}
 
 
