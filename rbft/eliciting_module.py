@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,12 +13,11 @@ from rbft.batch import Batch
 from rbft.card import Card
 from rbft.collator import Collator
 from rbft.data.elicited import ElicitedClasses
+from rbft.data.verified import QUESTION
 from rbft.inference.classifier import Classified, naming_clips
 from rbft.inference.generation import extend, prefill, score_candidates
-from rbft.stages import STAGES
 
 log = logging.getLogger(__name__)
-QUESTION = STAGES["rationale_class"]
 Records = Mapping[str, Sequence[Mapping[str, Any]]]  # lines of the rationale file, by clip id
 
 
@@ -45,7 +45,7 @@ class ElicitingModule(BackboneModule):
         """What makes the batches to predict on; reads the processor."""
         return {"predict": self.collator}
 
-    @property
+    @cached_property
     def collator(self) -> Collator:
         """Puts the question, and tokenizes rationales and class words."""
         return Collator(

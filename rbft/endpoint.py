@@ -16,8 +16,8 @@ from rbft.analysis.intervals import for_results, score_intervals
 from rbft.build import Experiment
 from rbft.clip import Clip
 from rbft.data.base import VideoDataModule
-from rbft.data.content import describe_clips
-from rbft.data.rationales import CUT, STOPPED, UNDECODABLE, RationaleStore, about
+from rbft.data.content import about_clips, describe_clips
+from rbft.data.rationales import CUT, STOPPED, UNDECODABLE, RationaleStore
 from rbft.engines.budget import Spent
 from rbft.engines.content import frames_digest
 from rbft.engines.endpoint import EndpointEngine
@@ -378,7 +378,7 @@ def rationale_store(experiment: Experiment, data: VideoDataModule) -> RationaleS
         experiment: The settings, with an endpoint.
         data: The benchmark with the prompt that asks for the rationales.
     """
-    settings, stage = endpoint_of(experiment), STAGES["rationale"]
+    settings = endpoint_of(experiment)
     if data.rationale_selection != "first":
         raise ValueError(
             f"data.rationale_selection is {data.rationale_selection}, but endpoint.model "
@@ -391,10 +391,7 @@ def rationale_store(experiment: Experiment, data: VideoDataModule) -> RationaleS
         "frames": determining(asdict(data.frames)),
     }
     name = f"{data.benchmark}-{settings.short_name}-{data.rationale_prompt}-{digest(made_from)[:8]}"
-    clips = {
-        clip.id: about(data.video_digest(clip), clip.start, clip.end, stage.prompt(data.card, clip))
-        for clip in data.clips_to_describe()
-    }
+    clips = about_clips(data, data.clips_to_describe(), STAGES["rationale"])
     return RationaleStore(
         data.rationale_file or experiment.logs / "rationales" / f"{name}.jsonl",
         {**made_from, "versions": versions()},

@@ -17,8 +17,8 @@ from rbft.backbone.vision_features import check_frozen
 from rbft.build import Experiment, quiet_trainer
 from rbft.card import Card
 from rbft.data.base import VideoDataModule
-from rbft.data.content import describe_clips
-from rbft.data.rationales import NOT_DETERMINING, ByRule, RationaleStore, about
+from rbft.data.content import about_clips, describe_clips
+from rbft.data.rationales import NOT_DETERMINING, ByRule, RationaleStore
 from rbft.data.verified import verified_beside
 from rbft.decision import check_decision
 from rbft.module import RBFTModule
@@ -144,15 +144,7 @@ class Inputs:
         known = digest({name: made_from[name] for name in made_from if name != NOT_DETERMINING})
         name = f"{data.benchmark}-{writer}-{data.rationale_prompt}-{known[:8]}"
         path = data.rationale_file or self.experiment.logs / "rationales" / f"{name}.jsonl"
-        clips = {
-            clip.id: about(
-                data.video_digest(clip),
-                clip.start,
-                clip.end,
-                find_stage("rationale").prompt(data.card, clip),
-            )
-            for clip in data.clips_to_describe()
-        }
+        clips = about_clips(data, data.clips_to_describe(), find_stage("rationale"))
         rule = data.rationale_selection
         return RationaleStore(
             path,

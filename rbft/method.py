@@ -18,7 +18,7 @@ from rbft.callbacks.cut import CutRationales
 from rbft.callbacks.handoff import StageHandoff
 from rbft.callbacks.results import ResultsWriter
 from rbft.callbacks.throughput import Throughput
-from rbft.data.base import Feed
+from rbft.data.base import Feed, VideoDataModule
 from rbft.data.rationales import RationaleStore
 from rbft.decision import DECISION, write_decision
 from rbft.estimate.dry_run import Plan
@@ -147,7 +147,9 @@ class Method:
             store = inputs.rationale_store()
             data = inputs.data.with_feed(Feed(rationales=store))
             told += len(data.label_conditioned())
-            facts["rationale_texts"] = self._note_rationales(stage, store, resumes=bool(resume))
+            facts["rationale_texts"] = self._note_rationales(
+                stage, data, store, resumes=bool(resume)
+            )
             made_from["rationales"] = facts["rationale_texts"]
             facts["rationale_tokens"] = sum(one["tokens"] for one in store.all_records())
         if told:  # stands in every stage that follows, and in their results
@@ -342,7 +344,9 @@ class Method:
             report = data.with_feed(Feed(rationales=self.inputs.rationale_store())).rules_report()
             print_rank_zero(f"data.rationale_rules: {report}")
 
-    def _note_rationales(self, stage: str, store: RationaleStore, *, resumes: bool) -> str:
+    def _note_rationales(
+        self, stage: str, data: VideoDataModule, store: RationaleStore, *, resumes: bool
+    ) -> str:
         """Compares with the rationales that the stage began with, or keeps these.
 
         Returns:
@@ -351,7 +355,6 @@ class Method:
         Raises:
             ValueError: If the stage resumes and they have changed; names the clips.
         """
-        data = self.inputs.data.with_feed(Feed(rationales=store))
         texts = {n: t for split in TRAINING_SPLITS for n, t in data.rationales(split).items()}
         cut, told = store.cut(), set(data.label_conditioned())
         now = {

@@ -10,6 +10,7 @@ from rbft.data.rationales import RationaleStore
 from rbft.data.verified import Verified
 from rbft.inputs import Inputs
 from rbft.passes import elicit_pass, write_pass
+from rbft.rationales.selection_report import SelectionReport
 from rbft.runtime.console import print_rank_zero
 from rbft.training.fsdp2 import wait_for_all
 
@@ -52,7 +53,7 @@ def verify(inputs: Inputs, data: VideoDataModule, store: RationaleStore) -> None
         print_rank_zero(f"data.rationale_selection ({data.rationale_prompt}): {report}")
 
 
-def selection_report(data: VideoDataModule, store: RationaleStore) -> Any:
+def selection_report(data: VideoDataModule, store: RationaleStore) -> SelectionReport | None:
     """What `verified` selected so far; None under other selections, or where nothing is known.
 
     Args:

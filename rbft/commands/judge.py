@@ -15,7 +15,6 @@ from rbft.engines.request import Answer as EngineAnswer
 from rbft.engines.request import Request as EngineRequest
 from rbft.engines.request import Sampling
 from rbft.engines.request import Token as EngineToken
-from rbft.engines.settings import EndpointSettings
 from rbft.inputs import check_inputs
 from rbft.rationales.calibration import FEWEST, Estimate, Key, load_human_scores
 from rbft.rationales.judge import (
@@ -143,8 +142,7 @@ def judge(
         top_logprobs: For how many tokens of the answer log-probabilities are asked, so that the
             score is the expectation over the levels; 0 for servers that give none.
     """
-    settings = experiment.settings
-    if settings.endpoint is None:
+    if experiment.endpoint is None:
         raise ValueError(
             "judge asks a server, and endpoint is null. Set --endpoint.model to the model that "
             "judges and --endpoint.urls to its server (OpenAI's where it is left out). The "
@@ -154,7 +152,7 @@ def judge(
     # The endpoint judges here: the rationales are those of the experiment without it.
     inputs = check_inputs(experiment.changed(endpoint=None), weights=False)
     written = read_written(inputs, prompts)
-    engine = EndpointSettings(**vars(settings.endpoint)).engine(experiment.logs)
+    engine = experiment.endpoint.engine(experiment.logs)
     _warn_of_own_texts(engine.chat.model, written)
     rubric, card = Rubric.load(), inputs.card
     items = _items(written, texts)

@@ -1,7 +1,13 @@
 """What the clips of a benchmark are, by content: what a run's record holds of them."""
 
+from collections.abc import Iterable
+from typing import Any
+
+from rbft.clip import Clip
 from rbft.data.base import VideoDataModule
+from rbft.data.rationales import about
 from rbft.runs.record import SPLITS, ClipRecord, digest
+from rbft.stages import Stage
 
 
 def describe_clips(data: VideoDataModule) -> dict[str, list[ClipRecord]]:
@@ -24,4 +30,20 @@ def describe_clips(data: VideoDataModule) -> dict[str, list[ClipRecord]]:
             for clip in data.clips(split)
         ]
         for split in SPLITS
+    }
+
+
+def about_clips(
+    data: VideoDataModule, clips: Iterable[Clip], stage: Stage
+) -> dict[str, dict[str, Any]]:
+    """What texts that answer a stage's prompt are about, by clip id, see `rationales.about`.
+
+    Args:
+        data: The benchmark, with the card of the prompt.
+        clips: Clips of it.
+        stage: What is asked about them.
+    """
+    return {
+        clip.id: about(data.video_digest(clip), clip.start, clip.end, stage.prompt(data.card, clip))
+        for clip in clips
     }

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rbft.data.rationales import NOT_DETERMINING
+from rbft.runs.folder import TOLD
 from rbft.runtime.differences import differences
 from rbft.runtime.files import write_json
 from rbft.runtime.jsonl import JsonLines, append_lines, complete_lines
 
 # What the model was asked: a text about another video, or another text, is another question.
 ASKED = ("video", "start", "end", "prompt", "rationale")
-NOT_DETERMINING = "versions"  # the key of the provenance that may differ
 
 
 class ElicitedClasses:
@@ -158,9 +159,15 @@ class ElicitedClasses:
     def _check_made_from(self) -> None:
         if not self.lines.files():
             return
-        found = {}
-        if self.lines.sidecar.exists():
-            found = json.loads(self.lines.sidecar.read_text(encoding="utf-8"))
+        found, sidecar = {}, self.lines.sidecar
+        try:
+            if sidecar.exists():
+                found = json.loads(sidecar.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{sidecar} is no JSON, so nothing says what the classes in {self.path.name} were "
+                "elicited from. Remove both; the classes are elicited anew."
+            ) from error
         before, now = (
             {name: value for name, value in one.items() if name != NOT_DETERMINING}
             for one in (found, self.made_from)
@@ -169,12 +176,9 @@ class ElicitedClasses:
             lines = [f"  {name}: {old} there, {new} now" for name, (old, new) in changes.items()]
             raise ValueError(
                 f"The classes in {self.path} were elicited from something else than this run "
-                "asks:\n" + "\n".join(lines) + f"\nRemove it and {self.lines.sidecar.name}; they "
+                "asks:\n" + "\n".join(lines) + f"\nRemove it and {sidecar.name}; they "
                 "are elicited anew."
             )
-
-
-TOLD = "label_conditioned"  # the key of lines whose writer was told the class
 
 
 def _order(line: Mapping[str, Any]) -> tuple[str, ...]:

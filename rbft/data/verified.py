@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rbft.data.base import VideoDataModule
-from rbft.data.elicited import NOT_DETERMINING, TOLD, ElicitedClasses
-from rbft.data.rationales import Chosen, RationaleStore, about, by_number
+from rbft.data.content import about_clips
+from rbft.data.elicited import ElicitedClasses
+from rbft.data.rationales import NOT_DETERMINING, Chosen, RationaleStore, by_number
 from rbft.rationales.sample import Sample, samples_of
 from rbft.rationales.selection import Elicited, Selection, add_hinted, select
 from rbft.rationales.selection_report import SelectionReport, Way
+from rbft.runs.folder import TOLD
 from rbft.runs.record import digest
-from rbft.stages import STAGES, Stage
+from rbft.stages import STAGES
 
 Lines = Mapping[str, Sequence[dict[str, Any]]]  # of each clip, by number of the sample
 QUESTION = STAGES["rationale_class"]
@@ -137,29 +139,22 @@ def verified_beside(
         samples: Rationales a clip.
     """
     card, train = data.card, data.clips("train")
-
-    def ask(stage: Stage, **more: Any) -> dict[str, dict[str, Any]]:
-        return {
-            clip.id: {
-                **about(data.video_digest(clip), clip.start, clip.end, stage.prompt(card, clip)),
-                **more,
-            }
-            for clip in train
-        }
-
     apart = ("prompt", "generation")  # what decides the rationale, but not the class behind it
     asked = {name: value for name, value in made_from.items() if name not in apart}
     asked |= {"question": card.shown(QUESTION.prompts)}
-    elicited = ElicitedClasses(_beside(path, "classes", asked), asked, ask(QUESTION), card.classes)
+    elicited = ElicitedClasses(
+        _beside(path, "classes", asked), asked, about_clips(data, train, QUESTION), card.classes
+    )
     hinted = None
     if data.rationale_fallback == "hint":
         hint = data.rationale_hint
         told = {**made_from, "hint": hint, "words": dict(card.words)}
         # Its lines are about another prompt than the clip's own, so neither passes for the other.
+        asked_again = about_clips(data, train, replace(STAGES["rationale"], hint=hint))
         hinted = RationaleStore(
             _beside(path, "hinted", told),
             told,
-            ask(replace(STAGES["rationale"], hint=hint), **{TOLD: True}),
+            {name: {**one, TOLD: True} for name, one in asked_again.items()},
             samples=samples,
         )
     labels = {clip.id: clip.label for clip in train}

@@ -22,6 +22,7 @@ from rbft.card import Card
 from rbft.rationales.quality import Flag
 from rbft.rationales.sample import STOPPED, Sample
 from rbft.rationales.words import ClassWords, words
+from rbft.runs.folder import TOLD
 from rbft.runtime.files import write_text
 
 FRAMES = 8  # of a clip's film strip
@@ -32,7 +33,6 @@ QUALITY = 80  # of JPEG, 1 to 95
 NO_LABEL = "no label"
 HUES = 6  # colours of classes in page.css
 _NO_TEXT = '<p class="none">nothing was written about this clip</p>'
-TOLD = "label_conditioned"
 FLAG_NAMES = {
     "length": "length",
     "repetition": "repetition",

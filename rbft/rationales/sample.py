@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rbft.runs.folder import TOLD
+
 # How a text ended: with the turn, at the limit of tokens, or it could not begin.
 STOPPED, CUT, UNDECODABLE = "stop", "length", "undecodable"
 
@@ -55,7 +57,7 @@ class Sample:
             tokens=record["tokens"],
             number=record.get("sample", 0),
             video=record.get("video") or "",
-            label_conditioned=record.get("label_conditioned", False),
+            label_conditioned=record.get(TOLD, False),
         )
 
 

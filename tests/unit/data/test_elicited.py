@@ -108,6 +108,18 @@ def test_classes_of_something_else_are_refused(path: Path) -> None:
         opened(path)
 
 
+def test_a_damaged_sidecar_is_named(path: Path) -> None:
+    opened(path).append(0, [(line("a"), answer("quiet"))])
+    sidecar = path.with_suffix(".provenance.json")
+    sidecar.write_text('{"backbone": "3f')
+    with pytest.raises(ValueError, match="is no JSON") as error:
+        opened(path)
+    assert str(error.value) == (
+        f"{sidecar} is no JSON, so nothing says what the classes in {path.name} were elicited "
+        "from. Remove both; the classes are elicited anew."
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
