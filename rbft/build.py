@@ -102,6 +102,7 @@ class Experiment:
         stages: Names of the stages, in order.
         endpoint: The server that answers in the backbone's place; None asks the backbone.
         decision: What a threshold is chosen for; None answers with the likeliest class.
+        masking: What is masked in scored clips, its settings; None masks nothing.
     """
 
     def __init__(self, settings: Namespace, parser: LightningArgumentParser) -> None:
@@ -115,6 +116,7 @@ class Experiment:
         self.endpoint = None if asked is None else EndpointSettings(**vars(asked))
         wanted = settings.get("decision")
         self.decision = None if wanted is None else Wanted(**vars(wanted))
+        self.masking: Namespace | None = settings.get("data.init_args.masking")
 
     def changed(self, **settings: Any) -> "Experiment":
         """The same experiment with other settings.

@@ -1,7 +1,8 @@
 """What an experiment is made from, looked at before anything is loaded or written."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from copy import copy
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from rbft.data.rationales import NOT_DETERMINING, ByRule, RationaleStore
 from rbft.data.verified import verified_beside
 from rbft.decision import check_decision
 from rbft.module import RBFTModule
-from rbft.runs.folder import CARD, CLIPS, ZERO_SHOT, provenance, read_json, read_provenance
+from rbft.runs.folder import CARD, CLIPS, ZERO_SHOT, Run, provenance, read_json, read_provenance
 from rbft.runs.record import (
+    SETTINGS,
     ClipRecord,
     Record,
     card_differences,
@@ -109,7 +111,34 @@ class Inputs:
 
     def determining(self, split: str, stage: str, weights: Path | None) -> dict[str, Any]:
         """What determines the results of a split; they are found by it."""
-        return {**self.conditions(stage, weights), "clips": digest(self.clips[split])}
+        made = {**self.conditions(stage, weights), "clips": digest(self.clips[split])}
+        if self.data.masks is not None:
+            videos = [clip["video"] for clip in self.clips[split]]
+            made["masking"] = self.data.masks.determining(videos)
+        return made
+
+    def masked_each(self) -> list["Inputs"]:
+        """The same for each draw of what `data.masking` masks; itself where nothing is masked."""
+        if self.data.masks is None:
+            return [self]
+        key = "data__init_args__masking__repeat"
+        made = []
+        for one in self.data.masks.masking.each:
+            data = copy(self.data)
+            data.masks = replace(self.data.masks, masking=one)
+            experiment = self.experiment.changed(**{key: one.repeat})
+            made.append(replace(self, experiment=experiment, data=data))
+        return made
+
+    def check_masks(self, split: str) -> None:
+        """Refuses to score clips about which the box file says nothing.
+
+        Raises:
+            ValueError: See `rbft.masking.settings.Masks.check`.
+        """
+        if self.data.masks is not None:
+            clips = {clip["id"]: clip["video"] for clip in self.clips[split]}
+            self.data.masks.check(clips, split, determining(asdict(self.data.frames)))
 
     def rationale_store(self, data: VideoDataModule | None = None) -> RationaleStore:
         """The rationale file, named after what determines it.
@@ -263,12 +292,33 @@ def check_inputs(
     return Inputs(experiment, data, model, trainer, backbone)
 
 
+def last_stage(folder: Path) -> str:
+    """Name of the last finished stage of a run.
+
+    Args:
+        folder: The run's.
+
+    Raises:
+        ValueError: If none is finished.
+    """
+    run, file = Run(folder), folder / SETTINGS
+    stages = list(yaml.safe_load(file.read_text(encoding="utf-8"))["stages"])
+    done = [stage for stage in stages if run.trained(stage)]
+    if not done:
+        raise ValueError(
+            f"The run {folder} has no finished stage ({', '.join(stages)}). Run fit first, or give "
+            "--weights backbone or a weights folder."
+        )
+    return done[-1]
+
+
 def find_weights(experiment: Experiment, weights: str) -> tuple[str, str, Path | None]:
     """Place of the results, stage and weights folder that a command's `--weights` names.
 
     Args:
         experiment: The settings.
-        weights: `run`, `backbone` or a weights folder.
+        weights: `run`, `backbone`, a weights folder, or the folder of a run, which stands for the
+            weights of its last stage.
 
     Raises:
         ValueError: If there are no such weights.
@@ -277,15 +327,19 @@ def find_weights(experiment: Experiment, weights: str) -> tuple[str, str, Path |
     if weights == "backbone":
         return ZERO_SHOT, "label", None
     if weights != "run":
-        found = read_provenance(Path(weights))
+        folder, name = Path(weights), Path(weights).name
+        if (folder / SETTINGS).is_file():
+            last = last_stage(folder)
+            folder, name = Run(folder).weights(last), f"{folder.name}-{last}"
+        found = read_provenance(folder)
         if found is None:
             raise ValueError(
-                f"--weights {weights} is no weights folder of rbft. Allowed are run, backbone "
-                f"or a folder such as {run.weights('label')}."
+                f"--weights {weights} is no weights folder of rbft. Allowed are run, backbone, "
+                f"a folder such as {run.weights('label')}, or the folder of a run."
             )
         # The name alone is no proof: most weights folders are called weights.
-        known = weights_fingerprint(Path(weights), experiment.settings.model.backbone)[:8]
-        return f"{Path(weights).name}-{known}", found["stages"][-1], Path(weights)
+        known = weights_fingerprint(folder, experiment.settings.model.backbone)[:8]
+        return f"{name}-{known}", found["stages"][-1], folder
     done = [stage for stage in stages if run.trained(stage)]
     if not done:
         raise ValueError(

@@ -17,6 +17,8 @@ COMMANDS = {
     "predict": "predict",
     "export": "export",
     "compare": "compare",
+    "mask": "mask",
+    "masked": "masked",
     "scan": "scan",
     "init": "init",
     "cache": "cache",

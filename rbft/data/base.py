@@ -24,6 +24,8 @@ from rbft.data.manifest import Manifest, ManifestRow, check_same_on_all_processe
 from rbft.data.rationales import RationaleStore, mix
 from rbft.data.sampler import EvalSampler, SampleSlot, TrainSampler
 from rbft.data.splits import check_classes, empty_classes, hold_out
+from rbft.masking.clip_mask import ClipMask
+from rbft.masking.settings import Masking, Masks
 from rbft.rationales.quality import QualityReport, QualityRules, apply_rules
 from rbft.rationales.sample import CUT, Sample
 from rbft.rationales.selection import HINT, check_fallback
@@ -142,6 +144,8 @@ class VideoDataModule(LightningDataModule):
             paper, trains on all as they were written.
         class_weights: Weigh each clip's label loss by the inverse frequency of its class.
         balanced_sampling: Draw every class equally often in training.
+        masking: What test and validate mask in the clips they score (Table 5): the objects of a box
+            file, or as much of anything else. null masks nothing.
         seed: Seed of the training order, of the validation split and of mixing rationales.
     """
 
@@ -180,6 +184,7 @@ class VideoDataModule(LightningDataModule):
         rationale_rules: QualityRules | None = None,
         class_weights: bool = False,
         balanced_sampling: bool = False,
+        masking: Masking | None = None,
         seed: int = 0,
     ) -> None:
         check_ranges("data.", locals())
@@ -223,6 +228,7 @@ class VideoDataModule(LightningDataModule):
         self.rationale_hint = HINT if rationale_hint is None else rationale_hint
         self.rationale_rules = rationale_rules
         self.class_weights, self.balanced_sampling = class_weights, balanced_sampling
+        self.masks = None if masking is None else Masks(masking)
         self.seed = seed
         self.feed = Feed()
         self.current_batch: Any = None  # the batch that the model works on
@@ -319,9 +325,10 @@ class VideoDataModule(LightningDataModule):
             ValueError: If the benchmark's videos have gone since they were looked for. Counted
                 as broken files, they would be replaced, or scored as wrong answers.
         """
+        mask = self._mask(clip)
         try:
             return self.frame_cache.get_or_decode(
-                clip.path, self.frames, start=clip.start, end=clip.end
+                clip.path, self.frames, start=clip.start, end=clip.end, mask=mask
             )
         except VideoError as error:
             if clip.split != "predict" and not clip.path.parent.is_dir():
@@ -331,6 +338,12 @@ class VideoDataModule(LightningDataModule):
                     "its last checkpoint."
                 ) from error
             raise
+
+    def _mask(self, clip: Clip) -> ClipMask | None:
+        """What is masked in a clip's frames; None where nothing is, or the file cannot be read."""
+        if self.masks is None or (video := self.content(clip)) is None:
+            return None
+        return self.masks.of(clip.id, video)
 
     def load(self, clip: Clip, tower: str = "") -> tuple[Video | EncodedVideo, str]:
         """What the vision tower made of a clip where that is kept, else its frames.
@@ -345,7 +358,9 @@ class VideoDataModule(LightningDataModule):
         if not tower:
             return self.decode(clip), ""
         try:
-            key = clip_key(clip.path, self.frames, tower, start=clip.start, end=clip.end)
+            mask = self._mask(clip)
+            facts = (tower,) if mask is None else (tower, {"mask": mask.key})
+            key = clip_key(clip.path, self.frames, *facts, start=clip.start, end=clip.end)
         except (OSError, ValueError):
             return self.decode(clip), ""  # says what is wrong
         return self.feature_cache.get(key) or self.decode(clip), key
@@ -552,6 +567,7 @@ class VideoDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Example]:
         """Shuffled micro-batches of this process, from where the run stopped."""
+        assert self.masks is None, "training is on whole frames"
         clips, collator = self.clips("train"), self.feed.collators["train"]
         texts = self.rationales("train") if collator.needs_rationales else None
         cut = self.cut_rationales("train") if collator.needs_rationales else set()
