@@ -134,7 +134,7 @@ def masking_cost(
         for pair in (("objects", "random"), ("objects", "original"), ("random", "original"))
     )
 
-    def interval(of: Sequence[Float[np.ndarray, "rows 2"]], column: int) -> Interval:
+    def interval(of: Sequence[Float[np.ndarray, "_ 2"]], column: int) -> Interval:
         return percentile_interval(float(of[0][0, column]), of[1][:, column], level)
 
     return MaskingCost(
@@ -204,7 +204,7 @@ def scores_of(clips: ScoredClips) -> dict[str, float]:
 
 
 # Accuracy and macro F1, a row for each resample, by the run's place and the way it was shown.
-Scores = dict[tuple[int, str], Float[np.ndarray, "rows 2"]]
+Scores = dict[tuple[int, str], Float[np.ndarray, "_ 2"]]
 
 
 def _scores(runs: Sequence[MaskedRun], resamples: int, seed: int) -> tuple[Scores, Scores]:
@@ -234,7 +234,7 @@ def _scores(runs: Sequence[MaskedRun], resamples: int, seed: int) -> tuple[Score
     return scores(None), joined
 
 
-def _difference(scores: Scores, run: int, how: str, other: str) -> Float[np.ndarray, "rows 2"]:
+def _difference(scores: Scores, run: int, how: str, other: str) -> Float[np.ndarray, "_ 2"]:
     return scores[run, how] - scores[run, other]
 
 

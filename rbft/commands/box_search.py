@@ -137,8 +137,8 @@ class BoxSearch:
         if not clips:
             raise ValueError(f"{type(data).__name__} has no {split} split.")
         order = [clip.id for clip in data.all_clips]
-        find = self._finder(data, clips)
         boxes = BoxFile(output, self.made_from(data))
+        find = self._finder(data, clips)
         boxes.recover(order)
         todo = [clip for clip in clips if self._lacking(clip, data, boxes)]
         if len(todo) < len(clips):

@@ -177,8 +177,9 @@ def cost_table(runs: Sequence[MaskedResults]) -> tuple[str, dict[str, Any]]:
         rows.append([f"  random masked ({len(run.random)})", *spread])
         rows.append(["  objects masked", *(_percent(plain["objects"][name]) for name in shown)])
         said += [
-            f"{one.name}, objects - random: {_points(cost.accuracy)} of accuracy,",
-            f"  {_points(cost.macro_f1)} of macro F1; McNemar's p {_p(cost.p)}.",
+            f"{one.name}, objects - random:",
+            f"  accuracy {_points(cost.accuracy)}, macro F1 {_points(cost.macro_f1)}",
+            f"  McNemar's p{_p(cost.p)}",
         ]
         random = {name: found.as_dict() for name, found in draws.items()}
         own = {"run": one.name, "scores": {**plain, "random": random}, "cost": cost.as_dict()}
@@ -187,14 +188,15 @@ def cost_table(runs: Sequence[MaskedResults]) -> tuple[str, dict[str, Any]]:
     apart = [cost_difference(run, read[0]) for run in read[1:]]
     for one in apart:
         said += [
-            f"{one.a} - {one.b}, objects - random: {_points(one.accuracy)} of accuracy,",
-            f"  {_points(one.macro_f1)} of macro F1.",
+            f"{one.a} - {one.b}, objects - random:",
+            f"  accuracy {_points(one.accuracy)}, macro F1 {_points(one.macro_f1)}",
         ]
     headers = ["", *(name.replace("f1/", "F1 ") for name in shown)]
     lines = [
         table(rows, headers),
-        f"In per cent, {len(read[0].original.ids)} clips; random: mean ± sd of the draws. Below,",
-        "in points, with 95 % intervals of the paired bootstrap over clips; negative is a loss.",
+        f"In per cent, {len(read[0].original.ids)} clips; random: mean ± sd of the draws. "
+        "Below: in",
+        "points, with 95 % intervals (paired bootstrap over clips); negative is a loss.",
         *said,
         *_what_was_masked(runs[0]),
     ]
@@ -228,10 +230,11 @@ def _what_was_masked(one: MaskedResults) -> list[str]:
     ratios, overlaps = ([draw[name] or 0.0 for draw in draws] for name in ("area_ratio", "overlap"))
     every = sum(objects["frames"].values())
     return [
-        f"Masked ({one.fill}): {100 * objects['area']:.1f} % of the frame; random masks took "
-        f"{fmean(ratios):.4f} times as much,",
-        f"  {100 * fmean(overlaps):.2f} % of that on objects, frames {found or 'none'};",
-        f"  {objects['frames']['empty']} of {every} frames have no object.",
+        f"Objects: {100 * objects['area']:.1f} % of the frame, masked ({one.fill}); "
+        f"{objects['frames']['empty']} of {every} frames have none.",
+        f"Random masks: {fmean(ratios):.4f} times as much, {100 * fmean(overlaps):.2f} % of it on "
+        "objects;",
+        f"  frames: {found or 'none'}.",
     ]
 
 
@@ -249,8 +252,9 @@ def _points(found: Interval) -> str:
 
 def _p(values: Sequence[float]) -> str:
     if len(values) == 1:
-        return f"{values[0]:.3g}"
-    return f"{median(values):.3g} (of {len(values)} draws {min(values):.3g} to {max(values):.3g})"
+        return f": {values[0]:.3g}"
+    least, most = min(values), max(values)
+    return f", median of {len(values)} draws: {median(values):.3g} ({least:.3g} to {most:.3g})"
 
 
 def _made(file: Path) -> dict[str, Any]:
