@@ -102,7 +102,7 @@ def test_a_threshold_is_found_with_its_weights(tmp_path, scored):
     inside = find_decision(weights, "others")
     assert inside is not None
     assert inside.file == weights / "decision.json"
-    with pytest.raises(ValueError, match="decision.json was chosen for other weights"):
+    with pytest.raises(ValueError, match=r"decision\.json was chosen for other weights"):
         find_decision(weights, "abc")
 
 
