@@ -22,6 +22,7 @@ from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.progress import StepProgressBar
 from rbft.data.base import Feed, VideoDataModule
 from rbft.engines.settings import EndpointSettings
+from rbft.masking.settings import Masking
 from rbft.module import RBFTModule
 from rbft.runs.folder import Run
 from rbft.runtime.experiment_file import own_message
@@ -116,7 +117,8 @@ class Experiment:
         self.endpoint = None if asked is None else EndpointSettings(**vars(asked))
         wanted = settings.get("decision")
         self.decision = None if wanted is None else Wanted(**vars(wanted))
-        self.masking: Namespace | None = settings.get("data.init_args.masking")
+        masked = settings.get("data.init_args.masking")
+        self.masking = None if masked is None else Masking(**vars(masked))
 
     def changed(self, **settings: Any) -> "Experiment":
         """The same experiment with other settings.

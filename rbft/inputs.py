@@ -1,7 +1,6 @@
 """What an experiment is made from, looked at before anything is loaded or written."""
 
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from rbft.data.content import about_clips, describe_clips
 from rbft.data.rationales import NOT_DETERMINING, ByRule, RationaleStore
 from rbft.data.verified import verified_beside
 from rbft.decision import check_decision
+from rbft.masking.settings import MASKING, Masks
 from rbft.module import RBFTModule
 from rbft.runs.folder import CARD, CLIPS, ZERO_SHOT, Run, provenance, read_json, read_provenance
 from rbft.runs.record import (
@@ -112,23 +112,25 @@ class Inputs:
     def determining(self, split: str, stage: str, weights: Path | None) -> dict[str, Any]:
         """What determines the results of a split; they are found by it."""
         made = {**self.conditions(stage, weights), "clips": digest(self.clips[split])}
-        if self.data.masks is not None:
+        if self.masks is not None:
             videos = [clip["video"] for clip in self.clips[split]]
-            made["masking"] = self.data.masks.determining(videos)
+            made[MASKING] = self.masks.determining(videos)
         return made
 
+    @cached_property
+    def masks(self) -> Masks | None:
+        """What is masked in scored clips; None where nothing is."""
+        masking = self.experiment.masking
+        return None if masking is None else Masks(masking)
+
     def masked_each(self) -> list["Inputs"]:
-        """The same for each draw of what `data.masking` masks; itself where nothing is masked."""
-        if self.data.masks is None:
-            return [self]
+        """The same for each draw of what `data.masking` masks."""
+        assert self.experiment.masking is not None
         key = "data__init_args__masking__repeat"
-        made = []
-        for one in self.data.masks.masking.each:
-            data = copy(self.data)
-            data.masks = replace(self.data.masks, masking=one)
-            experiment = self.experiment.changed(**{key: one.repeat})
-            made.append(replace(self, experiment=experiment, data=data))
-        return made
+        return [
+            replace(self, experiment=self.experiment.changed(**{key: one.repeat}))
+            for one in self.experiment.masking.each
+        ]
 
     def check_masks(self, split: str) -> None:
         """Refuses to score clips about which the box file says nothing.
@@ -136,9 +138,9 @@ class Inputs:
         Raises:
             ValueError: See `rbft.masking.settings.Masks.check`.
         """
-        if self.data.masks is not None:
+        if self.masks is not None:
             clips = {clip["id"]: clip["video"] for clip in self.clips[split]}
-            self.data.masks.check(clips, split, determining(asdict(self.data.frames)))
+            self.masks.check(clips, split, determining(asdict(self.data.frames)))
 
     def rationale_store(self, data: VideoDataModule | None = None) -> RationaleStore:
         """The rationale file, named after what determines it.
@@ -229,7 +231,7 @@ class Inputs:
         if not file.exists():
             print_rank_zero(f"weights folder {weights} does not say which clips it was trained on.")
             return
-        rows = self.data.manifest.rows
+        rows = self.data.files.manifest.rows
         durations = {row.digest: row.duration for row in rows if row.digest is not None}
         known = trained_on(read_json(file)["train"], self.clips[split], durations)
         if not known:

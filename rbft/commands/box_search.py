@@ -232,11 +232,11 @@ class BoxSearch:
 
     def _lacking(self, clip: Clip, data: VideoDataModule, boxes: BoxFile) -> list[int]:
         """Frames of a clip that nobody has looked at; an error is noted and leaves none."""
-        video = data.video_digest(clip)
+        video = data.files.digest(clip)
         if "error" in boxes.whole(video):
             return []
         try:
-            indices = data.decode(clip).indices
+            indices = data.reader.decode(clip).indices
         except VideoError as error:
             line = {"id": clip.id, "video": video, "frame": None, "boxes": [], "error": str(error)}
             boxes.append([line])
@@ -255,8 +255,8 @@ class BoxSearch:
         frames = self._lacking(clip, data, boxes)  # clips may show the same video
         if not frames:
             return
-        found = find(clip, data.decode(clip), frames, names)
-        video = data.video_digest(clip)
+        found = find(clip, data.reader.decode(clip), frames, names)
+        video = data.files.digest(clip)
         boxes.append(
             self._line(clip.id, video, frame, own) for frame, own in zip(frames, found, strict=True)
         )
@@ -286,7 +286,7 @@ class BoxSearch:
         path = output.with_name(f"{output.stem}-names.jsonl")
         file = BoxFile(path, self.made_from(data, names_alone=True))
         file.recover(order)
-        videos = {clip.id: data.video_digest(clip) for clip in clips}
+        videos = {clip.id: data.files.digest(clip) for clip in clips}
         todo = {videos[clip.id]: clip for clip in reversed(clips)}  # each video once
         todo = {video: clip for video, clip in todo.items() if not file.knows(video, None)}
         question = self._questions.names
@@ -303,7 +303,7 @@ class BoxSearch:
                 ask_backbone(self.experiment, asked, wanted, "Naming objects", take)
             elif self.namer == "endpoint":
                 for clip in self._bar(wanted, "Naming objects (endpoint)"):
-                    prompts = {clip.id: (question, partial(data.decode, clip))}
+                    prompts = {clip.id: (question, partial(data.reader.decode, clip))}
                     take(clip.id, self._server.ask(prompts)[clip.id])
         finally:
             file.recover(order)
@@ -335,11 +335,11 @@ class BoxSearch:
         asked: dict[str, tuple[Clip, str, int]] = {}
         singles, questions = {}, {}
         for clip in clips:
-            video = data.video_digest(clip)
+            video = data.files.digest(clip)
             for frame in self._lacking(clip, data, boxes):
                 if any(known[1:] == (video, frame) for known in asked.values()):
                     continue
-                single = single_frame(clip, frame, data.decode(clip).fps)
+                single = single_frame(clip, frame, data.reader.decode(clip).fps)
                 asked[single.id] = clip, video, frame
                 singles[single.id] = single
                 questions[single.id] = self._questions.boxes(names.get(clip.id, []))
@@ -389,7 +389,7 @@ class BoxSearch:
 
     def _say(self, boxes: BoxFile, clips: Iterable[Clip], data: VideoDataModule) -> None:
         """How much was found, and what was not."""
-        videos = dict.fromkeys(data.video_digest(clip) for clip in clips)
+        videos = dict.fromkeys(data.files.digest(clip) for clip in clips)
         lost = [boxes.whole(video)["id"] for video in videos if "error" in boxes.whole(video)]
         frames = [own for video in videos for own in boxes.boxes(video).values()]
         count, empty = sum(map(len, frames)), sum(not own for own in frames)

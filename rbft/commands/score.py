@@ -74,7 +74,7 @@ def _score(experiment: Experiment, split: str, weights: str) -> None:
     inputs.check_masks(split)
     method = Method(inputs)
     with method.owned():
-        if inputs.data.masks is not None:
+        if inputs.masks is not None:
             _score_masked(inputs, place, stage, folder, split)
             return
         made = method.score(place, stage, folder, split, again=True)

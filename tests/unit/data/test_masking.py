@@ -19,8 +19,8 @@ def boxes(tmp_path: Path) -> Path:
     data = benchmark(tmp_path)
     file = BoxFile(tmp_path / "boxes.jsonl")
     for clip in data.clips("test"):
-        video, box = data.video_digest(clip), Box(0.0, 0.0, 0.5, 1.0).as_list()
-        frames = data.decode(clip).indices
+        video, box = data.files.digest(clip), Box(0.0, 0.0, 0.5, 1.0).as_list()
+        frames = data.reader.decode(clip).indices
         file.append({"id": clip.id, "video": video, "frame": n, "boxes": [box]} for n in frames)
     file.merge([])
     return file.path
@@ -40,10 +40,10 @@ def benchmark(folder: Path, masking: Masking | None = None, **more: float) -> Mi
 def test_clips_are_shown_with_their_masks(tmp_path: Path, boxes: Path) -> None:
     plain, masked = benchmark(tmp_path), benchmark(tmp_path, Masking(boxes))
     for clip in plain.clips("test"):
-        before, after = plain.decode(clip), masked.decode(clip)
+        before, after = plain.reader.decode(clip), masked.reader.decode(clip)
         assert (after.frames[..., :40] == 128).all()
         assert (after.frames[..., 45:] == before.frames[..., 45:]).all()
-        video, key = masked.load(clip)
+        video, key = masked.reader.load(clip)
         assert key == ""
         assert video.shown["masked"]["objects"] == 84 * 42 * len(after.indices)
 
@@ -55,7 +55,7 @@ def test_features_of_masked_frames_have_keys_of_their_own(tmp_path: Path, boxes:
     keys = []
     for masking in made:
         data = benchmark(tmp_path, masking, feature_cache_gb=1.0)
-        video, key = data.load(clip, "tower")
+        video, key = data.reader.load(clip, "tower")
         assert not isinstance(video, EncodedVideo)
         data.feature_cache.put(key, EncodedVideo(torch.zeros(1, 1), [1, 1, 1], 1.0))
         keys.append(key)
@@ -69,7 +69,7 @@ def test_a_frame_without_line_is_no_broken_file(tmp_path: Path, boxes: Path) -> 
     with pytest.raises(
         ValueError, match=rf"has no line about frame \d+ of clip {clip.id}"
     ) as error:
-        data.decode(clip)
+        data.reader.decode(clip)
     assert type(error.value) is ValueError
 
 
