@@ -44,9 +44,9 @@ def masked(
     for folder, groups, whole in zip(folders, found, complete, strict=True):
         if not whole:
             raise ValueError(
-                f"The run {folder} has no result with {' and '.join(groups[0].missing)} masked, "
-                "of those that belong together. Run python -m rbft test with data.masking.kind "
-                f"objects and random, without data.masking, and --weights {folder}."
+                f"The run {folder} has no result {' and none '.join(groups[0].missing)} of the "
+                "same clips, frames, words and boxes. Run python -m rbft test with it, and "
+                f"--weights {folder}."
             )
     shared = [key for key in complete[0] if all(key in one for one in complete)]
     if not shared:
@@ -72,10 +72,9 @@ def masked_table(logs: Path, weights: str, split: str, name: str) -> str:
     said = []
     for one in find_masked(logs, weights, split, name):
         if one.missing:
-            names = " nor ".join(f"{what} masked" for what in one.missing)
             said.append(
-                f"No table yet ({one.fill}): these weights have no result with {names}, of the "
-                "same clips, frames and words."
+                f"No table yet ({one.fill}): there is no result of these weights "
+                f"{' and none '.join(one.missing)}, of the same clips, frames and words."
             )
         else:
             said.append(cost_table([one])[0])

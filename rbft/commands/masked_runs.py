@@ -54,8 +54,12 @@ class MaskedResults:
 
     @property
     def missing(self) -> list[str]:
-        """What there is no result of."""
-        there = {"nothing": self.original, "objects": self.objects, "random": self.random}
+        """What there is no result of, in words."""
+        there = {
+            "without masks": self.original,
+            "with objects masked": self.objects,
+            "with random masks": self.random,
+        }
         return [name for name, one in there.items() if not one]
 
     def read(self) -> MaskedRun:
