@@ -70,20 +70,27 @@ class Detector:
                 text_labels=[list(names)] * len(some),
                 **self.settings,
             )
-            found += [_boxes(one, *frames.shape[2:]) for one in results]
+            found += [_boxes(one, names, *frames.shape[2:]) for one in results]
         return found
 
 
-def _boxes(result: Any, height: int, width: int) -> list[Box]:
+def _boxes(result: Any, names: Sequence[str], height: int, width: int) -> list[Box]:
     """A detector's boxes in pixels as ours; what lies outside of the frame is none."""
     made = []
     for edges, score, label in zip(
         result["boxes"].tolist(), result["scores"].tolist(), result["text_labels"], strict=True
     ):
         x1, y1, x2, y2 = edges
-        box = Box.clipped(x1 / width, y1 / height, x2 / width, y2 / height, str(label), score)
+        name = next((one for one in names if _about(str(label), one)), str(label))
+        box = Box.clipped(x1 / width, y1 / height, x2 / width, y2 / height, name, score)
         made += [] if box is None else [box]
     return distinct(made)
+
+
+def _about(label: str, name: str) -> bool:
+    """Whether a label is of a name: Grounding DINO's are of some of its tokens, or of several."""
+    label, name = label.lower().strip(), name.lower()
+    return bool(label) and (name in label or label in name)
 
 
 def distinct(boxes: Sequence[Box]) -> list[Box]:

@@ -10,7 +10,7 @@ from transformers import pipeline
 
 from rbft.masking.boxes import Box
 from rbft.masking.detector import Detector, overlap
-from tests.owl import tiny_owl
+from tests.detectors import tiny_dino, tiny_owl
 
 NAMES = ["dog", "trash can"]
 
@@ -22,7 +22,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def frames() -> torch.Tensor:
-    return torch.randint(0, 256, (10, 3, 56, 84), dtype=torch.uint8)
+    drawer = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (10, 3, 56, 84), dtype=torch.uint8, generator=drawer)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,32 @@ def test_the_surest_come_first_one_for_each_object(folder, frames):
         assert scores == sorted(scores, reverse=True)
         for place, one in enumerate(boxes):
             assert all(overlap(one, other) < 0.5 for other in boxes[:place])
+
+
+def test_grounding_dino_gives_its_own_boxes_in_any_batch(tmp_path, frames):
+    """Those of its own processing, a frame at a time, as shares of the frame."""
+    from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+    source = str(tiny_dino(tmp_path / "dino"))
+    found = Detector(source, 0.05, 0.05).find(frames, NAMES)
+    processor: Any = AutoProcessor.from_pretrained(source)
+    model = AutoModelForZeroShotObjectDetection.from_pretrained(source).eval()
+    assert sum(map(len, found)) > 10
+    for frame, boxes in zip(frames, found, strict=True):
+        inputs = processor(images=frame, text="dog. trash can.", return_tensors="pt")
+        with torch.inference_mode():
+            (expected,) = processor.post_process_grounded_object_detection(
+                model(**inputs), threshold=0.05, text_threshold=0.05, target_sizes=[(1, 1)]
+            )
+        theirs = {
+            round(score, 4): tuple(min(max(edge, 0.0), 1.0) for edge in edges)
+            for score, edges in zip(
+                expected["scores"].tolist(), expected["boxes"].tolist(), strict=True
+            )
+        }
+        for box in boxes:
+            assert box.edges == pytest.approx(theirs[round(box.score or 0, 4)], abs=1e-4)
+    assert {box.label for boxes in found for box in boxes} & set(NAMES)  # the rest is no word
 
 
 def test_what_is_no_detector_is_refused(tmp_path, qwen):

@@ -9,8 +9,8 @@ import pytest
 from rbft.masking.boxes import Box
 from rbft.miniature.scene import TARGET
 from rbft.miniature.world import draw_annotations
+from tests.detectors import tiny_owl
 from tests.endpoint_server import serving
-from tests.owl import tiny_owl
 from tests.recipe.killing import run
 from tests.recipe.runs import EXPERIMENTS, LOGS, rbft, read_json, read_lines, small
 
