@@ -88,7 +88,10 @@ def _score_masked(inputs: Inputs, place: str, stage: str, folder: Path | None, s
 
     What was scored before with the same masks is not scored again.
     """
-    weights, name = "", place if folder is None else str(folder)
+    weights, name = "", place
+    if folder is not None:  # <run>/<stage>/weights
+        whole = folder.resolve()
+        name = whole.parent.parent.name if whole.name == "weights" else whole.name
     for one in inputs.masked_each():
         method = Method(one)
         made = method.score(place, stage, folder, split)

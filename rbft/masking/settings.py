@@ -35,7 +35,7 @@ class Masking:
         repeat: The one draw that is scored; null scores all.
     """
 
-    boxes: Path
+    boxes: Path = Path()
     kind: Kind = "objects"
     fill: FillName = "constant"
     repeats: int = 5
@@ -43,6 +43,11 @@ class Masking:
     repeat: int | None = None
 
     def __post_init__(self) -> None:
+        if self.boxes == Path():
+            raise ValueError(
+                "data.masking needs data.masking.boxes, the box file that python -m rbft mask "
+                "leaves. Add --data.masking.boxes FILE."
+            )
         check_ranges("data.masking.", vars(self))
         if self.repeat is not None and self.repeat >= self.repeats:
             raise ValueError(

@@ -46,6 +46,15 @@ def test_impossible_settings_are_errors(path: Path) -> None:
             Masking(path, "random", **wrong)
 
 
+def test_without_a_box_file_nothing_can_be_masked() -> None:
+    message = (
+        "data.masking needs data.masking.boxes, the box file that python -m rbft mask leaves. Add "
+        "--data.masking.boxes FILE."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Masking(kind="random")
+
+
 def test_boxes_and_settings_determine_a_result(path: Path) -> None:
     one = Masks(Masking(path)).determining(["va", "vb"])
     assert one == {"kind": "objects", "boxes": one["boxes"], "fill": "constant"}
