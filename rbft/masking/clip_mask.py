@@ -54,13 +54,13 @@ class ClipMask:
         Raises:
             ValueError: If nobody has looked for objects in one of the frames.
         """
-        lacking = sorted(set(indices) - self.boxes.keys())
-        if lacking:
+        wanted = sorted(set(indices))
+        if lacking := [frame for frame in wanted if frame not in self.boxes]:
             raise ValueError(
-                f"The box file (data.masking.boxes) has no line about frame {lacking[0]} of clip "
-                f"{self.clip}{f' and {len(lacking) - 1} others' * (len(lacking) > 1)}. Boxes are "
-                "found in the frames that the model sees: run python -m rbft mask with the same "
-                "data settings as this."
+                f"The box file (data.masking.boxes) has no line about {len(lacking)} of the "
+                f"{len(wanted)} frames of clip {self.clip} (first: {lacking[0]}). Boxes are found "
+                "in the frames that the model sees: run python -m rbft mask with the same data "
+                "settings as this."
             )
         return Painter(self, cells)
 

@@ -25,8 +25,8 @@ class Parsed:
     """
 
     boxes: tuple[Box, ...]
-    rejected: int = 0
-    answered: bool = True
+    rejected: int
+    answered: bool
 
 
 @dataclass(frozen=True)

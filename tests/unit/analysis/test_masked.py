@@ -81,6 +81,12 @@ def test_with_one_draw_it_is_the_paired_comparison() -> None:
     assert cost.p == (pair.p,)
 
 
+def test_the_same_clips_give_the_same_interval() -> None:
+    assert masking_cost(OURS) == masking_cost(OURS, 0.95, 10_000, 0)
+    assert masking_cost(OURS) != masking_cost(OURS, seed=1)
+    assert cost_difference(OURS, DIRECT) == cost_difference(OURS, DIRECT, 0.95, 10_000, 0)
+
+
 def test_each_draw_has_its_p() -> None:
     cost = masking_cost(OURS)
     for p, draw in zip(cost.p, OURS.random, strict=True):

@@ -48,6 +48,7 @@ def test_a_box_on_disk_is_the_same_box() -> None:
 def test_pixels_are_those_that_the_box_touches() -> None:
     assert Box(0.25, 0.5, 0.75, 1.0).rect(8, 4) == (4, 1, 8, 3)
     assert Box(0.26, 0.51, 0.74, 0.99).rect(8, 4) == (4, 1, 8, 3)  # rounded outwards
+    assert Box(0.45, 0.2, 0.55, 0.8).rect(8, 4) == (1, 1, 7, 3)
     assert Box(0.999, 0.999, 1.0, 1.0).rect(10, 10) == (9, 9, 10, 10)
     assert Box(0.5, 0.5, 0.5 + 1e-9, 0.5 + 1e-9).rect(10, 10) == (5, 5, 6, 6)
     for size in range(1, 200):  # thirds and the like are not exact

@@ -55,9 +55,9 @@ def test_the_key_is_of_all_that_is_drawn() -> None:
 
 def test_frames_that_nobody_looked_at_are_an_error() -> None:
     message = (
-        "The box file (data.masking.boxes) has no line about frame 2 of clip clip and 1 others. "
-        "Boxes are found in the frames that the model sees: run python -m rbft mask with the same "
-        "data settings as this."
+        "The box file (data.masking.boxes) has no line about 2 of the 4 frames of clip clip "
+        "(first: 2). Boxes are found in the frames that the model sees: run python -m rbft mask "
+        "with the same data settings as this."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        MASK.painter([0, 2, 3, 5], (2, 2))
+        MASK.painter([0, 2, 2, 3, 5], (2, 2))

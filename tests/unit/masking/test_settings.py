@@ -77,11 +77,11 @@ def test_clips_without_boxes_are_refused_before_a_model_is_loaded(path: Path) ->
     masks = Masks(Masking(path))
     masks.check({"a": "va", "b": "vb", "c": "vc"}, "test", FRAMES)  # c cannot be decoded
     message = (
-        f"The box file {path} has no boxes of 2 of the 3 val clips (first: d, e). Run python -m "
-        "rbft mask with the same --config and --split val; it goes on where it stopped."
+        f"The box file {path} has no boxes of 4 of the 5 val clips (first: d, e, f). Run python "
+        "-m rbft mask with the same --config and --split val; it goes on where it stopped."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        masks.check({"a": "va", "d": "vd", "e": "ve"}, "val", FRAMES)
+        masks.check({"a": "va", **{name: f"v{name}" for name in "defg"}}, "val", FRAMES)
     message = (
         f"The boxes in {path} were found in other frames than those that are scored (fps: 1.0 -> "
         "2.0). Set data to what it was, or run python -m rbft mask with another --output."

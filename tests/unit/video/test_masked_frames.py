@@ -52,19 +52,20 @@ class Spy:
         return {"painted": len(self.seen)}
 
 
-@pytest.mark.parametrize("reader", ["pyav", "decord"])
-def test_every_frame_is_drawn_on_before_it_is_resized(video: Path, reader: str) -> None:
-    spy = Spy([])
-    made = decode_video(video, replace(SETTINGS, reader=reader), mask=spy)
-    plain = decode_video(video, SETTINGS)
+@pytest.mark.parametrize(("reader", "fps"), [("pyav", 1.0), ("pyav", 10.0), ("decord", 1.0)])
+def test_every_frame_is_drawn_on_before_it_is_resized(video: Path, reader: str, fps: float) -> None:
+    spy, settings = Spy([]), replace(SETTINGS, fps=fps)
+    made = decode_video(video, replace(settings, reader=reader), mask=spy)
+    plain = decode_video(video, settings)
+    assert len(made.indices) == 4 * fps  # more than are resized at a time, and fewer
     assert [frame for frame, _, _ in spy.seen] == made.indices == plain.indices
     assert [shown for _, _, shown in spy.seen] == made.indices  # each its own picture
     assert {shape for _, shape, _ in spy.seen} == {(96, 128, 3)}
     height, width = made.frames.shape[2:]
     assert spy.cells == (height // 28, width // 28)
     assert (made.frames == 255).all()
-    assert made.masked == {"painted": 4}
-    assert made.shown == {**plain.shown, "masked": {"painted": 4}}
+    assert made.masked == {"painted": 4 * fps}
+    assert made.shown == {**plain.shown, "masked": {"painted": 4 * fps}}
     assert "masked" not in plain.shown
 
 
