@@ -138,6 +138,22 @@ def test_decisions_of_several_classes():
     assert decide(shares, classes, "a", 0.6).tolist() == [1, 2, 2]  # the likeliest of the others
 
 
+def test_the_positive_class_is_one_of_several():
+    classes = ["a", "b", "c"]
+    rows = [
+        {"id": f"{place}{name}", "label": label, "prediction": "a", "probabilities": shares}
+        for place, label in enumerate(classes)
+        for name, shares in (
+            ("low", {"a": 0.8, "b": 0.1, "c": 0.1}),
+            ("high", {"a": 0.2, "b": 0.6, "c": 0.2}),
+        )
+    ]
+    found = choose_threshold(
+        ScoredClips.from_rows(rows, classes, "val", "x"), Wanted("b", recall=1.0)
+    )
+    assert (found.decided.positives, found.decided.n) == (2, 6)
+
+
 def test_folds_are_decided_by_the_others():
     """Each side's own best threshold would be right everywhere here; that of the others is not."""
     drawer = np.random.default_rng(0)
