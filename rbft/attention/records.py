@@ -70,7 +70,7 @@ class Records:
 def file_name(text: str) -> str:
     """A file name for an id, which may hold anything; other ids have other names."""
     plain = re.sub(r"[^\w.-]+", "_", text, flags=re.ASCII).strip("._")[:80]
-    if plain == text:
+    if plain and plain == text:
         return plain
     known = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:8]
     return f"{plain}-{known}" if plain else known
