@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
-COLOURS = ("viridis", "magma", "inferno", "plasma", "cividis")  # perceptually uniform
-FRAMES = 8  # slices that a strip shows
+Colours = Literal["viridis", "magma", "inferno", "plasma", "cividis"]  # perceptually uniform
+FRAMES = 8  # frames that a strip shows, evenly chosen
 LEAST, MOST = 168, 260  # pixels of a shown frame's height
-STRENGTH = 0.6  # of the colours over the frame
+STRENGTH = 0.5  # of the colours over the frame
 GAP, MARGIN = 8, 16
 BAR = 14  # width of the colour bar
 INK, FAINT = (24, 24, 28), (96, 96, 104)
@@ -66,6 +66,11 @@ class ShownClip:
     boxes: Sequence[Sequence[Box] | None]
 
     @property
+    def shown(self) -> list[tuple[int, int]]:
+        """Each frame with the slice that it belongs to, without copies."""
+        return [(n, place) for place, frames in enumerate(self.slices) for n in frames]
+
+    @property
     def title(self) -> str:
         """Id and label."""
         return f"{self.id}   label: {self.label or 'unknown'}"
@@ -78,7 +83,7 @@ def scaled(values: Map) -> Map:
 
 
 def overlay(
-    frame: Picture, heat: Float[np.ndarray, "rows columns"], size: tuple[int, int], colours: str
+    frame: Picture, heat: Float[np.ndarray, "rows columns"], size: tuple[int, int], colours: Colours
 ) -> Picture:
     """A frame with a slice of a map over it, in colours, bilinear between the tokens' middles.
 
@@ -86,7 +91,7 @@ def overlay(
         frame: The frame.
         heat: The slice, from 0 to 1.
         size: Height and width of the picture.
-        colours: One of `COLOURS`.
+        colours: Name of the colours.
     """
     from matplotlib import colormaps
     from PIL import Image
@@ -102,7 +107,7 @@ def overlay(
 
 
 def write_strip(
-    path: Path, clip: ShownClip, maps: Sequence[RunMap], colours: str, *, plain: bool = False
+    path: Path, clip: ShownClip, maps: Sequence[RunMap], colours: Colours, *, plain: bool = False
 ) -> None:
     """Writes a PNG: a row of frames for each map, times below them, and a colour bar.
 
@@ -110,15 +115,16 @@ def write_strip(
         path: The file.
         clip: The clip.
         maps: The maps, each scaled from 0 to 1 by itself.
-        colours: One of `COLOURS`.
+        colours: Name of the colours.
         plain: Show the frames without a map above.
     """
     from PIL import Image, ImageDraw
 
     size = shown_size(clip.frames.shape[1], clip.frames.shape[2])
     height, width = size
-    count = min(FRAMES, len(clip.slices))
-    places = np.linspace(0, len(clip.slices) - 1, count).round().astype(int).tolist()
+    count = min(FRAMES, len(clip.shown))
+    chosen = np.linspace(0, len(clip.shown) - 1, count).round().astype(int).tolist()
+    columns = [clip.shown[place] for place in chosen]
     title, text, small = _font(15, bold=True), _font(13), _font(11)
     head, line, foot = 26, 22, 20
     rows = len(maps) + plain
@@ -138,8 +144,7 @@ def write_strip(
     top = MARGIN + head
     if plain:
         draw.text((MARGIN, top), "frames", FAINT, text)
-        for column, place in enumerate(places):
-            frame = clip.slices[place][0]
+        for column, (frame, _) in enumerate(columns):
             shown = np.asarray(_resized(clip.frames[frame], size))
             spot = (MARGIN + column * (width + GAP), top + line)
             picture.paste(_outlined(shown, clip.boxes[frame]), spot)
@@ -148,23 +153,21 @@ def write_strip(
     for number, one in enumerate(maps):
         heat = scaled(one.values)
         draw.text((MARGIN, top), _row_title(number, one, maps), INK, text)
-        for column, place in enumerate(places):
-            frame = clip.slices[place][0]
+        for column, (frame, place) in enumerate(columns):
             shown = overlay(clip.frames[frame], heat[place], size, colours)
             spot = (MARGIN + column * (width + GAP), top + line)
             picture.paste(_outlined(shown, clip.boxes[frame]), spot)
         top += line + height + GAP
-    for column, place in enumerate(places):
-        times = _times([clip.seconds[n] for n in clip.slices[place]])
+    for column, (frame, _) in enumerate(columns):
         middle = MARGIN + column * (width + GAP) + width / 2
-        draw.text((middle, top - GAP + 4), times, FAINT, small, anchor="mt")
+        draw.text((middle, top - GAP + 4), _time(clip, frame), FAINT, small, anchor="mt")
     left = MARGIN + content + 2 * GAP
     _colour_bar(picture, (left, first), (BAR, top - GAP - first), colours)
     with atomically(path) as part:
         picture.save(part, format="PNG", optimize=True)
 
 
-def write_film(path: Path, clip: ShownClip, maps: Sequence[RunMap], colours: str) -> None:
+def write_film(path: Path, clip: ShownClip, maps: Sequence[RunMap], colours: Colours) -> None:
     """Writes an MP4 of the clip's frames with the maps over them, runs side by side.
 
     Two frames a second, whatever their distance in the clip; the time stands below.
@@ -173,7 +176,7 @@ def write_film(path: Path, clip: ShownClip, maps: Sequence[RunMap], colours: str
         path: The file.
         clip: The clip.
         maps: The maps, each scaled from 0 to 1 by itself.
-        colours: One of `COLOURS`.
+        colours: Name of the colours.
     """
     import av
 
@@ -188,7 +191,7 @@ def write_film(path: Path, clip: ShownClip, maps: Sequence[RunMap], colours: str
         container.mux(stream.encode(None))
 
 
-def _film_frames(clip: ShownClip, maps: Sequence[RunMap], colours: str) -> Iterator[Picture]:
+def _film_frames(clip: ShownClip, maps: Sequence[RunMap], colours: Colours) -> Iterator[Picture]:
     from PIL import Image, ImageDraw
 
     size = shown_size(clip.frames.shape[1], clip.frames.shape[2])
@@ -197,7 +200,7 @@ def _film_frames(clip: ShownClip, maps: Sequence[RunMap], colours: str) -> Itera
     heats = [scaled(one.values) for one in maps]
     lines = [_row_title(n, one, maps).split("   ") for n, one in enumerate(maps)]
     panel = max(width, *(int(text.getlength(part)) + 1 for parts in lines for part in parts))
-    content = len(maps) * (panel + GAP) - GAP
+    content = len(maps) * (panel + 2 * GAP) - 2 * GAP
     total = MARGIN * 2 + max(content + BAR + 64, int(title.getlength(clip.title)) + 1)
     above = MARGIN + 26 + 20 * max(map(len, lines))
     tall = above + height + 26 + MARGIN // 2
@@ -206,18 +209,18 @@ def _film_frames(clip: ShownClip, maps: Sequence[RunMap], colours: str) -> Itera
     draw.text((MARGIN, MARGIN - 4), _plain(clip.title), INK, title)
     for number, parts in enumerate(lines):
         for row, part in enumerate(parts):
-            draw.text((MARGIN + number * (panel + GAP), MARGIN + 24 + 20 * row), part, INK, text)
+            left = MARGIN + number * (panel + 2 * GAP)
+            draw.text((left, MARGIN + 24 + 20 * row), part, INK, text)
     _colour_bar(base, (MARGIN + content + 2 * GAP, above), (BAR, height), colours)
-    for place, frames in enumerate(clip.slices):
-        for frame in frames:
-            picture = base.copy()
-            for number, heat in enumerate(heats):
-                shown = overlay(clip.frames[frame], heat[place], size, colours)
-                left = MARGIN + number * (panel + GAP)
-                picture.paste(_outlined(shown, clip.boxes[frame]), (left, above))
-            spot = (MARGIN, above + height + 6)
-            ImageDraw.Draw(picture).text(spot, _times([clip.seconds[frame]]), FAINT, text)
-            yield np.asarray(picture)
+    for frame, place in clip.shown:
+        picture = base.copy()
+        for number, heat in enumerate(heats):
+            shown = overlay(clip.frames[frame], heat[place], size, colours)
+            left = MARGIN + number * (panel + 2 * GAP)
+            picture.paste(_outlined(shown, clip.boxes[frame]), (left, above))
+        spot = (MARGIN, above + height + 6)
+        ImageDraw.Draw(picture).text(spot, _time(clip, frame), FAINT, text)
+        yield np.asarray(picture)
 
 
 def shown_size(height: int, width: int) -> tuple[int, int]:
@@ -234,13 +237,13 @@ def _row_title(number: int, one: RunMap, maps: Sequence[RunMap]) -> str:
     return _plain(f"{letter}{one.run}   {one.answer}")
 
 
-def _times(seconds: Sequence[float]) -> str:
-    """When frames are shown; of a pair that lies apart, both."""
-    said = list(dict.fromkeys(f"{value:.1f}" for value in seconds))
-    return f"{' and '.join(said)} s"
+def _time(clip: ShownClip, frame: int) -> str:
+    return f"{clip.seconds[frame]:.1f} s"
 
 
-def _colour_bar(picture: Any, spot: tuple[int, int], size: tuple[int, int], colours: str) -> None:
+def _colour_bar(
+    picture: Any, spot: tuple[int, int], size: tuple[int, int], colours: Colours
+) -> None:
     from matplotlib import colormaps
     from PIL import Image, ImageDraw
 

@@ -70,20 +70,19 @@ def box_scores(
     """
     _, rows, columns = values.shape
     covered = clip_coverage(known, indices, slices, rows, columns)
-    looked = ~np.isnan(covered).any(axis=(1, 2))
+    looked: np.ndarray = ~np.isnan(covered).any(axis=(1, 2))
     if not covered[looked].sum() > 0:
         return {}
     seen, inside = values[looked], covered[looked]
     mass = float((seen * inside).sum() / seen.sum())
     near = [
-        np.any(
+        np.stack(
             [
                 hit_cells(known[indices[n]], rows, columns, TOLERANCE)
                 for n in frames
                 if indices[n] in known
-            ],
-            axis=0,
-        )
+            ]
+        ).any(axis=0)
         for frames, there in zip(slices, looked, strict=True)
         if there
     ]

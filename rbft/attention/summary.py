@@ -114,7 +114,11 @@ def scores_table(runs: Sequence[Scored], controls: Mapping[str, Sequence[Scored]
         shown = [cell if cell[1] else None for cell in cells]
         rows += _lines(f"{second.key} - {first.key}", shown, sign="+")
     legend = [f"{run.key}: {run.name}" for run in runs]
-    legend += [f"{score}: {SCORES[score]}" for score in columns]
+    chance = means[runs[0].name].get("pointing_chance")
+    for score in columns:
+        by_chance = score == "pointing" and chance is not None
+        note = f" (a peak at random: {chance[0].value:.2f})" if by_chance and chance else ""
+        legend.append(f"{score}: {SCORES[score]}{note}")
     return "\n".join([table(rows, ["", *columns]), *legend])
 
 
@@ -144,7 +148,12 @@ def _lines(
     """Two lines of the table: means, and the ends of their intervals."""
     upper, lower = [key], [""]
     for cell in cells:
-        upper.append("-" if cell is None else f"{cell[0].value:{sign}.2f}")
-        ends = cell is not None and not math.isnan(cell[0].low)
-        lower.append(f"{cell[0].low:{sign}.2f}, {cell[0].high:{sign}.2f}" if cell and ends else "")
+        upper.append("-" if cell is None else _short(cell[0].value, sign))
+        ends = "" if cell is None else f"{_short(cell[0].low, sign)}, {_short(cell[0].high, sign)}"
+        lower.append("" if "nan" in ends else ends)
     return [upper, lower] if any(lower) else [upper]
+
+
+def _short(value: float, sign: str) -> str:
+    """A figure in at most five columns, or six from a hundred on."""
+    return f"{value:{sign}.{1 if abs(value) >= 9.995 else 2}f}"
