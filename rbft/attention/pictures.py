@@ -84,7 +84,7 @@ def scaled(values: Map) -> Map:
 
 def overlay(
     frame: Picture, heat: Float[np.ndarray, "rows columns"], size: tuple[int, int], colours: Colours
-) -> Picture:
+) -> UInt8[np.ndarray, "high wide 3"]:
     """A frame with a slice of a map over it, in colours, bilinear between the tokens' middles.
 
     Args:

@@ -217,10 +217,10 @@ def test_a_map_is_the_mean_of_its_layers_over_the_video(backbone: Path) -> None:
     row = torch.stack([layer[:, -1].mean(0) for layer in weights]).mean(0)
     assert found.video_share == pytest.approx(float(row[is_video].sum()), rel=1e-5)
     expected = (row[is_video] / row[is_video].sum()).view(GRID).numpy()
-    np.testing.assert_allclose(found.values, expected, rtol=1e-4)
+    np.testing.assert_allclose(found.values, expected, rtol=1e-5)
     one, _ = read_map(made.backbone, [1], is_video, GRID, forward)
     other = mean_row({1: weights[1][:, -1]})[is_video]
-    np.testing.assert_allclose(one.values.ravel(), (other / other.sum()).numpy(), rtol=1e-4)
+    np.testing.assert_allclose(one.values.ravel(), (other / other.sum()).numpy(), rtol=1e-5)
     rolled, _ = read_map(made.backbone, None, is_video, GRID, forward)
     assert rolled.values.sum() == pytest.approx(1)
     assert not np.allclose(rolled.values, found.values)
