@@ -102,7 +102,7 @@ class ClipAsker:
 
         def video(clip: Clip) -> Video:
             try:
-                found = self.data.decode(clip)
+                found = self.data.reader.decode(clip)
             except VideoError as error:
                 asked.lost[clip.id] = str(error)
                 raise

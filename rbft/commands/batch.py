@@ -93,7 +93,7 @@ def _requests(
 
     def video(of: VideoDataModule, clip: Clip) -> Video:
         try:
-            return of.decode(clip)
+            return of.reader.decode(clip)
         except VideoError:
             raise
         except ValueError as error:  # not of this clip alone: the videos have gone

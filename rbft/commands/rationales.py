@@ -182,7 +182,7 @@ def _page_clips(
             texts = [*texts, PageRationale(HUMAN, Sample(clip.id, clip.reference), "human")]
         pictures, note = (), ""
         try:
-            video = data.decode(clip)
+            video = data.reader.decode(clip)
         except VideoError as error:
             note = f"No pictures: {error}"
         else:
