@@ -133,7 +133,7 @@ class AttentionModule(BackboneModule):
         (clip,) = batch.clips
         if batch.errors[0]:
             return []
-        video = self.data.decode(clip)
+        video = self.data.reader.decode(clip)
         with naming_clips(batch):
             own, scores = self._read(clip, video, self.stage)
             asked = [own]

@@ -182,9 +182,9 @@ def find_clips(data: VideoDataModule, ids: Sequence[str] | None) -> list[Clip]:
         )
     clips = [known[name] for name in dict.fromkeys(ids)]
     for clip in clips:
-        if clip.id not in data.usable:
+        if clip.id not in data.files.usable:
             try:
-                data.grid(clip)
+                data.files.grid(clip)
                 reason = f"{clip.path} is not usable."
             except ValueError as error:
                 reason = str(error)

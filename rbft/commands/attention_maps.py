@@ -148,7 +148,7 @@ class MapReading:
     def _about(self, stage: Stage, clip: Clip) -> dict[str, Any]:
         """What determines the record of a clip."""
         return {
-            "video": self.data.video_digest(clip),
+            "video": self.data.files.digest(clip),
             "start": clip.start,
             "end": clip.end,
             "label": self.class_of(clip),
@@ -160,7 +160,7 @@ class MapReading:
         lost = {}
         for clip in clips:
             try:
-                self.data.decode(clip)
+                self.data.reader.decode(clip)
             except VideoError as error:
                 lost[clip.id] = f"Clip {clip.id} cannot be decoded: {error}"
         return lost

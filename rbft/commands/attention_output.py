@@ -110,7 +110,7 @@ def write_output(
 
 def _shown(reading: MapReading, clip: Clip, boxes: FrameBoxes | None) -> ShownClip:
     """A clip as pictures show it; decodes it."""
-    video = reading.data.decode(clip)
+    video = reading.data.reader.decode(clip)
     return ShownClip(
         clip.id,
         reading.class_of(clip),

@@ -92,10 +92,10 @@ class Plain:
 def test_maps_and_drops_of_two_clips(backbone: Path, tmp_path: Path) -> None:
     data, found = read_maps(tmp_path, made_module(backbone, shuffled=True))
     plain = Plain(backbone)
-    clips = sorted(data.clips("test"), key=data._length, reverse=True)
+    clips = sorted(data.clips("test"), key=data.files.patches, reverse=True)
     assert len(found) == len(clips) == 2
     for clip, (own, shuffled) in zip(clips, found, strict=True):
-        video = data.decode(clip)
+        video = data.reader.decode(clip)
         for one, stage in ((own, LABEL), (shuffled, shuffled_prompt(LABEL, 0))):
             expected, _ = plain.ask(clip, video, stage)
             np.testing.assert_allclose(one.map.values, expected, rtol=2e-5)
@@ -126,8 +126,8 @@ def test_relative_maps_are_divided_by_those_of_the_generic_prompt(
     settings = replace(SETTINGS, kind="relative", causal=None)
     data, ((own,),) = read_maps(tmp_path, made_module(qwen, settings), 1)
     (clip,), plain = data.clips("test"), Plain(qwen)
-    asked, _ = plain.ask(clip, data.decode(clip), LABEL)
-    generic, _ = plain.ask(clip, data.decode(clip), generic_prompt(LABEL, "Describe it."))
+    asked, _ = plain.ask(clip, data.reader.decode(clip), LABEL)
+    generic, _ = plain.ask(clip, data.reader.decode(clip), generic_prompt(LABEL, "Describe it."))
     expected = asked / generic
     np.testing.assert_allclose(own.map.values, expected / expected.sum(), rtol=4e-5)
     assert own.causal == {}
@@ -172,7 +172,7 @@ def test_records_hold_what_was_read(qwen: Path, tmp_path: Path) -> None:
     abouts = {f"test_{n}": {"video": str(n)} for n in range(2)}
     writer = MapWriter(both, abouts, CARD.classes)
     data, found = read_maps(tmp_path, made_module(qwen, shuffled=True), 2, [writer])
-    clips = sorted(data.clips("test"), key=data._length, reverse=True)
+    clips = sorted(data.clips("test"), key=data.files.patches, reverse=True)
     for clip, maps in zip(clips, found, strict=True):
         for records, one in zip(both, maps, strict=True):
             record = records.read(clip.id, abouts[clip.id])
@@ -183,7 +183,7 @@ def test_records_hold_what_was_read(qwen: Path, tmp_path: Path) -> None:
             assert record["probabilities"] == pytest.approx(shares)
             assert record["causal"] == pytest.approx(one.causal)
             assert record["video_share"] == pytest.approx(one.map.video_share)
-            assert record["frames"] == data.decode(clip).indices
+            assert record["frames"] == data.reader.decode(clip).indices
             assert record["fps"] == 10.0
 
 

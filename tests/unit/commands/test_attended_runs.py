@@ -17,7 +17,7 @@ from rbft.commands.attended_runs import (
 )
 from rbft.commands.attention import attention
 from rbft.commands.attention_output import frame_seconds
-from tests.examples import Yard
+from tests.examples import Yard, YardFiles
 from tests.recipe.runs import EXPERIMENTS
 from tests.videos import make_video
 
@@ -147,17 +147,23 @@ def test_all_runs_are_asked_with_the_settings_of_the_first(tmp_path: Path) -> No
     assert common_experiment([bare], FILES, tmp_path).settings.data.init_args.max_frames == 768
 
 
-class Lacking(Yard):
-    """A benchmark without usable files for two of its clips."""
+class LackingFiles(YardFiles):
+    """Files of which two are not usable."""
 
     @property
     def usable(self) -> set[str]:  # type: ignore[override]
-        return {clip.id for clip in self.all_clips} - {"test_1", "test_2"}
+        return {clip.id for clip in self.clips} - {"test_1", "test_2"}
 
     def grid(self, clip: Clip) -> tuple[int, int, int]:
         if clip.id == "test_1":
             raise ValueError(f"Clip {clip.id} is not usable: {clip.path} is missing.")
         return super().grid(clip)
+
+
+class Lacking(Yard):
+    """A benchmark without usable files for two of its clips."""
+
+    files_class = LackingFiles
 
 
 def test_clips_by_their_ids(tmp_path: Path) -> None:
