@@ -70,8 +70,13 @@ def find_run(name: str, logs: Path) -> AttendedRun:
 
 
 def _of_run(name: str, folder: Path) -> AttendedRun:
-    stages = list(yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))["stages"])
-    run = Run(folder)
+    settings = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+    if settings.get("endpoint") is not None:
+        raise ValueError(
+            f"--runs names {name}, which a server answered ({settings['endpoint']['model']}): its "
+            "attention cannot be read. Name runs of a backbone."
+        )
+    stages, run = list(settings["stages"]), Run(folder)
     if not stages:  # a zero-shot run
         return AttendedRun(name, find_stage("label"), None, folder / SETTINGS)
     done = [stage for stage in stages if run.trained(stage)]

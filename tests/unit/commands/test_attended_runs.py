@@ -89,6 +89,16 @@ def test_names_that_stand_for_nothing(tmp_path: Path) -> None:
         find_run("elicited", tmp_path)
 
 
+def test_a_run_that_a_server_answered(tmp_path: Path) -> None:
+    settings = {"stages": [], "endpoint": {"model": "gpt-4o"}}
+    run_folder(tmp_path, "gpt4o", settings=json.dumps(settings))
+    with refused(
+        "--runs names gpt4o, which a server answered (gpt-4o): its attention cannot be read. Name "
+        "runs of a backbone."
+    ):
+        find_run("gpt4o", tmp_path)
+
+
 def test_a_run_is_named_once(tmp_path: Path) -> None:
     run_folder(tmp_path, "ours", "label")
     for runs, got in ((["ours", "ours"], "ours, ours"), ([], "")):
