@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 Picture = UInt8[np.ndarray, "height width 3"]
 
 Colours = Literal["viridis", "magma", "inferno", "plasma", "cividis"]  # perceptually uniform
-FRAMES = 8  # frames that a strip shows, evenly chosen
-LEAST, MOST = 168, 260  # pixels of a shown frame's height
+FRAMES, WIDEST = 8, 1600  # frames that a strip shows, evenly chosen, and pixels that they may take
+LEAST = 168  # pixels of a shown frame's height
+STRIP_MOST, FILM_MOST = 192, 260
 STRENGTH = 0.5  # of the colours over the frame
 GAP, MARGIN = 8, 16
 BAR = 14  # width of the colour bar
@@ -120,9 +121,9 @@ def write_strip(
     """
     from PIL import Image, ImageDraw
 
-    size = shown_size(clip.frames.shape[1], clip.frames.shape[2])
+    size = shown_size(clip.frames.shape[1], clip.frames.shape[2], STRIP_MOST)
     height, width = size
-    count = min(FRAMES, len(clip.shown))
+    count = min(FRAMES, len(clip.shown), max(3, WIDEST // (width + GAP)))
     chosen = np.linspace(0, len(clip.shown) - 1, count).round().astype(int).tolist()
     columns = [clip.shown[place] for place in chosen]
     title, text, small = _font(15, bold=True), _font(13), _font(11)
@@ -194,7 +195,7 @@ def write_film(path: Path, clip: ShownClip, maps: Sequence[RunMap], colours: Col
 def _film_frames(clip: ShownClip, maps: Sequence[RunMap], colours: Colours) -> Iterator[Picture]:
     from PIL import Image, ImageDraw
 
-    size = shown_size(clip.frames.shape[1], clip.frames.shape[2])
+    size = shown_size(clip.frames.shape[1], clip.frames.shape[2], FILM_MOST)
     height, width = size
     title, text = _font(15, bold=True), _font(13)
     heats = [scaled(one.values) for one in maps]
@@ -223,12 +224,18 @@ def _film_frames(clip: ShownClip, maps: Sequence[RunMap], colours: Colours) -> I
         yield np.asarray(picture)
 
 
-def shown_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width that frames are shown in: small ones whole times larger, large ones less."""
+def shown_size(height: int, width: int, most: int) -> tuple[int, int]:
+    """Height and width that frames are shown in: small ones whole times larger, large ones less.
+
+    Args:
+        height: Of a frame.
+        width: Of a frame.
+        most: Greatest height that large ones are shown in.
+    """
     if height < LEAST:
         times = -(-LEAST // height)
         return height * times, width * times
-    high = min(height, MOST)
+    high = min(height, most)
     return high, max(1, round(width * high / height))
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from lightning.fabric.utilities.rank_zero import _get_rank
+
 from rbft.attention.boxes import read_boxes
 from rbft.attention.causal import CausalSettings
 from rbft.attention.maps import Kind
@@ -78,7 +80,9 @@ def attention(
     settings = MapSettings(kind, band, generic, causal, seed)
     wanted = (REDRAWN, SHUFFLED) if controls is None else tuple(controls)
     output = experiment.logs / FOLDER / (name or joined_names(found))
-    with Lock(output, "--name"):
+    if _get_rank():  # one process looks
+        return
+    with Lock(output, "Attention folder"):
         reading = MapReading(experiment, found, settings, wanted, output)
         reading.read(clips)
         write_output(reading, known, pictures, colours, boxes)

@@ -69,7 +69,7 @@ def write_output(
     for number, clip in enumerate(reading.clips):
         answers = {one.run.name: found[one.run.name][clip.id] for one in reading.sources}
         label = reading.class_of(clip)
-        about: dict[str, Any] = {"id": clip.id, "label": label}
+        about: dict[str, Any] = {"id": clip.id, "label": label, "strips": {}}
         if number < pictures:
             shown = _shown(reading, clip, (boxes or {}).get(clip.id))
             about |= _pictures(reading.output, shown, answers, colours)

@@ -276,4 +276,5 @@ def test_a_clip_that_cannot_be_decoded(folder, tmp_path, capsys, monkeypatch):
     found = read_json(folder / LOGS / "attention/damaged/attention.json")
     assert [clip["id"][-1] for clip in found["clips"]] == ["0", "2", "3"]
     assert [("figure" in clip) for clip in found["clips"]] == [True, False, False]
+    assert [list(clip["strips"]) for clip in found["clips"]] == [["miniature"], [], []]
     assert {*found["scores"]["miniature"]} == {"entropy", "video_share"}

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from rbft.attention.boxes import Box
 from rbft.attention.pictures import (
     LEAST,
     MARGIN,
-    MOST,
     STRENGTH,
     RunMap,
     ShownClip,
@@ -72,13 +72,13 @@ def test_the_frame_is_seen_in_grey_through_the_map() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frame", "shown"), [((84, 84), (168, 168)), ((364, 420), (260, 300)), ((200, 100), (200, 100))]
+    ("frame", "shown"), [((84, 84), (168, 168)), ((364, 420), (192, 222)), ((180, 90), (180, 90))]
 )
 def test_small_frames_are_enlarged_and_large_ones_are_not(
     frame: tuple[int, int], shown: tuple[int, int]
 ) -> None:
-    assert shown_size(*frame) == shown
-    assert LEAST <= shown[0] <= MOST
+    assert shown_size(*frame, 192) == shown
+    assert shown[0] >= LEAST
 
 
 def test_a_strip_has_a_row_for_each_run_and_the_heat_where_it_is(tmp_path: Path) -> None:
@@ -122,6 +122,14 @@ def test_a_long_clip_shows_eight_frames_from_first_to_last(tmp_path: Path) -> No
     found = np.asarray(Image.open(tmp_path / "a.png")).astype(int)
     shades = [int(found[MARGIN + 26 + 22 + 80, MARGIN + 176 * n + 80, 0]) // 20 for n in range(8)]
     assert shades == [0, 1, 3, 4, 5, 6, 8, 9]
+
+
+def test_wide_frames_are_fewer(tmp_path: Path) -> None:
+    clip = shown_clip(10)
+    wide = np.full((10, 252, 588, 3), GREY, dtype=np.uint8)
+    write_strip(tmp_path / "a.png", replace(clip, frames=wide), [hot((0, 0, 0), 5)], "viridis")
+    with Image.open(tmp_path / "a.png") as found:
+        assert found.width == 2 * MARGIN + 3 * (448 + 8) - 8 + 14 + 64
 
 
 def test_the_colour_bar_goes_from_1_down_to_0(tmp_path: Path) -> None:
