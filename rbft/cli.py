@@ -260,7 +260,8 @@ def main(args: list[str] | None = None) -> None:
         elif text is None:
             raise
         if not (_get_rank() and isinstance(error, Stopped)):  # the first speaks for all
-            sys.stderr.write(f"{text}\n")
+            bar = "\n" if isinstance(error, Stopped) else ""  # ends the line of a progress bar
+            sys.stderr.write(f"{bar}{text}\n")
         exit_process(status)
         sys.exit(status)
 

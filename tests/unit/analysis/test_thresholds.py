@@ -100,6 +100,16 @@ def test_on_other_clips():
     assert (found.n, found.misses, found.false_alarms, found.cost) == (3, 1, 1, 2)
 
 
+def test_a_clip_at_the_threshold_is_positive():
+    chosen = choose_threshold(scored([0.0, 0.5, 1.0, 1.0], [0, 0, 1, 1]), Wanted("alarm", 1.0, 1.0))
+    assert chosen.threshold == 0.75
+    tested = scored([0.75, 0.5], [1, 0], split="test")
+    assert evaluate(tested, chosen) == of_answers(
+        at_threshold(tested, "alarm", 0.75), chosen.wanted
+    )
+    assert evaluate(tested, chosen).misses == 0
+
+
 def test_clips_without_probabilities():
     """Nothing is chosen on them; where decisions are counted, they are no alarms."""
     wanted = Wanted("alarm", 5.0, 1.0)
