@@ -45,7 +45,7 @@ def band_layers(layers: str | Sequence[int], depth: int) -> list[int]:
 
 
 def named_band(layers: str | Sequence[int], depth: int) -> str:
-    """The band as it is printed: "middle_to_late, layers 14 to 24 of 28".
+    """The band as it is printed: "layers 14 to 24 of 28 (middle_to_late; counted from 0)".
 
     Args:
         layers: See `band_layers`.
@@ -54,5 +54,5 @@ def named_band(layers: str | Sequence[int], depth: int) -> str:
     found = band_layers(layers, depth)
     one_run = len(found) > 2 and found == list(range(found[0], found[-1] + 1))
     numbers = f"{found[0]} to {found[-1]}" if one_run else ", ".join(map(str, found))
-    plain = f"layer{'s' * (len(found) > 1)} {numbers} (from 0) of {depth}"
-    return f"{layers}, {plain}" if isinstance(layers, str) else plain
+    name = f"{layers}; " if isinstance(layers, str) else ""
+    return f"layer{'s' * (len(found) > 1)} {numbers} of {depth} ({name}counted from 0)"

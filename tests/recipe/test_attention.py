@@ -107,7 +107,7 @@ def test_the_command_of_the_docs(folder, capsys, monkeypatch):
     assert passes == []
     assert capsys.readouterr().out == shown
 
-    assert "mean over heads and middle_to_late, layers 2, 3 (from 0) of 4." in shown
+    assert "mean over heads and layers 2, 3 of 4 (middle_to_late; counted from 0)." in shown
     lines = shown.splitlines()
     assert max(map(len, lines[1:18])) <= 80
     assert [line.split("  ")[0] for line in lines[4:18:2]] == [
@@ -269,8 +269,13 @@ def test_a_clip_that_cannot_be_decoded(folder, tmp_path, capsys, monkeypatch):
     assert message.startswith("Clip target-test-0001 cannot be decoded: ")
     assert message.endswith("is damaged. Leave out of --clips: target-test-0001.")
     # Of all test clips it is left out, with a sentence.
-    rbft(folder, "attention", *ours, "--pictures=1", "--kind=relative")
+    rbft(folder, "attention", *ours, "--pictures=1", "--kind=relative", "--layers=all")
     shown = capsys.readouterr().out
+    assert (
+        "3 clips. Attention of the prompt's last token, mean over heads and layers 0 to 3 of "
+        '4 (all; counted from 0), divided by the same of the prompt "Describe the video.".\n'
+        in shown
+    )
     assert "1 clips cannot be decoded and are left out (first: Clip target-test-0001" in shown
     assert "No --boxes were given: mass, lift," in shown
     found = read_json(folder / LOGS / "attention/damaged/attention.json")

@@ -33,9 +33,11 @@ def test_a_third_follows_the_other_and_none_is_empty(depth: int) -> None:
 
 
 def test_how_a_band_is_printed() -> None:
-    assert named_band("middle_to_late", 28) == "middle_to_late, layers 14 to 24 (from 0) of 28"
-    assert named_band("middle_to_late", 4) == "middle_to_late, layers 2, 3 (from 0) of 4"
-    assert named_band([22], 28) == "layer 22 (from 0) of 28"
+    assert named_band("middle_to_late", 28) == (
+        "layers 14 to 24 of 28 (middle_to_late; counted from 0)"
+    )
+    assert named_band("middle_to_late", 4) == "layers 2, 3 of 4 (middle_to_late; counted from 0)"
+    assert named_band([22], 28) == "layer 22 of 28 (counted from 0)"
 
 
 @pytest.mark.parametrize(

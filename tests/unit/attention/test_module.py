@@ -37,7 +37,15 @@ class Outputs(Callback):
     def __init__(self) -> None:
         self.found: list[list[ClipMap]] = []
 
-    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *rest: Any) -> None:
+    def on_predict_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         self.found.append(outputs)
 
 
@@ -68,7 +76,7 @@ class Plain:
         batch = replace(self.make, prompt_stage=stage)([Example(clip, video, None, SampleSlot(0))])
         prompt = prompt_of(batch)
         ids, at = prompt.input_ids, prompt.position_ids
-        scores = []
+        last, out, scores = ids.shape[1] - 1, None, []
         for answer in self.make.class_answers(LABEL):
             whole = torch.cat([ids, torch.tensor([answer])], dim=1)
             more = at[..., -1:] + torch.arange(1, len(answer) + 1)
@@ -80,8 +88,9 @@ class Plain:
                 output_attentions=True,
                 **batch.video,
             )
-            log_p, last = out.logits[0].log_softmax(-1), ids.shape[1] - 1
+            log_p = out.logits[0].log_softmax(-1)
             scores.append(sum(log_p[last + n, token] for n, token in enumerate(answer)))
+        assert out is not None
         row = torch.stack([layer[0, :, last, : last + 1].mean(0) for layer in out.attentions])
         video_row = row.mean(0)[ids[0] == self.model.config.video_token_id]
         pairs, rows, columns = batch.video["video_grid_thw"][0].tolist()

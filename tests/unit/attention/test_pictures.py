@@ -59,7 +59,7 @@ def test_an_overlay_has_the_colours_of_its_cells(colours: Any) -> None:
     for row, column in np.ndindex(heat.shape):
         middle = found[row * 84 + 42, column * 84 + 42]
         # Between two pixels, up to the next cell.
-        np.testing.assert_allclose(middle, painted(heat[row, column], colours), atol=5)
+        np.testing.assert_allclose(middle, painted(float(heat[row, column]), colours), atol=5)
 
 
 def test_the_frame_is_seen_in_grey_through_the_map() -> None:
