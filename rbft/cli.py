@@ -194,6 +194,7 @@ class RBFTCLI(LightningCLI):
 
     def make_experiment(self) -> Experiment:
         """The experiment that the settings describe."""
+        subcommand = str(self.subcommand)
         if self.settings.data is None or self.settings.data.class_path == BASE:
             names = ", ".join(benchmark.__name__ for benchmark in BENCHMARKS)
             raise ValueError(
@@ -203,7 +204,7 @@ class RBFTCLI(LightningCLI):
         if self.settings.cpu_threads is not None:
             torch.set_num_threads(self.settings.cpu_threads)
         settings = with_precision(self.settings)
-        return Experiment(settings, self._subcommand_parsers[str(self.subcommand)])
+        return Experiment(settings, self._subcommand_parsers[subcommand])
 
 
 class _Parsed(RBFTCLI):
