@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "predict",
     "export": "export",
     "compare": "compare",
+    "attention": "attention",
     "scan": "scan",
     "init": "init",
     "cache": "cache",
