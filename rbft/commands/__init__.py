@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": "compare",
     "mask": "mask",
     "masked": "masked",
+    "attention": "attention",
     "scan": "scan",
     "init": "init",
     "cache": "cache",

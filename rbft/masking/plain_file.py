@@ -18,7 +18,8 @@ def read_plain_file(path: Path) -> PlainBoxes:
     A line is about one box: `id` of the clip, `x1`, `y1`, `x2`, `y2` in fractions of the frame or,
     where the line has `width` and `height` too, in pixels of a frame of that size; `frame`, its
     number in the file, without which the box is in every frame; `label` and `score` as far as there
-    are any. A line without coordinates says that there is nothing.
+    are any. A line without coordinates says that there is nothing. A line of JSON may have several
+    `boxes` instead: objects with these keys, or lists of the coordinates, label and score.
 
     Args:
         path: `.csv` or `.jsonl`.
@@ -88,7 +89,25 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             raise ValueError(f"--file {path}, line {number} is no JSON.") from error
         if not isinstance(row, dict):
             raise ValueError(f"--file {path}, line {number} must be a JSON object.")
-        yield number, row
+        for one in _each(row, f"--file {path}, line {number}"):
+            yield number, one
+
+
+def _each(row: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
+    """A line about several boxes as lines about one each."""
+    if "boxes" not in row:
+        yield row
+        return
+    shared = {name: value for name, value in row.items() if name != "boxes"}
+    if not isinstance(row["boxes"], list):
+        raise ValueError(f"{where}: boxes must be a list.")
+    yield shared  # a frame without boxes was looked at as well
+    for one in row["boxes"]:
+        if isinstance(one, list):
+            one = dict(zip((*COORDINATES, "label", "score"), one, strict=False))
+        if not isinstance(one, dict):
+            raise ValueError(f"{where}: a box must be an object or a list, got {one!r}.")
+        yield {**shared, **one}
 
 
 def _number(value: Any, where: str) -> float | None:

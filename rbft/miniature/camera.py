@@ -11,7 +11,7 @@ from rbft.miniature.scene import OBJECT_SIZE, STEP, SUBJECT_SIZE, Domain, Pose, 
 from rbft.miniature.sprites import sprite
 
 SIZE = 84  # pixels a side: 6 x 6 patches of 14
-SPREAD = 2  # pixels: in the files, two by two of them share a colour
+SPREAD = 2  # pixels that a colour spreads in the files, where two by two of them share one
 
 # Ground, back (sky or wall) and trim of each place.
 _PAINT = {
@@ -95,11 +95,13 @@ class Placed:
     x: int
     y: int
 
-    def box(self) -> tuple[int, int, int, int] | None:
+    def box(self, spread: int = 0) -> tuple[int, int, int, int] | None:
         """Left, upper, right and lower edge of what is seen of it, in pixels; None if nothing is.
 
-        What another sprite hides counts as seen. As much more lies within as its colour spreads
-        when the picture is encoded.
+        What another sprite hides counts as seen.
+
+        Args:
+            spread: Pixels around it that lie within the box too.
         """
         rows, columns = np.nonzero(self.picture[..., 3])
         rows, columns = rows + self.y, columns + self.x
@@ -107,8 +109,8 @@ class Placed:
         if not seen.any():
             return None
         rows, columns = rows[seen], columns[seen]
-        left, top = (max(int(edge.min()) - SPREAD, 0) for edge in (columns, rows))
-        right, bottom = (min(int(edge.max()) + 1 + SPREAD, SIZE) for edge in (columns, rows))
+        left, top = (max(int(edge.min()) - spread, 0) for edge in (columns, rows))
+        right, bottom = (min(int(edge.max()) + 1 + spread, SIZE) for edge in (columns, rows))
         return left, top, right, bottom
 
 

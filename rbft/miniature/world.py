@@ -13,7 +13,7 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from rbft.masking.boxes import Box
-from rbft.miniature.camera import SIZE, film, placed_sprites
+from rbft.miniature.camera import SIZE, SPREAD, film, placed_sprites
 from rbft.miniature.language import generic_label, rationale
 from rbft.miniature.scene import DOMAINS, TARGET, Domain, Scene, draw_scene, is_abnormal, pose
 
@@ -132,14 +132,14 @@ def read_annotations(folder: Path) -> list[Annotation]:
 
 
 def true_boxes(scene: Scene) -> dict[int, list[Box]]:
-    """Where subject and object are in each frame of a clip's file.
+    """Where subject and object, and what takes their colour, are in each frame of a clip's file.
 
     Args:
         scene: The scene behind the clip.
     """
     found: dict[int, list[Box]] = {}
     for frame, time in enumerate(TIMES):
-        placed = [(one.name, one.box()) for one in placed_sprites(scene, pose(scene, time))]
+        placed = [(one.name, one.box(SPREAD)) for one in placed_sprites(scene, pose(scene, time))]
         found[frame] = [
             Box(box[0] / SIZE, box[1] / SIZE, box[2] / SIZE, box[3] / SIZE, name)
             for name, box in placed

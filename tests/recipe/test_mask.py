@@ -162,6 +162,8 @@ def test_the_backbone_names_and_finds_objects(options, tmp_path, capsys, monkeyp
     assert all("Locate dog, bin in this picture" in text for _, text, _ in finding[1])
     expected = [Box(0.25, 0.5, 0.75, 1.0, "dog").as_list()]
     assert [line["boxes"] for line in lines(tmp_path)] == [expected] * 12
+    frames = [(line["id"], line["frame"]) for line in lines(tmp_path)]
+    assert [f"{clip} frame {frame}" for clip, frame in frames] == [one[0] for one in finding[1]]
     assert "12 boxes were none (no area, or outside the frame) and are left out." in (
         capsys.readouterr().out
     )

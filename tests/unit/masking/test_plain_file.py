@@ -22,8 +22,14 @@ def test_a_table_and_json_lines_say_the_same(tmp_path: Path) -> None:
         '"height": 96}\n\n'
         '{"id": "b"}'
     )
+    several = tmp_path / "several.jsonl"
+    several.write_text(
+        '{"id": "a", "frame": 0, "boxes": [[0.25, 0.5, 0.5, 1.0, "dog", 0.75]]}\n'
+        '{"id": "a", "boxes": [{"x1": 0.5, "y1": 0, "x2": 1, "y2": 0.5, "label": "sign"}]}\n'
+        '{"id": "b", "frame": null, "boxes": []}\n'
+    )
     dog, sign = Box(0.25, 0.5, 0.5, 1.0, "dog", 0.75), Box(0.5, 0.0, 1.0, 0.5, "sign")
-    for file in (table, lines):
+    for file in (table, lines, several):
         found = read_plain_file(file)
         assert found == {"a": {0: [dog], None: [sign]}, "b": {None: []}}
         assert boxes_in(found["a"], 0) == [dog, sign]
@@ -60,7 +66,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"boxes.txt must be a .csv or a .jsonl file."):
         read_plain_file(path)
     lines = tmp_path / "boxes.jsonl"
-    for text, said in (("{", "is no JSON"), ("[]", "must be a JSON object")):
+    for text, said in (
+        ("{", " is no JSON."),
+        ("[]", " must be a JSON object."),
+        ('{"id": "a", "boxes": 3}', ": boxes must be a list."),
+        ('{"id": "a", "boxes": [3]}', ": a box must be an object or a list, got 3."),
+    ):
         lines.write_text(text)
-        with pytest.raises(ValueError, match=f"boxes.jsonl, line 1 {said}."):
+        with pytest.raises(ValueError, match=re.escape(f"boxes.jsonl, line 1{said}")):
             read_plain_file(lines)
