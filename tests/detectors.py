@@ -65,7 +65,7 @@ def tiny_dino(folder: Path) -> Path:
         depths=[1] * 4,
         num_heads=[1] * 4,
         window_size=4,
-        out_indices=[2, 3, 4],
+        out_indices=[2, 3, 4],  # pyright: ignore[reportCallIssue]
     )
     text = BertConfig(
         vocab_size=len(words),

@@ -48,7 +48,8 @@ def test_boxes_are_those_of_the_pipeline(folder, frames, expected):
         # All of the pipeline's that are missing lie upon a surer one.
         for other in theirs:
             if not any(alike(box, other, height, width) for box in boxes):
-                assert any(box.score >= other.score and overlap(box, other) > 0.4 for box in boxes)
+                surer = [box for box in boxes if (box.score or 0.0) >= (other.score or 0.0)]
+                assert any(overlap(box, other) > 0.4 for box in surer)
 
 
 def theirs_as_ours(found: dict[str, Any], height: int, width: int) -> Box | None:
@@ -67,7 +68,7 @@ def alike(one: Box, other: Box, height: int, width: int) -> bool:
 
 def test_the_surest_come_first_one_for_each_object(folder, frames):
     for boxes in Detector(str(folder), 0.0, 0.25).find(frames, NAMES):
-        scores = [box.score for box in boxes]
+        scores = [box.score or 0.0 for box in boxes]
         assert scores == sorted(scores, reverse=True)
         for place, one in enumerate(boxes):
             assert all(overlap(one, other) < 0.5 for other in boxes[:place])

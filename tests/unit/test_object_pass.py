@@ -20,6 +20,7 @@ def test_a_single_frame_is_that_frame_twice(tmp_path: Path, rate: Fraction | int
         one = single_frame(clip, frame, fps)
         indices = sample_indices(40, fps, SETTINGS, start=one.start, end=one.end)
         assert indices == [frame, frame]
+    one = single_frame(clip, 39, fps)
     assert (one.id, one.label, one.path) == ("a frame 39", None, path)
     assert numbers(decode_video(path, SETTINGS, start=one.start, end=one.end).frames) == [39, 39]
 

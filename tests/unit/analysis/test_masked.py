@@ -117,7 +117,8 @@ def test_between_runs_it_is_the_difference_of_differences() -> None:
 def test_clips_of_one_run_stand_by_those_of_the_other_whatever_their_order() -> None:
     turned = MaskedRun(
         "direct",
-        *(one.in_order_of(one.ids[::-1]) for one in (DIRECT.original, DIRECT.objects)),
+        DIRECT.original.in_order_of(DIRECT.original.ids[::-1]),
+        DIRECT.objects.in_order_of(DIRECT.objects.ids[::-1]),
         tuple(one.in_order_of(one.ids[::-1]) for one in DIRECT.random),
     )
     assert cost_difference(OURS, turned) == cost_difference(OURS, DIRECT)

@@ -22,7 +22,9 @@ def test_corners_in_any_order_are_cut_off_at_the_frame() -> None:
         (0.1, float("nan"), 1.0, 1.0),
     ],
 )
-def test_what_has_no_area_within_the_frame_is_no_box(edges: tuple[float, ...]) -> None:
+def test_what_has_no_area_within_the_frame_is_no_box(
+    edges: tuple[float, float, float, float],
+) -> None:
     assert Box.clipped(*edges) is None
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from rbft.masking.fill import BLUR, GREY, filled, gaussian_blur
+from rbft.masking.fill import BLUR, GREY, FillName, filled, gaussian_blur
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def box(top: int, left: int, bottom: int, right: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("fill", ["constant", "blur"])
-def test_what_is_not_masked_is_left_alone(picture: np.ndarray, fill: str) -> None:
+def test_what_is_not_masked_is_left_alone(picture: np.ndarray, fill: FillName) -> None:
     before, mask = picture.copy(), box(10, 20, 30, 50)
     made = filled(picture, mask, fill)
     assert (picture == before).all()

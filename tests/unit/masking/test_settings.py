@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_impossible_settings_are_errors(path: Path) -> None:
         ),
     ):
         with pytest.raises(ValueError, match=re.escape(said)):
-            Masking(path, "random", **wrong)
+            replace(Masking(path, "random"), **wrong)
 
 
 def test_without_a_box_file_nothing_can_be_masked() -> None:
