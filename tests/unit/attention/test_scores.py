@@ -43,6 +43,7 @@ def test_slices_that_nobody_looked_at_do_not_count() -> None:
     values = np.full((2, 4, 5), 0.01)
     values[1] = 9.0
     whole = box_scores(values[:1], {0: [CORNER], 4: [CORNER]}, INDICES[:2], SLICES[:1])
+    assert whole["mass"] == pytest.approx(1 / 20)  # of what is there, whatever it adds up to
     assert box_scores(values, {0: [CORNER], 4: [CORNER]}, INDICES, SLICES) == whole
 
 

@@ -92,6 +92,15 @@ def test_the_table_fits_into_80_columns() -> None:
     )
 
 
+def test_what_a_run_lacks_is_a_dash_and_large_figures_have_one_decimal() -> None:
+    a = Scored("a", "a", {f"clip{n}": {"entropy": 9.5, "drop": 99.94} for n in range(3)})
+    b = Scored("b", "b", {f"clip{n}": {"entropy": 9.999} for n in range(3)})
+    lines = [line.split() for line in scores_table([a, b], {}).splitlines()]
+    assert lines[3] == ["a", "9.50", "99.9"]
+    assert lines[5] == ["b", "10.0", "-"]
+    assert lines[7] == ["b", "-", "a", "+0.50", "-"]
+
+
 def test_a_single_clip_has_no_interval() -> None:
     found = scores_table([scored("ours", "a", 0.0, clips=1)], {}).splitlines()
     assert found[3].split() == ["a", "0.00", "0.00"]
