@@ -1,6 +1,21 @@
 """`python -m rbft`."""
 
-from rbft.cli import main
+import sys
+
+from rbft.commands import LIGHT
+
+
+def main() -> None:
+    """Runs one command; those that need no torch do without it."""
+    if sys.argv[1:2] and sys.argv[1] in LIGHT:
+        from rbft.light import run_light
+
+        run_light(sys.argv[1], sys.argv[2:])
+        return
+    from rbft.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -17,10 +17,13 @@ COMMANDS = {
     "predict": "predict",
     "export": "export",
     "compare": "compare",
+    "report": "report",
     "scan": "scan",
     "init": "init",
     "cache": "cache",
 }
+# Those that need no torch, so that nobody waits for it; see `rbft.light`.
+LIGHT = ("report",)
 EXPERIMENT = "experiment"  # the argument of commands that take an experiment's settings
 
 

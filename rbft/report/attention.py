@@ -1,0 +1,106 @@
+"""What `attention` has left: strips of pictures, and scores of where the models look."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rbft.report.gather import Gathered
+from rbft.report.tables import NONE, Cell, Row, Section, Table, cells
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A strip of pictures of where a run looks in a clip.
+
+    Attributes:
+        run: Name of the run.
+        file: The picture.
+        scores: Of this clip, by name.
+    """
+
+    run: str
+    file: Path
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class AttendedClip:
+    """A clip with the strips of each run.
+
+    Attributes:
+        id: The clip's.
+        label: Its class; empty where it is not noted.
+        strips: One a run.
+    """
+
+    id: str
+    label: str
+    strips: tuple[Strip, ...]
+
+
+def attention_section(gathered: Gathered) -> Section:
+    """Scores of the attention maps, as `attention` has computed them."""
+    tables = []
+    for file, content in gathered.attention.items():
+        found = _mapping(_mapping(content).get("scores"))
+        names = list(dict.fromkeys(name for one in found.values() for name in _mapping(one)))
+        rows = []
+        for run, scores in found.items():
+            shown = tuple(_figure(_mapping(scores).get(name)) for name in names)
+            rows.append(Row((*cells(_name(run)), *shown), _runs(gathered, run), "ours"))
+        if rows:
+            title = f"Attention scores ({file.parent.name})"
+            tables.append(Table(title, ("run", *names), tuple(rows), (f"From {file}.",)))
+    about = "" if gathered.attention else "No attention maps. python -m rbft attention makes them."
+    return Section("attention", "Attention", tuple(tables), about)
+
+
+def attended_clips(gathered: Gathered) -> Iterator[AttendedClip]:
+    """The clips that have strips, in the order of the files."""
+    for file, content in gathered.attention.items():
+        clips = _mapping(content).get("clips")
+        for one in clips if isinstance(clips, list) else []:
+            clip = _mapping(one)
+            strips = [
+                Strip(
+                    _name(run),
+                    file.parent / str(name),
+                    _mapping(_mapping(clip.get("scores")).get(run)),
+                )
+                for run, name in _mapping(clip.get("strips")).items()
+            ]
+            if strips:
+                label = clip.get("label")
+                said = "" if label is None else str(label)
+                yield AttendedClip(str(clip.get("id", NONE)), said, tuple(strips))
+
+
+def _name(run: str) -> str:
+    """A run's name, which may be noted as its folder."""
+    return Path(run).name or run
+
+
+def _runs(gathered: Gathered, run: str) -> tuple[str, ...]:
+    return tuple(one.name for one in gathered.runs if _name(run) in (one.name, one.folder.name))
+
+
+def _figure(found: Any) -> Cell:
+    """A mean with its interval."""
+    if isinstance(found, int | float):
+        return Cell(f"{found:.3g}", float(found))
+    one = _mapping(found)
+    mean, ends = one.get("mean"), one.get("interval")
+    if not isinstance(mean, int | float):
+        return Cell(NONE)
+    if isinstance(ends, Mapping):
+        ends = [ends.get("low"), ends.get("high")]
+    text = f"{mean:.3g}"
+    if isinstance(ends, list) and len(ends) == 2 and None not in ends:
+        text += f" [{ends[0]:.3g}, {ends[1]:.3g}]"
+    text += f", n = {one['n']}" if "n" in one else ""
+    return Cell(text, float(mean))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
