@@ -49,9 +49,25 @@ def attention_section(gathered: Gathered) -> Section:
         for run, scores in found.items():
             shown = tuple(_figure(_mapping(scores).get(name)) for name in names)
             rows.append(Row((*cells(_name(run)), *shown), _runs(gathered, run), "ours"))
-        if rows:
-            title = f"Attention scores ({file.parent.name})"
-            tables.append(Table(title, ("run", *names), tuple(rows), (f"From {file}.",)))
+        if not rows:
+            continue
+        where, noted = file.parent.name, _mapping(content)
+        notes = [str(one) for one in (noted.get("map"), *_list(noted.get("notes"))) if one]
+        meaning = _mapping(noted.get("meaning"))
+        notes += [f"{name}: {meaning[name]}" for name in names if name in meaning]
+        title = f"Attention scores ({where})"
+        tables.append(Table(title, ("run", *names), tuple(rows), tuple(notes)))
+        apart = [_difference(gathered, _mapping(one)) for one in _list(noted.get("differences"))]
+        shown = list(dict.fromkeys(name for _, _, found in apart for name in found))
+        lines = tuple(
+            Row((*cells(*pair), *(_figure(found.get(name), "+") for name in shown)), runs, "ours")
+            for pair, runs, found in apart
+            if found
+        )
+        if lines:
+            note = "A - B, paired by clip, with the 95 % interval."
+            title = f"Differences in attention ({where})"
+            tables.append(Table(title, ("A", "B", *shown), lines, (note,)))
     about = "" if gathered.attention else "No attention maps. python -m rbft attention makes them."
     return Section("attention", "Attention", tuple(tables), about)
 
@@ -59,8 +75,7 @@ def attention_section(gathered: Gathered) -> Section:
 def attended_clips(gathered: Gathered) -> Iterator[AttendedClip]:
     """The clips that have strips, in the order of the files."""
     for file, content in gathered.attention.items():
-        clips = _mapping(content).get("clips")
-        for one in clips if isinstance(clips, list) else []:
+        for one in _list(_mapping(content).get("clips")):
             clip = _mapping(one)
             strips = [
                 Strip(
@@ -85,21 +100,34 @@ def _runs(gathered: Gathered, run: str) -> tuple[str, ...]:
     return tuple(one.name for one in gathered.runs if _name(run) in (one.name, one.folder.name))
 
 
-def _figure(found: Any) -> Cell:
+def _difference(
+    gathered: Gathered, one: Mapping[str, Any]
+) -> tuple[tuple[str, str], tuple[str, ...], Mapping[str, Any]]:
+    """Names of the two sides, of their runs, and the scores."""
+    pair = (_name(str(one.get("a", NONE))), _name(str(one.get("b", NONE))))
+    runs = tuple(dict.fromkeys(name for side in pair for name in _runs(gathered, side)))
+    return pair, runs, _mapping(one.get("scores"))
+
+
+def _figure(found: Any, sign: str = "") -> Cell:
     """A mean with its interval."""
     if isinstance(found, int | float):
-        return Cell(f"{found:.3g}", float(found))
+        return Cell(f"{found:{sign}.3g}", float(found))
     one = _mapping(found)
     mean, ends = one.get("mean"), one.get("interval")
     if not isinstance(mean, int | float):
         return Cell(NONE)
     if isinstance(ends, Mapping):
         ends = [ends.get("low"), ends.get("high")]
-    text = f"{mean:.3g}"
+    text = f"{mean:{sign}.3g}"
     if isinstance(ends, list) and len(ends) == 2 and None not in ends:
-        text += f" [{ends[0]:.3g}, {ends[1]:.3g}]"
+        text += f" [{ends[0]:{sign}.3g}, {ends[1]:{sign}.3g}]"
     text += f", n = {one['n']}" if "n" in one else ""
     return Cell(text, float(mean))
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -1,7 +1,8 @@
 """How far class probabilities can be believed, for each final result."""
 
 from rbft.report.conditions import Conditions
-from rbft.report.gather import Gathered, Result
+from rbft.report.gather import Gathered
+from rbft.report.results import Result
 from rbft.report.tables import Cell, Row, Section, Table, cells, percent
 
 

@@ -3,10 +3,10 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rbft.report.gather import Result
+from rbft.report.results import Result
 from rbft.runtime.differences import flat
 
 # Results are of different weights and stages, and masked or not, on purpose.
@@ -25,13 +25,17 @@ class Condition:
 
     Attributes:
         letter: "A" is the way of most results.
-        text: What it is, as against A.
+        text: What it is.
         first: A result that was made so.
+        base: Letter of the way that it is nearest to; empty where no other has its classes.
+        against: In what it differs from that one.
     """
 
     letter: str
     text: str
     first: Result
+    base: str = ""
+    against: str = ""
 
 
 class Conditions:
@@ -50,8 +54,10 @@ class Conditions:
         for place, key in enumerate(ordered):
             first = results[keys.index(key)]
             base = self._nearest(first)
-            text = _whole(first) if base is None else _against(first, base)
-            self._known[key] = Condition(_letter(place), text, first)
+            made = Condition(_letter(place), _whole(first), first)
+            if base is not None:
+                made = replace(made, base=base.letter, against=_against(first, base))
+            self._known[key] = made
 
     def _nearest(self, result: Result) -> Condition | None:
         """Of the ways named so far the one with the same classes that differs in the least."""
@@ -73,12 +79,18 @@ class Conditions:
         return [found[letter] for letter in sorted(found, key=lambda name: (len(name), name))]
 
     def legend(self, results: Sequence[Result]) -> list[str]:
-        """A line for each way of some results.
+        """A line for each way of some results, with why it cannot be compared with another of them.
 
         Args:
             results: Those of a table.
         """
-        return [f"{one.letter}: {one.text}" for one in self.used(results)]
+        used = self.used(results)
+        letters = {one.letter for one in used}
+        return [
+            f"{one.letter}: {one.text}"
+            + (f"; not comparable with {one.base}: {one.against}" * (one.base in letters))
+            for one in used
+        ]
 
 
 def scored_as(result: Result) -> dict[str, Any]:
@@ -136,12 +148,14 @@ def _against(result: Result, base: Condition) -> str:
             shown = WORDS.get(name, name)
             values = (str(made.get(name, "not noted")), str(other.get(name, "not noted")))
             parts.append(f"{shown} {values[0]} instead of {values[1]}")
-    return f"not comparable with {base.letter}: {'; '.join(parts)}"
+    return "; ".join(parts)
 
 
 def _clips(result: Result, other: Result) -> str:
     """In what clips differ."""
     if result.scored is None or other.scored is None:
+        if result.content.get("ids") == other.content.get("ids"):
+            return "the same ids, but the labels cannot be compared without the predictions"
         return f"other clips ({result.n} instead of {other.n})"
     common = len({*result.scored.ids} & {*other.scored.ids})
     if common == result.n == other.n:

@@ -7,10 +7,12 @@ from rbft.report.attention import attention_section
 from rbft.report.calibration import calibration_section
 from rbft.report.conditions import Conditions
 from rbft.report.costs import cost_section, settings_section
-from rbft.report.gather import Gathered, Result
+from rbft.report.gather import Gathered
 from rbft.report.groups import Group, group_runs
+from rbft.report.masking import masked
 from rbft.report.paper import paper_section
-from rbft.report.scores import all_scores, differences, masked, over_seeds, overview
+from rbft.report.results import Result
+from rbft.report.scores import all_scores, differences, over_seeds, overview
 from rbft.report.tables import Section
 
 

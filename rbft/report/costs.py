@@ -79,7 +79,8 @@ def _settings_table(
 def _shown(run: GatheredRun, name: str) -> str:
     if name not in (run.settings or {}):
         return NONE
-    text = str(run.setting(name))
+    value = run.setting(name)
+    text = ", ".join(map(str, value)) if isinstance(value, list) and value else str(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from rbft.report.curves import Curve, thinned
-from rbft.report.gather import Result
+from rbft.report.results import Result
 from rbft.runtime.html import plain
 
 WIDTH, HEIGHT = 340, 200

@@ -4,115 +4,29 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
-from rbft.analysis.intervals import for_results, score_intervals
-from rbft.analysis.scored import ScoredClips
 from rbft.report.curves import Curve, read_curves
+from rbft.report.results import (
+    RESULTS,
+    SKIPPED,
+    Problem,
+    Result,
+    read_or_note,
+    read_results,
+    reason,
+    step_title,
+)
 from rbft.runs.folder import CLIPS, PROVENANCE, ZERO_SHOT, Run
 from rbft.runs.record import SETTINGS
 from rbft.runs.usage import USAGE, Spent, read_usage
 from rbft.runtime.differences import flat
-from rbft.stages import STAGES
 
-RESULTS = re.compile(r"(?P<split>test|val)(-(?P<tag>.+))?\.json")
 NOT_RUNS = ("rationales", "compare", "attention")  # folders beside the runs
-SKIPPED = ("weights", "checkpoints", USAGE)  # folders within a run that hold no results
 ATTENTION = "attention.json"
-TITLES = {ZERO_SHOT: "backbone, zero-shot"}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is damaged or not finished.
-
-    Attributes:
-        where: The run, or the file.
-        text: What is wrong with it.
-    """
-
-    where: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Result:
-    """Scores of a step of a run.
-
-    Attributes:
-        run: Name of the run.
-        place: Folder of the step within the run's: a stage, `zero_shot`, `endpoint-<model>`.
-        split: The scored split.
-        file: The results.
-        content: What stands in it.
-        scored: The answers; None where the predictions beside the file are missing or damaged.
-        rows: The predictions as they stand there.
-    """
-
-    run: str
-    place: str
-    split: str
-    file: Path
-    content: Mapping[str, Any]
-    scored: ScoredClips | None = None
-    rows: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def title(self) -> str:
-        """The step in words."""
-        said = STAGES[self.place].paper if self.place in STAGES else TITLES.get(self.place)
-        return said or self.place
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in order."""
-        return tuple(self.content["classes"])
-
-    @property
-    def masking(self) -> Mapping[str, Any] | None:
-        """How the frames were masked; None where they were not."""
-        return self.content.get("masking")
-
-    @property
-    def metrics(self) -> list[str]:
-        """Names of accuracy, F1 of each class and macro F1, as in the results."""
-        return ["accuracy", *(f"f1/{name}" for name in self.classes), "f1/macro"]
-
-    def score(self, metric: str) -> float | None:
-        """A score from 0 to 1; None where it is undefined.
-
-        Args:
-            metric: `accuracy`, `f1/<class>` or `f1/macro`.
-        """
-        return self.content["metrics"].get(metric)
-
-    @cached_property
-    def intervals(self) -> Mapping[str, Any]:
-        """Ends of the 95 % intervals, of results of before computed from their confusion matrix."""
-        stored = self.content.get("intervals")
-        if stored:
-            return stored
-        return for_results(score_intervals(self.confusion, list(self.classes)))
-
-    @property
-    def confusion(self) -> np.ndarray:
-        """Clips by label (K rows) and prediction (K + 1 columns, the last one no class)."""
-        return np.array(self.content["confusion"])
-
-    @property
-    def n(self) -> int:
-        """Number of scored clips."""
-        return int(self.content["n_scored"])
-
-    @property
-    def coverage(self) -> float:
-        """Share of the clips that was answered with a class."""
-        return 1 - self.content["n_unparsed"] / max(1, self.n)
 
 
 @dataclass(frozen=True)
@@ -229,13 +143,13 @@ def gather(logs: Path, names: Sequence[str] | None = None) -> Gathered:
     beside = sorted({folder.parent for folder in folders} | {logs})
     comparisons = {}
     for file in _every(beside, "compare/*.json"):
-        content = _read(file, problems)
+        content = read_or_note(file, problems)
         if content is not None and names is None:
             comparisons[file] = content
     attention = {}
     within = [folder for folder in folders if logs not in folder.parents]
     for file in _every([logs, *within], f"**/{ATTENTION}"):
-        content = _read(file, problems)
+        content = read_or_note(file, problems)
         if content is not None and (names is None or _about(content) & known):
             attention[file] = content
     rationales = {}
@@ -298,12 +212,13 @@ def _every(folders: Iterable[Path], pattern: str) -> list[Path]:
 
 def _read_run(folder: Path, name: str, problems: list[Problem]) -> GatheredRun:
     """A run; what is wrong with it goes to the problems."""
+    before = len(problems)
     settings = _read_settings(folder / SETTINGS, problems)
     stages = () if settings is None else tuple(map(str, _list(settings.get("stages"))))
     order = [ZERO_SHOT, *stages]
     results = tuple(
         sorted(
-            _results(folder, name, problems),
+            read_results(folder, name, problems),
             key=lambda one: (_place(one.place, order), one.split, one.file.stem),
         )
     )
@@ -313,13 +228,15 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> GatheredRun:
         spent = read_usage(folder)
     except (ValueError, TypeError, AttributeError, OSError) as error:
         spent = {}
-        problems.append(Problem(f"{name}/{USAGE}", f"cannot be read: {_reason(error)}"))
+        problems.append(Problem(f"{name}/{USAGE}", f"cannot be read: {reason(error)}"))
     clips = _read_clips(folder / CLIPS, problems)
     flattened = None if settings is None else flat(settings)
     read = GatheredRun(name, folder, flattened, stages, steps, results, spent, clips)
     state = _state(read)
     if state != "finished":
         problems.append(Problem(name, state))
+    elif len(problems) > before:
+        state = "finished, with damaged files"
     return GatheredRun(name, folder, flattened, stages, steps, results, spent, clips, state)
 
 
@@ -337,66 +254,10 @@ def _state(run: GatheredRun) -> str:
     if untrained:
         checkpoint = Run(run.folder).checkpoint(untrained[0])
         at = f" (checkpoint {checkpoint.name})" if checkpoint else ""
-        return f"is not finished: {_paper(untrained[0])} is not trained{at}"
+        return f"is not finished: {step_title(untrained[0])} is not trained{at}"
     if run.final is None:
-        return f"is not finished: the test split is not scored after {_paper(run.last)}"
+        return f"is not finished: the test split is not scored after {step_title(run.last)}"
     return "finished"
-
-
-def _paper(place: str) -> str:
-    return STAGES[place].paper if place in STAGES else TITLES.get(place, place)
-
-
-def _results(folder: Path, name: str, problems: list[Problem]) -> Iterable[Result]:
-    for file in sorted(folder.rglob("*.json")):
-        inner = file.relative_to(folder).parts
-        match = RESULTS.fullmatch(file.name)
-        if match is None or len(inner) < 2 or any(part in SKIPPED for part in inner[:-1]):
-            continue
-        content = _read(file, problems)
-        if content is None:
-            continue
-        where = str(Path(name, *inner))
-        if wrong := _wrong_in(content):
-            problems.append(Problem(where, f"is no complete result: {wrong}"))
-            continue
-        scored, rows = None, ()
-        lines = file.with_name(f"{file.stem}_predictions.jsonl")
-        try:
-            rows = tuple(json.loads(line) for line in lines.read_text("utf-8").splitlines())
-            scored = ScoredClips.from_rows(
-                rows, list(content["classes"]), match["split"], f"{name}/{inner[-2]}"
-            )
-            if len(rows) != content["n_scored"]:
-                text = f"hold {len(rows)} clips, but {file.name} is about {content['n_scored']}"
-                raise ValueError(text)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            scored, rows = None, ()
-            said = str(Path(name, *inner[:-1], lines.name))
-            problems.append(Problem(said, f"the predictions cannot be used: {_reason(error)}"))
-        yield Result(name, "/".join(inner[:-1]), match["split"], file, content, scored, rows)
-
-
-def _wrong_in(content: Any) -> str:
-    """What a results file lacks; empty where it has all that the page shows."""
-    if not isinstance(content, dict):
-        return "it holds no object"
-    kinds = {"metrics": dict, "confusion": list, "classes": dict, "n_scored": int}
-    for key, kind in {**kinds, "n_unparsed": int}.items():
-        if not isinstance(content.get(key), kind):
-            return f"{key} is missing"
-    size = len(content["classes"])
-    try:
-        confusion = np.array(content["confusion"], dtype=int)
-    except (ValueError, TypeError):
-        return "confusion is no table of counts"
-    if size < 2 or confusion.shape != (size, size + 1) or confusion.sum() != content["n_scored"]:
-        return "confusion does not fit classes and n_scored"
-    shown = content["metrics"].get("accuracy")
-    right = np.diagonal(confusion).sum() / max(1, content["n_scored"])
-    if not isinstance(shown, int | float) or abs(shown - right) > 1e-4:
-        return f"the accuracy is {shown}, but its confusion matrix has {right:.4f}"
-    return ""
 
 
 def _steps(folder: Path, name: str, problems: list[Problem]) -> dict[str, Stage]:
@@ -405,7 +266,7 @@ def _steps(folder: Path, name: str, problems: list[Problem]) -> dict[str, Stage]
     for inner in sorted(one for one in folder.iterdir() if one.is_dir()):
         made, events = None, sorted(inner.glob("events.out.tfevents.*"))
         if (inner / "weights" / PROVENANCE).exists():
-            made = _read(inner / "weights" / PROVENANCE, problems)
+            made = read_or_note(inner / "weights" / PROVENANCE, problems)
         curves, damaged = read_curves(events)
         problems += [Problem(f"{name}/{inner.name}", text) for text in damaged]
         if events or made is not None:
@@ -422,7 +283,7 @@ def _read_settings(file: Path, problems: list[Problem]) -> dict[str, Any] | None
             return content
         problems.append(Problem(str(file), "holds no settings"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        problems.append(Problem(str(file), f"cannot be read: {_reason(error)}"))
+        problems.append(Problem(str(file), f"cannot be read: {reason(error)}"))
     return None
 
 
@@ -430,7 +291,7 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _read_clips(file: Path, problems: list[Problem]) -> dict[str, dict[str, Any]]:
-    content = _read(file, problems) if file.exists() else None
+    content = read_or_note(file, problems) if file.exists() else None
     if not isinstance(content, dict):
         return {}
     return {
@@ -439,22 +300,13 @@ def _read_clips(file: Path, problems: list[Problem]) -> dict[str, dict[str, Any]
     }
 
 
-def _read(file: Path, problems: list[Problem]) -> Any:
-    """Content of a JSON file; None, and a problem, where it cannot be read."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        problems.append(Problem(str(file), f"cannot be read: {_reason(error)}"))
-        return None
-
-
 def _read_lines(file: Path, problems: list[Problem]) -> list[Mapping[str, Any]]:
     """Lines of a JSON Lines file; those that are damaged are counted."""
     rows, damaged = [], 0
     try:
         lines = file.read_bytes().split(b"\n")
     except OSError as error:
-        problems.append(Problem(str(file), f"cannot be read: {_reason(error)}"))
+        problems.append(Problem(str(file), f"cannot be read: {reason(error)}"))
         return []
     for line in filter(bytes.strip, lines):
         try:
@@ -469,8 +321,3 @@ def _read_lines(file: Path, problems: list[Problem]) -> list[Mapping[str, Any]]:
         count = f"{damaged} of {damaged + len(rows)} lines"
         problems.append(Problem(str(file), f"{count} cannot be read and are left out"))
     return rows
-
-
-def _reason(error: Exception) -> str:
-    said = error.strerror if isinstance(error, OSError) else str(error)
-    return (said or type(error).__name__).splitlines()[0].rstrip(".")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rbft.report.conditions import Conditions
-from rbft.report.gather import GatheredRun, Result
+from rbft.report.gather import GatheredRun
+from rbft.report.results import Result
 from rbft.runs.record import EARLIER, FREE_SETTINGS
 
 SEED = ("seed", "seed_everything")  # last parts of settings that are seeds; clip_seed is none

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rbft.report.conditions import Conditions
-from rbft.report.gather import Gathered, GatheredRun, Result
+from rbft.report.gather import Gathered, GatheredRun
+from rbft.report.results import Result
 
 EACH, MOST = 5, 24  # clips of a run, and in all
 LETTERS = 1500  # of a rationale

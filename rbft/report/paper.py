@@ -10,9 +10,11 @@ from typing import Any
 import yaml
 
 from rbft.report.conditions import Conditions
-from rbft.report.gather import Gathered, GatheredRun, Result
+from rbft.report.gather import Gathered, GatheredRun
 from rbft.report.groups import Group
-from rbft.report.scores import kind_of, of_seeds
+from rbft.report.masking import kind_of
+from rbft.report.results import Result
+from rbft.report.scores import of_seeds
 from rbft.report.tables import NONE, Cell, Row, Section, Table, cells, metric_title, percent
 from rbft.runs.folder import ZERO_SHOT
 from rbft.runtime.differences import flat
@@ -20,7 +22,7 @@ from rbft.runtime.differences import flat
 FILE = Path(__file__).with_name("paper.yaml")
 DEFAULTS = Path(__file__).parents[1] / "defaults.yaml"
 DATE = r"(-\d{4}-\d\d-\d\d)?"  # of a server's snapshot
-SHOWN = 3  # departures that a row names
+SHOWN = 2  # runs that a row names
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def paper_section(gathered: Gathered, groups: Sequence[Group], conditions: Condi
         )
         notes = [f"clips {line}" for line in conditions.legend(ours)] if ours else []
         notes += [
-            f"{title} departs from the paper's settings: {_some(found)}."
+            f"{title} departs from the paper's settings: {', '.join(found)}."
             for title, found in departing.items()
             if found
         ]

@@ -1,4 +1,4 @@
-"""Tables of scores: every result, over seeds, differences on the same clips, masked frames."""
+"""Tables of scores: every result, over seeds, differences on the same clips."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,9 @@ from rbft.analysis.intervals import Cells, Interval
 from rbft.analysis.paired import PairedComparison, compare_pair
 from rbft.analysis.seeds import SeedDifference, paired_difference, summary
 from rbft.report.conditions import Conditions
-from rbft.report.gather import Gathered, GatheredRun, Result
+from rbft.report.gather import Gathered, GatheredRun
 from rbft.report.groups import Group, seeds_of
+from rbft.report.results import Result
 from rbft.report.tables import (
     NONE,
     Cell,
@@ -46,7 +47,7 @@ def overview(gathered: Gathered) -> Section:
         line = cells(run.name, run.benchmark or None, run.backbone or None, stages, seeds)
         rows.append(Row((*line, accuracy, Cell(run.state)), (run.name,)))
     columns = ("run", "benchmark", "backbone", "stages", "seed", "test accuracy", "state")
-    tables = [Table("Runs", columns, tuple(rows), (BRACKETS,))]
+    tables = [Table("What there is", columns, tuple(rows), (BRACKETS,))]
     if gathered.problems:
         found = tuple(Row(cells(one.where, one.text)) for one in gathered.problems)
         tables.append(Table("Damaged or not finished", ("where", "what"), found))
@@ -75,7 +76,7 @@ def all_scores(gathered: Gathered, conditions: Conditions) -> Section:
         for condition in conditions.used(results):
             rows.append(_majority(condition.first, condition.letter, metrics))
         columns = ("run", "step", "split", "clips", "n", "coverage %", *map(metric_title, metrics))
-        notes = (BRACKETS, *_clips_notes(conditions, results))
+        notes = (BRACKETS, *clips_notes(conditions, results))
         tables.append(Table(f"Classes {', '.join(classes)}", columns, tuple(rows), notes))
     about = (
         "In per cent. An answer that is no class counts as wrong; coverage is the share of others."
@@ -112,7 +113,7 @@ def over_seeds(gathered: Gathered, groups: Sequence[Group], conditions: Conditio
             "Mean ± standard deviation of a single seed (n - 1), final results on the test split, "
             "of runs that differ in nothing but seeds; "
             "in brackets Student's 95 % interval of the mean.",
-            *_clips_notes(conditions, finals),
+            *clips_notes(conditions, finals),
         )
         tables.append(Table(f"Over seeds: {', '.join(classes)}", columns, tuple(rows), notes))
     tables += [_compared(one) for one in gathered.comparisons.values() if _is_comparison(one)]
@@ -143,7 +144,7 @@ def differences(groups: Sequence[Group], conditions: Conditions) -> Section:
     notes = [
         "A - B in points, with the 95 % interval of the paired bootstrap over clips and p of "
         "McNemar's exact test; over seeds Student's t interval and p of the paired t test.",
-        *_clips_notes(conditions, results),
+        *clips_notes(conditions, results),
     ]
     if left_out > 0:
         notes.append(f"{left_out} more pairs are left out; name fewer runs with --runs.")
@@ -157,49 +158,18 @@ def differences(groups: Sequence[Group], conditions: Conditions) -> Section:
     return Section("differences", "Differences", tuple(tables), about)
 
 
-def masked(gathered: Gathered, conditions: Conditions) -> Section:
-    """Scores with objects masked, and with as much masked at random, against the whole frames."""
-    rows, effects, shown = [], [], []
-    for run in gathered.runs:
-        results = [one for one in run.results if one.masking is not None]
-        for kind, repeats in _by_kind(results).items():
-            whole = _whole(run, repeats[0], conditions)
-            shown += [*repeats, *([] if whole is None else [whole])]
-            rows += [_masked_row(one, conditions) for one in repeats]
-            if whole is not None:
-                found = _effect(repeats, whole)
-                effects.append(_effect_row(run.name, kind, repeats, whole, found))
-        effects += _objects_against_random(run, results, conditions)
-    if not rows:
-        return Section("masking", "Masked objects", (), "No run was scored with masked frames.")
-    columns = ("run", "step", "masked", "repeat", "clips", "n", "coverage %", "area %", "overlap %")
-    metrics = shown[0].metrics
-    table = Table(
-        "Scores with masked frames",
-        (*columns, *map(metric_title, metrics)),
-        tuple(rows),
-        (BRACKETS, *_clips_notes(conditions, shown)),
-    )
-    against = Table(
-        "What masking costs",
-        ("run", "step", "A - B", "repeats", "n", "accuracy", "F1 macro", "p"),
-        tuple(effects),
-        (
-            "In points on the same clips, with the 95 % interval of the paired bootstrap and p of "
-            "McNemar's exact test. Of several random repeats: their mean, and the mean of their "
-            "intervals' ends.",
-        ),
-        sortable=False,
-    )
-    return Section("masking", "Masked objects", (against, table))
-
-
 def _step(result: Result) -> str:
     own = result.split
     return result.title + (f" ({result.file.stem})" if result.file.stem != own else "")
 
 
-def _clips_notes(conditions: Conditions, results: Sequence[Result]) -> list[str]:
+def clips_notes(conditions: Conditions, results: Sequence[Result]) -> list[str]:
+    """What the letters of the column "clips" stand for.
+
+    Args:
+        conditions: The ways in which results were scored.
+        results: Those of the table.
+    """
     return [f"clips {line}" for line in conditions.legend(results)] if results else []
 
 
@@ -234,7 +204,8 @@ def _of_seeds(results: Sequence[Result], metric: str) -> Cell:
         dict(enumerate(known)), dict.fromkeys(range(len(known)), 0.0)
     )
     text = f"{100 * found.mean:.1f} ± {100 * found.sd:.1f}"
-    return Cell(f"{text} [{100 * over.low:.1f}, {100 * over.high:.1f}]", found.mean)
+    low, high = max(0.0, over.low), min(1.0, over.high)  # a share, however few seeds there are
+    return Cell(f"{text} [{100 * low:.1f}, {100 * high:.1f}]", found.mean)
 
 
 def _is_comparison(content: Any) -> bool:
@@ -334,7 +305,7 @@ def _seed_row(a: Group, b: Group, conditions: Conditions) -> Row:
 
 
 def _clip_row(a: Result, b: Result, names: tuple[str, ...], conditions: Conditions) -> Row:
-    found = _pair(a, b)
+    found = pair(a, b)
     letter = conditions.of(a).letter
     titles = (a.run, b.run) if a.run != b.run else (f"{a.run}: {a.title}", f"{b.title}")
     line = cells(*titles, letter, f"{found.n} clips")
@@ -342,7 +313,8 @@ def _clip_row(a: Result, b: Result, names: tuple[str, ...], conditions: Conditio
     return Row((*line, *shown), tuple(dict.fromkeys(names)), "ours")
 
 
-def _pair(a: Result, b: Result) -> PairedComparison:
+def pair(a: Result, b: Result) -> PairedComparison:
+    """A - B on the same clips, both with their answers."""
     assert a.scored is not None
     assert b.scored is not None
     return compare_pair(a.scored, b.scored)
@@ -357,106 +329,3 @@ def _steps(run: GatheredRun, conditions: Conditions) -> list[Row]:
         for before, after in pairwise(order)
         if conditions.alike(before, after) and None not in (before.scored, after.scored)
     ]
-
-
-def _by_kind(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
-    """Results of masked frames by step and kind of mask."""
-    found: dict[tuple[str, str], list[Result]] = {}
-    for one in results:
-        found.setdefault((one.place, kind_of(one)), []).append(one)
-    return found
-
-
-def kind_of(result: Result) -> str:
-    """The kind of mask of a result: "objects", "random", or what it says."""
-    return str((result.masking or {}).get("kind", "masked"))
-
-
-def _whole(run: GatheredRun, result: Result, conditions: Conditions) -> Result | None:
-    """The results of the whole frames for those of masked ones."""
-    found = [
-        one
-        for one in run.results
-        if one.masking is None and one.scored is not None and conditions.alike(one, result)
-    ]
-    found = [one for one in found if _weights(one) == _weights(result)] or found
-    return next((one for one in found if _weights(one) == _weights(result)), None)
-
-
-def _weights(result: Result) -> Any:
-    return (result.content.get("made") or {}).get("weights", result.place)
-
-
-def _masked_row(result: Result, conditions: Conditions) -> Row:
-    masking = result.masking or {}
-    area, overlap = (_share(masking, name) for name in ("area", "overlap"))
-    repeat = masking.get("repeat")
-    line = cells(
-        result.run,
-        result.title,
-        kind_of(result),
-        NONE if repeat is None else repeat,
-        conditions.of(result).letter,
-        result.n,
-    )
-    shown = (score(result, metric) for metric in result.metrics)
-    covered = percent(result.coverage)
-    return Row((*line, covered, area, overlap, *shown), (result.run,), "ours")
-
-
-def _share(masking: Mapping[str, Any], name: str) -> Cell:
-    """Realised area or overlap, whichever way it is noted."""
-    for key in (name, f"realised_{name}", f"mean_{name}"):
-        value = masking.get(key)
-        if isinstance(value, Mapping):
-            value = value.get("mean")
-        if isinstance(value, int | float):
-            return percent(float(value))
-    return Cell(NONE)
-
-
-def _effect(repeats: Sequence[Result], whole: Result) -> list[PairedComparison]:
-    return [_pair(one, whole) for one in repeats if one.scored is not None]
-
-
-def _mean_interval(found: Sequence[Interval]) -> Interval:
-    return Interval(
-        *(fmean(getattr(one, end) for one in found) for end in ("value", "low", "high"))
-    )
-
-
-def _effect_row(
-    run: str,
-    kind: tuple[str, str],
-    repeats: Sequence[Result],
-    whole: Result,
-    found: Sequence[PairedComparison],
-    against: str = "original frames",
-) -> Row:
-    title = f"{kind[1]} masked - {against}"
-    line = cells(run, whole.title, title, len(repeats), whole.n)
-    if not found:
-        return Row((*line, *cells(NONE, NONE, NONE)), (run,), "ours")
-    accuracy = _mean_interval([one.accuracy for one in found])
-    macro = _mean_interval([one.macro_f1 for one in found])
-    p = probability(found[0].p) if len(found) == 1 else Cell(NONE)
-    return Row((*line, interval(accuracy, "+"), interval(macro, "+"), p), (run,), "ours")
-
-
-def _objects_against_random(
-    run: GatheredRun, results: Sequence[Result], conditions: Conditions
-) -> list[Row]:
-    """What masking objects costs beyond masking as much of anything."""
-    rows = []
-    kinds = _by_kind(results)
-    for (place, kind), objects in kinds.items():
-        random = kinds.get((place, "random"), [])
-        if not kind.startswith("object") or not random or objects[0].scored is None:
-            continue
-        usable = [
-            one for one in random if one.scored is not None and conditions.alike(one, objects[0])
-        ]
-        found = [_pair(objects[0], one) for one in usable]
-        title = (place, kind)
-        rows.append(_effect_row(run.name, title, random, objects[0], found, "as much at random"))
-    return rows

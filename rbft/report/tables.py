@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rbft.analysis.intervals import Interval
-from rbft.report.gather import Result
+from rbft.report.results import Result
 
 NONE = "-"
 
