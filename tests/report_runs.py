@@ -233,6 +233,7 @@ def write_attention(folder: Path, runs: Sequence[str], clip: str) -> None:
         whole = np.dstack([picture, np.full((80, 640), 120)]).astype(np.uint8)
         Image.fromarray(whole).save(folder / strips[run])
     figure = {"mean": 2.25, "interval": {"low": 1.5, "high": 3.0}, "n": 1}
+    apart = {"mean": 0.5, "interval": {"low": -0.25, "high": 1.25}, "n": 1}
     content = {
         "runs": list(runs),
         "map": "Attention of the prompt's last token.",
@@ -246,7 +247,7 @@ def write_attention(folder: Path, runs: Sequence[str], clip: str) -> None:
             }
         ],
         "scores": {run: {"lift": figure} for run in runs},
-        "differences": [{"a": runs[1], "b": runs[0], "scores": {"lift": {**figure, "mean": 0.5}}}],
+        "differences": [{"a": runs[1], "b": runs[0], "scores": {"lift": apart}}],
     }
     write(folder / "attention.json", json.dumps(content))
 
@@ -288,6 +289,7 @@ def write_video_of(logs: Path, clip: str, cache: Path) -> Path:
     """A video for a clip, noted in the clips of every run and in the digests of the cache."""
     from tests.videos import make_video  # takes torch
 
+    (cache / "videos").mkdir(parents=True)
     file = make_video(cache / "videos/seen.mp4", 24, height=64, width=96)
     known = hash_file(file)
     size, changed, inode = identity(file.stat())

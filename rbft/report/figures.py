@@ -16,6 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 34
 POINTS = 160  # of a curve; more cannot be told apart at this width
 HUES = 8  # colours in page.css
 SHADES = 10  # of a confusion matrix
+Number = float | int
 
 
 def line_chart(title: str, curves: Mapping[str, tuple[int, str, Curve]], ylabel: str) -> str:
@@ -119,16 +120,16 @@ def _caption(result: Result) -> str:
 class _Frame:
     """Axes between the first and the last tick."""
 
-    def __init__(self, ticks_x: Sequence[float], ticks_y: Sequence[float]) -> None:
+    def __init__(self, ticks_x: Sequence[Number], ticks_y: Sequence[Number]) -> None:
         self.ticks_x, self.ticks_y = ticks_x, ticks_y
 
-    def x(self, value: float) -> str:
+    def x(self, value: Number) -> str:
         return self._place(value, self.ticks_x, LEFT, WIDTH - RIGHT)
 
-    def y(self, value: float) -> str:
+    def y(self, value: Number) -> str:
         return self._place(value, self.ticks_y, HEIGHT - BOTTOM, TOP)
 
-    def _place(self, value: float, ticks: Sequence[float], start: int, stop: int) -> str:
+    def _place(self, value: Number, ticks: Sequence[Number], start: int, stop: int) -> str:
         share = (value - ticks[0]) / (ticks[-1] - ticks[0])
         return f"{start + share * (stop - start):.1f}".removesuffix(".0")
 
@@ -162,7 +163,7 @@ def _svg(label: str, body: str) -> str:
     )
 
 
-def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+def _ticks(low: Number, high: Number, *, whole: bool = False) -> list[float]:
     """Round numbers around a range, three to six of them."""
     if high - low <= 1e-12 * max(1.0, abs(high)):
         half = max(1.0, abs(high)) * (1 if whole else 0.05)

@@ -1,6 +1,7 @@
 """Frames of clips for the page: videos are found by their content, where they were last seen."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def clip_frames(
     listing = list_frames(path)
     seconds = listing.seconds
     first = start or 0.0
-    last = seconds[-1] if end is None else end if end >= 0 else seconds[-1] + end
+    last = math.inf if end is None else end if end >= 0 else listing.info.duration + end
     inside = [place for place, when in enumerate(seconds) if first <= when <= last]
     if not inside:
         raise VideoError.of(path, f"has no frame from {first:g} to {last:g} s.")
