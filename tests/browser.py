@@ -1,8 +1,7 @@
 """A real browser for tests: Chromium without a window, driven over a pipe.
 
-It needs nothing but the program `chromium` (Debian: apt-get install chromium; elsewhere a folder
-made by tests/browser_environment.sh on the PATH): the DevTools protocol is spoken over two file
-descriptors, null bytes between the messages.
+It needs nothing but the program `chromium` (tests/browser_environment.sh installs it): the DevTools
+protocol is spoken over two file descriptors, with a null byte behind each message.
 """
 
 import base64

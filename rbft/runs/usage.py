@@ -78,9 +78,9 @@ class Usage:
             passed = time.perf_counter() - clock
             if passed < least:
                 return
-            on_gpu, held = 0.0, 0
+            on_gpu, held = 0.0, 0.0
             if torch.cuda.is_initialized():
-                on_gpu, held = passed, torch.cuda.max_memory_allocated()
+                on_gpu, held = passed, float(torch.cuda.max_memory_allocated())
             spent = Spent(passed, _processor_seconds() - processor, on_gpu, _most_memory(), held)
             self.phases[name] = before + spent
             rounded = {
