@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +25,7 @@ from rbft.batch import Batch
 from rbft.clip import Clip
 from rbft.collator import Collator
 from rbft.data.base import Feed
+from rbft.data.clip_files import ClipFiles
 from rbft.data.dataset import Example
 from rbft.data.sampler import SampleSlot
 from rbft.estimate.flops import ClipTokens
@@ -106,6 +108,13 @@ class Noise(Yard):
         number = int(clip.id.rpartition("_")[2])
         half = clip.split == "train" and number % 2
         return max(2, self.length // 4 * 2) if half else self.length
+
+    @cached_property
+    def files(self) -> ClipFiles:
+        """Knows the sizes of clips that have no files."""
+        made = super().files
+        made.grid = self.grid  # type: ignore[method-assign]
+        return made
 
     def grid(self, clip: Clip) -> tuple[int, int, int]:
         """Frame pairs, patch rows and patch columns."""

@@ -85,7 +85,7 @@ def from_images(backbone: Path, clips: int, longest: int) -> Texts:
     settings = {**defaults["data"]["init_args"], **PIXELS}
     data = Miniature(train_size=clips, test_size=1, **settings)
     with redirect_stderr(io.StringIO()):
-        found = {clip.id: data.decode(clip) for clip in data.clips_to_describe()}
+        found = {clip.id: data.reader.decode(clip) for clip in data.clips_to_describe()}
     asked: list[tuple[tuple[str, str], str, Video]] = []
     for prompt in PROMPTS:
         words = data.card.prompt(prompt)

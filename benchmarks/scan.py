@@ -26,7 +26,7 @@ import av
 import numpy as np
 
 from rbft.commands.starter_card import write_starter
-from rbft.data.base import SCAN_THREADS
+from rbft.data.clip_files import SCAN_THREADS
 from rbft.data.manifest import Manifest
 from rbft.data.videofolder import VideoFolder
 from rbft.runtime.console import print_rank_zero, table
@@ -135,10 +135,10 @@ def main() -> None:
         for number in range(given.rounds):
             cache = Path(made, f"cache{number}")
             data = take("read the table", lambda cache=cache: benchmark(folder, cache))
-            first = take("first scan", lambda data=data: data.manifest)
+            first = take("first scan", lambda data=data: data.files.manifest)
             check(first, given.rows, given.files)
             data = benchmark(folder, cache)
-            again = take("second scan", lambda data=data: data.manifest)
+            again = take("second scan", lambda data=data: data.files.manifest)
             assert again == first
             with ThreadPoolExecutor(SCAN_THREADS) as pool:
                 take(

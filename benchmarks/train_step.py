@@ -120,7 +120,7 @@ def prepare(setting: Setting) -> None:
         global_batch_size=setting.batch,
         rationale_ratio=0.0,
     )
-    texts = data.rationales("train") if setting.stage.needs_rationales else None
+    texts = data.rationales("train").texts if setting.stage.needs_rationales else None
     for form in FORMS:
         file = folder / f"clips_{form}{SUFFIXES[form]}"
         export_conversations(data, setting.stage, texts, "train", form, file)

@@ -139,14 +139,14 @@ def find_decision(weights: Path, fingerprint: str) -> Decision | None:
         fingerprint: Its fingerprint.
 
     Raises:
-        ValueError: If the one beside it was chosen for other weights.
+        ValueError: If it was chosen for other weights.
     """
     inside, beside = weights / DECISION, weights.parent / DECISION
     if not inside.exists() and not beside.exists():
         return None
     file = inside if inside.exists() else beside
     found = read_json(file)
-    if file == beside and found["weights"] != fingerprint:
+    if found["weights"] != fingerprint:
         raise ValueError(
             f"The threshold in {file} was chosen for other weights than {weights}. Choose it anew "
             "with python -m rbft test and the same decision, or remove the file."

@@ -102,7 +102,7 @@ class ClipAsker:
 
         def video(clip: Clip) -> Video:
             try:
-                found = self.data.decode(clip)
+                found = self.data.reader.decode(clip)
             except VideoError as error:
                 asked.lost[clip.id] = str(error)
                 raise
@@ -157,15 +157,10 @@ class ClipAsker:
         if not costs:
             print_rank_zero(f"{model}: every answer about {len(requests)} {what} is there already.")
             return
-        counted = f"{total.tokens} tokens"
-        if images and not budget.image_tokens:
-            counted += " and those of the pictures (image_tokens in endpoint.prices tells them)"
-        if budget.prices is not None:
-            money = f"{total.money:.4f} {budget.currency} (prices of {budget.prices.date})"
-            counted += f", {money}"
         print_rank_zero(
-            f"{model}: {len(costs)} of {len(requests)} {what} to ask about, at most {counted}, "
-            f"without repeats. Spent so far: {budget.describe()}."
+            f"{model}: {len(costs)} of {len(requests)} {what} to ask about, at most "
+            f"{budget.describe_most(total, pictures=images)}, without repeats. Spent so far: "
+            f"{budget.describe()}."
         )
         over = [budget.limits.passed_by(budget.spent + cost) for cost in costs]
         if all(over):

@@ -200,7 +200,7 @@ class Inputs:
         if not file.exists():
             print_rank_zero(f"weights folder {weights} does not say which clips it was trained on.")
             return
-        rows = self.data.manifest.rows
+        rows = self.data.files.manifest.rows
         durations = {row.digest: row.duration for row in rows if row.digest is not None}
         known = trained_on(read_json(file)["train"], self.clips[split], durations)
         if not known:

@@ -146,7 +146,7 @@ class Method:
         if find_stage(stage).needs_rationales:
             store = inputs.rationale_store()
             data = inputs.data.with_feed(Feed(rationales=store))
-            told += len(data.label_conditioned())
+            told += len(data.rationales("train").label_conditioned)
             facts["rationale_texts"] = self._note_rationales(
                 stage, data, store, resumes=bool(resume)
             )
@@ -341,8 +341,8 @@ class Method:
         """
         data = self.inputs.data
         if data.rationale_rules is not None:
-            report = data.with_feed(Feed(rationales=self.inputs.rationale_store())).rules_report()
-            print_rank_zero(f"data.rationale_rules: {report}")
+            data = data.with_feed(Feed(rationales=self.inputs.rationale_store()))
+            print_rank_zero(f"data.rationale_rules: {data.rationales('train').report}")
 
     def _note_rationales(
         self, stage: str, data: VideoDataModule, store: RationaleStore, *, resumes: bool
@@ -355,8 +355,9 @@ class Method:
         Raises:
             ValueError: If the stage resumes and they have changed; names the clips.
         """
-        texts = {n: t for split in TRAINING_SPLITS for n, t in data.rationales(split).items()}
-        cut, told = store.cut(), set(data.label_conditioned())
+        learnt = {split: data.rationales(split) for split in TRAINING_SPLITS}
+        texts = {n: t for split in learnt.values() for n, t in split.texts.items()}
+        cut, told = store.cut(), set(learnt["train"].label_conditioned)
         now = {
             name: digest([text, name in cut, *([TOLD] if name in told else [])])
             for name, text in texts.items()
@@ -375,7 +376,7 @@ class Method:
             write_json(file, now)
             if (selected := selection_report(data, store)) is not None:
                 write_json(self.run.stage(stage) / SELECTION, selected.as_dict())
-            if (report := data.rules_report()) is not None:
+            if (report := learnt["train"].report) is not None:
                 write_json(self.run.stage(stage) / RULES, report.as_dict())
         return digest(now)
 

@@ -3,10 +3,10 @@
 import hashlib
 import zlib
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Trainer
@@ -19,6 +19,8 @@ from rbft.card import Card
 from rbft.clip import Clip
 from rbft.collator import Collator
 from rbft.data.base import Feed, VideoDataModule
+from rbft.data.clip_files import ClipFiles
+from rbft.data.clip_reader import ClipReader
 from rbft.data.dataset import Example
 from rbft.data.rationales import CUT, STOPPED, RationaleStore
 from rbft.data.sampler import SampleSlot
@@ -219,8 +221,35 @@ class Texts(RationaleStore):
         return set()
 
 
+class YardFiles(ClipFiles):
+    """Stands for files that there are not."""
+
+    @cached_property
+    def usable(self) -> set[str]:
+        return {clip.id for clip in self.clips}
+
+    def grid(self, clip: Clip) -> tuple[int, int, int]:
+        frames, height, width = SHAPES[int(clip.id.rpartition("_")[2]) % len(SHAPES)]
+        return patch_grid(frames, (height, width))
+
+    def digest(self, clip: Clip) -> str:
+        return hashlib.sha256(clip.id.encode()).hexdigest()[:LENGTH]
+
+
+@dataclass(frozen=True)
+class YardReader(ClipReader):
+    """Makes the frames up."""
+
+    def decode(self, clip: Clip) -> Video:
+        number = int(clip.id.rpartition("_")[2])
+        return random_video(clip.id, SHAPES[number % len(SHAPES)])
+
+
 class Yard(VideoDataModule):
     """The made-up benchmark."""
+
+    files_class: ClassVar[type[ClipFiles]] = YardFiles
+    reader_class: ClassVar[type[ClipReader]] = YardReader
 
     def __init__(self, card_file: Path, counts: dict[str, int], **settings: Any) -> None:
         if not card_file.exists():
@@ -235,19 +264,24 @@ class Yard(VideoDataModule):
         return [clip for split, count in self.counts.items() for clip in clips(count, split)]
 
     @cached_property
-    def usable(self) -> set[str]:
-        return {clip.id for clip in self.all_clips}
+    def files(self) -> ClipFiles:
+        return self.files_class(**vars(super().files))
 
-    def grid(self, clip: Clip) -> tuple[int, int, int]:
-        frames, height, width = SHAPES[int(clip.id.rpartition("_")[2]) % len(SHAPES)]
-        return patch_grid(frames, (height, width))
+    @cached_property
+    def reader(self) -> ClipReader:
+        return self.reader_class(**vars(super().reader))
 
-    def video_digest(self, clip: Clip) -> str:
-        return hashlib.sha256(clip.id.encode()).hexdigest()[:LENGTH]
+
+@dataclass(frozen=True)
+class DamagedReader(YardReader):
+    """Cannot decode some clips."""
+
+    damaged: Sequence[str] = ()
 
     def decode(self, clip: Clip) -> Video:
-        number = int(clip.id.rpartition("_")[2])
-        return random_video(clip.id, SHAPES[number % len(SHAPES)])
+        if clip.id in self.damaged:
+            raise VideoError.of(clip.path, "is damaged.")
+        return super().decode(clip)
 
 
 class Damaged(Yard):
@@ -257,10 +291,9 @@ class Damaged(Yard):
         super().__init__(*args, **settings)
         self.damaged = damaged
 
-    def decode(self, clip: Clip) -> Video:
-        if clip.id in self.damaged:
-            raise VideoError.of(clip.path, "is damaged.")
-        return super().decode(clip)
+    @cached_property
+    def reader(self) -> ClipReader:
+        return DamagedReader(**vars(super().reader), damaged=self.damaged)
 
 
 def trainer(folder: Path, **settings: Any) -> Trainer:

@@ -18,7 +18,7 @@ class CutRationales(Callback):
         module: Any = pl_module
         if not module.stage.needs_rationales:
             return
-        counts = module.data.rationale_counts()
+        counts = module.data.rationales("train").counts()
         for logger in trainer.loggers:
             logger.log_metrics({"data/cut_rationales": counts["share_cut"]}, trainer.global_step)
         note = cut_note(counts["cut"], counts["learnt"], module.max_new_tokens)

@@ -62,7 +62,7 @@ class StageHandoff(Callback):
             made: dict[str, Any] = {**self.provenance, "steps": trainer.global_step}
             made |= _amount(trainer, module.data)
             if module.stage.needs_rationales:
-                made["rationales"] = module.data.rationale_counts()
+                made["rationales"] = module.data.rationales("train").counts()
             if self.best is not None:
                 made["kept"] = self.best.summary
             write_json(part / PROVENANCE, made)

@@ -48,7 +48,7 @@ class Pictures(Callback):
     ) -> None:
         writer = self._writer(trainer)
         try:
-            frames = module.data.decode(clip).frames
+            frames = module.data.reader.decode(clip).frames
         except VideoError as error:
             text = f"{text}\n\n{error}"
         else:
@@ -66,7 +66,7 @@ class Pictures(Callback):
             return
         writer.add_text("settings", f"```yaml\n{self.settings}\n```", trainer.global_step)
         stage, card = module.stage, module.card
-        texts = module.data.rationales("train") if stage.needs_rationales else {}
+        texts = module.data.rationales("train").texts if stage.needs_rationales else {}
         for number, clip in enumerate(module.data.clips("train")[: self.samples]):
             asked, answer = stage.prompt(card, clip), stage.target(card, clip, texts.get(clip.id))
             text = f"asked: {asked}\n\nto answer: {answer}"

@@ -75,7 +75,13 @@ def batch(
         print_rank_zero(note)
     broken: list[ValueError] = []
     requests = _requests(experiment, data, command, prompts, broken)
-    _say_written(write_batch(requests, path, chat, store), settings.model, command)
+    budget = settings.budget(experiment.logs)
+    pictures = settings.frames == "images"
+    if pictures:
+        _ = budget.image_tokens  # refuses limits that cannot be kept
+    written = write_batch(requests, path, chat, store, budget)
+    cost = budget.describe_most(written.most, pictures=pictures)
+    _say_written(written, settings.model, command, cost)
 
 
 def _requests(
@@ -93,7 +99,7 @@ def _requests(
 
     def video(of: VideoDataModule, clip: Clip) -> Video:
         try:
-            return of.decode(clip)
+            return of.reader.decode(clip)
         except VideoError:
             raise
         except ValueError as error:  # not of this clip alone: the videos have gone
@@ -130,7 +136,7 @@ def _requests(
             raise broken[0]
 
 
-def _say_written(written: Written, model: str, command: str) -> None:
+def _say_written(written: Written, model: str, command: str, cost: str) -> None:
     total = written.requests + len(written.known) + len(written.failed)
     said = f"{model}: {written.requests} of {total} requests of {command} written"
     if written.known:
@@ -141,6 +147,7 @@ def _say_written(written: Written, model: str, command: str) -> None:
     for file in written.files:
         print_rank_zero(f"  {file} ({file.stat().st_size / 1e6:.1f} MB)")
     if written.files:
+        print_rank_zero(f"They cost at most {cost}; what batches cost less is not in that.")
         print_rank_zero(
             "Hand them to the batch API, then give the same command its files: --results "
             '"[output.jsonl, errors.jsonl]".'

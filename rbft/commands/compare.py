@@ -138,10 +138,15 @@ def compare_experiments(
     output = logs / COMPARISONS / f"{baseline}-{known}.json"
     with Lock(output, "Comparison"):
         total = len(seeds) * len(experiments)
+        # The baseline's first run knows the test clips, so answers of others are looked at then.
+        order = sorted(experiments, key=lambda one: one.name != baseline)
         for number, seed in enumerate(seeds):
-            for place, one in enumerate(experiments):
+            for place, one in enumerate(order):
                 so_far = f"{number * len(experiments) + place + 1}/{total}"
                 _run(one, seed, vary, logs, so_far)
+                if not number and one.name == baseline:
+                    for file in others:
+                        read_others(file, _row(one, [seed], logs))
         rows = [_row(one, seeds, logs) for one in experiments]
         if matched:
             rows += _matched(experiments, rows, seeds, vary, logs)

@@ -88,8 +88,9 @@ def _export_split(
     else:
         inputs = check_inputs(experiment, benchmark=False)
         data = inputs.data.with_feed(Feed(rationales=inputs.rationale_store()))
-        texts = data.rationales(split)
-        if split == "train" and (told := len(data.label_conditioned())):
+        learnt = data.rationales(split)
+        texts = learnt.texts
+        if split == "train" and (told := len(learnt.label_conditioned)):
             note = f" {told_note(told)}"
     count = export_conversations(data, find_stage(answers), texts, split, form, output)
     print_rank_zero(f"Wrote {count} {split} clips with {answers}s as answers to {output}.{note}")

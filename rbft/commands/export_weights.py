@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from rbft.backbone.adapters import is_adapter
-from rbft.backbone.loading import load_config, load_processor
+from rbft.backbone.loading import fingerprint, load_config, load_processor
 from rbft.card import Card
 from rbft.clip import Clip
 from rbft.decision import DECISION, describe
@@ -97,7 +97,10 @@ def _publish(
         note = read_provenance(weights) or {}
         write_json(part / PROVENANCE, {key: value for key, value in note.items() if key != "base"})
         if threshold is not None:
-            shutil.copyfile(threshold, part / DECISION)
+            # Merged and rounded they are other weights, which the threshold is for from here on.
+            chosen = read_json(threshold)
+            own = {"weights": fingerprint(str(part)), "chosen_for": chosen["weights"]}
+            write_json(part / DECISION, {**chosen, **own})
         text = model_card(weights, base, str(wanted).removeprefix("torch."), threshold)
         (part / "README.md").write_text(text, encoding="utf-8")
 

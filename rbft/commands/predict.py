@@ -1,14 +1,18 @@
 """`predict`: classify any videos."""
 
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from lightning.fabric.utilities.rank_zero import _get_rank
 
 from rbft.build import Experiment, build
 from rbft.callbacks.predictions import PredictionWriter
+from rbft.clip import Clip
 from rbft.decision import find_decision
 from rbft.inputs import check_inputs, find_weights
 from rbft.runtime.console import print_rank_zero
+from rbft.runtime.digests import file_digest
 from rbft.runtime.lock import Lock
 from rbft.stages import find_stage
 
@@ -72,7 +76,8 @@ def _predict(
     for note in data.notes:
         print_rank_zero(note)
     threshold = None if decision is None else (decision.positive, decision.threshold)
-    writer = PredictionWriter(output, clips, data.card.classes, made_from, data.content, threshold)
+    content = partial(_content, data.cache_folder)
+    writer = PredictionWriter(output, clips, data.card.classes, made_from, content, threshold)
     count, todo = len(writer.clips), len(writer.todo)
     if todo < count:
         print_rank_zero(f"{count - todo} of {count} videos stand in {output} already.")
@@ -92,3 +97,10 @@ def _predict(
         print_rank_zero(f"Wrote {count - failed} predictions to {output} and {table}.")
         if failed:
             print_rank_zero(f"{failed} videos cannot be decoded; their lines hold the error.")
+
+
+def _content(cache_folder: Path, clip: Clip) -> str | None:
+    """Content digest of a video as it is now; None where it cannot be read."""
+    with suppress(OSError):
+        return file_digest(clip.path, cache_folder)
+    return None

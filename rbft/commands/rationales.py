@@ -17,6 +17,7 @@ from rbft.rationales.quality import QualityReport, QualityRules, apply_rules
 from rbft.rationales.sample import Sample, samples_of
 from rbft.rationales.selection_report import told_note
 from rbft.rationales.text_check import check_texts
+from rbft.runs.folder import TOLD
 from rbft.runtime.console import print_rank_zero
 from rbft.stage_zero import prompt_variants
 from rbft.verification import selection_report
@@ -34,8 +35,7 @@ class Written:
         clips: The clips that it may be about.
         samples: Its rationales that training takes, in the order of the clips.
         writers: Who wrote the rationale of each clip.
-        others: The first rationale of each clip of which none is taken, or of which that is not
-            known yet.
+        others: All other rationales of clips that have theirs.
     """
 
     store: RationaleStore
@@ -84,12 +84,19 @@ def read_written(inputs: Inputs, prompts: Sequence[str] | None) -> dict[str, Wri
         store, clips = inputs.rationale_store(data), data.clips_to_describe()
         labels = {clip.id: clip.label for clip in clips}
         records = [store.records[clip.id] for clip in clips if clip.id in store.records]
-        left = {*store.dropped(), *store.undecided(labels)}
-        others = [lines[0] for clip, lines in store.by_clip().items() if clip in left]
+        taken = {clip: one.get("sample", 0) for clip, one in store.records.items()}
+        told = {clip for clip, one in store.records.items() if one.get(TOLD)}  # in another file
+        others = [
+            line
+            for clip, lines in store.by_clip().items()
+            for line in lines
+            if clip in labels
+            and (clip in told or clip not in taken or line.get("sample", 0) != taken[clip])
+        ]
         writers = {one["id"]: one.get("model") or one["source"] for one in [*records, *others]}
         writers = {clip: own if who == "self" else who for clip, who in writers.items()}
-        taken, rest = samples_of(records, labels), samples_of(others, labels)
-        found[name] = Written(store, tuple(clips), tuple(taken), writers, tuple(rest))
+        samples, rest = samples_of(records, labels), samples_of(others, labels)
+        found[name] = Written(store, tuple(clips), tuple(samples), writers, tuple(rest))
     if not any((*one.samples, *one.others) for one in found.values()):
         files = ", ".join(str(one.store.path) for one in found.values())
         raise ValueError(
@@ -170,9 +177,11 @@ def _page_clips(
     flags = {name: report.by_sample for name, report in reports.items()}
     by_clip: dict[str, list[PageRationale]] = {}
     for name, one in written.items():
+        taken = set(map(id, one.samples))
         for sample in (*one.samples, *one.others):
-            found = flags[name].get((sample.clip, sample.number), ())
-            shown = PageRationale(name, sample, one.writers[sample.clip], found)
+            learnt = id(sample) in taken
+            found = flags[name].get((sample.clip, sample.number), ()) if learnt else ()
+            shown = PageRationale(name, sample, one.writers[sample.clip], found, learnt)
             by_clip.setdefault(sample.clip, []).append(shown)
     lost = {clip: r for one in written.values() for clip, r in one.store.records.items()}
     classes = data.card.classes
@@ -182,7 +191,7 @@ def _page_clips(
             texts = [*texts, PageRationale(HUMAN, Sample(clip.id, clip.reference), "human")]
         pictures, note = (), ""
         try:
-            video = data.decode(clip)
+            video = data.reader.decode(clip)
         except VideoError as error:
             note = f"No pictures: {error}"
         else:

@@ -33,7 +33,7 @@ def report_scan(data: VideoDataModule, folder: Path) -> None:
         folder: Where `manifest.jsonl` goes, and if there are any, `missing.txt` with what is
             missing and `shared_videos.csv` with the clips that show the same.
     """
-    manifest = data.manifest
+    manifest = data.files.manifest
     data.note_unused_files(Path(row.path) for row in manifest.rows)
     for note in data.notes:
         print_rank_zero(note)
@@ -52,7 +52,7 @@ def report_scan(data: VideoDataModule, folder: Path) -> None:
     manifest.save(folder / "manifest.jsonl")
     print_rank_zero(f"All clips with the state of their files: {folder / 'manifest.jsonl'}")
     _report_shared(data, folder / "shared_videos.csv")
-    usable = [row for row in data.accepted.rows if row.status == OK]
+    usable = [row for row in data.files.accepted.rows if row.status == OK]
     for note in empty_classes(usable, data.card.classes, type(data).__name__):
         print_rank_zero(note)
     missing, file = manifest.missing_list(), folder / "missing.txt"
@@ -66,8 +66,8 @@ def report_scan(data: VideoDataModule, folder: Path) -> None:
 
 def _report_shared(data: VideoDataModule, file: Path) -> None:
     """Says which clips show the same video."""
-    benchmark, shared = type(data).__name__, data.shared
-    tests = sum(row.split == "test" and row.status == OK for row in data.accepted.rows)
+    benchmark, shared = type(data).__name__, data.files.shared
+    tests = sum(row.split == "test" and row.status == OK for row in data.files.accepted.rows)
     leaks = shared.leak_message(benchmark, tests)
     if leaks and data.on_leak == "error":
         leaks += " fit will refuse that unless data.on_leak is warn."

@@ -1,13 +1,11 @@
 """What all benchmarks share: from a list of clips to batches, for every split and process."""
 
-import logging
 import math
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -18,24 +16,21 @@ from torch.utils.data import DataLoader, Sampler
 from rbft.annotations.video_list import find_videos
 from rbft.card import Card
 from rbft.clip import Clip
+from rbft.data.clip_files import ClipFiles
+from rbft.data.clip_reader import ClipReader
 from rbft.data.dataset import ClipDataset, Example, replacements
-from rbft.data.leaks import SharedVideos, find_shared
-from rbft.data.manifest import Manifest, ManifestRow, check_same_on_all_processes, scan
+from rbft.data.learnt_rationales import LearntRationales, learnt_rationales
+from rbft.data.manifest import check_same_on_all_processes
 from rbft.data.rationales import RationaleStore, mix
 from rbft.data.sampler import EvalSampler, SampleSlot, TrainSampler
 from rbft.data.splits import check_classes, empty_classes, hold_out
-from rbft.rationales.quality import QualityReport, QualityRules, apply_rules
-from rbft.rationales.sample import CUT, Sample
+from rbft.rationales.quality import QualityRules
 from rbft.rationales.selection import HINT, check_fallback
-from rbft.runtime.digests import default_cache, file_digest
+from rbft.runtime.digests import default_cache
 from rbft.runtime.ranges import check_ranges
-from rbft.video.feature_cache import EncodedVideo, FeatureCache
-from rbft.video.frame_cache import FrameCache, clip_key
+from rbft.video.feature_cache import FeatureCache
+from rbft.video.frame_cache import FrameCache
 from rbft.video.frame_settings import FrameSettings
-from rbft.video.sampling import Video, VideoError, VideoInfo, patch_grid, plan_frames, probe
-
-SCAN_THREADS = 8  # opening a file waits for the disk more than for the processor
-log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -231,7 +226,7 @@ class VideoDataModule(LightningDataModule):
     def with_feed(self, feed: Feed) -> "VideoDataModule":
         """The same benchmark, whose loaders serve a feed; what was read is not read again."""
         made = copy(self)
-        made.feed, made.current_batch = feed, None
+        made.trainer, made.feed, made.current_batch = None, feed, None
         return made
 
     @abstractmethod
@@ -255,124 +250,34 @@ class VideoDataModule(LightningDataModule):
         return clips
 
     @cached_property
-    def manifest(self) -> Manifest:
-        """The state of every clip's file; opens the files that an earlier scan has not seen."""
-        found = self.cache_folder / "scans" / f"{self.benchmark}.jsonl"
-        return scan(self.all_clips, probe, found, workers=SCAN_THREADS)
-
-    @property
-    def accepted(self) -> Manifest:
-        """The manifest, in which truncated files are as good as others if `damaged` is use."""
-        return self.manifest.accept_truncated() if self.frames.damaged == "use" else self.manifest
-
-    @cached_property
-    def usable(self) -> set[str]:
-        """Ids of the clips that have a usable file, by `on_missing`."""
-        ids, messages = self.accepted.apply_policy(
-            type(self).__name__, self.on_missing, self.min_coverage
+    def files(self) -> ClipFiles:
+        """The clips' video files, as the scan found them; reads the annotations."""
+        return ClipFiles(
+            type(self).__name__,
+            self.all_clips,
+            self.frames,
+            cache_folder=self.cache_folder,
+            scan_name=self.benchmark,
+            on_missing=self.on_missing,
+            min_coverage=self.min_coverage,
+            notes=self.notes,
         )
-        if self.on_missing == "warn":
-            self.notes += messages
-        else:
-            for message in messages:
-                log.info("%s", message)
-        return set(ids)
 
     @cached_property
-    def shared(self) -> SharedVideos:
-        """Clips that show the same video, in two splits or in one."""
-        return find_shared(self.accepted.rows)
+    def reader(self) -> ClipReader:
+        """Reads clips through the caches."""
+        return ClipReader(self.frames, self.frame_cache, self.feature_cache)
 
     def clips(self, split: str) -> list[Clip]:
         """The usable clips of one split ("train", "val" or "test")."""
-        return [clip for clip in self.all_clips if clip.split == split and clip.id in self.usable]
+        return [
+            clip for clip in self.all_clips if clip.split == split and clip.id in self.files.usable
+        ]
 
     @property
     def benchmark(self) -> str:
         """Name of the benchmark in file names; another draw of clips has another name."""
         return self.card.name
-
-    def video_digest(self, clip: Clip) -> str:
-        """Content digest of a clip's whole file, see `rbft.runtime.digests.hash_file`.
-
-        Nothing is read of the benchmark's files, which the scan has read.
-
-        Raises:
-            OSError: If the file cannot be read.
-        """
-        row = self._rows.get(clip.id) if clip.split != "predict" else None
-        if row is not None and row.path == str(clip.path) and row.digest is not None:
-            return row.digest
-        return file_digest(clip.path, self.cache_folder)
-
-    def content(self, clip: Clip) -> str | None:
-        """Content digest of a clip's file as it is now; None where it cannot be read."""
-        with suppress(OSError):
-            return self.video_digest(clip)
-        return None
-
-    def decode(self, clip: Clip) -> Video:
-        """Frames of a clip.
-
-        Raises:
-            VideoError: If it cannot be decoded.
-            ValueError: If the benchmark's videos have gone since they were looked for. Counted
-                as broken files, they would be replaced, or scored as wrong answers.
-        """
-        try:
-            return self.frame_cache.get_or_decode(
-                clip.path, self.frames, start=clip.start, end=clip.end
-            )
-        except VideoError as error:
-            if clip.split != "predict" and not clip.path.parent.is_dir():
-                raise ValueError(
-                    f"The folder {clip.path.parent} is gone, with the clip {clip.id} in it. Bring "
-                    "it back (is a disk no longer mounted?); started again, the run goes on from "
-                    "its last checkpoint."
-                ) from error
-            raise
-
-    def load(self, clip: Clip, tower: str = "") -> tuple[Video | EncodedVideo, str]:
-        """What the vision tower made of a clip where that is kept, else its frames.
-
-        Args:
-            clip: The clip.
-            tower: Digest of the vision tower; empty where its outputs are not kept.
-
-        Returns:
-            Features or frames, and the key of the features; empty where none are kept.
-        """
-        if not tower:
-            return self.decode(clip), ""
-        try:
-            key = clip_key(clip.path, self.frames, tower, start=clip.start, end=clip.end)
-        except (OSError, ValueError):
-            return self.decode(clip), ""  # says what is wrong
-        return self.feature_cache.get(key) or self.decode(clip), key
-
-    def grid(self, clip: Clip) -> tuple[int, int, int]:
-        """Frame pairs, patch rows and patch columns of a clip as the model sees it.
-
-        Nothing is decoded: the scan knows the benchmark's files. A quarter of the product is the
-        clip's number of video tokens.
-
-        Raises:
-            ValueError: If the clip's file is not usable, or a setting is out of range.
-        """
-        row = self._rows.get(clip.id)
-        if row is None or row.path != str(clip.path):
-            info = probe(clip.path)
-        elif row.frames is None or row.fps is None or row.width is None or row.height is None:
-            raise ValueError(f"Clip {clip.id} is not usable: {clip.path} {row.reason}.")
-        else:
-            seconds = row.duration or row.frames / row.fps
-            info = VideoInfo(row.frames, row.fps, row.width, row.height, seconds)
-        indices, size = plan_frames(info, self.frames, start=clip.start, end=clip.end)
-        return patch_grid(len(indices), size)
-
-    @cached_property
-    def _rows(self) -> dict[str, ManifestRow]:
-        return {row.id: row for row in self.manifest.rows}
 
     def check(self, stages: Sequence[str]) -> None:
         """Reads annotations and looks at files and classes; opens no model.
@@ -391,7 +296,7 @@ class VideoDataModule(LightningDataModule):
             if not any(clip.split == split for clip in self.all_clips):
                 raise ValueError(f"{benchmark} has no {split} clips. Check its annotations.")
         self.note_unused_files(clip.path for clip in self.all_clips)
-        usable = [clip for clip in self.all_clips if clip.id in self.usable]
+        usable = [clip for clip in self.all_clips if clip.id in self.files.usable]
         self.notes += empty_classes(usable, self.card.classes, benchmark)
         if stages:
             check_classes(usable, self.card.classes, benchmark)
@@ -413,7 +318,7 @@ class VideoDataModule(LightningDataModule):
     def _check_leaks(self) -> None:
         """Refuses, or says, that a test clip shows what is trained on."""
         benchmark = type(self).__name__
-        message = self.shared.leak_message(benchmark, len(self.clips("test")))
+        message = self.files.shared.leak_message(benchmark, len(self.clips("test")))
         if message and self.on_leak == "error":
             raise ValueError(
                 f"{message} python -m rbft scan lists them all. Take each out of one of the "
@@ -430,14 +335,10 @@ class VideoDataModule(LightningDataModule):
         if self.trainer is None or self.trainer.world_size == 1:
             return
         clips = self.all_clips if stage != "predict" else self.feed.predict_clips
-        usable = self.usable if stage != "predict" else {clip.id for clip in clips}
+        usable = self.files.usable if stage != "predict" else {clip.id for clip in clips}
         check_same_on_all_processes(
             [f"{clip.split} clip {clip.id}" for clip in clips if clip.id in usable]
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What worker processes get that are not forked: not the Trainer, nor with it the model."""
-        return {**self.__dict__, "trainer": None, "feed": Feed()}
 
     def accumulation(self, world: int) -> int:
         """Micro-batches per optimiser step on so many devices.
@@ -458,92 +359,24 @@ class VideoDataModule(LightningDataModule):
         """Clips whose rationale the backbone writes: training, and validation for its loss."""
         return self.clips("train") + self.clips("val")
 
-    def rationales(self, split: str) -> dict[str, str]:
-        """Rationale of every clip of a split.
+    def rationales(self, split: str) -> LearntRationales:
+        """The rationales of a split that a stage learns.
 
-        In training, self-generated and human ones are mixed by `rationale_ratio`; clips that the
-        selection drops and rationales that break `rationale_rules` are left out. Clips that could
-        not be decoded when rationales were written are left out too.
-
-        Raises:
-            ValueError: If another clip has none, or selection or rules leave a class none.
-        """
-        return {name: one.text for name, one in self._taken(split).items()}
-
-    def cut_rationales(self, split: str) -> set[str]:
-        """Ids of the clips whose rationale, see `rationales`, was cut off when it was written."""
-        return {name for name, one in self._taken(split).items() if one.finish == CUT}
-
-    def label_conditioned(self) -> list[str]:
-        """Ids of the clips that training learns a rationale of whose writer was told the class."""
-        return [name for name, one in self._taken("train").items() if one.label_conditioned]
-
-    def rationale_counts(self) -> dict[str, int | float]:
-        """How many rationales training learns, how many of them were cut off, and their share.
-
-        And how many of them are label-conditioned, where any is.
-        """
-        learnt = len(self.rationales("train"))
-        cut = len(self.cut_rationales("train"))
-        counts = {"learnt": learnt, "cut": cut, "share_cut": round(cut / max(learnt, 1), 4)}
-        told = len(self.label_conditioned())
-        return {**counts, "label_conditioned": told} if told else counts
-
-    def rules_report(self) -> QualityReport | None:
-        """What `rationale_rules` find in the rationales of training; None where none are set.
+        In training, self-generated and human ones are mixed by `rationale_ratio`, and
+        `rationale_rules` apply.
 
         Raises:
-            ValueError: If they leave a class no rationale.
+            ValueError: If a clip lacks its rationale, or selection or rules leave a class none.
         """
-        if self.rationale_rules is None:
-            return None
-        return apply_rules([*self._mixed("train").values()], self.rationale_rules, self.card)
-
-    def _taken(self, split: str) -> dict[str, Sample]:
-        """The rationales that a stage takes: in training those that keep the rules."""
-        report = self.rules_report() if split == "train" else None
-        return self._mixed(split) if report is None else {one.clip: one for one in report.kept}
-
-    def _mixed(self, split: str) -> dict[str, Sample]:
-        """Rationale of each clip, self-generated or human, whatever the rules.
-
-        Raises:
-            ValueError: If a clip has none that should, or all clips of a class are dropped.
-        """
-        store = self.feed.rationales
-        lost = store.undecodable() if store is not None else set()
-        texts = store.texts() if store is not None else {}
-        clips = [clip for clip in self.clips(split) if clip.id not in lost]
-        # Which clips take their own does not depend on which are dropped.
-        own: dict[str, Sample | None] = dict.fromkeys(store.dropped() if store is not None else ())
-        for clip in clips:
-            if store is not None and clip.id in texts:
-                one = Sample.of(store.records[clip.id], clip.label)
-                own[clip.id] = replace(one, text=texts[clip.id])
-        human = {
-            clip.id: Sample(clip.id, clip.reference, clip.label)
-            for clip in clips
-            if clip.reference is not None
-        }
-        ratio = self.rationale_ratio if split == "train" else 1.0
-        mixed = mix(own, human, ratio, [clip.id for clip in clips], self.seed)
-        taken = {name: one for name, one in mixed.items() if one is not None}
-        if len(taken) < len(mixed):
-            self._check_dropped(clips, taken)
-        return taken
-
-    def _check_dropped(self, clips: Sequence[Clip], taken: Mapping[str, Sample]) -> None:
-        """Refuses a selection that leaves a class no rationale."""
-        for label in sorted({clip.label for clip in clips if clip.label is not None}):
-            ids = [clip.id for clip in clips if clip.label == label]
-            if not any(name in taken for name in ids):
-                raise ValueError(
-                    f"Of none of the {len(ids)} training clips of class "
-                    f"'{self.card.classes[label]}' a rationale leads to that class "
-                    "(data.rationale_selection verified). Have more drawn "
-                    "(model.rationale_sampling.samples), set data.rationale_fallback to first or "
-                    "hint, or data.rationale_selection to first."
-                )
+        train = split == "train"
+        return learnt_rationales(
+            self.clips(split),
+            self.feed.rationales,
+            self.card,
+            ratio=self.rationale_ratio if train else 1.0,
+            seed=self.seed,
+            rules=self.rationale_rules if train else None,
+        )
 
     def steps(self, world: int, epochs: int) -> int:
         """Optimiser steps of a whole stage."""
@@ -553,15 +386,8 @@ class VideoDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Example]:
         """Shuffled micro-batches of this process, from where the run stopped."""
         clips, collator = self.clips("train"), self.feed.collators["train"]
-        texts = self.rationales("train") if collator.needs_rationales else None
-        cut = self.cut_rationales("train") if collator.needs_rationales else set()
-        lacking = {clip.id for clip in clips if texts is not None and clip.id not in texts}
-        broken = dict.fromkeys(lacking, "has a rationale that breaks data.rationale_rules.")
-        if self.feed.rationales is not None:
-            told = "has no rationale that leads to its class (data.rationale_selection verified)."
-            broken |= dict.fromkeys(lacking & self.feed.rationales.dropped(), told)
-            lost = self.feed.rationales.undecodable()
-            broken = {name: why for name, why in broken.items() if name not in lost}
+        learnt = self.rationales("train") if collator.needs_rationales else None
+        texts, cut = (None, set()) if learnt is None else (learnt.texts, learnt.cut)
 
         def answer_tokens(index: int) -> int:
             # A clip that could not be decoded when rationales were written, is dropped, or whose
@@ -595,7 +421,7 @@ class VideoDataModule(LightningDataModule):
                 sampler.start, sampler.epoch = done, loop.epoch_progress.current.processed
             else:
                 sampler.epoch = loop.epoch_progress.current.started
-        return self._loader("train", clips, sampler, texts, tokens, cut, broken)
+        return self._loader("train", clips, sampler, learnt, tokens)
 
     def val_dataloader(self) -> DataLoader[Example] | list[Any]:
         """The validation split, longest clips first; empty where there is none."""
@@ -604,7 +430,7 @@ class VideoDataModule(LightningDataModule):
             return []
         if not self.feed.collators["val"].needs_rationales:
             return self._eval_loader("val", clips)
-        return self._eval_loader("val", clips, self.rationales("val"), self.cut_rationales("val"))
+        return self._eval_loader("val", clips, self.rationales("val"))
 
     def test_dataloader(self) -> DataLoader[Example]:
         """The scored split, longest clips first."""
@@ -640,42 +466,35 @@ class VideoDataModule(LightningDataModule):
         return f"{names} ({tokens} tokens, padding included)"
 
     def _eval_loader(
-        self,
-        split: str,
-        clips: list[Clip],
-        texts: Mapping[str, str] | None = None,
-        cut: Set[str] = frozenset(),
+        self, split: str, clips: list[Clip], learnt: LearntRationales | None = None
     ) -> DataLoader[Example]:
         rank, world = self._place()
         # Any videos at all are not scanned first: their results appear in the order given.
         known = all(clip.split != "predict" for clip in clips)
-        lengths = [self._length(clip) for clip in clips] if known else None
+        lengths = [self.files.patches(clip) for clip in clips] if known else None
         sampler = EvalSampler(
             len(clips), batch_size=self.eval_batch_size, rank=rank, world=world, lengths=lengths
         )
-        return self._loader(split, clips, sampler, texts, cut=cut)
-
-    def _length(self, clip: Clip) -> int:
-        """Patches of a clip; 0 where it will turn out not to be decodable."""
-        try:
-            return math.prod(self.grid(clip))
-        except ValueError:
-            return 0
+        return self._loader(split, clips, sampler, learnt)
 
     def _loader(
         self,
         split: str,
         clips: list[Clip],
         sampler: Sampler[list[SampleSlot]],
-        texts: Mapping[str, str] | None,
+        learnt: LearntRationales | None,
         tokens: Sequence[int] | None = None,
-        cut: Set[str] = frozenset(),
-        broken: Mapping[str, str] | None = None,
     ) -> DataLoader[Example]:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        load = partial(self.reader.load, tower=self.feed.tower())
         return DataLoader(
             ClipDataset(
-                clips, partial(self.load, tower=self.feed.tower()), texts, tokens, cut, broken
+                clips,
+                load,
+                None if learnt is None else learnt.texts,
+                tokens,
+                set() if learnt is None else learnt.cut,
+                None if learnt is None else learnt.why_without(clips),
             ),
             batch_sampler=sampler,
             collate_fn=self.feed.collators[split],

@@ -14,14 +14,14 @@ def describe_clips(data: VideoDataModule) -> dict[str, list[ClipRecord]]:
     """The usable clips of each split, in order: id, class, digest of the video, segment, texts.
 
     Args:
-        data: The benchmark; its files are read once, see `VideoDataModule.video_digest`.
+        data: The benchmark; its files are read once, see `ClipFiles.digest`.
     """
     return {
         split: [
             {
                 "id": clip.id,
                 "label": None if clip.label is None else data.card.classes[clip.label],
-                "video": data.video_digest(clip),
+                "video": data.files.digest(clip),
                 "start": clip.start,
                 "end": clip.end,
                 "reference": None if clip.reference is None else digest(clip.reference),
@@ -44,6 +44,6 @@ def about_clips(
         stage: What is asked about them.
     """
     return {
-        clip.id: about(data.video_digest(clip), clip.start, clip.end, stage.prompt(data.card, clip))
+        clip.id: about(data.files.digest(clip), clip.start, clip.end, stage.prompt(data.card, clip))
         for clip in clips
     }

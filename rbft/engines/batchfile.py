@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rbft.engines.budget import Budget, Spent
 from rbft.engines.chat import Chat, Malformed, digest, error_text, refused_by_filter
 from rbft.engines.content import Content, Form, frames_digest
 from rbft.engines.replay import ReplayStore
@@ -35,6 +36,7 @@ class Written:
         requests: How many requests the files hold.
         known: Ids whose answer was in the store; they are in no file.
         failed: Ids whose clip cannot be sent, with the reason.
+        most: What the requests in the files cost at most; nothing where no budget counts.
     """
 
     files: tuple[Path, ...]
@@ -42,6 +44,7 @@ class Written:
     requests: int
     known: tuple[str, ...]
     failed: Mapping[str, str]
+    most: Spent = field(default_factory=Spent)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def write_batch(
     path: Path,
     chat: Chat,
     store: ReplayStore | None = None,
+    budget: Budget | None = None,
     *,
     max_bytes: int = MAX_BYTES,
     max_lines: int = MAX_LINES,
@@ -90,11 +94,13 @@ def write_batch(
         path: The name from which those of the files are made, such as batches/gpt4o.jsonl.
         chat: The model and how it is asked.
         store: Requests with an answer in it are left out.
+        budget: What the files may cost, with what was spent; None counts nothing.
         max_bytes: Of a file.
         max_lines: Of a file.
 
     Raises:
-        ValueError: If two requests have one id, or one alone is larger than a file may be.
+        ValueError: If two requests have one id, one alone is larger than a file may be, or all
+            together could pass a limit of the budget; no file is left then.
     """
     if max_bytes < 1 or max_lines < 1:
         raise ValueError(f"max_bytes ({max_bytes}) and max_lines ({max_lines}) must be 1 or more.")
@@ -103,6 +109,7 @@ def write_batch(
         remove(old)
     known: list[str] = []
     failed: dict[str, str] = {}
+    most = Spent()
     parts = _Parts(path, max_bytes, max_lines)
     seen: set[str] = set()
     with atomically(asked_file) as part, part.open("wb") as beside:
@@ -121,6 +128,7 @@ def write_batch(
                 if store is not None and digest(asked) in store:
                     known.append(request.id)
                     continue
+                most += _most(request, content, chat, budget)
                 body = chat.body(request, content)
                 line = {"custom_id": request.id, "method": "POST", "url": URL, "body": body}
                 file = parts.add(request.id, json_line(line).encode())
@@ -133,12 +141,32 @@ def write_batch(
                     "clip_tokens": content.tokens or 0,
                 }
                 beside.write(json_line(record).encode())
+            _check_affordable(most, chat.model, budget)
             done = True
         finally:
             parts.close()
             for file in () if done else parts.files:
                 remove(file)
-    return Written(tuple(parts.files), asked_file, parts.total, tuple(known), failed)
+    return Written(tuple(parts.files), asked_file, parts.total, tuple(known), failed, most)
+
+
+def _most(request: Request, content: Content, chat: Chat, budget: Budget | None) -> Spent:
+    if budget is None:
+        return Spent()
+    images = budget.image_tokens if content.tokens is None else 0
+    prompt = chat.prompt_tokens(request, content, images)
+    return budget.at_most(prompt, request.sampling.max_tokens)
+
+
+def _check_affordable(most: Spent, model: str, budget: Budget | None) -> None:
+    if budget is None or not (limit := budget.limits.passed_by(budget.spent + most)):
+        return
+    raise ValueError(
+        f"No request file is written for {model}: its {most.requests} requests could pass "
+        f"endpoint.max_{limit} (at most {most.tokens} tokens"
+        + (f", {most.money:.4f} {budget.currency}" if budget.prices is not None else "")
+        + f"; spent are {budget.describe()}). Raise the limit, or ask about fewer clips."
+    )
 
 
 def request_files(path: Path) -> list[Path]:

@@ -187,6 +187,20 @@ class Budget:
         self._factor = 1.0  # by how much a prompt was longer than the most that was expected
         self._read()
 
+    def describe_most(self, most: Spent, *, pictures: bool) -> str:
+        """What requests cost at most, in words.
+
+        Args:
+            most: Tokens and money.
+            pictures: Whether clips are sent as pictures, whose tokens the price table tells.
+        """
+        said = f"{most.tokens} tokens"
+        if pictures and not self.image_tokens:
+            said += " and those of the pictures (image_tokens in endpoint.prices tells them)"
+        if self.prices is not None:
+            said += f", {most.money:.4f} {self.currency} (prices of {self.prices.date})"
+        return said
+
     @property
     def spent(self) -> Spent:
         """What was spent, with the most that open requests can cost."""

@@ -129,21 +129,28 @@ class EndpointSettings:
         """
         return ReplayStore(self.store or logs / "endpoints" / f"{self.short_name}.jsonl")
 
+    def budget(self, logs: Path) -> Budget:
+        """What may be spent, and what was spent so far.
+
+        Args:
+            logs: Folder of all runs, where the ledger is kept.
+        """
+        limits = Limits(self.max_requests, self.max_tokens, self.max_money)
+        prices = None if self.prices is None else Prices.load(self.prices)
+        ledger = self.replay(logs).path.with_suffix(".ledger.jsonl")
+        return Budget(self.model, limits, ledger, prices)
+
     def engine(self, logs: Path) -> EndpointEngine:
         """The engine that asks the servers.
 
         Args:
             logs: Folder of all runs, where answers and the ledger of the budget are kept.
         """
-        store = self.replay(logs)
-        limits = Limits(self.max_requests, self.max_tokens, self.max_money)
-        prices = None if self.prices is None else Prices.load(self.prices)
-        ledger = store.path.with_suffix(".ledger.jsonl")
         return EndpointEngine(
             self.chat(),
             self.urls,
-            store,
-            Budget(self.model, limits, ledger, prices),
+            self.replay(logs),
+            self.budget(logs),
             key_variable=self.key_variable,
             concurrency=self.concurrency,
             attempts=self.attempts,

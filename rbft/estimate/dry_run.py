@@ -500,7 +500,7 @@ def _rules(plan: Plan) -> list[str]:
     ids = [clip.id for clip in data.clips_to_describe()] if data.rationale_ratio else []
     if plan.store.missing(ids) or plan.store.undecided(ids):
         return ["data.rationale_rules: what they drop is said when all rationales are written.", ""]
-    return [f"data.rationale_rules: {data.rules_report()}", ""]
+    return [f"data.rationale_rules: {data.rationales('train').report}", ""]
 
 
 def _known_rationales(plan: Plan) -> dict[str, str]:

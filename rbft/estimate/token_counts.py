@@ -42,7 +42,7 @@ def count_tokens(
     counts, failure = {}, None
     for clip in clips:
         try:
-            grid = data.grid(clip)
+            grid = data.files.grid(clip)
         except ValueError as error:
             failure = error
             continue

@@ -70,12 +70,14 @@ class PageRationale:
         sample: The rationale.
         writer: Who wrote it: a model's name, "human", or empty.
         flags: What the rules found about it.
+        learnt: Whether training takes it; of several samples of a clip, one is taken.
     """
 
     column: str
     sample: Sample
     writer: str = ""
     flags: tuple[Flag, ...] = ()
+    learnt: bool = True
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,9 @@ def _rationale(one: PageRationale, class_words: ClassWords, columns: list[str]) 
     facts += [f"{sample.tokens} tokens"] if sample.tokens is not None else []
     facts += [sample.finish] if sample.finish != STOPPED else []
     facts += [one.writer] if one.writer else []
-    number = f" <span>sample {sample.number + 1}</span>" if sample.number else ""
+    facts += [] if one.learnt else ["not learnt"]
+    numbered = sample.number or not one.learnt
+    number = f" <span>sample {sample.number + 1}</span>" if numbered else ""
     items = [
         f'<li class="{"dropped" if flag.dropped else "shown"}">'
         f"{FLAG_NAMES[flag.filter]}: {plain(flag.reason)}</li>"

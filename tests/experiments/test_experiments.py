@@ -402,12 +402,14 @@ def test_a_ratio_mixes_in_the_benchmark_s_own_rationales(data, backbones, monkey
     """At 20 % of 16 clips, 3 learn what the model wrote and 13 what people wrote."""
     mixed: list[dict[str, str]] = []
     from rbft.data.base import VideoDataModule
+    from rbft.data.learnt_rationales import LearntRationales
 
     rationales = VideoDataModule.rationales
 
-    def keep(self: VideoDataModule, split: str) -> dict[str, str]:
-        mixed.append(rationales(self, split))
-        return mixed[-1]
+    def keep(self: VideoDataModule, split: str) -> LearntRationales:
+        found = rationales(self, split)
+        mixed.append(found.texts)
+        return found
 
     monkeypatch.setattr(VideoDataModule, "rationales", keep)
     more = ("--name=mixed", "--model.stage=rationale", "--score_each_stage=false")

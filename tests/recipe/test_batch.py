@@ -1,6 +1,7 @@
 """`batch`: requests into files, results into the store, and the rest by the command itself."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,32 @@ def test_half_a_batch_and_the_rest_from_a_server(tmp_path, capsys):
     assert list((tmp_path / BATCHES).glob("*-0*.jsonl")) == []
 
 
+def test_what_a_batch_costs_is_said_and_limited(tmp_path, capsys):
+    (tmp_path / "prices.yaml").write_text(
+        "currency: USD\ndate: 2026-11-21\nsource: made up\n"
+        "models:\n  tiny-vl: {input: 2.0, output: 8.0, image_tokens: 100}\n"
+    )
+    priced = options(f"--endpoint.prices={tmp_path / 'prices.yaml'}")
+    rbft(tmp_path, "batch", *priced)
+    found = re.search(
+        r"They cost at most (\d+) tokens, (\S+) USD \(prices of 2026-11-21\);",
+        capsys.readouterr().out,
+    )
+    assert found
+    (line, *others) = read_lines(tmp_path / BATCHES / "tiny-vl-test-00001.jsonl")
+    answers = sum(one["body"]["max_tokens"] for one in [line, *others])
+    assert int(found[1]) > answers
+    money = (2.0 * (int(found[1]) - answers) + 8.0 * answers) / 1e6
+    assert float(found[2]) == pytest.approx(money, abs=5e-5)
+    with pytest.raises(SystemExit, match="2"):
+        rbft(tmp_path, "batch", *priced, f"--endpoint.max_money={money / 2}")
+    assert (
+        "error: No request file is written for tiny-vl: its 5 requests could pass "
+        f"endpoint.max_money (at most {found[1]} tokens, {found[2]} USD; spent are 0 requests"
+    ) in capsys.readouterr().err
+    assert list((tmp_path / BATCHES).glob("*-0*.jsonl")) == []
+
+
 def test_rationales_of_several_prompts_without_a_server(tmp_path, capsys):
     more = ["--data.train_size=2", "--prompts=[rationale, less]"]
     asks = ["--command=rationalize", "--path=b/r.jsonl"]
@@ -143,12 +170,12 @@ def test_what_cannot_be_a_batch(tmp_path, capsys, more, message):
 
 
 def test_videos_that_have_gone_are_no_batch(tmp_path, monkeypatch):
-    from rbft.miniature.data import Miniature
+    from rbft.data.clip_reader import ClipReader
 
-    def gone(self: Miniature, clip: Any) -> Any:
+    def gone(self: ClipReader, clip: Any) -> Any:
         raise ValueError("The folder of the videos has gone.")
 
-    monkeypatch.setattr(Miniature, "decode", gone)
+    monkeypatch.setattr(ClipReader, "decode", gone)
     with pytest.raises(ValueError, match=r"^The folder of the videos has gone\.$"):
         rbft(tmp_path, "batch", *options())
     assert list((tmp_path / BATCHES).glob("*.jsonl")) == []

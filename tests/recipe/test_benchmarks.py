@@ -69,12 +69,14 @@ def test_scored_and_written_classes_are_those_of_transformers():
     }
 
 
+@pytest.mark.long
 def test_rationales_are_those_of_transformers():
     said = run("generate.py", "--rounds=1", "--clips=4", "--batch=3", "--longest=24")
     found = re.findall(r"^(.+) \S+ \(\S+\) \S+x \S+ (\d of 4) \S+$", said, re.MULTILINE)
     assert found == [("transformers, one by one", "4 of 4"), ("rbft, 3 at a time", "4 of 4")]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(find_spec("fastapi") is None, reason="transformers serve needs fastapi")
 def test_servers_are_timed_when_they_write_the_same():
     said = run("rationales.py", "--rounds=1")
@@ -85,6 +87,7 @@ def test_servers_are_timed_when_they_write_the_same():
     ]
 
 
+@pytest.mark.long
 def test_cost_by_frames():
     said = run("frames.py", "--rounds=1", "--frames", "4", "--clips", "1")
     # A prompt and an answer, and 18 video tokens for each of two pairs of frames.

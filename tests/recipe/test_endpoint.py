@@ -11,7 +11,7 @@ import pytest
 import yaml
 from sklearn.metrics import accuracy_score, f1_score
 
-from rbft.miniature.data import Miniature
+from rbft.data.clip_reader import ClipReader
 from tests.endpoint_server import Served, serving
 from tests.recipe.killing import run
 from tests.recipe.runs import (
@@ -179,15 +179,15 @@ def test_structured_labels(server, tmp_path, capsys):
 def test_a_clip_that_cannot_be_decoded_is_named_and_not_sent(server, tmp_path, monkeypatch):
     from rbft.video.sampling import VideoError
 
-    decode, lost = Miniature.decode, []
+    decode, lost = ClipReader.decode, []
 
-    def broken(self: Miniature, clip: Any) -> Any:
+    def broken(self: ClipReader, clip: Any) -> Any:
         if not lost or clip.id in lost:
             lost.append(clip.id)
             raise VideoError.of(clip.path, "is broken.")
         return decode(self, clip)
 
-    monkeypatch.setattr(Miniature, "decode", broken)
+    monkeypatch.setattr(ClipReader, "decode", broken)
     rbft(tmp_path, "test", *options(server))
     result = read_json(tmp_path / LOGS / PLACE / "test.json")
     assert result["undecodable"] == result["unanswered"]["undecodable"] == lost[:1]

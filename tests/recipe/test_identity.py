@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from rbft.data.base import VideoDataModule
+from rbft.data.learnt_rationales import LearntRationales
 from rbft.miniature.data import Miniature
 from rbft.module import RBFTModule
 from rbft.runtime.files import write_json
@@ -334,9 +335,9 @@ def test_only_training_and_validation_clips_may_teach(run, options, monkeypatch)
     taught: list[str] = []
     texts = VideoDataModule.rationales
 
-    def keep(self: VideoDataModule, split: str) -> dict[str, str]:
+    def keep(self: VideoDataModule, split: str) -> LearntRationales:
         found = texts(self, split)
-        taught.extend(found)
+        taught.extend(found.samples)
         return found
 
     monkeypatch.setattr(VideoDataModule, "rationales", keep)

@@ -11,6 +11,7 @@ import pytest
 
 import tests.endpoint_server as server
 from rbft.commands import rationales as command
+from rbft.data.clip_reader import ClipReader
 from rbft.rationales.rubric import Rubric
 from tests.recipe.runs import LOGS, ROOT, rbft, read_json, read_lines, small
 
@@ -108,14 +109,14 @@ def test_a_broken_video_and_a_missing_rationale_are_said(folder, options, capsys
     lines = read_lines(file)
     file.write_text("".join(json.dumps(line) + "\n" for line in lines[1:]), encoding="utf-8")
     monkeypatch.setenv("RBFT_CACHE", str(folder / "cache"))
-    before = command.VideoDataModule.decode
+    before = ClipReader.decode
 
     def decode(data: Any, clip: Any) -> Any:
         if clip.id == lines[2]["id"]:
             raise command.VideoError.of(clip.path, "is damaged.")
         return before(data, clip)
 
-    monkeypatch.setattr(command.VideoDataModule, "decode", decode)
+    monkeypatch.setattr(ClipReader, "decode", decode)
     rbft(folder, "rationales", *options, f"--output={folder / 'own.html'}")
     shown = capsys.readouterr().out
     assert "15 of 16 clips have a rationale, 1 are missing." in shown

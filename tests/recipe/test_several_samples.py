@@ -86,6 +86,10 @@ def test_training_takes_the_one_that_is_selected(whole, options, tmp_path):
     """Also of fewer samples than there are: nothing is written anew."""
     rbft(tmp_path, "rationalize", *options)
     before = outcome(tmp_path)
+    rbft(tmp_path, "rationales", *options, f"--output={tmp_path / 'page.html'}")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert [page.count(f"<span>sample {number}</span>") for number in (1, 2, 3)] == [0, 13, 13]
+    assert page.count(" · not learnt<") == page.count("not learnt") == 26
     more = ["--stages=[rationale]", "--score_each_stage=false", "--trainer.max_epochs=1"]
     for rule in ("first", "consistent"):
         chosen = [*more, f"--data.rationale_selection={rule}", f"--name={rule}"]

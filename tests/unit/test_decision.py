@@ -97,11 +97,13 @@ def test_a_threshold_is_found_with_its_weights(tmp_path, scored):
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         find_decision(weights, "others")
-    # An export has it inside; its weights are merged and rounded, so others by content.
-    write_decision(weights / "decision.json", Wanted("alarm", recall=1.0), val, test, "abc")
+    # An export has it inside.
+    write_decision(weights / "decision.json", Wanted("alarm", recall=1.0), val, test, "others")
     inside = find_decision(weights, "others")
     assert inside is not None
     assert inside.file == weights / "decision.json"
+    with pytest.raises(ValueError, match=r"decision\.json was chosen for other weights"):
+        find_decision(weights, "abc")
 
 
 def test_in_words():

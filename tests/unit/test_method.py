@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from rbft.commands.fit import fit
 from rbft.commands.predict import predict as predict_command
 from rbft.commands.rationalize import rationalize
 from rbft.data.base import Feed
+from rbft.data.clip_files import ClipFiles
 from rbft.data.content import describe_clips
 from rbft.data.rationales import RationaleStore
 from rbft.inputs import check_inputs
@@ -74,7 +76,13 @@ class Fence(Yard):
     def check(self, stages: Sequence[str]) -> None:
         self.bench.checked.append(list(stages))
 
-    def video_digest(self, clip: Clip) -> str:
+    @cached_property
+    def files(self) -> ClipFiles:
+        made = super().files
+        made.digest = self._digest  # type: ignore[method-assign]
+        return made
+
+    def _digest(self, clip: Clip) -> str:
         content = self.bench.contents.get(clip.id, clip.id)
         return hashlib.sha256(content.encode()).hexdigest()[:LENGTH]
 
@@ -790,7 +798,7 @@ def test_what_the_rationale_file_knows_of_its_clips(bench):
     known = store.clips["train_2"]
     assert (known["start"], known["end"]) == (1.5, 4.0)
     data = bench.build_data()
-    assert known["video"] == data.video_digest(data.clips("train")[2])
+    assert known["video"] == data.files.digest(data.clips("train")[2])
     asked = CARD.prompt("rationale", "Clip 2.").encode()
     assert known["prompt"] == hashlib.sha256(asked).hexdigest()[:16]
     assert not store.by_id
@@ -1084,7 +1092,7 @@ def test_what_predicting_is_handed(fitted, capsys):
     predict(fitted)
     assert fitted.steps == []
     assert f"3 of 3 videos stand in {output} already.\n" in capsys.readouterr().out
-    fitted.contents[step.data.feed.predict_clips[1].id] = "another video at the same place"
+    step.data.feed.predict_clips[1].path.write_bytes(b"another video at the same place")
     predict(fitted)
     assert [clip.path.name for clip in fitted.steps[0].data.feed.predict_clips] == ["1.mp4"]
     assert "2 of 3 videos stand in" in capsys.readouterr().out

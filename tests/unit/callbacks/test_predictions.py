@@ -9,9 +9,7 @@ from lightning.pytorch import Callback
 
 from rbft.callbacks.predictions import PredictionWriter
 from rbft.clip import Clip
-from rbft.data.base import VideoDataModule
-from rbft.video.sampling import Video, VideoError
-from tests.examples import CARD, Yard, clips, fed, module, trainer
+from tests.examples import CARD, Damaged, Yard, clips, fed, module, trainer
 
 
 def content(clip: Clip) -> str:
@@ -80,22 +78,11 @@ def test_written_answers_have_no_probabilities(qwen: Path, tmp_path: Path) -> No
 OUTPUT = "new/predictions.jsonl"
 
 
-class Damaged(Yard):
-    """A benchmark with a file that cannot be decoded, as long as it is damaged."""
-
-    damaged = True
-
-    def decode(self, clip: Clip) -> Video:
-        if self.damaged and clip.id == "test_1":
-            raise VideoError.of(clip.path, "is damaged.")
-        return super().decode(clip)
-
-
 def again(
     folder: Path, work: Path, *callbacks: Callback, damaged: bool = False, explain: bool = False
 ) -> PredictionWriter:
-    yard = Damaged(work / "card.yaml", {"test": 5}, eval_batch_size=2)
-    yard.damaged = damaged
+    lost = ["test_1"] if damaged else []
+    yard = Damaged(work / "card.yaml", {"test": 5}, damaged=lost, eval_batch_size=2)
     videos = [replace(clip, split="predict") for clip in yard.clips("test")]
     writer = PredictionWriter(work / OUTPUT, videos, CARD.classes, {"weights": "abc"}, content)
     yard.feed = replace(yard.feed, predict_clips=writer.todo)
@@ -236,15 +223,3 @@ def test_a_video_that_has_changed_since_is_predicted_anew(tmp_path: Path) -> Non
     assert writer.finish() == 1
     found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert [line.get("error") for line in found] == [None, "x", None]
-
-
-def test_a_video_that_cannot_be_read_has_no_digest(tmp_path: Path) -> None:
-
-    class Files(Yard):
-        video_digest = VideoDataModule.video_digest
-
-    files = Files(tmp_path / "card.yaml", {"test": 1})
-    there = Clip("there", tmp_path / "there.mp4", None, "predict")
-    assert files.content(there) is None
-    there.path.write_bytes(b"x")
-    assert files.content(there) == files.video_digest(there)

@@ -466,6 +466,13 @@ def test_others_and_another_baseline(fits, tmp_path):
     assert made["rows"][2]["minus_baseline"]["accuracy"]["wins"] == 0
 
 
+def test_wrong_clips_of_others_end_the_comparison_at_its_first_run(fits, tmp_path):
+    file = written(tmp_path / "their.jsonl", answers(9)[:-1])
+    with pytest.raises(ValueError, match=r"must have one line for each of the 20 test clips"):
+        compared(fits, others=[file], baseline="ours")
+    assert fits.names == ["ours_seed1"]
+
+
 def test_a_comparison_is_made_once_at_a_time(fits):
     compared(fits)
     (file,) = sorted((fits.folder / "logs/compare").glob("*.json"))

@@ -126,4 +126,4 @@ def test_a_whole_way_with_real_files(tmp_path: Path) -> None:
     export_conversations(first, STAGES["label"], None, "train", "swift", tmp_path / "a.jsonl")
     second = VideoFolder(tmp_path / "videos", tmp_path / "a.jsonl", **settings)
     assert second.clips("train") == first.clips("train")
-    assert len(second.decode(second.clips("train")[0]).frames) >= 2
+    assert len(second.reader.decode(second.clips("train")[0]).frames) >= 2

@@ -11,12 +11,13 @@ import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from rbft.backbone.adapters import LoRA, add_adapters, base_note
-from rbft.backbone.loading import load_config, load_model, load_processor
+from rbft.backbone.loading import fingerprint, load_config, load_model, load_processor
 from rbft.backbone.positions import POSITION_RULE
 from rbft.card import Card
 from rbft.collator import Collator
 from rbft.commands.export_weights import base_licence, export_weights, model_card
-from rbft.runs.folder import PROVENANCE, provenance
+from rbft.decision import find_decision
+from rbft.runs.folder import PROVENANCE, provenance, read_json
 from rbft.runtime.files import write_json
 from rbft.stages import STAGES
 from tests.examples import CARD, examples, prompt_of
@@ -138,11 +139,20 @@ def test_the_threshold_goes_with_the_weights(weights: Path, half: Path, tmp_path
     sides: dict[str, Any] = {"n": 10, "positives": 4, "misses": 3, "false_alarms": 0}
     test = {"likeliest": sides, "threshold": {**sides, "misses": 1, "false_alarms": 2}}
     wanted = {"positive": "alarm", "miss": 9.0, "false_alarm": 1.0, "recall": None}
-    content = {"wanted": wanted, "threshold": 0.123456, "decided": {"n": 20}, "test": test}
+    content = {
+        "weights": "abc",
+        "wanted": wanted,
+        "threshold": 0.123456,
+        "decided": {"n": 20},
+        "test": test,
+    }
     file = weights.parent / "decision.json"
     write_json(file, content)
     export_weights(weights, str(half), tmp_path / "out", threshold=file)
-    assert (tmp_path / "out/decision.json").read_bytes() == file.read_bytes()
+    exported = fingerprint(str(tmp_path / "out"))
+    own = {"weights": exported, "chosen_for": "abc"}
+    assert read_json(tmp_path / "out/decision.json") == {**content, **own}
+    assert find_decision(tmp_path / "out", exported) is not None
     assert (
         "## Threshold\n\nCall a clip 'alarm' from a probability of 0.1235 on (a miss costs 9, a "
         "false alarm 1), and else the likeliest of the other classes. The probability is that of "

@@ -6,6 +6,7 @@ import pytest
 
 from rbft.clip import Clip
 from rbft.commands.scan import SHOWN, report_scan
+from rbft.data.clip_files import ClipFiles
 from rbft.data.manifest import Manifest, ManifestRow
 from tests.examples import Yard
 
@@ -14,8 +15,19 @@ class Scanned(Yard):
     rows: tuple[ManifestRow, ...] = ()
 
     @cached_property
-    def manifest(self) -> Manifest:
-        return Manifest(self.rows)
+    def files(self) -> ClipFiles:
+        made = ClipFiles(
+            type(self).__name__,
+            [],
+            self.frames,
+            cache_folder=self.cache_folder,
+            scan_name="scanned",
+            on_missing="error",
+            min_coverage=0.9,
+            notes=self.notes,
+        )
+        made.manifest = Manifest(self.rows)
+        return made
 
     def read(self) -> list[Clip]:
         raise AssertionError("the manifest has all that is asked for")
@@ -47,7 +59,7 @@ def test_what_a_scan_leaves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     assert [found["status"] for found in rows][-2:] == ["missing", "missing"]
 
-    del data.manifest
+    del data.files
     data.rows = (row("a", "ok"),)
     report_scan(data, folder)
     assert not (folder / "missing.txt").exists()

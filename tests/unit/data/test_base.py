@@ -12,6 +12,8 @@ import torch
 
 from rbft.clip import Clip
 from rbft.data.base import ClipCollator, VideoDataModule
+from rbft.data.clip_files import ClipFiles
+from rbft.data.clip_reader import ClipReader
 from rbft.data.dataset import Example
 from rbft.data.sampler import SampleSlot
 from rbft.runtime.digests import hash_file
@@ -22,6 +24,7 @@ from tests.examples import (
     Damaged,
     Texts,
     Yard,
+    YardFiles,
     clips,
     collator,
     examples,
@@ -201,8 +204,7 @@ def test_half_a_character(card_file: Path, what: str) -> None:
 class Files(Yard):
     """Yard, but clips have files."""
 
-    usable = VideoDataModule.usable
-    decode = VideoDataModule.decode
+    files_class, reader_class = ClipFiles, ClipReader
 
     def read(self) -> list[Clip]:
         folder = self.cache_folder.parent
@@ -228,7 +230,7 @@ def test_clips_without_a_file(card_file: Path, caplog: pytest.LogCaptureFixture)
     assert "1 of 2 train clips of Files are not usable" in caplog.text
     assert yard.notes == []
 
-    video = yard.decode(yard.clips("train")[0])
+    video = yard.reader.decode(yard.clips("train")[0])
     assert video.frames.shape[1:] == (3, 56, 84)
     assert (video.total_frames, video.fps) == (20, 10.0)
 
@@ -239,7 +241,7 @@ def test_processes_compare_the_clips_that_they_use(
     compared: list[list[str]] = []
     monkeypatch.setattr("rbft.data.base.check_same_on_all_processes", compared.append)
     yard = Yard(card_file, {"train": 2, "test": 2})
-    yard.usable = {"train_1", "test_0"}
+    yard.files.usable = {"train_1", "test_0"}
     yard.feed = replace(yard.feed, predict_clips=clips(1, "predict"))
     for world in (1, 2):
         yard.trainer = SimpleNamespace(world_size=world)  # type: ignore[assignment]
@@ -289,11 +291,11 @@ def test_a_share_of_the_training_rationales_is_self_generated(
     card_file: Path, ratio: float, own: int
 ) -> None:
     yard = Described(card_file, {"train": 10, "val": 4}, rationale_ratio=ratio)
-    texts = yard.rationales("train")
+    texts = yard.rationales("train").texts
     assert list(texts) == [clip.id for clip in yard.clips("train")]
     assert sum(not text.startswith("human") for text in texts.values()) == own
     # The loss on the validation split stays comparable over ratios.
-    assert yard.rationales("val") == {clip.id: rationale(clip) for clip in yard.clips("val")}
+    assert yard.rationales("val").texts == {clip.id: rationale(clip) for clip in yard.clips("val")}
 
 
 def test_which_of_the_mixed_rationales_were_cut_off(card_file: Path) -> None:
@@ -301,16 +303,21 @@ def test_which_of_the_mixed_rationales_were_cut_off(card_file: Path) -> None:
     clips = yard.clips("train") + yard.clips("val")
     cut = [f"train_{n}" for n in range(5)] + ["val_1", "val_3", "test_0"]
     yard.feed = replace(yard.feed, rationales=Texts({c.id: rationale(c) for c in clips}, cut))
-    own = {name for name, text in yard.rationales("train").items() if not text.startswith("human")}
+    texts = yard.rationales("train").texts
+    own = {name for name, text in texts.items() if not text.startswith("human")}
     # Those written by humans are whole.
-    assert yard.cut_rationales("train") == own & set(cut)
+    assert yard.rationales("train").cut == own & set(cut)
     assert 0 < len(own & set(cut)) < 5
-    assert yard.cut_rationales("val") == {"val_1", "val_3"}
+    assert yard.rationales("val").cut == {"val_1", "val_3"}
     count = len(own & set(cut))
-    assert yard.rationale_counts() == {"learnt": 10, "cut": count, "share_cut": count / 10}
+    assert yard.rationales("train").counts() == {
+        "learnt": 10,
+        "cut": count,
+        "share_cut": count / 10,
+    }
     yard.feed = replace(yard.feed, rationales=None)
     yard.rationale_ratio = 0.0
-    assert yard.cut_rationales("train") == set()
+    assert yard.rationales("train").cut == set()
 
 
 def test_a_training_clip_without_a_rationale(card_file: Path) -> None:
@@ -335,7 +342,7 @@ def test_training_batches(card_file: Path) -> None:
     for example in counted:
         assert example.rationale == rationale(example.clip)
         assert isinstance(example.video, Video)
-        assert example.video.frames.shape == yard.decode(example.clip).frames.shape
+        assert example.video.frames.shape == yard.reader.decode(example.clip).frames.shape
     lengths = [len(example.rationale or "") for example in counted]
     assert [example.draw.total for example in counted[:4]] == [sum(lengths[:4])] * 4
 
@@ -444,11 +451,14 @@ def test_videos_that_were_not_scanned_in_their_order(card_file: Path) -> None:
 
 
 def test_a_clip_of_unknown_length_comes_last(card_file: Path) -> None:
-    class Ribbon(Yard):
+    class RibbonFiles(YardFiles):
         def grid(self, clip: Clip) -> tuple[int, int, int]:
             if clip.id == "test_1":
                 raise ValueError("Frames of 1 x 900 pixels cannot be used")
             return super().grid(clip)
+
+    class Ribbon(Yard):
+        files_class = RibbonFiles
 
     yard = with_collators(Ribbon(card_file, {"test": 3}))
     batches: list[list[Example]] = list(yard.test_dataloader())  # type: ignore[arg-type]
@@ -499,33 +509,28 @@ def test_the_content_of_a_clip_is_known_from_the_scan(
     path = make_video(tmp_path / "a.mp4", frames=4)
     os.utime(path, (1, 1))
     clip, expected = Clip("a", path, 0, "train"), hash_file(path)
-    assert Films(tmp_path, [clip]).video_digest(clip) == expected
+    assert Films(tmp_path, [clip]).files.digest(clip) == expected
     monkeypatch.setattr(
         "rbft.runtime.digests.hash_file", lambda path: pytest.fail("was read again")
     )
-    assert Films(tmp_path, [clip]).video_digest(clip) == expected
+    assert Films(tmp_path, [clip]).files.digest(clip) == expected
 
 
-def test_the_content_of_a_video_that_is_not_scanned(
+def test_videos_to_predict_need_no_annotations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_video(tmp_path / "a.mp4", frames=4)
-    os.utime(path, (1, 1))
-    expected = hash_file(path)
     films = Films(tmp_path, [])
-    monkeypatch.setattr(films, "read", lambda: pytest.fail("predict needs no annotations"))
+    monkeypatch.setattr(films, "read", lambda: pytest.fail("reads annotations"))
     (clip,) = films.clips_from_videos([path])
-    assert films.video_digest(clip) == expected
-    monkeypatch.setattr(
-        "rbft.runtime.digests.hash_file", lambda path: pytest.fail("was read again")
-    )
-    assert Films(tmp_path, []).video_digest(clip) == expected
+    assert (clip.path, clip.split) == (path, "predict")
+    assert films.reader.decode(clip).indices == [0, 3]
 
 
 def test_another_file_under_a_known_id_is_looked_into(tmp_path: Path) -> None:
     one, other = (make_video(tmp_path / f"{n}.mp4", frames=n) for n in (4, 6))
     films = Films(tmp_path, [Clip("a", one, 0, "train")])
-    assert films.video_digest(Clip("a", other, 0, "train")) == hash_file(other)
+    assert films.files.digest(Clip("a", other, 0, "train")) == hash_file(other)
 
 
 def films(folder: Path, *splits: str, **settings: Any) -> Films:
@@ -567,7 +572,7 @@ def test_a_video_in_train_alone(tmp_path: Path) -> None:
     data.made.append(Clip("u", make_video(tmp_path / "u.mp4", frames=9), 1, "test"))
     data.check(["label"])
     assert data.notes == []
-    assert [(one.id, other.id) for one, other in data.shared.repeats] == [("a", "b")]
+    assert [(one.id, other.id) for one, other in data.files.shared.repeats] == [("a", "b")]
 
 
 def test_other_seconds_of_one_file_are_other_clips(tmp_path: Path) -> None:
@@ -577,7 +582,7 @@ def test_other_seconds_of_one_file_are_other_clips(tmp_path: Path) -> None:
         for clip in data.made
     ]
     data.check(["label"])
-    assert data.shared.apart == 2
+    assert data.files.shared.apart == 2
 
 
 def test_a_class_that_the_test_has_no_clip_of(card_file: Path) -> None:
@@ -640,22 +645,22 @@ def test_videos_that_are_not_there(card_file: Path) -> None:
 
 def test_videos_that_have_gone(card_file: Path, tmp_path: Path) -> None:
     """One file can be replaced or counted; if their folder has gone, nothing is right any more."""
-    yard = Yard(card_file, {"train": 2})
+    reader = ClipReader(**vars(Yard(card_file, {"train": 2}).reader))
     path = tmp_path / "videos" / "a.mp4"
     path.parent.mkdir()
     clip = Clip("a", path, 0, "train")
     with pytest.raises(VideoError):
-        VideoDataModule.decode(yard, clip)
+        reader.decode(clip)
     path.parent.rmdir()
     with pytest.raises(ValueError, match="is gone") as found:
-        VideoDataModule.decode(yard, clip)
+        reader.decode(clip)
     assert str(found.value) == (
         f"The folder {path.parent} is gone, with the clip a in it. Bring it back (is a disk no "
         "longer mounted?); started again, the run goes on from its last checkpoint."
     )
     # A list of videos may name what is not there: predict notes that in its line.
     with pytest.raises(VideoError):
-        VideoDataModule.decode(yard, replace(clip, split="predict"))
+        reader.decode(replace(clip, split="predict"))
 
 
 def test_the_clips_at_hand_are_named(tmp_path):

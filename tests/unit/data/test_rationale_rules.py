@@ -29,20 +29,19 @@ def yard(folder: Path, refused: list[str], *, rules: QualityRules | None = RULES
 
 def test_without_rules_all_rationales_are_trained_on(tmp_path: Path) -> None:
     made = yard(tmp_path, ["train_1"], rules=None)
-    assert len(made.rationales("train")) == 8
-    assert made.rationales("train")["train_1"] == SORRY
-    assert made.rules_report() is None
-    assert yard(tmp_path, [], rules=QualityRules()).rationales("train") == yard(
-        tmp_path, [], rules=None
-    ).rationales("train")
+    assert len(made.rationales("train").texts) == 8
+    assert made.rationales("train").texts["train_1"] == SORRY
+    assert made.rationales("train").report is None
+    without_effect, without = (yard(tmp_path, [], rules=one) for one in (QualityRules(), None))
+    assert without_effect.rationales("train").samples == without.rationales("train").samples
 
 
 def test_those_that_break_a_rule_are_left_out_of_training_alone(tmp_path: Path) -> None:
     made = yard(tmp_path, ["train_1", "train_6", "val_0"])
-    assert sorted(made.rationales("train")) == [f"train_{n}" for n in (0, 2, 3, 4, 5, 7)]
-    assert made.rationales("val")["val_0"] == SORRY
-    assert made.rationale_counts()["learnt"] == 6
-    report = made.rules_report()
+    assert sorted(made.rationales("train").texts) == [f"train_{n}" for n in (0, 2, 3, 4, 5, 7)]
+    assert made.rationales("val").texts["val_0"] == SORRY
+    assert made.rationales("train").counts()["learnt"] == 6
+    report = made.rationales("train").report
     assert report is not None
     assert report.dropped == {"refusal": ["train_1", "train_6"]}
     assert report.clips == {"quiet": (4, 3), "alarm": (4, 3)}
@@ -88,7 +87,7 @@ def test_human_references_keep_the_rules_too(tmp_path: Path) -> None:
     # The refusals that the model wrote are not taken at 0 %, and so break nothing.
     made.feed = replace(made.feed, rationales=Texts({f"train_{n}": SORRY for n in range(8)}))
     made.rationale_ratio = 0.0
-    assert sorted(made.rationales("train")) == [f"train_{n}" for n in (0, 1, 3, 4, 5, 6, 7)]
+    assert sorted(made.rationales("train").texts) == [f"train_{n}" for n in (0, 1, 3, 4, 5, 6, 7)]
 
 
 def test_a_clip_that_could_not_be_decoded_is_said_to_be_that(tmp_path: Path, qwen: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_clip_that_stage_0_could_not_describe_has_its_share(
     make = collator(qwen, target_stage="rationale")
     yard.feed = replace(yard.feed, collators={"train": make})
     epoch: list[Any] = list(yard.train_dataloader())
-    assert yard.rationale_counts()["learnt"] == 5
+    assert yard.rationales("train").counts()["learnt"] == 5
     tokens, stand_ins = 0, []
     for batch in epoch:
         own = (batch.answer.labels != IGNORED).sum(-1)
@@ -221,7 +221,7 @@ def test_stage_0_notes_what_it_could_not_describe(
 ) -> None:
     yard = Damaged(tmp_path / "card.yaml", {"train": 4}, damaged=["train_1"])
     names = ("texts.jsonl", "others.jsonl")
-    clips = {c.id: about(yard.video_digest(c), None, None, "") for c in yard.clips("train")}
+    clips = {c.id: about(yard.files.digest(c), None, None, "") for c in yard.clips("train")}
     stores = [RationaleStore(tmp_path / name, {}, clips) for name in names]
     worker = trainer(tmp_path, callbacks=[RationaleWriter(stores)])
     model = rationale_module(qwen, CARD, CARD.using("less"))
@@ -233,10 +233,12 @@ def test_stage_0_notes_what_it_could_not_describe(
         assert store.undecodable() == {"train_1"}
         assert store.missing([clip.id for clip in yard.clips("train")]) == []
         assert store.records["train_1"]["finish"] == UNDECODABLE
-        assert set(yard.rationales("train")) == {"train_0", "train_2", "train_3"}
+        assert set(yard.rationales("train").texts) == {"train_0", "train_2", "train_3"}
         assert f"To try again, take its line out of {tmp_path / name}." in caplog.text
     assert "Clip train_1 has no rationale; in training another takes its place." in caplog.text
     yard.damaged = []
-    data = ClipDataset(yard.clips("train"), yard.load, yard.rationales("train"), [1, 1, 1, 1])
+    data = ClipDataset(
+        yard.clips("train"), yard.reader.load, yard.rationales("train").texts, [1, 1, 1, 1]
+    )
     got: Example = data[SampleSlot(1)]
     assert got.clip.id == "train_3"

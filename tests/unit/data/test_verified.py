@@ -51,7 +51,7 @@ def line(name: str, text: str, sample: int = 0, **more: Any) -> dict[str, Any]:
 def opened(data: Yard, file: Path, *, by_id: bool = False, samples: int = 2) -> RationaleStore:
     stage = STAGES["rationale"]
     clips = {
-        clip.id: about(data.video_digest(clip), None, None, stage.prompt(data.card, clip))
+        clip.id: about(data.files.digest(clip), None, None, stage.prompt(data.card, clip))
         for clip in data.clips_to_describe()
     }
     selector = verified_beside(file, MADE_FROM, data, samples)
@@ -92,7 +92,7 @@ RIGHT = {("train_0", 0), ("train_0", 1), ("train_1", 1)}
 
 
 def learnt(data: Yard, store: RationaleStore, split: str = "train") -> dict[str, str]:
-    return data.with_feed(Feed(rationales=store)).rationales(split)
+    return data.with_feed(Feed(rationales=store)).rationales(split).texts
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_the_fallback_first_keeps_every_clip(tmp_path: Path, file: Path):
         "train_2": "first",
         "train_3": "first",
     }
-    assert data.with_feed(Feed(rationales=store)).label_conditioned() == []
+    assert data.with_feed(Feed(rationales=store)).rationales("train").label_conditioned == []
 
 
 def second_try(folder: Path, file: Path, **more: Any) -> tuple[Yard, RationaleStore]:
@@ -220,8 +220,8 @@ def test_the_second_try_is_marked_and_must_lead_to_the_class_itself(tmp_path: Pa
     lines = [json.loads(one) for one in told(store).lines.part(0).read_text().splitlines()]
     assert [one["label_conditioned"] for one in lines] == [True] * 4
     fed = data.with_feed(Feed(rationales=store))
-    assert fed.label_conditioned() == ["train_2"]
-    assert fed.rationale_counts() == {
+    assert fed.rationales("train").label_conditioned == ["train_2"]
+    assert fed.rationales("train").counts() == {
         "learnt": 3,
         "cut": 0,
         "share_cut": 0.0,
@@ -271,12 +271,12 @@ def test_training_asks_without_the_hint(tmp_path: Path):
 def test_other_settings_find_nothing_of_the_second_try(tmp_path: Path, file: Path):
     data, store = second_try(tmp_path, file)
     elicit(store, {("train_2", 0), ("train_3", 0)}, hinted=True)
-    assert len(data.with_feed(Feed(rationales=store)).label_conditioned()) == 2
+    assert len(data.with_feed(Feed(rationales=store)).rationales("train").label_conditioned) == 2
     for fallback, dropped in (("drop", {"train_2", "train_3"}), ("first", set())):
         other = yard(tmp_path, fallback)
         own = opened(other, file)
         assert own.dropped() == dropped
-        assert other.with_feed(Feed(rationales=own)).label_conditioned() == []
+        assert other.with_feed(Feed(rationales=own)).rationales("train").label_conditioned == []
     first = RationaleStore(file, MADE_FROM, store.clips, samples=2, selector=ByRule("first"))
     assert all("label_conditioned" not in one for one in first.records.values())
     reworded = opened(yard(tmp_path, "hint", rationale_hint="It is {word}."), file)
@@ -321,7 +321,9 @@ def test_a_mark_that_is_lost_does_not_make_a_text_an_own_one(tmp_path: Path, fil
     part.write_text(part.read_text().replace(', "label_conditioned": true', ""))
     assert "label_conditioned" not in part.read_text()
     again = opened(data, file)
-    assert data.with_feed(Feed(rationales=again)).label_conditioned() == ["train_2"]
+    assert data.with_feed(Feed(rationales=again)).rationales("train").label_conditioned == [
+        "train_2"
+    ]
 
 
 def test_a_line_of_one_s_own_that_is_marked_must_be_asked_for(tmp_path: Path):
@@ -343,7 +345,9 @@ def test_a_line_of_one_s_own_that_is_marked_must_be_asked_for(tmp_path: Path):
             _ = refused.records
     data = yard(tmp_path, "hint")
     asked = opened(data, file, by_id=True, samples=1)
-    assert data.with_feed(Feed(rationales=asked)).label_conditioned() == ["train_1"]
+    assert data.with_feed(Feed(rationales=asked)).rationales("train").label_conditioned == [
+        "train_1"
+    ]
     assert asked.chosen.ways["train_1"] == "hinted"
 
 

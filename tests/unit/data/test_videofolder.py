@@ -172,12 +172,12 @@ def test_one_bad_link_is_one_bad_clip(root):
     (root / "cat/bad.mp4").symlink_to(root.parent / "secret.mp4")
     settings = {"test_fraction": 0.25, "split_seed": 1, "cache_folder": root.parent / "cache"}
     data = video_folder(root, on_missing="skip", min_coverage=0.5, **settings)
-    assert len(data.usable) == 8
-    (row,) = [row for row in data.manifest.rows if row.status != "ok"]
+    assert len(data.files.usable) == 8
+    (row,) = [row for row in data.files.manifest.rows if row.status != "ok"]
     assert (row.id, row.status) == ("cat/bad", "unreadable")
     assert row.reason.startswith(f"is a symbolic link out of {root} (to ")
     with pytest.raises(ValueError, match=r"1 unreadable; first: bad\.mp4: is a symbolic link out"):
-        assert video_folder(root, **settings).usable
+        assert video_folder(root, **settings).files.usable
 
 
 def test_linked_class_folders(root):

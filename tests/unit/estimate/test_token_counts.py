@@ -10,6 +10,7 @@ from rbft.estimate.token_counts import check_context, count_tokens
 from tests.examples import (
     SHAPES,
     Yard,
+    YardFiles,
     answer_of,
     batch_of,
     clips,
@@ -22,8 +23,8 @@ LONG = ClipTokens((10, 4, 4), 40, 12, 8)
 SHORT = ClipTokens((2, 4, 4), 8, 12, 8)
 
 
-class Shaped(Yard):
-    """The made-up benchmark, whose clips have no files to scan."""
+class ShapedFiles(YardFiles):
+    """Clips have no files to scan."""
 
     lost: frozenset[str] = frozenset()
 
@@ -32,6 +33,12 @@ class Shaped(Yard):
         if clip.id in self.lost:
             raise ValueError("Frames of 1 x 900 pixels cannot be used")
         return frames // 2, height // 14, width // 14
+
+
+class Shaped(Yard):
+    """The made-up benchmark."""
+
+    files_class = ShapedFiles
 
 
 @pytest.fixture
@@ -63,10 +70,10 @@ def test_an_unknown_rationale_is_as_long_as_it_may_get(data, qwen):
 
 
 def test_a_clip_that_cannot_be_decoded_is_left_out(data, qwen):
-    data.lost = frozenset({"train_1"})
+    data.files.lost = frozenset({"train_1"})
     make = collator(qwen, target_stage="label")
     assert list(count_tokens(data, make, clips(3), {}, 0)) == ["train_0", "train_2"]
-    data.lost = frozenset(clip.id for clip in clips(3))
+    data.files.lost = frozenset(clip.id for clip in clips(3))
     with pytest.raises(ValueError, match="Frames of 1 x 900 pixels cannot be used"):
         count_tokens(data, make, clips(3), {}, 0)
 

@@ -53,7 +53,7 @@ def test_clips_by_content(tmp_path: Path) -> None:
     assert found["train"][1] == {
         "id": "train_1",
         "label": "alarm",
-        "video": yard.video_digest(yard.clips("train")[1]),
+        "video": yard.files.digest(yard.clips("train")[1]),
         "start": None,
         "end": None,
         "reference": None,

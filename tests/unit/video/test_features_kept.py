@@ -26,11 +26,11 @@ def yard(work: Path, **settings: Any) -> Yard:
 def test_each_tower_sees_a_clip_for_itself(tmp_path: Path, file: Path) -> None:
     clip = replace(clips(1)[0], path=file)
     one = yard(tmp_path)
-    frames, key = one.load(clip, "one tower")
+    frames, key = one.reader.load(clip, "one tower")
     assert not isinstance(frames, EncodedVideo)
     features = EncodedVideo(torch.ones(4, 2), [1, 2, 2], 1.0)
     one.feature_cache.put(key, features)
-    again, same = yard(tmp_path).load(clip, "one tower")
+    again, same = yard(tmp_path).reader.load(clip, "one tower")
     assert isinstance(again, EncodedVideo)
     assert torch.equal(again.features, features.features)
     assert same == key
@@ -39,11 +39,11 @@ def test_each_tower_sees_a_clip_for_itself(tmp_path: Path, file: Path) -> None:
         (yard(tmp_path, fps=2.0), "one tower"),
         (yard(tmp_path, max_pixels=56 * 56), "one tower"),
     ):
-        found, name = other.load(clip, tower)
+        found, name = other.reader.load(clip, tower)
         assert not isinstance(found, EncodedVideo)
         assert name != key
     copy = tmp_path / "copy.mp4"
     shutil.copyfile(file, copy)
     copy.write_bytes(b"A video")
-    found, _ = one.load(replace(clip, path=copy), "one tower")
+    found, _ = one.reader.load(replace(clip, path=copy), "one tower")
     assert not isinstance(found, EncodedVideo)

@@ -75,17 +75,17 @@ def test_the_grid_is_what_the_collator_makes(
     clips = data.clips("test")
     assert {clip.path.name for clip in clips} == set(FILES)
     for clip in clips:
-        batch = make([Example(clip, data.decode(clip), None, SampleSlot(0))])
-        assert [list(data.grid(clip))] == batch.video["video_grid_thw"].tolist(), clip
+        batch = make([Example(clip, data.reader.decode(clip), None, SampleSlot(0))])
+        assert [list(data.files.grid(clip))] == batch.video["video_grid_thw"].tolist(), clip
 
 
 def test_a_video_that_was_not_scanned(folder: Path) -> None:
     data = Files(folder, on_missing="skip", min_coverage=0.1)
     known, clip = (
-        data.grid(data.clips("test")[0]),
+        data.files.grid(data.clips("test")[0]),
         Clip("x", folder / "landscape.mp4", None, "predict"),
     )
-    assert data.grid(clip) == known
+    assert data.files.grid(clip) == known
 
 
 def test_a_clip_without_a_file(folder: Path) -> None:
@@ -95,4 +95,4 @@ def test_a_clip_without_a_file(folder: Path) -> None:
     with pytest.raises(
         ValueError, match=rf"^Clip gone is not usable: {folder}/gone\.mp4 no such file\.$"
     ):
-        data.grid(gone)
+        data.files.grid(gone)

@@ -1,0 +1,63 @@
+"""Frames of a clip, or what the vision tower made of them: decoded once, then read."""
+
+from dataclasses import dataclass
+
+from rbft.clip import Clip
+from rbft.video.feature_cache import EncodedVideo, FeatureCache
+from rbft.video.frame_cache import FrameCache, clip_key
+from rbft.video.frame_settings import FrameSettings
+from rbft.video.sampling import Video, VideoError
+
+
+@dataclass(frozen=True)
+class ClipReader:
+    """Reads clips through the caches; all that a worker process of a loader needs to have.
+
+    Attributes:
+        frames: Which frames are taken, and how large.
+        frame_cache: Where decoded frames are kept.
+        feature_cache: Where the outputs of a frozen vision tower are kept.
+    """
+
+    frames: FrameSettings
+    frame_cache: FrameCache
+    feature_cache: FeatureCache
+
+    def decode(self, clip: Clip) -> Video:
+        """Frames of a clip.
+
+        Raises:
+            VideoError: If it cannot be decoded.
+            ValueError: If the benchmark's videos have gone since they were looked for. Counted
+                as broken files, they would be replaced, or scored as wrong answers.
+        """
+        try:
+            return self.frame_cache.get_or_decode(
+                clip.path, self.frames, start=clip.start, end=clip.end
+            )
+        except VideoError as error:
+            if clip.split != "predict" and not clip.path.parent.is_dir():
+                raise ValueError(
+                    f"The folder {clip.path.parent} is gone, with the clip {clip.id} in it. Bring "
+                    "it back (is a disk no longer mounted?); started again, the run goes on from "
+                    "its last checkpoint."
+                ) from error
+            raise
+
+    def load(self, clip: Clip, tower: str = "") -> tuple[Video | EncodedVideo, str]:
+        """What the vision tower made of a clip where that is kept, else its frames.
+
+        Args:
+            clip: The clip.
+            tower: Digest of the vision tower; empty where its outputs are not kept.
+
+        Returns:
+            Features or frames, and the key of the features; empty where none are kept.
+        """
+        if not tower:
+            return self.decode(clip), ""
+        try:
+            key = clip_key(clip.path, self.frames, tower, start=clip.start, end=clip.end)
+        except (OSError, ValueError):
+            return self.decode(clip), ""  # says what is wrong
+        return self.feature_cache.get(key) or self.decode(clip), key
