@@ -45,10 +45,10 @@ def read_curves(files: Sequence[Path]) -> tuple[Mapping[str, Curve], list[str]]:
 def _scalars(file: Path) -> Iterator[tuple[str, int, float, float]]:
     """Tag, step, time and value of each scalar of a file."""
     from google.protobuf.message import DecodeError
-    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto import event_pb2
 
     for record in _records(file.read_bytes()):
-        event = Event()
+        event = event_pb2.Event()  # pyright: ignore[reportAttributeAccessIssue]
         try:
             event.ParseFromString(record)
         except DecodeError:

@@ -81,7 +81,7 @@ def find_mistakes(
         total += len(wrong)
         chosen |= dict.fromkeys((conditions.of(one).letter, str(row["id"])) for row in wrong[:EACH])
     texts = {
-        (one.get("video"), one.get("start"), one.get("end")): str(one["rationale"])
+        _about(one): str(one["rationale"])
         for lines in gathered.rationales.values()
         for one in lines
         if one.get("video") and one.get("rationale")
@@ -92,9 +92,14 @@ def find_mistakes(
         said = sorted(_said(alike, name), key=lambda one: (one.right, -(one.probability or 0.0)))
         label = next(row["label"] for one in alike for row in one.rows if row["id"] == name)
         video = next((clips[one.run, name] for one in alike if (one.run, name) in clips), None)
-        key = None if video is None else tuple(video.get(k) for k in ("video", "start", "end"))
-        made.append(Mistake(name, label, letter, tuple(said), video, texts.get(key, "")))
+        text = "" if video is None else texts.get(_about(video), "")
+        made.append(Mistake(name, label, letter, tuple(said), video, text))
     return sorted(made, key=lambda one: -one.confidence)[:MOST], total
+
+
+def _about(one: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """What a clip or a rationale is about: an id is no proof."""
+    return one.get("video"), one.get("start"), one.get("end")
 
 
 def _answers(run: GatheredRun) -> Result | None:

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 from scipy import stats
@@ -76,9 +77,10 @@ def test_the_majority_line_is_that_of_scikit_learn(content):
     always = ["abnormal"] * len(labels)
     letter = content.conditions.of(final).letter
     (row,) = (one for one in rows if cell(table, one, "clips") == letter)
-    expected = f1_score(labels, always, average=None, labels=["normal", "abnormal"])
+    reference: Any = f1_score  # its stubs know only numbers
+    expected = [reference(labels, always, pos_label=one) for one in ("normal", "abnormal")]
     shown = [cell(table, row, f"F1 {name}") for name in ("normal", "abnormal", "macro")]
-    assert shown == [f"{100 * one:.1f}" for one in (*expected, expected.mean())]
+    assert shown == [f"{100 * one:.1f}" for one in (*expected, fmean(expected))]
     assert cell(table, row, "accuracy") == f"{100 * labels.count('abnormal') / 196:.1f}"
 
 
