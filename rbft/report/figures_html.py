@@ -52,11 +52,11 @@ def curves_html(runs: Sequence[GatheredRun], places: Places) -> str:
                     continue
                 lines = found.setdefault((stage.name, tag), {})
                 lines[run.name] = (places[run.name], str(places[run.name]), curve)
-    # A figure that was taken once, as that of a scored split, is no curve.
+    # What was taken once is no curve; but of a short run, losses are shown all the same.
     found = {
         key: lines
         for key, lines in found.items()
-        if any(len(curve) > 1 for _, _, curve in lines.values())
+        if key[1] in OPEN_CURVES or any(len(curve) > 1 for _, _, curve in lines.values())
     }
     if not found:
         return ""

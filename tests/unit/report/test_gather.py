@@ -144,6 +144,16 @@ def test_a_run_that_was_only_scored_is_shown(tmp_path):
     assert run.final.title == "endpoint-gpt"
 
 
+def test_results_made_otherwise_are_not_the_run_s_own(run):
+    (run / "label/test.json").rename(run / "label/test-0a1b2c3d.json")
+    lines = run / "label/test_predictions.jsonl"
+    lines.rename(lines.with_name("test-0a1b2c3d_predictions.jsonl"))
+    (found,) = gather(run.parent).runs
+    assert len(found.results) == 1
+    assert found.final is None
+    assert found.state == "is not finished: the test split is not scored after Stage II (labels)"
+
+
 def test_runs_are_taken_by_name_or_folder(logs, run):
     names = [str(run), "smarthome_qwen2"]
     assert [one.name for one in gather(logs, names).runs] == ["own", "smarthome_qwen2"]

@@ -113,6 +113,15 @@ def test_runs_that_differ_in_seeds_alone_are_one_row(content):
         assert numbers(cell(table, row, column)) == pytest.approx(expected, abs=0.051)
 
 
+def test_a_mean_over_seeds_lies_between_0_and_100_and_so_does_its_interval(tmp_path):
+    for seed, right in ((1, 0.05), (2, 0.3)):
+        write_run(tmp_path, settings(f"a_seed{seed}", ["label"], seed), answers(40, right, seed))
+    table = section(build_content(gather(tmp_path)), "seeds").tables[0]
+    mean, _, low, high = numbers(cell(table, table.rows[0], "accuracy"))
+    assert low == 0
+    assert mean < high <= 100
+
+
 @pytest.mark.parametrize(
     ("change", "alike"),
     [
