@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from io import BytesIO
@@ -128,6 +129,27 @@ def test_names_of_runs_classes_settings_and_files_are_escaped(tmp_path):
     assert name in page.inside["th"]
     assert EVIL.replace("/", "_") in page.inside["td"]
     assert name in page.attributes("input", "data-name")
+
+
+def test_clips_and_what_models_wrote_are_escaped(tmp_path):
+    rows = answers(4, 0.0, 0, names={0: f"0 {EVIL}"})
+    rows[1]["rationale"] = f"1 {EVIL}"
+    rows[2]["text"] = f"2 {EVIL}"
+    folder = write_run(tmp_path, settings("run", ["label"]), rows)
+    clip = {"id": rows[3]["id"], "video": EVIL, "start": None, "end": None}
+    (folder / "clips.json").write_text(json.dumps({"test": [clip]}))
+    (tmp_path / "rationales").mkdir()
+    line = {**clip, "rationale": f"3 {EVIL}", "model": f"4 {EVIL}"}
+    (tmp_path / "rationales/r.jsonl").write_text(json.dumps(line) + "\n")
+    content = build_content(gather(tmp_path))
+    text = as_page(content, "Runs", ROOM, Videos(content.gathered.runs, tmp_path)).text
+    assert text.count("<script>") == text.count("</script>") == 1
+    page = Page(text)
+    assert page.attributes("img", "src") == []
+    shown = "".join(page.inside["main"])
+    for number in range(5):
+        assert f"{number} {EVIL}" in shown
+    assert "the video is not where it was" in shown
 
 
 def test_filters_and_tables_are_labelled(page):
