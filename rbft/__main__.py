@@ -1,5 +1,7 @@
 """`python -m rbft`."""
 
+import os
+import signal
 import sys
 
 from rbft.commands import LIGHT
@@ -18,4 +20,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # The imports take seconds, in which there is nothing to save yet: Ctrl-C ends them in silence.
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
     main()

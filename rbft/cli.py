@@ -190,6 +190,11 @@ class RBFTCLI(LightningCLI):
         if not takes_experiment(function):
             function(**options)
             return
+        function(self.make_experiment(), **options)
+
+    def make_experiment(self) -> Experiment:
+        """The experiment that the settings describe."""
+        subcommand = str(self.subcommand)
         if self.settings.data is None or self.settings.data.class_path == BASE:
             names = ", ".join(benchmark.__name__ for benchmark in BENCHMARKS)
             raise ValueError(
@@ -199,7 +204,14 @@ class RBFTCLI(LightningCLI):
         if self.settings.cpu_threads is not None:
             torch.set_num_threads(self.settings.cpu_threads)
         settings = with_precision(self.settings)
-        function(Experiment(settings, self._subcommand_parsers[subcommand]), **options)
+        return Experiment(settings, self._subcommand_parsers[subcommand])
+
+
+class _Parsed(RBFTCLI):
+    """A command line that is read and not run."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
 
 
 def _card_of(data: VideoDataModule) -> Any:
@@ -249,13 +261,23 @@ def main(args: list[str] | None = None) -> None:
         elif text is None:
             raise
         if not (_get_rank() and isinstance(error, Stopped)):  # the first speaks for all
-            sys.stderr.write(f"{text}\n")
+            bar = "\n" if isinstance(error, Stopped) else ""  # ends the line of a progress bar
+            sys.stderr.write(f"{bar}{text}\n")
         exit_process(status)
         sys.exit(status)
 
 
-def _run(args: list[str] | None) -> None:
-    RBFTCLI(
+def parse_experiment(args: list[str]) -> Experiment:
+    """The experiment of a command line, which is not run.
+
+    Args:
+        args: The command line of a command that takes an experiment.
+    """
+    return _run(args, _Parsed).make_experiment()
+
+
+def _run(args: list[str] | None, kind: type[RBFTCLI] = RBFTCLI) -> RBFTCLI:
+    return kind(
         RBFTModule,
         VideoDataModule,
         subclass_mode_data=True,

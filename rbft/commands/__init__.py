@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "export",
     "compare": "compare",
     "report": "report",
+    "attention": "attention",
     "scan": "scan",
     "init": "init",
     "cache": "cache",

@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 # SLURM sends the first before it takes a job off a node, and by --signal=SIGUSR1@90 the second
-# before the time is up.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# before the time is up; the third is Ctrl-C.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PACKAGE = Path(__file__).parents[1]
 AGAIN = "The same command goes on from there."
@@ -46,7 +46,8 @@ class Stopped(BaseException):
         return 128 + self.number
 
     def __str__(self) -> str:
-        name = signal.Signals(self.number).name
+        interrupted = self.number == signal.SIGINT
+        name = "Ctrl-C" if interrupted else signal.Signals(self.number).name
         where = "everything that is finished is on disk" if self.saved is None else self.saved
         return f"stopped by {name}; saved: {where}. {AGAIN}"
 
@@ -57,13 +58,21 @@ class Signals:
     def __init__(self) -> None:
         self.received: int | None = None
         self.held = False
+        self.process = os.getpid()
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Takes a signal; a second one changes nothing."""
-        if self.received is None:
+        """Takes a signal; a second one changes nothing, but a second Ctrl-C ends the process."""
+        if os.getpid() != self.process:
+            _end_of_worker(number)
+        elif self.received is None:
             self.received = number
             if not self.held:
                 raise Stopped(number)
+            if number == signal.SIGINT and not int(os.environ.get("LOCAL_RANK", 0)):
+                # The handler may have come amid a write to the buffered stream.
+                os.write(2, b"\nThe step is finished and saved; Ctrl-C again ends at once.\n")
+        elif number == self.received == signal.SIGINT:
+            os._exit(128 + number)  # files are written whole or not at all
 
     def hold(self) -> None:
         """From here on, a signal waits."""
@@ -77,8 +86,8 @@ class Signals:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes SIGTERM and SIGUSR1 from whoever had them."""
-        self.received, self.held = None, False
+        """Takes SIGTERM, SIGUSR1 and SIGINT from whoever had them."""
+        self.received, self.held, self.process = None, False, os.getpid()
         if threading.current_thread() is not threading.main_thread():
             yield  # Python lets only the main thread take signals
             return
@@ -88,6 +97,13 @@ class Signals:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _end_of_worker(number: int) -> None:
+    """What a signal does in a process that was forked, such as one that decodes clips."""
+    if number != signal.SIGINT:  # which a terminal sends to all; workers end when the run does
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 signals = Signals()

@@ -1,9 +1,13 @@
 """Runs that are killed go on where they were, and end with the same bits."""
 
 import json
+import os
 import random
 import re
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ import torch
 
 from rbft.module import RBFTModule
 from tests.recipe.killing import run
-from tests.recipe.runs import LOGS, STAGES, outcome, rationales, rbft, read_lines, small
+from tests.recipe.runs import LOGS, ROOT, STAGES, outcome, rationales, rbft, read_lines, small
 
 pytestmark = pytest.mark.recipe
 
@@ -107,7 +111,7 @@ def test_what_is_drawn_at_random_is_drawn_again(backbones, tmp_path_factory, tmp
 
 # A signal, when it comes, what is on disk then, and where the run goes on from.
 MOMENTS = {
-    "in Stage 0": (signal.SIGTERM, "logs/rationales", 6, None),
+    "in Stage 0": (signal.SIGINT, "logs/rationales", 6, None),
     "while a checkpoint is written": (signal.SIGUSR1, "rationale/checkpoints/.step=3", 1, 4),
     "after the last step": (signal.SIGTERM, "label/.weights.part", 2, None),
     "in the test": (signal.SIGTERM, "label/.test_predictions", 1, None),
@@ -124,11 +128,38 @@ def test_a_signal_ends_the_run_in_order(reference, tmp_path, moment):
     if step is not None:
         saved = tmp_path / LOGS / f"small/rationale/checkpoints/step={step}.ckpt"
         assert [path.name for path in saved.parent.iterdir()] == [saved.name]
-    said = f"stopped by {signal.Signals(sent).name}; saved: {saved}. The same command goes on"
+    name = "Ctrl-C" if sent == signal.SIGINT else signal.Signals(sent).name
+    said = f"\nstopped by {name}; saved: {saved}. The same command goes on"
     assert said in log(tmp_path)
     assert "Traceback" not in log(tmp_path)
     assert (tmp_path / LOGS / "small/label/weights").exists() == (part.startswith("label"))
     reference.check(tmp_path)
+
+
+def test_ctrl_c_in_a_terminal(reference, tmp_path):
+    """It reaches every process of the command, those that decode clips too."""
+    started = [sys.executable, "-m", "rbft", "fit", *reference.options, "--data.num_workers=1"]
+    how: dict[str, Any] = {"cwd": tmp_path, "start_new_session": True, "text": True}
+    how |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    how |= {"env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    with subprocess.Popen(started, **how) as process:  # amid the imports
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=60)[0] == ""
+    assert process.returncode == 130
+    checkpoints = tmp_path / LOGS / "small/rationale/checkpoints"
+    with subprocess.Popen(started, **how) as process:
+        while process.poll() is None and not [*checkpoints.glob("step=*")]:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    assert "The step is finished and saved; Ctrl-C again ends at once." in said
+    assert f"\nstopped by Ctrl-C; saved: {checkpoints}/step=" in said
+    assert "Traceback" not in said
+    assert run(tmp_path, reference.options) == 0, log(tmp_path)
+    settings = "small/settings.yaml"  # of the first start, with its worker
+    assert {**outcome(tmp_path), settings: ""} == {**reference.outcome, settings: ""}
 
 
 def test_a_disk_that_is_full(reference, tmp_path):

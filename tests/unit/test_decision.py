@@ -67,6 +67,15 @@ def test_what_is_noted(tmp_path, scored):
     assert max(map(len, lines[:-1])) <= 80
 
 
+def test_five_folds_where_there_are_clips_for_them(tmp_path, scored):
+    shares = [n / 20 for n in range(16)]
+    val = results(tmp_path, "val", shares, [0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 1, 1, 0, 1, 1])
+    write_decision(tmp_path / "decision.json", WANTED, val, scored[1], "abc")
+    folds = [cross_fit(ScoredClips.from_file(val), WANTED, n).as_dict() for n in (5, 6)]
+    assert folds[0] != folds[1]
+    assert read_json(tmp_path / "decision.json")["cross_fitted"] == folds[0]
+
+
 def test_a_single_clip_of_a_side_cannot_be_folded(tmp_path, scored):
     val = results(tmp_path, "val", [0.1, 0.2, 0.6], [0, 0, 1])
     said = write_decision(tmp_path / "decision.json", WANTED, val, scored[1], "abc")

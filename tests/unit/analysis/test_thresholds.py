@@ -100,6 +100,16 @@ def test_on_other_clips():
     assert (found.n, found.misses, found.false_alarms, found.cost) == (3, 1, 1, 2)
 
 
+def test_a_clip_at_the_threshold_is_positive():
+    chosen = choose_threshold(scored([0.0, 0.5, 1.0, 1.0], [0, 0, 1, 1]), Wanted("alarm", 1.0, 1.0))
+    assert chosen.threshold == 0.75
+    tested = scored([0.75, 0.5], [1, 0], split="test")
+    assert evaluate(tested, chosen) == of_answers(
+        at_threshold(tested, "alarm", 0.75), chosen.wanted
+    )
+    assert evaluate(tested, chosen).misses == 0
+
+
 def test_clips_without_probabilities():
     """Nothing is chosen on them; where decisions are counted, they are no alarms."""
     wanted = Wanted("alarm", 5.0, 1.0)
@@ -126,6 +136,22 @@ def test_decisions_of_several_classes():
     classes = ("a", "b", "c")
     assert decide(shares, classes, "b", 0.3).tolist() == [1, 1, 0]
     assert decide(shares, classes, "a", 0.6).tolist() == [1, 2, 2]  # the likeliest of the others
+
+
+def test_the_positive_class_is_one_of_several():
+    classes = ["a", "b", "c"]
+    rows = [
+        {"id": f"{place}{name}", "label": label, "prediction": "a", "probabilities": shares}
+        for place, label in enumerate(classes)
+        for name, shares in (
+            ("low", {"a": 0.8, "b": 0.1, "c": 0.1}),
+            ("high", {"a": 0.2, "b": 0.6, "c": 0.2}),
+        )
+    ]
+    found = choose_threshold(
+        ScoredClips.from_rows(rows, classes, "val", "x"), Wanted("b", recall=1.0)
+    )
+    assert (found.decided.positives, found.decided.n) == (2, 6)
 
 
 def test_folds_are_decided_by_the_others():

@@ -84,6 +84,41 @@ def test_a_second_signal_does_not_disturb_the_end() -> None:
     assert ended == [True]
 
 
+HELD = """
+import os, signal, time
+from rbft.runtime.fault_tolerance import signals
+with signals.listening():
+    signals.hold()
+    child = os.fork()
+    if not child:  # as a worker that decodes clips
+        time.sleep(1)
+        os._exit(7)
+    os.kill(child, signal.SIGINT)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+    os.kill(child, signal.SIGTERM)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    print(signals.received, flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+
+
+def test_ctrl_c_waits_once_and_a_second_one_ends_the_process() -> None:
+    found = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, timeout=60)
+    # A worker is not ended by what a terminal sends to all, but by the loader that ends it.
+    assert found.stdout.split() == ["7", str(-signal.SIGTERM), str(int(signal.SIGINT))]
+    assert found.stderr == "\nThe step is finished and saved; Ctrl-C again ends at once.\n"
+    assert found.returncode == 128 + signal.SIGINT
+
+
+def test_ctrl_c_by_its_name() -> None:
+    assert str(Stopped(signal.SIGINT)).startswith("stopped by Ctrl-C; saved: ")
+
+
 def test_listening_again_forgets_the_signal_of_before() -> None:
     listener = Signals()
     with pytest.raises(Stopped):
