@@ -27,6 +27,7 @@ from rbft.runtime.differences import flat
 
 NOT_RUNS = ("rationales", "compare", "attention")  # folders beside the runs
 ATTENTION = "attention.json"
+SCORED = "scored only"  # under a name that no fit has
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class GatheredRun:
         results: Scores, those of masked frames among them.
         spent: Time and memory by phase.
         clips: The clips of each split by id, see `rbft.data.content.describe_clips`.
-        state: "finished", or what is missing.
+        state: "finished", "scored only", or what is missing.
     """
 
     name: str
@@ -233,7 +234,7 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> GatheredRun:
     flattened = None if settings is None else flat(settings)
     read = GatheredRun(name, folder, flattened, stages, steps, results, spent, clips)
     state = _state(read)
-    if state != "finished":
+    if state not in ("finished", SCORED):
         problems.append(Problem(name, state))
     elif len(problems) > before:
         state = "finished, with damaged files"
@@ -247,7 +248,7 @@ def _place(name: str, order: Sequence[str]) -> tuple[int, str]:
 
 def _state(run: GatheredRun) -> str:
     if run.settings is None:
-        return "has no settings.yaml: it was scored, not trained, or its folder is damaged"
+        return SCORED
     untrained = [
         name for name in run.stages if name not in run.steps or run.steps[name].made is None
     ]

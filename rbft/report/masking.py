@@ -1,18 +1,17 @@
 """Table 5 of our runs: what masking objects costs, beyond masking as much of anything."""
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
+from dataclasses import dataclass
+from statistics import fmean, median
 from typing import Any
 
 from rbft.analysis.intervals import Interval
-from rbft.analysis.paired import PairedComparison
 from rbft.report.conditions import Conditions
-from rbft.report.gather import Gathered, GatheredRun
+from rbft.report.gather import Gathered
 from rbft.report.results import Result
 from rbft.report.scores import BRACKETS, clips_notes, pair
 from rbft.report.tables import (
     NONE,
-    Cell,
     Row,
     Section,
     Table,
@@ -25,49 +24,55 @@ from rbft.report.tables import (
 )
 
 
-def masked(gathered: Gathered, conditions: Conditions) -> Section:
-    """Scores with objects masked, and with as much masked at random, against the whole frames."""
-    rows, effects, shown = [], [], []
+@dataclass(frozen=True)
+class MaskedResults:
+    """Results with masked frames of one set of weights.
+
+    Attributes:
+        run: The run that the weights are of.
+        whole: Its results without masks, on the same clips in the same way; None without such.
+        kinds: Results by kind of mask: "objects", "random"; of the random control one a draw.
+    """
+
+    run: str
+    whole: Result | None
+    kinds: Mapping[str, tuple[Result, ...]]
+
+    @property
+    def results(self) -> list[Result]:
+        """All of them."""
+        return [one for results in self.kinds.values() for one in results]
+
+
+def find_masked(gathered: Gathered, conditions: Conditions) -> list[MaskedResults]:
+    """Results with masked frames, by the run whose weights they are of.
+
+    That is known by the weights' content: masked frames are scored under an experiment of their
+    own, in whose folder the results stand.
+
+    Args:
+        gathered: The runs.
+        conditions: How their results were scored.
+    """
+    plain = [one for run in gathered.runs for one in run.results if one.masking is None]
+    found: dict[tuple[str, str], tuple[str, Result | None, list[Result]]] = {}
     for run in gathered.runs:
-        results = [one for one in run.results if one.masking is not None]
-        for kind, repeats in _by_kind(results).items():
-            whole = _whole(run, repeats[0], conditions)
-            shown += [*repeats, *([] if whole is None else [whole])]
-            rows += [_masked_row(one, conditions) for one in repeats]
-            if whole is not None:
-                found = _effect(repeats, whole)
-                effects.append(_effect_row(run.name, kind, repeats, whole, found))
-        effects += _objects_against_random(run, results, conditions)
-    if not rows:
-        return Section("masking", "Masked objects", (), "No run was scored with masked frames.")
-    columns = ("run", "step", "masked", "repeat", "clips", "n", "coverage %", "area %", "overlap %")
-    metrics = shown[0].metrics
-    table = Table(
-        "Scores with masked frames",
-        (*columns, *map(metric_title, metrics)),
-        tuple(rows),
-        (BRACKETS, *clips_notes(conditions, shown)),
-    )
-    against = Table(
-        "What masking costs",
-        ("run", "step", "A - B", "repeats", "n", "accuracy", "F1 macro", "p"),
-        tuple(effects),
-        (
-            "In points on the same clips, with the 95 % interval of the paired bootstrap and p of "
-            "McNemar's exact test. Of several random repeats: their mean, and the mean of their "
-            "intervals' ends.",
-        ),
-        sortable=False,
-    )
-    return Section("masking", "Masked objects", (against, table))
-
-
-def _by_kind(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
-    """Results of masked frames by step and kind of mask."""
-    found: dict[tuple[str, str], list[Result]] = {}
-    for one in results:
-        found.setdefault((one.place, kind_of(one)), []).append(one)
-    return found
+        for one in run.results:
+            if one.masking is None:
+                continue
+            same = [other for other in plain if _weights(other) == _weights(one)]
+            same.sort(key=lambda other: other.run != one.run)  # the bare backbone's are everywhere
+            alike = [other for other in same if conditions.alike(other, one) and other.scored]
+            owner = (alike or same or [one])[0].run
+            key = (owner, f"{conditions.of(one).letter} {_weights(one)} {_drawn(one)}")
+            found.setdefault(key, (owner, alike[0] if alike else None, []))[2].append(one)
+    made = []
+    for owner, whole, results in found.values():
+        kinds: dict[str, tuple[Result, ...]] = {}
+        for one in results:
+            kinds[kind_of(one)] = (*kinds.get(kind_of(one), ()), one)
+        made.append(MaskedResults(owner, whole, kinds))
+    return made
 
 
 def kind_of(result: Result) -> str:
@@ -75,91 +80,95 @@ def kind_of(result: Result) -> str:
     return str((result.masking or {}).get("kind", "masked"))
 
 
-def _whole(run: GatheredRun, result: Result, conditions: Conditions) -> Result | None:
-    """The results of the whole frames for those of masked ones."""
-    found = [
-        one
-        for one in run.results
-        if one.masking is None and one.scored is not None and conditions.alike(one, result)
+def masked(gathered: Gathered, conditions: Conditions) -> Section:
+    """Scores with objects masked, and with as much masked at random, against the whole frames."""
+    rows, effects, shown = [], [], []
+    for one in find_masked(gathered, conditions):
+        shown += [*one.results, *([] if one.whole is None else [one.whole])]
+        rows += [_masked_row(one.run, result, conditions) for result in one.results]
+        effects += _effects(one)
+    if not rows:
+        return Section("masking", "Masked objects", (), "No run was scored with masked frames.")
+    columns = ("run", "step", "masked", "draw", "clips", "n", "coverage %", "area %", "overlap %")
+    metrics = shown[0].metrics
+    tables = [
+        Table(
+            "Scores with masked frames",
+            (*columns, *map(metric_title, metrics)),
+            tuple(rows),
+            (BRACKETS, *clips_notes(conditions, shown)),
+        )
     ]
-    found = [one for one in found if _weights(one) == _weights(result)] or found
-    return next((one for one in found if _weights(one) == _weights(result)), None)
+    if effects:
+        note = (
+            "In points on the same clips, with the 95 % interval of the paired bootstrap and p of "
+            "McNemar's exact test. Of several random draws: the mean of their differences and of "
+            "their intervals' ends, and the median p. Objects - random is what masking objects "
+            "costs beyond masking as much of anything."
+        )
+        columns = ("run", "A - B", "draws", "n", "accuracy", "F1 macro", "p")
+        against = Table("What masking costs", columns, tuple(effects), (note,), sortable=False)
+        tables.insert(0, against)
+    return Section("masking", "Masked objects", tuple(tables))
 
 
 def _weights(result: Result) -> Any:
-    return (result.content.get("made") or {}).get("weights", result.place)
+    """What tells weights apart; results of before know the run and its step alone."""
+    made = result.content.get("made") or {}
+    return made.get("weights") or (result.run, result.place)
 
 
-def _masked_row(result: Result, conditions: Conditions) -> Row:
+def _drawn(result: Result) -> str:
+    """What must be the same for masks to be compared: boxes, and what is drawn there."""
     masking = result.masking or {}
-    area, overlap = (_share(masking, name) for name in ("area", "overlap"))
-    repeat = masking.get("repeat")
+    return f"{masking.get('boxes')} {masking.get('fill')}"
+
+
+def _masked_row(run: str, result: Result, conditions: Conditions) -> Row:
+    masking = result.masking or {}
+    area, overlap = (masking.get(name) for name in ("area", "overlap"))
+    draw = masking.get("repeat")
     line = cells(
-        result.run,
+        run,
         result.title,
         kind_of(result),
-        NONE if repeat is None else repeat,
+        NONE if draw is None else draw,
         conditions.of(result).letter,
         result.n,
     )
-    shown = (score(result, metric) for metric in result.metrics)
-    covered = percent(result.coverage)
-    return Row((*line, covered, area, overlap, *shown), (result.run,), "ours")
+    scores = (score(result, metric) for metric in result.metrics)
+    shares = (percent(result.coverage), percent(area), percent(overlap))
+    return Row((*line, *shares, *scores), (run, result.run), "ours")
 
 
-def _share(masking: Mapping[str, Any], name: str) -> Cell:
-    """Realised area or overlap, whichever way it is noted."""
-    for key in (name, f"realised_{name}", f"mean_{name}"):
-        value = masking.get(key)
-        if isinstance(value, Mapping):
-            value = value.get("mean")
-        if isinstance(value, int | float):
-            return percent(float(value))
-    return Cell(NONE)
+def _effects(one: MaskedResults) -> list[Row]:
+    """Each kind against the whole frames, and objects against the random control."""
+    rows = []
+    for kind, results in one.kinds.items():
+        if one.whole is not None:
+            rows.append(_effect(one, f"{kind} - original frames", results, (one.whole,)))
+    objects, random = (one.kinds.get(kind, ()) for kind in ("objects", "random"))
+    if objects and random:
+        rows.append(_effect(one, "objects - random", objects[:1], random))
+    return [row for row in rows if row is not None]
 
 
-def _effect(repeats: Sequence[Result], whole: Result) -> list[PairedComparison]:
-    return [pair(one, whole) for one in repeats if one.scored is not None]
+def _effect(
+    one: MaskedResults, title: str, firsts: Sequence[Result], seconds: Sequence[Result]
+) -> Row | None:
+    """A - B, the mean over the draws of the side that has several."""
+    found = [pair(a, b) for a in firsts for b in seconds if None not in (a.scored, b.scored)]
+    if not found:
+        return None
+    accuracy, macro = (
+        _mean_interval([getattr(each, name) for each in found]) for name in ("accuracy", "macro_f1")
+    )
+    line = cells(one.run, title, len(found), found[0].n)
+    p = probability(median(each.p for each in found))
+    return Row((*line, interval(accuracy, "+"), interval(macro, "+"), p), (one.run,), "ours")
 
 
 def _mean_interval(found: Sequence[Interval]) -> Interval:
     return Interval(
         *(fmean(getattr(one, end) for one in found) for end in ("value", "low", "high"))
     )
-
-
-def _effect_row(
-    run: str,
-    kind: tuple[str, str],
-    repeats: Sequence[Result],
-    whole: Result,
-    found: Sequence[PairedComparison],
-    against: str = "original frames",
-) -> Row:
-    title = f"{kind[1]} masked - {against}"
-    line = cells(run, whole.title, title, len(repeats), whole.n)
-    if not found:
-        return Row((*line, *cells(NONE, NONE, NONE)), (run,), "ours")
-    accuracy = _mean_interval([one.accuracy for one in found])
-    macro = _mean_interval([one.macro_f1 for one in found])
-    p = probability(found[0].p) if len(found) == 1 else Cell(NONE)
-    return Row((*line, interval(accuracy, "+"), interval(macro, "+"), p), (run,), "ours")
-
-
-def _objects_against_random(
-    run: GatheredRun, results: Sequence[Result], conditions: Conditions
-) -> list[Row]:
-    """What masking objects costs beyond masking as much of anything."""
-    rows = []
-    kinds = _by_kind(results)
-    for (place, kind), objects in kinds.items():
-        random = kinds.get((place, "random"), [])
-        if not kind.startswith("object") or not random or objects[0].scored is None:
-            continue
-        usable = [
-            one for one in random if one.scored is not None and conditions.alike(one, objects[0])
-        ]
-        found = [pair(objects[0], one) for one in usable]
-        title = (place, kind)
-        rows.append(_effect_row(run.name, title, random, objects[0], found, "as much at random"))
-    return rows

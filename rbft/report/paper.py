@@ -12,7 +12,7 @@ import yaml
 from rbft.report.conditions import Conditions
 from rbft.report.gather import Gathered, GatheredRun
 from rbft.report.groups import Group
-from rbft.report.masking import kind_of
+from rbft.report.masking import find_masked
 from rbft.report.results import Result
 from rbft.report.scores import of_seeds
 from rbft.report.tables import NONE, Cell, Row, Section, Table, cells, metric_title, percent
@@ -197,11 +197,12 @@ def _ours(
         return []
     of_benchmark = [run for run in gathered.runs if run.benchmark == table.benchmark]
     if row.masking is not None:
+        names = {run.name for run in of_benchmark if run.settings and row.fits(run.settings)}
         return [
-            (run.name, (run.name,), tuple(found))
-            for run in of_benchmark
-            if run.settings is not None and row.fits(run.settings)
-            if (found := _masked(run, row.masking))
+            (one.run, (one.run,), tests)
+            for one in find_masked(gathered, conditions)
+            if one.run in names
+            if (tests := tuple(r for r in one.kinds.get(row.masking, ()) if r.split == "test"))
         ]
     if row.settings["stages"] == []:
         return _zero_shot(row, of_benchmark, conditions)
@@ -212,11 +213,6 @@ def _ours(
         and group.runs[0].settings is not None
         and row.fits(group.runs[0].settings)
     ]
-
-
-def _masked(run: GatheredRun, kind: str) -> list[Result]:
-    found = [one for one in run.results if one.masking is not None and one.split == "test"]
-    return [one for one in found if kind_of(one).startswith(kind[:6])]
 
 
 def _zero_shot(row: PaperRow, runs: Sequence[GatheredRun], conditions: Conditions) -> list[Ours]:

@@ -31,7 +31,7 @@ def lines(section: str) -> list[tuple[str, str, str, list[float] | None]]:
     return found
 
 
-@pytest.mark.parametrize("table", [one for one in paper_tables() if str(one.number) in SECTIONS])
+@pytest.mark.parametrize("table", [one for one in paper_tables() if one.number != 5])
 def test_the_readme_and_the_report_have_the_same_figures(table):
     expected = [
         (
@@ -50,5 +50,14 @@ def test_the_readme_and_the_report_have_the_same_figures(table):
     assert len(found) >= 4
 
 
-def test_every_table_with_files_of_its_own_is_compared():
-    assert {1, 2, 3, 4, 6} <= {int(number) for number in SECTIONS}
+@pytest.mark.skipif("5" not in SECTIONS, reason="the README has no Table 5")
+def test_the_masked_rows_have_the_same_figures():
+    """There the files are those that mask; in the report, those of the runs that are scored."""
+    (table,) = (one for one in paper_tables() if one.number == 5)
+    expected = [(row.method, row.frames, list(row.scores or ())) for row in table.rows]
+    found = [
+        (method, frames, figures)
+        for method, frames, _, figures in lines(SECTIONS["5"])
+        if "not in the paper" not in method
+    ]
+    assert found == expected

@@ -138,8 +138,10 @@ def test_damaged_lines_of_a_rationale_file_are_counted(run):
 
 def test_a_run_that_was_only_scored_is_shown(tmp_path):
     write_result(tmp_path / "logs/asked/endpoint-gpt/test.json", answers(9, 0.8, 0), made())
-    (run,) = gather(tmp_path / "logs").runs
-    assert run.state.startswith("has no settings.yaml: it was scored, not trained")
+    found = gather(tmp_path / "logs")
+    (run,) = found.runs
+    assert run.state == "scored only"
+    assert found.problems == ()
     assert run.final is not None
     assert run.final.title == "endpoint-gpt"
 

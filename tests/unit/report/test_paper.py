@@ -110,7 +110,7 @@ def test_table_5_has_masked_and_whole_frames(content):
     assert set(found) == {
         ("Qwen2-VL-7B", method, frames, f"ours: smarthome_qwen2{end}")
         for method, end in (("Direct-SFT", "_direct"), ("RB-FT", ""))
-        for frames in ("random masked", "objects masked", "original frames")
+        for frames in ("random masked", "objects masked", "as they are")
     }
     assert " ± " in found["Qwen2-VL-7B", "RB-FT", "random masked", "ours: smarthome_qwen2"]
     assert " ± " not in found["Qwen2-VL-7B", "RB-FT", "objects masked", "ours: smarthome_qwen2"]

@@ -238,22 +238,22 @@ def test_a_comparison_is_shown_as_compare_has_computed_it(tmp_path):
 
 def test_masked_frames_are_paired_with_the_whole_ones(content):
     against, scores = section(content, "masking").tables
-    row = {(one.cells[0].text, one.cells[2].text): one for one in against.rows}[
-        "smarthome_qwen2", "objects masked - original frames"
-    ]
+    effects = {(row.cells[0].text, row.cells[1].text): row for row in against.rows}
+    assert set(effects) == {
+        (f"smarthome_qwen2{end}", title)
+        for end in ("", "_direct")
+        for title in ("objects - original frames", "random - original frames", "objects - random")
+    }
     run = content.gathered.run("smarthome_qwen2")
-    whole = run.final
-    by_name = {one.file.stem.split("-")[1]: one for one in run.results if one.masking}
-    found = compare_pair(by_name["objects"].scored, whole.scored)
+    by_name = {one.file.stem.split("-")[1]: one.scored for one in run.results if one.masking}
+    row = effects["smarthome_qwen2", "objects - original frames"]
+    found = compare_pair(by_name["objects"], run.final.scored)
     assert cell(against, row, "accuracy") == found.accuracy.percent(1, "+")
+    assert cell(against, row, "F1 macro") == found.macro_f1.percent(1, "+")
     assert numbers(cell(against, row, "p")) == [pytest.approx(found.p, abs=5e-4)]
-    row = {(one.cells[0].text, one.cells[2].text): one for one in against.rows}[
-        "smarthome_qwen2", "objects masked - as much at random"
-    ]
-    pairs = [
-        compare_pair(by_name["objects"].scored, by_name[f"random{n}"].scored) for n in range(2)
-    ]
-    assert cell(against, row, "repeats") == "2"
+    row = effects["smarthome_qwen2", "objects - random"]
+    pairs = [compare_pair(by_name["objects"], by_name[f"random{n}"]) for n in range(2)]
+    assert cell(against, row, "draws") == "2"
     assert numbers(cell(against, row, "accuracy")) == pytest.approx(
         [
             100 * fmean(getattr(one.accuracy, end) for one in pairs)
@@ -261,6 +261,8 @@ def test_masked_frames_are_paired_with_the_whole_ones(content):
         ],
         abs=0.051,
     )
+    p = fmean(one.p for one in pairs)  # the median of two
+    assert numbers(cell(against, row, "p")) == [pytest.approx(p, abs=6e-4)]
     shown = {(one.cells[0].text, one.cells[2].text, one.cells[3].text) for one in scores.rows}
     assert ("smarthome_qwen2_direct", "random", "1") in shown
     assert len(scores.rows) == 6
@@ -268,18 +270,67 @@ def test_masked_frames_are_paired_with_the_whole_ones(content):
     assert {cell(scores, one, "overlap %") for one in scores.rows} == {"100.0", "0.0"}
 
 
-def test_masked_frames_of_other_weights_or_clips_are_not_paired(tmp_path):
+MASKED = {"kind": "objects", "boxes": "b", "fill": "constant", "area": 0.1, "overlap": 1.0}
+
+
+def test_masked_frames_are_of_the_run_whose_weights_were_scored(tmp_path):
+    """The experiment that masks has a name of its own, and leaves its results there."""
+    write_run(tmp_path, settings("one", ["label"]), answers(40, 0.8, 0))
+    write_run(tmp_path, settings("two", ["label"]), answers(40, 0.9, 1))
+    for number, name in enumerate(("one", "two")):
+        file = tmp_path / f"masked_objects/weights-{number}/test-objects-{number}.json"
+        write_result(file, answers(40, 0.5, 2 + number), made(name), masking=MASKED)
+    content = build_content(gather(tmp_path))
+    assert content.gathered.run("masked_objects").state == "scored only"
+    against, scores = section(content, "masking").tables
+    assert [row.cells[0].text for row in scores.rows] == ["one", "two"]
+    assert [row.runs for row in scores.rows] == [
+        ("one", "masked_objects"),
+        ("two", "masked_objects"),
+    ]
+    for row, name, number in zip(against.rows, ("one", "two"), (2, 3), strict=True):
+        assert row.cells[0].text == name
+        whole = content.gathered.run(name).final
+        (result,) = (
+            one
+            for one in content.gathered.run("masked_objects").results
+            if one.rows == tuple(answers(40, 0.5, number))
+        )
+        found = compare_pair(result.scored, whole.scored)
+        assert cell(against, row, "accuracy") == found.accuracy.percent(1, "+")
+
+
+@pytest.mark.parametrize(
+    ("weights", "first", "boxes", "pairs"),
+    [
+        (
+            "run",
+            0,
+            "b",
+            ["objects - original frames", "random - original frames", "objects - random"],
+        ),
+        ("others", 0, "b", ["objects - original frames"]),  # other weights
+        ("run", 2, "b", ["objects - original frames"]),  # other clips
+        (
+            "run",
+            0,
+            "c",  # masks made from other boxes are not compared with these
+            ["objects - original frames", "random - original frames"],
+        ),
+    ],
+)
+def test_masks_of_other_weights_clips_or_boxes_are_not_paired(
+    tmp_path, weights, first, boxes, pairs
+):
     folder = write_run(tmp_path, settings("run", ["label"]), answers(40, 0.8, 0))
-    masked = {"kind": "objects", "area": 0.1, "overlap": 1.0}
-    rows = answers(40, 0.5, 1)
-    write_result(folder / "label/test-objects-1.json", rows, made("other weights"), masking=masked)
+    objects, random = folder / "label/test-objects-1.json", folder / "label/test-random0-1.json"
+    write_result(objects, answers(40, 0.5, 1), made("run"), masking=MASKED)
+    control = {**MASKED, "kind": "random", "repeat": 0, "boxes": boxes}
+    rows = answers(40, 0.6, 2, first=first)
+    write_result(random, rows, made(weights), masking=control)
     against, scores = section(build_content(gather(tmp_path)), "masking").tables
-    assert against.rows == ()
-    assert len(scores.rows) == 1
-    others = answers(40, 0.5, 1, first=2)
-    write_result(folder / "label/test-objects-1.json", others, made("run"), masking=masked)
-    against, _ = section(build_content(gather(tmp_path)), "masking").tables
-    assert against.rows == ()
+    assert len(scores.rows) == 2
+    assert [row.cells[1].text for row in against.rows] == pairs
 
 
 def test_calibration_is_that_of_the_results(content):
