@@ -43,21 +43,24 @@ def attention_section(gathered: Gathered) -> Section:
     """Scores of the attention maps, as `attention` has computed them."""
     tables = []
     for file, content in gathered.attention.items():
-        found = _mapping(_mapping(content).get("scores"))
+        noted = _mapping(content)
+        found = _mapping(noted.get("scores"))
         names = list(dict.fromkeys(name for one in found.values() for name in _mapping(one)))
         rows = []
         for run, scores in found.items():
             shown = tuple(_figure(_mapping(scores).get(name)) for name in names)
-            rows.append(Row((*cells(_name(run)), *shown), _runs(gathered, run), "ours"))
+            rows.append(Row((*cells(_name(run)), *shown), _runs(gathered, noted, run), "ours"))
         if not rows:
             continue
-        where, noted = file.parent.name, _mapping(content)
+        where = file.parent.name
         notes = [str(one) for one in (noted.get("map"), *_list(noted.get("notes"))) if one]
         meaning = _mapping(noted.get("meaning"))
         notes += [f"{name}: {meaning[name]}" for name in names if name in meaning]
         title = f"Attention scores ({where})"
         tables.append(Table(title, ("run", *names), tuple(rows), tuple(notes)))
-        apart = [_difference(gathered, _mapping(one)) for one in _list(noted.get("differences"))]
+        apart = [
+            _difference(gathered, noted, _mapping(one)) for one in _list(noted.get("differences"))
+        ]
         shown = list(dict.fromkeys(name for _, _, found in apart for name in found))
         lines = tuple(
             Row((*cells(*pair), *(_figure(found.get(name), "+") for name in shown)), runs, "ours")
@@ -96,16 +99,20 @@ def _name(run: str) -> str:
     return Path(run).name or run
 
 
-def _runs(gathered: Gathered, run: str) -> tuple[str, ...]:
-    return tuple(one.name for one in gathered.runs if _name(run) in (one.name, one.folder.name))
+def _runs(gathered: Gathered, content: Mapping[str, Any], run: str) -> tuple[str, ...]:
+    """Runs that figures are about; those of a control are about the run that it is made of."""
+    controls = _mapping(content.get("controls"))
+    of = next((own for own, names in controls.items() if run in _list(names)), run)
+    return tuple(one.name for one in gathered.runs if _name(of) in (one.name, one.folder.name))
 
 
 def _difference(
-    gathered: Gathered, one: Mapping[str, Any]
+    gathered: Gathered, content: Mapping[str, Any], one: Mapping[str, Any]
 ) -> tuple[tuple[str, str], tuple[str, ...], Mapping[str, Any]]:
     """Names of the two sides, of their runs, and the scores."""
-    pair = (_name(str(one.get("a", NONE))), _name(str(one.get("b", NONE))))
-    runs = tuple(dict.fromkeys(name for side in pair for name in _runs(gathered, side)))
+    sides = (str(one.get("a", NONE)), str(one.get("b", NONE)))
+    pair = (_name(sides[0]), _name(sides[1]))
+    runs = tuple(dict.fromkeys(name for side in sides for name in _runs(gathered, content, side)))
     return pair, runs, _mapping(one.get("scores"))
 
 

@@ -145,10 +145,8 @@ def read_results(folder: Path, name: str, problems: list[Problem]) -> Iterator[R
         yield Result(name, "/".join(inner[:-1]), match["split"], file, content, scored, rows)
 
 
-def _wrong_in(content: Any) -> str:
+def _wrong_in(content: Mapping[str, Any]) -> str:
     """What a results file lacks; empty where it has all that the page shows."""
-    if not isinstance(content, dict):
-        return "it holds no object"
     kinds = {"metrics": dict, "confusion": list, "classes": dict, "n_scored": int}
     for key, kind in {**kinds, "n_unparsed": int}.items():
         if not isinstance(content.get(key), kind):
@@ -176,18 +174,22 @@ def step_title(place: str) -> str:
     return STAGES[place].paper if place in STAGES else TITLES.get(place, place)
 
 
-def read_or_note(file: Path, problems: list[Problem]) -> Any:
-    """Content of a JSON file; None, and a problem more, where it cannot be read.
+def read_or_note(file: Path, problems: list[Problem]) -> dict[str, Any] | None:
+    """The object of a JSON file; None, and a problem more, where it cannot be read.
 
     Args:
         file: The file.
         problems: What is wrong is added here.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         problems.append(Problem(str(file), f"cannot be read: {reason(error)}"))
         return None
+    if not isinstance(content, dict):
+        problems.append(Problem(str(file), "cannot be read: it holds no object"))
+        return None
+    return content
 
 
 def reason(error: Exception) -> str:

@@ -130,10 +130,14 @@ def differences(groups: Sequence[Group], conditions: Conditions) -> Section:
     rows, results, left_out = [], [], 0
     pairs = _pairs(groups, conditions)
     for a, b in pairs[:MOST_PAIRS]:
-        if len(a.runs) > 1 and set(a.seeds) == set(b.seeds) and len(set(a.seeds)) == len(a.seeds):
-            rows.append(_seed_row(a, b, conditions))
+        of_a, of_b = (dict(zip(one.seeds, one.finals, strict=True)) for one in (a, b))
+        common = [seed for seed in of_a if seed in of_b]
+        if len(common) > 1:
+            rows.append(_seed_row(a, b, common, conditions))
         else:
-            rows.append(_clip_row(a.finals[0], b.finals[0], a.names[:1] + b.names[:1], conditions))
+            first = common[0] if common else None
+            one, other = of_a.get(first, a.finals[0]), of_b.get(first, b.finals[0])
+            rows.append(_clip_row(one, other, (one.run, other.run), conditions))
         results += [*a.finals, *b.finals]
     left_out = len(pairs) - MOST_PAIRS
     steps = []
@@ -279,29 +283,25 @@ def _pairs(groups: Sequence[Group], conditions: Conditions) -> list[tuple[Group,
     return found
 
 
-def _seed_row(a: Group, b: Group, conditions: Conditions) -> Row:
-    """The paired difference over seeds."""
-    found, order = {}, list(a.seeds)
+def _seed_row(a: Group, b: Group, common: Sequence[str], conditions: Conditions) -> Row:
+    """The paired difference over the seeds that both have."""
+    sides = [dict(zip(group.seeds, group.finals, strict=True)) for group in (a, b)]
+    results = [[side[seed] for seed in common] for side in sides]
+    shown, p = [], Cell(NONE)
     for metric in ("accuracy", "f1/macro"):
-        sides = []
-        for group in (a, b):
-            scores = [one.score(metric) for one in group.finals]
-            sides.append(
-                {order.index(seed): v for seed, v in zip(group.seeds, scores, strict=True)}
-            )
-        if any(value is None for side in sides for value in side.values()):
-            found[metric] = None
-        else:
-            found[metric] = paired_difference(*sides)
-    shown = [
-        Cell(NONE) if one is None else interval(Interval(one.mean, one.low, one.high), "+")
-        for one in found.values()
-    ]
-    over = found["accuracy"]
-    letter = conditions.of(a.finals[0]).letter
-    line = cells(a.title, b.title, letter, f"{len(a.runs)} seeds")
-    p = Cell(NONE) if over is None else probability(over.p)
-    return Row((*line, *shown, p), a.names + b.names, "ours")
+        values = [[one.score(metric) for one in of_side] for of_side in results]
+        known = [[one for one in of_side if one is not None] for of_side in values]
+        if min(map(len, known)) < len(common):
+            shown.append(Cell(NONE))
+            continue
+        found = paired_difference(*(dict(enumerate(of_side)) for of_side in known))
+        shown.append(interval(Interval(found.mean, found.low, found.high), "+"))
+        if metric == "accuracy":
+            p = probability(found.p)
+    letter = conditions.of(results[0][0]).letter
+    seeds = f"{len(common)} seeds ({', '.join(common)})"
+    names = tuple(one.run for of_side in results for one in of_side)
+    return Row((*cells(a.title, b.title, letter, seeds), *shown, p), names, "ours")
 
 
 def _clip_row(a: Result, b: Result, names: tuple[str, ...], conditions: Conditions) -> Row:

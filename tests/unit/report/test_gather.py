@@ -74,7 +74,7 @@ def test_predictions_that_were_cut_off_leave_the_scores(gathered):
 DAMAGE = {
     "label/test.json": [
         ("{", "cannot be read: Expecting property name"),
-        ("[]", "is no complete result: it holds no object"),
+        ("[]", "cannot be read: it holds no object"),
         ("{}", "is no complete result: metrics is missing"),
     ],
     "settings.yaml": [("a: [", "cannot be read: while parsing"), ("[]", "holds no settings")],

@@ -176,7 +176,7 @@ def test_differences_are_paired_over_clips_or_seeds(content):
     assert cell(table, row, "F1 macro") == found.macro_f1.percent(1, "+")
     assert numbers(cell(table, row, "p")) == [pytest.approx(found.p, abs=5e-4)]
     row = pairs["smarthome_qwen25", "smarthome_qwen25_direct"]
-    assert cell(table, row, "compared over") == "2 seeds"
+    assert cell(table, row, "compared over") == "2 seeds (1, 2)"
     values = [
         [content.gathered.run(f"smarthome_qwen25{end}_seed{n}").final.score("accuracy")]
         for end in ("", "_direct")
@@ -188,6 +188,25 @@ def test_differences_are_paired_over_clips_or_seeds(content):
     assert numbers(cell(table, row, "accuracy"))[0] == pytest.approx(
         fmean(ours) - fmean(direct), abs=0.051
     )
+
+
+def test_only_seeds_that_both_have_are_paired(tmp_path):
+    for seed, right in ((0, 0.9), (1, 0.8), (2, 0.85)):
+        given = settings(f"ours_seed{seed}", ["rationale", "label"], seed)
+        write_run(tmp_path, given, answers(40, right, seed))
+    for seeds, said in (((1,), "40 clips"), ((2,), "2 seeds (1, 2)"), ((0,), "3 seeds (0, 1, 2)")):
+        for seed in seeds:
+            given = settings(f"direct_seed{seed}", ["label"], seed)
+            write_run(tmp_path, given, answers(40, 0.6, 10 + seed))
+        content = build_content(gather(tmp_path))
+        table = section(content, "differences").tables[0]
+        (row,) = table.rows
+        assert cell(table, row, "compared over") == said
+        if seeds == (1,):
+            assert row.runs == ("ours_seed1", "direct_seed1")
+            finals = [content.gathered.run(name).final for name in row.runs]
+            found = compare_pair(*(one.scored for one in finals))
+            assert cell(table, row, "accuracy") == found.accuracy.percent(1, "+")
 
 
 def test_each_step_of_a_run_is_compared_with_the_one_before(content):
