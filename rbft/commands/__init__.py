@@ -19,11 +19,14 @@ COMMANDS = {
     "compare": "compare",
     "mask": "mask",
     "masked": "masked",
+    "report": "report",
     "attention": "attention",
     "scan": "scan",
     "init": "init",
     "cache": "cache",
 }
+# Those that need no torch, so that nobody waits for it; see `rbft.light`.
+LIGHT = ("report",)
 EXPERIMENT = "experiment"  # the argument of commands that take an experiment's settings
 
 

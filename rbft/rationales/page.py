@@ -5,12 +5,10 @@ security policy forbids all else, so that nothing that a model has written can r
 """
 
 import base64
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from io import BytesIO
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from rbft.rationales.sample import STOPPED, Sample
 from rbft.rationales.words import ClassWords, words
 from rbft.runs.folder import TOLD
 from rbft.runtime.files import write_text
+from rbft.runtime.html import plain, security_policy
 
 FRAMES = 8  # of a clip's film strip
 HEIGHT = 128  # pixels of a frame in the file; it is shown 104 high
@@ -175,10 +174,7 @@ def write_page(
     folder = Path(__file__).parent
     style, script = ((folder / f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
     style += _widths(lengths, counts["column"])
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
-        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
-    )
+    policy = security_policy(style, script)
     classes = [name for name in (*card.classes, NO_LABEL) if counts["class"][name]]
     flags = ["any", "none", *(name for name in FLAG_NAMES if counts["flag"][name])]
     names = {str(place): name for place, name in enumerate(columns)}
@@ -189,13 +185,13 @@ def write_page(
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_plain(title)}</title>
+<title>{plain(title)}</title>
 <style>{style}</style>
 </head>
 <body>
 <header>
 <div class="title">
-<h1>{_plain(title)}</h1> <span id="shown" role="status">{len(parts)} clips</span>
+<h1>{plain(title)}</h1> <span id="shown" role="status">{len(parts)} clips</span>
 <span class="keys"><kbd>j</kbd> next <kbd>k</kbd> back <kbd>/</kbd> search <kbd>Esc</kbd> all</span>
 </div>
 <form autocomplete="off">
@@ -228,14 +224,14 @@ def _clip(
     columns: list[str],
 ) -> str:
     label = clip.label or NO_LABEL
-    note = f'<p class="none">{_plain(clip.note)}</p>\n' if clip.note else ""
+    note = f'<p class="none">{plain(clip.note)}</p>\n' if clip.note else ""
     texts = "".join(_rationale(one, class_words, columns) for one in clip.rationales)
     hue = str(classes.index(label) % HUES) if label in classes else ""
     wide = " wide" if any(one.width > WIDE * one.height for one in clip.pictures) else ""
-    return f"""<section class="clip" data-class="{_plain(label)}">
+    return f"""<section class="clip" data-class="{plain(label)}">
 <div class="head"><span class="number">{number}</span>
-<span class="class hue{hue}">{_plain(label)}</span>
-<h2>{_plain(clip.id)}</h2></div>
+<span class="class hue{hue}">{plain(label)}</span>
+<h2>{plain(clip.id)}</h2></div>
 {note}<div class="strip{wide}">{"".join(map(_picture, clip.pictures))}</div>
 <div class="texts">
 {texts or _NO_TEXT}</div>
@@ -255,7 +251,7 @@ def _rationale(one: PageRationale, class_words: ClassWords, columns: list[str]) 
     number = f" <span>sample {sample.number + 1}</span>" if numbered else ""
     items = [
         f'<li class="{"dropped" if flag.dropped else "shown"}">'
-        f"{FLAG_NAMES[flag.filter]}: {_plain(flag.reason)}</li>"
+        f"{FLAG_NAMES[flag.filter]}: {plain(flag.reason)}</li>"
         for flag in one.flags
     ]
     if sample.label_conditioned:
@@ -263,7 +259,7 @@ def _rationale(one: PageRationale, class_words: ClassWords, columns: list[str]) 
     flags = f'<ul class="flags">{"".join(items)}</ul>\n' if items else ""
     return f"""<article class="rationale" data-column="{columns.index(one.column)}"
  data-flags="{" ".join(names)}" data-words="{count}">
-<h3>{_plain(one.column)}{number}</h3> <div class="facts">{_plain(" · ".join(facts))}</div>
+<h3>{plain(one.column)}{number}</h3> <div class="facts">{plain(" · ".join(facts))}</div>
 {flags}<div class="text">{_paragraphs(sample.text, class_words)}</div>
 </article>
 """
@@ -296,21 +292,16 @@ def _marked(text: str, class_words: ClassWords) -> str:
     """The text with the class words marked."""
     found, last = [], 0
     for start, stop, _ in class_words.find(text):
-        found.append(f"{_plain(text[last:start])}<mark>{_plain(text[start:stop])}</mark>")
+        found.append(f"{plain(text[last:start])}<mark>{plain(text[start:stop])}</mark>")
         last = stop
-    return "".join([*found, _plain(text[last:])])
-
-
-def _plain(text: str) -> str:
-    """Text that a page shows as it is, whatever stands in it; also within an attribute."""
-    return escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\ufffd", text))
+    return "".join([*found, plain(text[last:])])
 
 
 def _select(
     name: str, everything: str, values: Sequence[str], shown: dict[str, str], counts: Counter[str]
 ) -> str:
     options = [
-        f'<option value="{_plain(value)}">{_plain(shown.get(value, value))} ({counts[value]})'
+        f'<option value="{plain(value)}">{plain(shown.get(value, value))} ({counts[value]})'
         "</option>"
         for value in values
     ]
@@ -330,9 +321,4 @@ def _widths(lengths: Counter[str], counts: Counter[str]) -> str:
 def _about(text: str) -> str:
     if not text:
         return ""
-    return f'<details class="about"><summary>rules</summary><pre>{_plain(text)}</pre></details>\n'
-
-
-def _digest(content: str) -> str:
-    """How a content security policy names a script or style."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
+    return f'<details class="about"><summary>rules</summary><pre>{plain(text)}</pre></details>\n'

@@ -1,6 +1,7 @@
-"""What a run has spent: processor and GPU time of every process, over all its starts."""
+"""What a run has spent: time and memory of every process, over all its starts."""
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -9,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
-
-import torch
 
 from rbft.runs.folder import read_json
 from rbft.runtime.files import write_json
@@ -22,23 +21,29 @@ LOOK = 1.0  # seconds below which Stage 0 has written nothing but looked what th
 
 @dataclass(frozen=True)
 class Spent:
-    """Time that was spent.
+    """Time that was spent, and the most memory that was held; runs of before have no memory noted.
 
     Attributes:
         seconds: By the clock, added up over processes.
         processor_seconds: Of the processor, with processes that decode clips.
         gpu_seconds: The same as `seconds` for processes on a GPU.
+        memory_bytes: Most memory of a process since it began; 0 where that is not known.
+        gpu_memory_bytes: Most memory that torch held for tensors on one GPU since then.
     """
 
     seconds: float = 0.0
     processor_seconds: float = 0.0
     gpu_seconds: float = 0.0
+    memory_bytes: float = 0.0
+    gpu_memory_bytes: float = 0.0
 
     def __add__(self, other: "Spent") -> "Spent":
         return Spent(
             self.seconds + other.seconds,
             self.processor_seconds + other.processor_seconds,
             self.gpu_seconds + other.gpu_seconds,
+            max(self.memory_bytes, other.memory_bytes),
+            max(self.gpu_memory_bytes, other.gpu_memory_bytes),
         )
 
 
@@ -63,6 +68,8 @@ class Usage:
             name: What it is spent on: rationales, training or scoring.
             least: Seconds below which it is not noted.
         """
+        import torch  # here, since the report reads these notes without it
+
         before = self.phases.get(name, Spent())
         clock, processor = time.perf_counter(), _processor_seconds()
         ended = threading.Event()
@@ -71,8 +78,11 @@ class Usage:
             passed = time.perf_counter() - clock
             if passed < least:
                 return
-            on_gpu = passed if torch.cuda.is_initialized() else 0.0
-            self.phases[name] = before + Spent(passed, _processor_seconds() - processor, on_gpu)
+            on_gpu, held = 0.0, 0.0
+            if torch.cuda.is_initialized():
+                on_gpu, held = passed, float(torch.cuda.max_memory_allocated())
+            spent = Spent(passed, _processor_seconds() - processor, on_gpu, _most_memory(), held)
+            self.phases[name] = before + spent
             rounded = {
                 phase: {kind: round(value, 3) for kind, value in vars(spent).items()}
                 for phase, spent in self.phases.items()
@@ -113,3 +123,13 @@ def read_usage(folder: Path) -> dict[str, Spent]:
 def _processor_seconds() -> float:
     """Of this process, and of those of its children that have ended."""
     return sum(os.times()[:4])
+
+
+def _most_memory() -> float:
+    """Most bytes that this process has held since it began; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

@@ -4,12 +4,16 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-
-@rank_zero_only
 def print_rank_zero(text: str) -> None:
     """Prints a line or a table; characters that the terminal has not become question marks."""
+    # Here, since it imports torch, which takes seconds and is not needed to make tables.
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    rank_zero_only(_write)(text)
+
+
+def _write(text: str) -> None:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
     sys.stdout.flush()

@@ -177,6 +177,36 @@ def test_results_are_complete(finished, place):
         assert max(row["probabilities"], key=row["probabilities"].get) == row["prediction"]
 
 
+def test_it_ends_by_naming_the_report_which_shows_it_as_it_is(finished, copy, capsys):
+    last = finished.printed.splitlines()[-1]
+    assert last == "On a page, beside other runs: python -m rbft report"
+    rbft(copy, "report", "--format=both")
+    shown = capsys.readouterr().out
+    assert shown.startswith("Put 1 run on one page in ")
+    assert "lightning_logs/report.html" in shown
+    text = (copy / LOGS / "report.md").read_text(encoding="utf-8")
+    assert "| small | Miniature |" in text
+    assert text.count(" | finished |") == 1
+    for place in VIDEO_INDICES:
+        results = read_json(finished.run / place / "test.json")
+        ends = results["intervals"]["f1/macro"]
+        figures = [results["metrics"]["f1/macro"], ends["low"], ends["high"]]
+        macro = "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * value for value in figures))
+        assert f" | 5 | 100.0 | {100 * results['metrics']['accuracy']:.1f} [" in text
+        assert f" | {macro} |" in text
+    page = (copy / LOGS / "report.html").read_text(encoding="utf-8")
+    assert page.count("train/loss of ") == 2  # a curve for each stage
+    wrong = [
+        row["id"]
+        for row in read_lines(finished.run / "label/test_predictions.jsonl")
+        if row["label"] != row["prediction"]
+    ]
+    assert all(f"<h3>{name}</h3>" in page for name in wrong)
+    assert page.count('alt="frame at ') == 6 * len(wrong)
+    steps = sum(read_json(finished.run / stage / "weights/rbft.json")["steps"] for stage in STAGES)
+    assert f" | {steps} | " in text[text.index("## Cost") :]
+
+
 def test_the_weights_say_what_made_them(finished):
     made = [read_json(finished.run / stage / "weights/rbft.json") for stage in STAGES]
     assert [note["stages"] for note in made] == [["rationale"], ["rationale", "label"]]

@@ -107,6 +107,7 @@ def test_every_command_has_a_file_and_a_summary():
     assert [name for name in COMMANDS if not takes_experiment(find_command(name))] == [
         "compare",
         "masked",
+        "report",
         "attention",
         "init",
         "cache",

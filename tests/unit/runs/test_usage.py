@@ -69,3 +69,16 @@ def test_a_full_disk_does_not_end_the_run(tmp_path: Path):
     with usage.phase("training"):
         pass
     assert usage.phases["training"].seconds >= 0
+
+
+def test_the_most_memory_that_a_process_held_is_noted(tmp_path: Path):
+    usage = Usage(tmp_path)
+    with usage.phase("training"):
+        held = bytearray(200_000_000)
+        held[::4096] = b"x" * len(held[::4096])
+    found = read_usage(tmp_path)["training"]
+    del held
+    assert 200e6 < found.memory_bytes < 100e9
+    assert found.gpu_memory_bytes == 0
+    older = Spent(1.0, memory_bytes=found.memory_bytes / 2)
+    assert (found + older).memory_bytes == (older + found).memory_bytes == found.memory_bytes

@@ -1,0 +1,1 @@
+"""One page about finished runs, made without torch from the files that they leave."""

@@ -1,0 +1,198 @@
+"""Scores that runs have left, checked before anything is shown of them."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rbft.analysis.intervals import for_results, score_intervals
+from rbft.analysis.scored import ScoredClips
+from rbft.runs.folder import ZERO_SHOT
+from rbft.runs.usage import USAGE
+from rbft.stages import STAGES
+
+RESULTS = re.compile(r"(?P<split>test|val)(-(?P<tag>.+))?\.json")
+SKIPPED = ("weights", "checkpoints", USAGE)  # folders within a run that hold no results
+TITLES = {ZERO_SHOT: "backbone, zero-shot"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is damaged or not finished.
+
+    Attributes:
+        where: The run, or the file.
+        text: What is wrong with it.
+    """
+
+    where: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores of a step of a run.
+
+    Attributes:
+        run: Name of the run.
+        place: Folder of the step within the run's: a stage, `zero_shot`, `endpoint-<model>`.
+        split: The scored split.
+        file: The results.
+        content: What stands in it.
+        scored: The answers; None where the predictions beside the file are missing or damaged.
+        rows: The predictions as they stand there.
+    """
+
+    run: str
+    place: str
+    split: str
+    file: Path
+    content: Mapping[str, Any]
+    scored: ScoredClips | None = None
+    rows: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The step in words."""
+        return step_title(self.place)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in order."""
+        return tuple(self.content["classes"])
+
+    @property
+    def masking(self) -> Mapping[str, Any] | None:
+        """How the frames were masked; None where they were not."""
+        return self.content.get("masking")
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of accuracy, F1 of each class and macro F1, as in the results."""
+        return ["accuracy", *(f"f1/{name}" for name in self.classes), "f1/macro"]
+
+    def score(self, metric: str) -> float | None:
+        """A score from 0 to 1; None where it is undefined.
+
+        Args:
+            metric: `accuracy`, `f1/<class>` or `f1/macro`.
+        """
+        return self.content["metrics"].get(metric)
+
+    @cached_property
+    def intervals(self) -> Mapping[str, Any]:
+        """Ends of the 95 % intervals, of results of before computed from their confusion matrix."""
+        stored = self.content.get("intervals")
+        if stored:
+            return stored
+        return for_results(score_intervals(self.confusion, list(self.classes)))
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """Clips by label (K rows) and prediction (K + 1 columns, the last one no class)."""
+        return np.array(self.content["confusion"])
+
+    @property
+    def n(self) -> int:
+        """Number of scored clips."""
+        return int(self.content["n_scored"])
+
+    @property
+    def coverage(self) -> float:
+        """Share of the clips that was answered with a class."""
+        return 1 - self.content["n_unparsed"] / max(1, self.n)
+
+
+def read_results(folder: Path, name: str, problems: list[Problem]) -> Iterator[Result]:
+    """The results of a run that are whole.
+
+    Args:
+        folder: The run's.
+        name: What the page calls it.
+        problems: What is wrong with others is added here.
+    """
+    for file in sorted(folder.rglob("*.json")):
+        inner = file.relative_to(folder).parts
+        match = RESULTS.fullmatch(file.name)
+        if match is None or len(inner) < 2 or any(part in SKIPPED for part in inner[:-1]):
+            continue
+        content = read_or_note(file, problems)
+        if content is None:
+            continue
+        where = str(Path(name, *inner))
+        if wrong := _wrong_in(content):
+            problems.append(Problem(where, f"is no complete result: {wrong}"))
+            continue
+        scored, rows = None, ()
+        lines = file.with_name(f"{file.stem}_predictions.jsonl")
+        try:
+            rows = tuple(json.loads(line) for line in lines.read_text("utf-8").splitlines())
+            scored = ScoredClips.from_rows(
+                rows, list(content["classes"]), match["split"], f"{name}/{inner[-2]}"
+            )
+            if len(rows) != content["n_scored"]:
+                text = f"hold {len(rows)} clips, but {file.name} is about {content['n_scored']}"
+                raise ValueError(text)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            scored, rows = None, ()
+            said = str(Path(name, *inner[:-1], lines.name))
+            problems.append(Problem(said, f"the predictions cannot be used: {reason(error)}"))
+        yield Result(name, "/".join(inner[:-1]), match["split"], file, content, scored, rows)
+
+
+def _wrong_in(content: Mapping[str, Any]) -> str:
+    """What a results file lacks; empty where it has all that the page shows."""
+    kinds = {"metrics": dict, "confusion": list, "classes": dict, "n_scored": int}
+    for key, kind in {**kinds, "n_unparsed": int}.items():
+        if not isinstance(content.get(key), kind):
+            return f"{key} is missing"
+    size = len(content["classes"])
+    try:
+        confusion = np.array(content["confusion"], dtype=int)
+    except (ValueError, TypeError):
+        return "confusion is no table of counts"
+    if size < 2 or confusion.shape != (size, size + 1) or confusion.sum() != content["n_scored"]:
+        return "confusion does not fit classes and n_scored"
+    shown = content["metrics"].get("accuracy")
+    right = np.diagonal(confusion).sum() / max(1, content["n_scored"])
+    if not isinstance(shown, int | float) or abs(shown - right) > 1e-4:
+        return f"the accuracy is {shown}, but its confusion matrix has {right:.4f}"
+    return ""
+
+
+def step_title(place: str) -> str:
+    """A step of a run in words.
+
+    Args:
+        place: Its folder within the run's.
+    """
+    return STAGES[place].paper if place in STAGES else TITLES.get(place, place)
+
+
+def read_or_note(file: Path, problems: list[Problem]) -> dict[str, Any] | None:
+    """The object of a JSON file; None, and a problem more, where it cannot be read.
+
+    Args:
+        file: The file.
+        problems: What is wrong is added here.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problems.append(Problem(str(file), f"cannot be read: {reason(error)}"))
+        return None
+    if not isinstance(content, dict):
+        problems.append(Problem(str(file), "cannot be read: it holds no object"))
+        return None
+    return content
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, on one line."""
+    said = error.strerror if isinstance(error, OSError) else str(error)
+    return (said or type(error).__name__).splitlines()[0].rstrip(".")
