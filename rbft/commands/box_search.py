@@ -333,12 +333,13 @@ class BoxSearch:
     ) -> None:
         """Has the backbone find the objects of all frames that nobody has looked at."""
         asked: dict[str, tuple[Clip, str, int]] = {}
-        singles, questions = {}, {}
+        singles, questions, seen = {}, {}, set[tuple[str, int]]()
         for clip in clips:
             video = data.files.digest(clip)
             for frame in self._lacking(clip, data, boxes):
-                if any(known[1:] == (video, frame) for known in asked.values()):
+                if (video, frame) in seen:  # of another clip of the same file
                     continue
+                seen.add((video, frame))
                 single = single_frame(clip, frame, data.reader.decode(clip).fps)
                 asked[single.id] = clip, video, frame
                 singles[single.id] = single
