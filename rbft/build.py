@@ -22,6 +22,7 @@ from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.progress import StepProgressBar
 from rbft.data.base import Feed, VideoDataModule
 from rbft.engines.settings import EndpointSettings
+from rbft.masking.settings import Masking
 from rbft.module import RBFTModule
 from rbft.runs.folder import Run
 from rbft.runtime.experiment_file import own_message
@@ -102,6 +103,7 @@ class Experiment:
         stages: Names of the stages, in order.
         endpoint: The server that answers in the backbone's place; None asks the backbone.
         decision: What a threshold is chosen for; None answers with the likeliest class.
+        masking: What is masked in scored clips, its settings; None masks nothing.
     """
 
     def __init__(self, settings: Namespace, parser: LightningArgumentParser) -> None:
@@ -115,6 +117,8 @@ class Experiment:
         self.endpoint = None if asked is None else EndpointSettings(**vars(asked))
         wanted = settings.get("decision")
         self.decision = None if wanted is None else Wanted(**vars(wanted))
+        masked = settings.get("data.init_args.masking")
+        self.masking = None if masked is None else Masking(**vars(masked))
 
     def changed(self, **settings: Any) -> "Experiment":
         """The same experiment with other settings.

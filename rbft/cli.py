@@ -44,6 +44,8 @@ from rbft.stages import STAGES
 
 StageName: Any = Literal[tuple(STAGES)]
 BENCHMARKS = (SmartHome, MultiHateClip, VideoFolder, Miniature)
+# Commands that take data.masking; what is trained or written is about whole frames.
+MASKED = ("test", "validate", "mask", "scan")
 BASE = f"{VideoDataModule.__module__}.{VideoDataModule.__name__}"
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 
@@ -200,6 +202,12 @@ class RBFTCLI(LightningCLI):
             raise ValueError(
                 f"data names no benchmark. Name an experiment file (--config) that does, or add "
                 f"--data with one of {names}."
+            )
+        if self.settings.get("data.init_args.masking") is not None and subcommand not in MASKED:
+            raise ValueError(
+                f"data.masking masks parts of scored clips, and {subcommand} would use masked ones "
+                "for something else. Score a finished run with it: python -m rbft test with this "
+                "--config and --weights lightning_logs/<run>. Or add --data.masking null."
             )
         if self.settings.cpu_threads is not None:
             torch.set_num_threads(self.settings.cpu_threads)

@@ -1,7 +1,7 @@
 """What an experiment is made from, looked at before anything is loaded or written."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from rbft.data.content import about_clips, describe_clips
 from rbft.data.rationales import NOT_DETERMINING, ByRule, RationaleStore
 from rbft.data.verified import verified_beside
 from rbft.decision import check_decision
+from rbft.masking.settings import MASKING, Masks
 from rbft.module import RBFTModule
-from rbft.runs.folder import CARD, CLIPS, ZERO_SHOT, provenance, read_json, read_provenance
+from rbft.runs.folder import CARD, CLIPS, ZERO_SHOT, Run, provenance, read_json, read_provenance
 from rbft.runs.record import (
+    SETTINGS,
     ClipRecord,
     Record,
     card_differences,
@@ -109,7 +111,36 @@ class Inputs:
 
     def determining(self, split: str, stage: str, weights: Path | None) -> dict[str, Any]:
         """What determines the results of a split; they are found by it."""
-        return {**self.conditions(stage, weights), "clips": digest(self.clips[split])}
+        made = {**self.conditions(stage, weights), "clips": digest(self.clips[split])}
+        if self.masks is not None:
+            videos = [clip["video"] for clip in self.clips[split]]
+            made[MASKING] = self.masks.determining(videos)
+        return made
+
+    @cached_property
+    def masks(self) -> Masks | None:
+        """What is masked in scored clips; None where nothing is."""
+        masking = self.experiment.masking
+        return None if masking is None else Masks(masking)
+
+    def masked_each(self) -> list["Inputs"]:
+        """The same for each draw of what `data.masking` masks."""
+        assert self.experiment.masking is not None
+        key = "data__init_args__masking__repeat"
+        return [
+            replace(self, experiment=self.experiment.changed(**{key: one.repeat}))
+            for one in self.experiment.masking.each
+        ]
+
+    def check_masks(self, split: str) -> None:
+        """Refuses to score clips about which the box file says nothing.
+
+        Raises:
+            ValueError: See `rbft.masking.settings.Masks.check`.
+        """
+        if self.masks is not None:
+            clips = {clip["id"]: clip["video"] for clip in self.clips[split]}
+            self.masks.check(clips, split, determining(asdict(self.data.frames)))
 
     def rationale_store(self, data: VideoDataModule | None = None) -> RationaleStore:
         """The rationale file, named after what determines it.
@@ -263,12 +294,33 @@ def check_inputs(
     return Inputs(experiment, data, model, trainer, backbone)
 
 
+def last_stage(folder: Path) -> str:
+    """Name of the last finished stage of a run.
+
+    Args:
+        folder: The run's.
+
+    Raises:
+        ValueError: If none is finished.
+    """
+    run, file = Run(folder), folder / SETTINGS
+    stages = list(yaml.safe_load(file.read_text(encoding="utf-8"))["stages"])
+    done = [stage for stage in stages if run.trained(stage)]
+    if not done:
+        raise ValueError(
+            f"The run {folder} has no finished stage ({', '.join(stages)}). Run fit first, or give "
+            "--weights backbone or a weights folder."
+        )
+    return done[-1]
+
+
 def find_weights(experiment: Experiment, weights: str) -> tuple[str, str, Path | None]:
     """Place of the results, stage and weights folder that a command's `--weights` names.
 
     Args:
         experiment: The settings.
-        weights: `run`, `backbone` or a weights folder.
+        weights: `run`, `backbone`, a weights folder, or the folder of a run, which stands for the
+            weights of its last stage.
 
     Raises:
         ValueError: If there are no such weights.
@@ -277,15 +329,19 @@ def find_weights(experiment: Experiment, weights: str) -> tuple[str, str, Path |
     if weights == "backbone":
         return ZERO_SHOT, "label", None
     if weights != "run":
-        found = read_provenance(Path(weights))
+        folder, name = Path(weights), Path(weights).name
+        if (folder / SETTINGS).is_file():
+            last = last_stage(folder)
+            folder, name = Run(folder).weights(last), f"{folder.name}-{last}"
+        found = read_provenance(folder)
         if found is None:
             raise ValueError(
-                f"--weights {weights} is no weights folder of rbft. Allowed are run, backbone "
-                f"or a folder such as {run.weights('label')}."
+                f"--weights {weights} is no weights folder of rbft. Allowed are run, backbone, "
+                f"a folder such as {run.weights('label')}, or the folder of a run."
             )
         # The name alone is no proof: most weights folders are called weights.
-        known = weights_fingerprint(Path(weights), experiment.settings.model.backbone)[:8]
-        return f"{Path(weights).name}-{known}", found["stages"][-1], Path(weights)
+        known = weights_fingerprint(folder, experiment.settings.model.backbone)[:8]
+        return f"{name}-{known}", found["stages"][-1], folder
     done = [stage for stage in stages if run.trained(stage)]
     if not done:
         raise ValueError(

@@ -24,6 +24,7 @@ from rbft.decision import DECISION, write_decision
 from rbft.estimate.dry_run import Plan
 from rbft.inference.result_table import result_table, title_of
 from rbft.inputs import TRAINING_SPLITS, Inputs
+from rbft.masking.settings import MASKING
 from rbft.module import check_stage
 from rbft.runs.folder import (
     CLIPS,
@@ -201,12 +202,16 @@ class Method:
             return made
         tag = "" if self._is_own(split, made) else digest(made)[:8]
         facts = {"run": self.settings.name, "stage": place, "weights": str(weights or "backbone")}
+        if (masks := self.inputs.masks) is not None:
+            # Never the run's own result, not even where there is none.
+            tag = f"{masks.masking.name}-{tag or digest(made)[:8]}"
+            facts[MASKING] = made[MASKING] | {"file": str(masks.masking.boxes)}
         file = self.run.results(place, split, tag)
         built = build(
             self.experiment,
             stage,
             weights,
-            f"Scoring {split}: {place}",
+            f"Scoring {split}: {place}{'' if masks is None else f', {masks.masking.name} masked'}",
             [ResultsWriter(file, split, {**facts, "made": made})],
             feed={"scored_split": split},
             folder=place,
@@ -215,7 +220,9 @@ class Method:
             file.unlink(missing_ok=True)  # not of these weights or settings
         with self._spending("scoring"):
             built.test()
-        if tag:
+        if masks is not None:
+            print_rank_zero(f"Scored with {masks.masking.name} masked: the results are in {file}.")
+        elif tag:
             print_rank_zero(f"Scored otherwise than the run itself: the results are in {file}.")
         return made
 

@@ -3,36 +3,14 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from rbft.masking.boxes import COORDINATES, Box
 from rbft.runtime.jsonl import complete_lines
-
-CORNERS = ("x1", "y1", "x2", "y2")
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle in a frame, in shares of its width and height from the upper left corner.
-
-    Attributes:
-        x1: Left edge.
-        y1: Upper edge.
-        x2: Right edge.
-        y2: Lower edge.
-        label: What is in it.
-    """
-
-    x1: float
-    y1: float
-    x2: float
-    y2: float
-    label: str = ""
-
 
 # Boxes by the number of the frame in its file; a frame that is not there was not looked at.
 FrameBoxes = Mapping[int, Sequence[Box]]
@@ -79,18 +57,18 @@ def read_boxes(file: Path) -> dict[str, dict[int, list[Box]]]:
 
 def _box(given: Any, where: str) -> Box:
     if isinstance(given, list):
-        given = dict(zip((*CORNERS, "label"), given, strict=False))
+        given = dict(zip((*COORDINATES, "label"), given, strict=False))
     try:
-        corners = {name: float(given[name]) for name in CORNERS}
+        corners = {name: float(given[name]) for name in COORDINATES}
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            f"{where}: a box must have the numbers {', '.join(CORNERS)}, got {given!r}."
+            f"{where}: a box must have the numbers {', '.join(COORDINATES)}, got {given!r}."
         ) from None
     within = all(0 <= value <= 1 for value in corners.values())  # not true of NaN either
     if not within or corners["x1"] >= corners["x2"] or corners["y1"] >= corners["y2"]:
         raise ValueError(
             f"{where}: a box must have 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1, in shares of width "
-            f"and height, got {', '.join(f'{corners[name]:g}' for name in CORNERS)}."
+            f"and height, got {', '.join(f'{corners[name]:g}' for name in COORDINATES)}."
         )
     return Box(**corners, label=str(given.get("label", "")))
 

@@ -30,7 +30,7 @@ class CausalSettings:
     seed: int = 0
 
     def cells(self, total: int) -> int:
-        """How many of so many cells are greyed; at least one, and never all."""
+        """How many of so many cells are greyed; at least one of several, and never all."""
         return min(max(1, round(self.share * total)), total - 1)
 
 

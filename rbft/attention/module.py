@@ -186,7 +186,7 @@ class AttentionModule(BackboneModule):
     ) -> list[dict[str, float]]:
         """What masking costs the clip's class (where it has none, the one that was answered)."""
         settings = self.settings.causal
-        if settings is None or maps[0].values.size < 2:
+        if settings is None:
             return [{} for _ in maps]
         label = int(scores.argmax()) if clip.label is None else clip.label
         count = settings.cells(maps[0].values.size)

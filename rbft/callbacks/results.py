@@ -45,7 +45,10 @@ class ResultsWriter(Callback):
                 clip = batch.clips[place]
                 label = None if clip.label is None else classes[clip.label]
                 row = {"index": index, "id": clip.id, "label": label}
-                self.rows.append({**row, **answer_row(outputs, batch, place, classes)})
+                row |= answer_row(outputs, batch, place, classes)
+                if batch.frames and (masked := batch.frames[place].get("masked")):
+                    row["masked"] = masked
+                self.rows.append(row)
                 if outputs.written is not None:
                     self.tokens.append(outputs.written[place])
 

@@ -17,6 +17,8 @@ COMMANDS = {
     "predict": "predict",
     "export": "export",
     "compare": "compare",
+    "mask": "mask",
+    "masked": "masked",
     "report": "report",
     "attention": "attention",
     "scan": "scan",

@@ -17,13 +17,14 @@ from rbft.annotations.video_list import find_videos
 from rbft.card import Card
 from rbft.clip import Clip
 from rbft.data.clip_files import ClipFiles
-from rbft.data.clip_reader import ClipReader
+from rbft.data.clip_reader import ClipMasks, ClipReader
 from rbft.data.dataset import ClipDataset, Example, replacements
 from rbft.data.learnt_rationales import LearntRationales, learnt_rationales
 from rbft.data.manifest import check_same_on_all_processes
 from rbft.data.rationales import RationaleStore, mix
 from rbft.data.sampler import EvalSampler, SampleSlot, TrainSampler
 from rbft.data.splits import check_classes, empty_classes, hold_out
+from rbft.masking.settings import Masking, Masks
 from rbft.rationales.quality import QualityRules
 from rbft.rationales.selection import HINT, check_fallback
 from rbft.runtime.digests import default_cache
@@ -137,6 +138,8 @@ class VideoDataModule(LightningDataModule):
             paper, trains on all as they were written.
         class_weights: Weigh each clip's label loss by the inverse frequency of its class.
         balanced_sampling: Draw every class equally often in training.
+        masking: What test and validate mask in the clips they score (Table 5): the objects of a box
+            file, or as much of anything else. null masks nothing.
         seed: Seed of the training order, of the validation split and of mixing rationales.
     """
 
@@ -175,6 +178,7 @@ class VideoDataModule(LightningDataModule):
         rationale_rules: QualityRules | None = None,
         class_weights: bool = False,
         balanced_sampling: bool = False,
+        masking: Masking | None = None,
         seed: int = 0,
     ) -> None:
         check_ranges("data.", locals())
@@ -218,6 +222,7 @@ class VideoDataModule(LightningDataModule):
         self.rationale_hint = HINT if rationale_hint is None else rationale_hint
         self.rationale_rules = rationale_rules
         self.class_weights, self.balanced_sampling = class_weights, balanced_sampling
+        self.masking = masking
         self.seed = seed
         self.feed = Feed()
         self.current_batch: Any = None  # the batch that the model works on
@@ -266,7 +271,8 @@ class VideoDataModule(LightningDataModule):
     @cached_property
     def reader(self) -> ClipReader:
         """Reads clips through the caches."""
-        return ClipReader(self.frames, self.frame_cache, self.feature_cache)
+        masks = None if self.masking is None else ClipMasks(Masks(self.masking), self.files)
+        return ClipReader(self.frames, self.frame_cache, self.feature_cache, masks)
 
     def clips(self, split: str) -> list[Clip]:
         """The usable clips of one split ("train", "val" or "test")."""
@@ -385,6 +391,7 @@ class VideoDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Example]:
         """Shuffled micro-batches of this process, from where the run stopped."""
+        assert self.masking is None, "training is on whole frames"
         clips, collator = self.clips("train"), self.feed.collators["train"]
         learnt = self.rationales("train") if collator.needs_rationales else None
         texts, cut = (None, set()) if learnt is None else (learnt.texts, learnt.cut)

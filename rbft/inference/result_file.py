@@ -14,6 +14,7 @@ from rbft.analysis.intervals import for_results, score_intervals
 from rbft.analysis.scored import ScoredClips
 from rbft.data.base import VideoDataModule
 from rbft.inference.metrics import for_json, macro_classes
+from rbft.masking.settings import MASKING, summarise
 from rbft.runs.folder import digest
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.files import write_json, write_text
@@ -43,7 +44,8 @@ def write_results(
         rows: One a clip in the split's order: `id`, `label`, and what `answer_row` gives.
         data: The benchmark.
         split: "test" or "val".
-        facts: What else to note, before the metrics.
+        facts: What else to note, before the metrics. Where masks were drawn, `masking` says which;
+            what was really masked, by `masked` of each row, is added to it.
         metrics: As `ClassificationMetrics.compute` gives them.
         confusion: As `ClassificationMetrics.confusion` gives it.
         more: What else to note, behind the metrics.
@@ -71,8 +73,12 @@ def write_results(
             f"{len(tied)} of {len(rows)} {split} clips have the highest score for several "
             f"classes (first: {tied[0]}); the first of these on the card is taken."
         )
+    noted = dict(facts)
+    if MASKING in facts:
+        reports = [(row["id"], row["masked"]) for row in rows if "masked" in row]
+        noted[MASKING] = {**facts[MASKING], **summarise(reports)}
     content = {
-        **facts,
+        **noted,
         "split": split,
         "n_expected": sum(clip.split == split for clip in data.all_clips),
         "n_available": len(data.clips(split)),

@@ -7,14 +7,10 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float
-from numpy import ndarray
-
-from rbft.miniature.camera import SIZE, mirror
-from rbft.miniature.scene import OBJECT_SIZE, STEP, SUBJECT_SIZE, TARGET, Scene, pose
-from rbft.miniature.sprites import sprite
-from rbft.miniature.world import FPS, SECONDS, draw_annotations
+from rbft.masking.boxes import COORDINATES
+from rbft.miniature.camera import SIZE, placed_sprites
+from rbft.miniature.scene import TARGET, Scene, pose
+from rbft.miniature.world import TIMES, draw_annotations
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.files import write_text
 from rbft.runtime.jsonl import json_line
@@ -30,36 +26,12 @@ def true_boxes(scene: Scene, time: float) -> list[dict[str, float | str]]:
     Returns:
         `x1`, `y1`, `x2`, `y2` and `label` of each; one out of the picture has none.
     """
-    now = pose(scene, time)
-    thing = sprite(scene.object, scene.object_colour, OBJECT_SIZE)
-    if now.state == "lying":
-        thing = np.rot90(thing, -1)
-    actor = sprite(scene.subject, scene.subject_colour, SUBJECT_SIZE)
-    if now.backwards:
-        actor = actor[:, ::-1]
-    lift = STEP if now.state == "carried" else 0
-    found = [
-        _box(scene.object, thing, now.object_x, lift, scene.mirrored),
-        _box(scene.subject, actor, now.subject_x, 0, scene.mirrored),
-    ]
-    return [box for box in found if box is not None]
-
-
-def _box(
-    label: str, picture: Float[ndarray, "side side 4"], x: int, lift: int, mirrored: bool
-) -> dict[str, float | str] | None:
-    size = len(picture)
-    if mirrored:
-        picture, x = picture[:, ::-1], mirror(x, size)
-    rows, columns = np.nonzero(picture[..., 3])
-    rows, columns = rows + SIZE - lift - size, columns + x
-    inside = (columns >= 0) & (columns < SIZE)
-    if not inside.any():
-        return None
-    rows, columns = rows[inside], columns[inside]
-    edges = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    shares = [round(float(edge) / SIZE, 6) for edge in edges]
-    return {**dict(zip(("x1", "y1", "x2", "y2"), shares, strict=True)), "label": label}
+    found = []
+    for one in placed_sprites(scene, pose(scene, time)):
+        if (edges := one.box()) is not None:
+            shares = [round(edge / SIZE, 6) for edge in edges]
+            found.append({**dict(zip(COORDINATES, shares, strict=True)), "label": one.name})
+    return found
 
 
 def write_boxes(output: Path, test: int, seed: int) -> int:
@@ -80,7 +52,7 @@ def write_boxes(output: Path, test: int, seed: int) -> int:
 
 def _lines(test: int, seed: int) -> Iterator[dict[str, object]]:
     for row in draw_annotations(TARGET, {"test": test}, seed):
-        for frame, time in enumerate(np.linspace(0, 1, SECONDS * FPS).tolist()):
+        for frame, time in enumerate(TIMES):
             yield {"id": row.id, "frame": frame, "boxes": true_boxes(row.factors, time)}
 
 

@@ -1,6 +1,7 @@
 """Films a scene: from its factors to pixels."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -10,6 +11,7 @@ from rbft.miniature.scene import OBJECT_SIZE, STEP, SUBJECT_SIZE, Domain, Pose, 
 from rbft.miniature.sprites import sprite
 
 SIZE = 84  # pixels a side: 6 x 6 patches of 14
+SPREAD = 2  # pixels that a colour spreads in the files, where two by two of them share one
 
 # Ground, back (sky or wall) and trim of each place.
 _PAINT = {
@@ -33,7 +35,8 @@ def film(scene: Scene, domain: Domain, times: Sequence[float]) -> UInt8[ndarray,
     frames = np.empty((len(times), SIZE, SIZE, 3), dtype=np.float32)
     for frame, time in zip(frames, times, strict=True):
         frame[:] = backdrop
-        _place_sprites(frame, scene, pose(scene, time))
+        for one in placed_sprites(scene, pose(scene, time)):
+            _paste(frame, one.picture, one.x, one.y)
         _add_weather(frame, scene.weather, rng)
     if scene.night:
         frames *= np.array(domain.night_tint, dtype=np.float32)
@@ -76,7 +79,43 @@ def _backdrop(scene: Scene, rng: np.random.Generator) -> Float[ndarray, "84 84 3
     return picture
 
 
-def _place_sprites(frame: Float[ndarray, "84 84 3"], scene: Scene, now: Pose) -> None:
+@dataclass(frozen=True)
+class Placed:
+    """A sprite where it stands in the picture.
+
+    Attributes:
+        name: A subject or an object.
+        picture: Red, green, blue and opacity.
+        x: Its left edge in pixels; may be out of the picture, as its right one.
+        y: Its upper edge.
+    """
+
+    name: str
+    picture: Float[ndarray, "side side 4"]
+    x: int
+    y: int
+
+    def box(self, spread: int = 0) -> tuple[int, int, int, int] | None:
+        """Left, upper, right and lower edge of what is seen of it, in pixels; None if nothing is.
+
+        What another sprite hides counts as seen.
+
+        Args:
+            spread: Pixels around it that lie within the box too.
+        """
+        rows, columns = np.nonzero(self.picture[..., 3])
+        rows, columns = rows + self.y, columns + self.x
+        seen = (columns >= 0) & (columns < SIZE)
+        if not seen.any():
+            return None
+        rows, columns = rows[seen], columns[seen]
+        left, top = (max(int(edge.min()) - spread, 0) for edge in (columns, rows))
+        right, bottom = (min(int(edge.max()) + 1 + spread, SIZE) for edge in (columns, rows))
+        return left, top, right, bottom
+
+
+def placed_sprites(scene: Scene, now: Pose) -> list[Placed]:
+    """Subject and object at one moment, the one behind first."""
     thing = sprite(scene.object, scene.object_colour, OBJECT_SIZE)
     if now.state == "lying":
         thing = np.rot90(thing, -1)
@@ -84,15 +123,17 @@ def _place_sprites(frame: Float[ndarray, "84 84 3"], scene: Scene, now: Pose) ->
     if now.backwards:
         actor = actor[:, ::-1]
     layers = [
-        (thing, now.object_x, STEP if now.state == "carried" else 0),
-        (actor, now.subject_x, 0),
+        (scene.object, thing, now.object_x, STEP if now.state == "carried" else 0),
+        (scene.subject, actor, now.subject_x, 0),
     ]
     if now.state == "carried":
         layers.reverse()
-    for picture, x, lift in layers:
+    made = []
+    for name, picture, x, lift in layers:
         if scene.mirrored:
             picture, x = picture[:, ::-1], mirror(x, len(picture))
-        _paste(frame, picture, x, SIZE - lift - len(picture))
+        made.append(Placed(name, picture, x, SIZE - lift - len(picture)))
+    return made
 
 
 def mirror(x: int, size: int) -> int:

@@ -1,11 +1,13 @@
 """The miniature world as a benchmark."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rbft.clip import Clip
 from rbft.data.base import VideoDataModule
-from rbft.miniature.world import make_clips, read_annotations
+from rbft.masking.boxes import Box
+from rbft.miniature.world import make_clips, read_annotations, true_boxes
 from rbft.runtime.ranges import check_ranges
 
 
@@ -63,3 +65,12 @@ class Miniature(VideoDataModule):
             )
             for row in read_annotations(folder)
         ]
+
+    def true_boxes(self, clip: Clip) -> dict[int, list[Box]]:
+        """Boxes of subject and object in each frame of a clip's file, see `true_boxes`."""
+        return self._boxes[clip.id]
+
+    @cached_property
+    def _boxes(self) -> dict[str, dict[int, list[Box]]]:
+        folder = make_clips(self.clips_folder, sizes=self.sizes, seed=self.clip_seed)
+        return {row.id: true_boxes(row.factors) for row in read_annotations(folder)}

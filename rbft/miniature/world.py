@@ -12,12 +12,14 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from tqdm import tqdm
 
-from rbft.miniature.camera import film
+from rbft.masking.boxes import Box
+from rbft.miniature.camera import SIZE, SPREAD, film, placed_sprites
 from rbft.miniature.language import generic_label, rationale
-from rbft.miniature.scene import DOMAINS, TARGET, Domain, Scene, draw_scene, is_abnormal
+from rbft.miniature.scene import DOMAINS, TARGET, Domain, Scene, draw_scene, is_abnormal, pose
 
 SECONDS = 6
 FPS = 4  # of the file; the model looks at one frame a second
+TIMES: list[float] = np.linspace(0, 1, SECONDS * FPS).tolist()  # of each frame of the file
 VERSION = 1  # part of the cache folder's name: raise it when clips or annotations change
 SPLITS = ("train", "val", "test")
 
@@ -87,8 +89,7 @@ def make_clips(
         whole.mkdir()
         # Shown only where it takes longer than a glance.
         for row in tqdm(annotations, "Miniature clips", unit="clip", delay=2):
-            times = np.linspace(0, 1, SECONDS * FPS).tolist()
-            write_video(whole / row.file, film(row.factors, DOMAINS[domain], times))
+            write_video(whole / row.file, film(row.factors, DOMAINS[domain], TIMES))
         (whole / "annotations.jsonl").write_text(table, encoding="utf-8")
         try:
             whole.rename(folder)
@@ -128,6 +129,23 @@ def read_annotations(folder: Path) -> list[Annotation]:
     lines = (folder / "annotations.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
     rows = [json.loads(line) for line in lines]
     return [Annotation(**{**row, "factors": Scene(**row["factors"])}) for row in rows]
+
+
+def true_boxes(scene: Scene) -> dict[int, list[Box]]:
+    """Where subject and object, and what takes their colour, are in each frame of a clip's file.
+
+    Args:
+        scene: The scene behind the clip.
+    """
+    found: dict[int, list[Box]] = {}
+    for frame, time in enumerate(TIMES):
+        placed = [(one.name, one.box(SPREAD)) for one in placed_sprites(scene, pose(scene, time))]
+        found[frame] = [
+            Box(box[0] / SIZE, box[1] / SIZE, box[2] / SIZE, box[3] / SIZE, name)
+            for name, box in placed
+            if box is not None
+        ]
+    return found
 
 
 def write_video(path: Path, frames: UInt8[ndarray, "frames height width 3"]) -> None:

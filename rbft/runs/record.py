@@ -111,6 +111,7 @@ EARLIER = {
     "keep_metric": "val/loss",
     "patience": None,
     "data.init_args.rationale_selection": "first",
+    "data.init_args.masking": None,
 }
 
 ClipRecord = dict[str, Any]

@@ -6,7 +6,7 @@ from typing import Any
 
 from rbft.video.frame_settings import FrameSettings, determining
 from rbft.video.readers import DEFAULT_READER
-from rbft.video.sampling import Video, decode_video
+from rbft.video.sampling import FrameMask, Video, decode_video
 from rbft.video.tensor_cache import DiskCache, file_key
 
 # Part of every key: to be raised when the same settings give other frames than before.
@@ -56,6 +56,7 @@ class FrameCache(DiskCache):
         *,
         start: float | None = None,
         end: float | None = None,
+        mask: FrameMask | None = None,
     ) -> Video:
         """The clip's frames, from the cache where they are there, else decoded and put there.
 
@@ -64,19 +65,22 @@ class FrameCache(DiskCache):
             settings: Which frames, and their size.
             start: See `decode_video`.
             end: See `decode_video`.
+            mask: See `decode_video`. Masked frames have a key of their own.
 
         Raises:
             VideoError: See `decode_video`.
             ValueError: See `decode_video`.
         """
+        facts = () if mask is None else ({"mask": mask.key},)
         try:
-            key = clip_key(path, settings, start=start, end=end)
-        except (OSError, ValueError):
-            return decode_video(path, settings, start=start, end=end)  # says what is wrong
+            key = clip_key(path, settings, *facts, start=start, end=end)
+        except (OSError, ValueError):  # `decode_video` says what is wrong
+            return decode_video(path, settings, start=start, end=end, mask=mask)
         if found := self.read(key):
             frames, metadata = found
             return Video(frames, **metadata)
-        video = decode_video(path, settings, start=start, end=end)
+        video = decode_video(path, settings, start=start, end=end, mask=mask)
         metadata = {"indices": video.indices, "total_frames": video.total_frames, "fps": video.fps}
+        metadata |= {"masked": video.masked} if video.masked else {}
         self.write(key, video.frames, metadata)
         return video

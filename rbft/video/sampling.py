@@ -9,10 +9,10 @@ positions are computed.
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from rbft.video.packet_index import (
 from rbft.video.readers import IndexMismatch, Picture, check_damage, find_reader
 
 __all__ = [
+    "FrameMask",
     "Video",
     "VideoError",
     "VideoInfo",
@@ -61,17 +62,23 @@ class Video:
         indices: Number of each frame in the file.
         total_frames: Frames of the file, or of the part of it that is used.
         fps: Frames per second of the file.
+        masked: What is masked in the frames, as a `FrameMask` reports it; empty where nothing is.
     """
 
     frames: UInt8[Tensor, "frames 3 height width"]
     indices: list[int]
     total_frames: int
     fps: float
+    masked: dict[str, Any] = field(default_factory=dict)
 
     @property
     def shown(self) -> dict[str, Any]:
-        """Which frames of the file these are: their numbers and the file's frames per second."""
-        return {"frames": list(self.indices), "fps": self.fps}
+        """Which frames of the file these are: their numbers and the file's frames per second.
+
+        And what is masked in them, where anything is.
+        """
+        shown = {"frames": list(self.indices), "fps": self.fps}
+        return {**shown, "masked": self.masked} if self.masked else shown
 
     @property
     def sampled_fps(self) -> float:
@@ -83,12 +90,45 @@ class Video:
         return temporal_patch_size / self.sampled_fps
 
 
+@runtime_checkable
+class FramePainter(Protocol):
+    """Draws on the frames of a clip, in their order."""
+
+    def __call__(self, frame: int, picture: Picture) -> Picture:
+        """The picture of a frame of that number, drawn on; before it is resized."""
+        ...
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What was drawn, as JSON can hold it."""
+        ...
+
+
+@runtime_checkable
+class FrameMask(Protocol):
+    """What is drawn on a clip's frames before they are resized."""
+
+    @property
+    def key(self) -> Any:
+        """All that the drawing depends on, as JSON can hold it."""
+        ...
+
+    def painter(self, indices: Sequence[int], cells: tuple[int, int]) -> FramePainter:
+        """What draws on frames of these numbers, in a clip of so many rows and columns of tokens.
+
+        Raises:
+            ValueError: If it cannot draw on one of them.
+        """
+        ...
+
+
 def decode_video(
     path: Path,
     settings: FrameSettings,
     *,
     start: float | None = None,
     end: float | None = None,
+    mask: FrameMask | None = None,
 ) -> Video:
     """Decodes and resizes the sampled frames of a clip, and as few others as possible.
 
@@ -99,20 +139,21 @@ def decode_video(
         settings: Which frames, and their size.
         start: See `frame_range`.
         end: See `frame_range`.
+        mask: What is drawn on the frames before they are resized; None draws nothing.
 
     Raises:
         VideoError: If the file gives no clip: missing, empty, truncated, damaged, no video, too
             elongated, or without frames between start and end.
-        ValueError: If a setting is out of range.
+        ValueError: If a setting is out of range, or see `FrameMask.painter`.
     """
     read = find_reader(settings.reader)
     listing = list_frames(path)
     if listing.info.truncated and settings.damaged == "error":
         raise VideoError.of(path, f"is truncated: {listing.info.truncated}.")
     try:
-        return _decode(listing, read, settings, start, end)
+        return _decode(listing, read, settings, start, end, mask)
     except IndexMismatch:
-        return _decode(list_frames(path, decode=True), read, settings, start, end)
+        return _decode(list_frames(path, decode=True), read, settings, start, end, mask)
 
 
 def _decode(
@@ -121,6 +162,7 @@ def _decode(
     settings: FrameSettings,
     start: float | None,
     end: float | None,
+    mask: FrameMask | None,
 ) -> Video:
     """`decode_video` of a file whose frames are listed.
 
@@ -145,15 +187,18 @@ def _decode(
     # Resized in small batches into one tensor: all frames of a long clip in full resolution would
     # not fit into memory.
     frames = torch.empty((len(indices), 3, *size), dtype=torch.uint8)
+    cells = size[0] // FACTOR, size[1] // FACTOR
+    painter = None if mask is None else mask.painter(indices, cells)
     batch, done = [], 0
     for picture in read(listing, indices):
-        batch.append(picture)
+        frame = indices[done + len(batch)]
+        batch.append(picture if painter is None else painter(frame, picture))
         if len(batch) == 16 or done + len(batch) == len(indices):
             own = slice(done, done + len(batch))
             frames[own] = _resize(torch.from_numpy(np.stack(batch)), size)
             batch, done = [], own.stop
     assert done == len(indices)
-    return Video(frames, indices, used, rate)
+    return Video(frames, indices, used, rate, {} if painter is None else painter.report)
 
 
 def plan_frames(

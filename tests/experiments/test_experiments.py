@@ -29,7 +29,8 @@ SERVERS = {
     "endpoint": "Qwen/Qwen2.5-VL-7B-Instruct",
 }
 ASKED = [f"{benchmark}_{row}" for benchmark in ("smarthome", "multihateclip") for row in SERVERS]
-TRAINED = [name for name in NAMES if name not in ASKED]
+MASKED = [name for name in NAMES if "_masked_" in name]
+TRAINED = [name for name in NAMES if name not in (*ASKED, *MASKED)]
 PAPER = [name for name in TRAINED if not name.startswith("miniature")]
 OVERLAYS = sorted((EXPERIMENTS / "hardware").glob("*.yaml"))
 README = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
@@ -159,6 +160,44 @@ def test_a_server_s_row_runs(name, data, tmp_path):
     assert result["n_scored"] == len(rows) == server.sent.total() >= 4
     assert {row["prediction"].lower() for row in rows} == {word}
     assert {body["model"] for body in server.bodies} == {model}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_masked_row_differs_from_the_run_s_in_what_is_masked(name, tmp_path, capsys):
+    """So that a finished run, and Direct-SFT of the same backbone, can be scored with it."""
+    benchmark, _, kind = name.split("_")
+    base = "miniature" if benchmark == "miniature" else f"{benchmark}_qwen2"
+    text = (EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 10
+    boxes = f"lightning_logs/boxes/{benchmark}.jsonl"
+    assert yaml.safe_load(text) == {
+        "config": f"{base}.yaml",
+        "name": name,
+        "data": {"init_args": {"masking": {"kind": kind, "boxes": boxes}}},
+    }
+    config = printed_config(tmp_path, capsys, f"--config={EXPERIMENTS / name}.yaml")
+    assert config["data"]["init_args"]["masking"] == {
+        "boxes": boxes,
+        "kind": kind,
+        "fill": "constant",
+        "repeats": 5,
+        "seed": 0,
+        "repeat": None,
+    }
+
+
+@pytest.mark.parametrize("command", ["fit", "rationalize", "predict"])
+def test_nothing_is_trained_or_written_on_masked_clips(command, tmp_path, capsys):
+    more = ["--videos=[a.mp4]"] if command == "predict" else []
+    file = f"--config={EXPERIMENTS / 'smarthome_masked_objects.yaml'}"
+    with pytest.raises(SystemExit):
+        rbft(tmp_path, command, file, *more)
+    assert capsys.readouterr().err == (
+        f"error: data.masking masks parts of scored clips, and {command} would use masked ones for "
+        "something else. Score a finished run with it: python -m rbft test with this --config and "
+        "--weights lightning_logs/<run>. Or add --data.masking null.\n"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -46,6 +46,7 @@ def test_entropy() -> None:
     single = np.zeros((2, 3, 4))
     single[1, 2, 3] = 7
     assert entropy(single) == 0
+    assert entropy(np.ones((1, 1, 1))) == 0
 
 
 SIDES = st.tuples(st.integers(0, 59), st.integers(1, 60)).map(sorted).filter(lambda p: p[0] < p[1])

@@ -167,8 +167,8 @@ CASES = {
     ),
     "weights to test that are not there": (
         "test {good} --weights=nowhere",
-        "error: --weights nowhere is no weights folder of rbft. Allowed are run, backbone or a "
-        "folder such as lightning_logs/small/label/weights.\n",
+        "error: --weights nowhere is no weights folder of rbft. Allowed are run, backbone, a "
+        "folder such as lightning_logs/small/label/weights, or the folder of a run.\n",
     ),
     "no validation split": (
         "validate {good} --weights=backbone",

@@ -106,6 +106,7 @@ def test_every_command_has_a_file_and_a_summary():
         assert (function.__doc__ or "").splitlines()[0].endswith(".")
     assert [name for name in COMMANDS if not takes_experiment(find_command(name))] == [
         "compare",
+        "masked",
         "report",
         "attention",
         "init",

@@ -1009,6 +1009,24 @@ def test_scoring_again(fitted, capsys):
     assert step.callback(ResultsWriter).file == fitted.run / place / "val.json"
 
 
+def test_the_folder_of_a_run_stands_for_its_last_weights(fitted):
+    fitted.method(name="other").score("test", str(fitted.run))
+    (step,) = fitted.steps
+    assert (step.name, step.weights) == ("test label", weights_of(fitted, "label"))
+    place = f"run-label-{fingerprint(weights_of(fitted, 'label'))[:8]}"
+    assert step.callback(ResultsWriter).file == fitted.folder / "logs/other" / place / "test.json"
+    shutil.rmtree(fitted.run / "label")
+    fitted.method(name="other").score("test", str(fitted.run))
+    assert fitted.steps[0].weights == weights_of(fitted, "rationale")
+    shutil.rmtree(fitted.run / "rationale")
+    message = (
+        f"The run {fitted.run} has no finished stage (rationale, label). Run fit first, or give "
+        "--weights backbone or a weights folder."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fitted.method(name="other").score("test", str(fitted.run))
+
+
 def test_scoring_in_another_way_stands_beside_the_run_s_own(fitted, capsys):
     own = (fitted.run / "label/test.json").read_bytes()
     fitted.method(data__init_args__fps=2.0).score("test", "run")
@@ -1036,8 +1054,8 @@ def test_what_cannot_be_scored(bench):
     with pytest.raises(ValueError, match=r"^--weights") as error:
         bench.method().score("test", str(bench.folder))
     assert str(error.value) == (
-        f"--weights {bench.folder} is no weights folder of rbft. Allowed are run, backbone or a "
-        f"folder such as {weights_of(bench, 'label')}."
+        f"--weights {bench.folder} is no weights folder of rbft. Allowed are run, backbone, a "
+        f"folder such as {weights_of(bench, 'label')}, or the folder of a run."
     )
     bench.counts["val"] = 0
     with pytest.raises(ValueError, match=r"^Fence has no val split\. Set data\.val_fraction to "):

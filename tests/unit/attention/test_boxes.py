@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rbft.attention.boxes import Box, clip_coverage, hit_cells, read_boxes
+from rbft.attention.boxes import clip_coverage, hit_cells, read_boxes
+from rbft.masking.boxes import Box
 
 
 def written(tmp_path: Path, *lines: Any) -> Path:

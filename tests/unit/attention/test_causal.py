@@ -15,7 +15,8 @@ from tests.examples import random_video
 
 
 @pytest.mark.parametrize(
-    ("share", "total", "cells"), [(0.2, 27, 5), (0.01, 27, 1), (0.99, 4, 3), (0.5, 2, 1)]
+    ("share", "total", "cells"),
+    [(0.2, 27, 5), (0.01, 27, 1), (0.99, 4, 3), (0.5, 2, 1), (0.2, 1, 0)],
 )
 def test_how_many_cells_are_masked(share: float, total: int, cells: int) -> None:
     assert CausalSettings(share).cells(total) == cells

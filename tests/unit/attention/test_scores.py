@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from rbft.attention.boxes import Box
 from rbft.attention.scores import box_scores
+from rbft.masking.boxes import Box
 
 INDICES, SLICES = [0, 4, 8, 12], [[0, 1], [2, 3]]
 # The upper left of 4 x 5 cells, exactly.
@@ -43,6 +43,7 @@ def test_slices_that_nobody_looked_at_do_not_count() -> None:
     values = np.full((2, 4, 5), 0.01)
     values[1] = 9.0
     whole = box_scores(values[:1], {0: [CORNER], 4: [CORNER]}, INDICES[:2], SLICES[:1])
+    assert whole["mass"] == pytest.approx(1 / 20)  # of what is there, whatever it adds up to
     assert box_scores(values, {0: [CORNER], 4: [CORNER]}, INDICES, SLICES) == whole
 
 

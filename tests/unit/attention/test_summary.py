@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from rbft.analysis.means import bootstrap_mean
-from rbft.attention.boxes import Box
 from rbft.attention.scores import box_scores, entropy
 from rbft.attention.summary import (
     SCORES,
@@ -14,6 +13,7 @@ from rbft.attention.summary import (
     differences,
     scores_table,
 )
+from rbft.masking.boxes import Box
 
 MAP = np.random.default_rng(0).random((2, 3, 4))
 RECORD = {
@@ -90,6 +90,15 @@ def test_the_table_fits_into_80_columns() -> None:
     assert "pointing: peak in a box or a token beside it, share of clips (a peak at random: " in (
         "\n".join(table)
     )
+
+
+def test_what_a_run_lacks_is_a_dash_and_large_figures_have_one_decimal() -> None:
+    a = Scored("a", "a", {f"clip{n}": {"entropy": 9.5, "drop": 99.94} for n in range(3)})
+    b = Scored("b", "b", {f"clip{n}": {"entropy": 9.999} for n in range(3)})
+    lines = [line.split() for line in scores_table([a, b], {}).splitlines()]
+    assert lines[3] == ["a", "9.50", "99.9"]
+    assert lines[5] == ["b", "10.0", "-"]
+    assert lines[7] == ["b", "-", "a", "+0.50", "-"]
 
 
 def test_a_single_clip_has_no_interval() -> None:
