@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from rbft.attention.boxes import Box
 from rbft.attention.maps import Map
+from rbft.masking.boxes import Box
 from rbft.runtime.files import atomically
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
-from rbft.attention.boxes import Box
 from rbft.attention.pictures import (
     LEAST,
     MARGIN,
@@ -21,6 +20,7 @@ from rbft.attention.pictures import (
     write_film,
     write_strip,
 )
+from rbft.masking.boxes import Box
 
 GREY = 100
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from rbft.attention.boxes import Box
 from rbft.attention.scores import box_scores
+from rbft.masking.boxes import Box
 
 INDICES, SLICES = [0, 4, 8, 12], [[0, 1], [2, 3]]
 # The upper left of 4 x 5 cells, exactly.

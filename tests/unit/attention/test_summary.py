@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from rbft.analysis.means import bootstrap_mean
-from rbft.attention.boxes import Box
 from rbft.attention.scores import box_scores, entropy
 from rbft.attention.summary import (
     SCORES,
@@ -14,6 +13,7 @@ from rbft.attention.summary import (
     differences,
     scores_table,
 )
+from rbft.masking.boxes import Box
 
 MAP = np.random.default_rng(0).random((2, 3, 4))
 RECORD = {
