@@ -122,15 +122,19 @@ def _figure(found: Any, sign: str = "") -> Cell:
         return Cell(f"{found:{sign}.3g}", float(found))
     one = _mapping(found)
     mean, ends = one.get("mean"), one.get("interval")
-    if not isinstance(mean, int | float):
+    if not _number(mean):
         return Cell(NONE)
     if isinstance(ends, Mapping):
         ends = [ends.get("low"), ends.get("high")]
     text = f"{mean:{sign}.3g}"
-    if isinstance(ends, list) and len(ends) == 2 and None not in ends:
+    if isinstance(ends, list) and len(ends) == 2 and all(map(_number, ends)):
         text += f" [{ends[0]:{sign}.3g}, {ends[1]:{sign}.3g}]"
     text += f", n = {one['n']}" if "n" in one else ""
     return Cell(text, float(mean))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _list(value: Any) -> list[Any]:

@@ -14,7 +14,9 @@ def calibration_section(gathered: Gathered, conditions: Conditions) -> Section:
         if run.final is None or not isinstance(found, dict) or "ece" not in found:
             continue
         shown.append(run.final)
-        figures = [Cell(f"{found[name]:.3f}", found[name]) for name in ("ece", "brier", "nll")]
+        figures = [
+            Cell(f"{found[name]:.3f}", float(found[name])) for name in ("ece", "brier", "nll")
+        ]
         line = cells(run.name, run.final.title, conditions.of(run.final).letter, found["n"])
         rows.append(Row((*line, *figures, accuracy_gap(run.final)), (run.name,), "ours"))
     if not rows:
@@ -37,4 +39,4 @@ def accuracy_gap(result: Result) -> Cell:
     if not total:
         return percent(None)
     gap = sum(one["n"] * (one["confidence"] - one["accuracy"]) for one in bins) / total
-    return Cell(f"{100 * gap:+.1f}", gap)
+    return Cell(f"{100 * gap:+.1f}", float(gap))

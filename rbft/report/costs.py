@@ -94,12 +94,11 @@ def _cost_row(run: GatheredRun, on_gpu: bool) -> Row:
     memory = [_memory(total.memory_bytes), *([_memory(total.gpu_memory_bytes)] if on_gpu else [])]
     made = [run.steps[name].made for name in run.stages if name in run.steps]
     steps, seen = (_total(made, key) for key in ("steps", "clips_seen"))
-    learnt = sum((one or {}).get("rationale_tokens", 0) for one in made)
     final = {} if run.final is None else run.final.content
-    asked = final.get("tokens") or {}
-    written = learnt + final.get("tokens_written", 0) + asked.get("completion", 0)
-    known = any(one is not None and "rationale_tokens" in one for one in made)
-    known = known or "tokens_written" in final or bool(asked)
+    asked = final.get("tokens") if isinstance(final.get("tokens"), dict) else {}
+    tokens = [(one or {}).get("rationale_tokens") for one in made]
+    tokens += [final.get("tokens_written"), asked.get("completion")]
+    written = [one for one in tokens if isinstance(one, int)]
     return Row(
         (
             Cell(run.name),
@@ -108,8 +107,8 @@ def _cost_row(run: GatheredRun, on_gpu: bool) -> Row:
             *memory,
             steps,
             seen,
-            _count(written) if known else Cell(NONE),
-            _count(asked["prompt"]) if "prompt" in asked else Cell(NONE),
+            _count(sum(written)) if written else Cell(NONE),
+            _count(asked["prompt"]) if isinstance(asked.get("prompt"), int) else Cell(NONE),
         ),
         (run.name,),
     )

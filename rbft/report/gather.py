@@ -9,12 +9,14 @@ from typing import Any
 
 import yaml
 
+from rbft.report.comparison import is_comparison
 from rbft.report.curves import Curve, read_curves
 from rbft.report.results import (
     RESULTS,
     SKIPPED,
     Problem,
     Result,
+    clip_note,
     read_or_note,
     read_results,
     reason,
@@ -145,7 +147,9 @@ def gather(logs: Path, names: Sequence[str] | None = None) -> Gathered:
     comparisons = {}
     for file in _every(beside, "compare/*.json"):
         content = read_or_note(file, problems)
-        if content is not None and names is None:
+        if content is not None and not is_comparison(content):
+            problems.append(Problem(str(file), "is not what compare writes, and is left out"))
+        elif content is not None and names is None:
             comparisons[file] = content
     attention = {}
     within = [folder for folder in folders if logs not in folder.parents]
@@ -296,7 +300,7 @@ def _read_clips(file: Path, problems: list[Problem]) -> dict[str, dict[str, Any]
     if not isinstance(content, dict):
         return {}
     return {
-        split: {one["id"]: one for one in _list(clips) if isinstance(one, dict) and "id" in one}
+        split: {one["id"]: one for one in _list(clips) if clip_note(one)}
         for split, clips in content.items()
     }
 
@@ -314,7 +318,7 @@ def _read_lines(file: Path, problems: list[Problem]) -> list[Mapping[str, Any]]:
             row = json.loads(line)
         except ValueError:
             row = None
-        if isinstance(row, dict):
+        if clip_note(row):
             rows.append(row)
         else:
             damaged += 1

@@ -47,11 +47,16 @@ def group_runs(runs: Sequence[GatheredRun], conditions: Conditions) -> list[Grou
         conditions: The ways in which results were scored.
     """
     found: dict[str, list[tuple[GatheredRun, Result]]] = {}
+    seen: list[tuple[str, str]] = []
     for run in runs:
         if run.final is None:
             continue
         same = json.dumps(_identity(run), sort_keys=True, default=str)
-        found.setdefault(same + conditions.of(run.final).letter, []).append((run, run.final))
+        key = f"{conditions.of(run.final).letter} {same}"
+        # A second run with the same seed is no other seed.
+        again = sum(key == one and seeds_of(run) == seed for one, seed in seen)
+        seen.append((key, seeds_of(run)))
+        found.setdefault(f"{again} {key}", []).append((run, run.final))
     groups = []
     for members in found.values():
         names = [run.name for run, _ in members]
@@ -63,14 +68,9 @@ def group_runs(runs: Sequence[GatheredRun], conditions: Conditions) -> list[Grou
 
 def seeds_of(run: GatheredRun) -> str:
     """The seeds of a run: one number where all are the same."""
-    found = {name: value for name, value in (run.settings or {}).items() if _is_seed(name)}
-    values = dict.fromkeys(str(value) for value in found.values() if value is not None)
-    main = {
-        name: found[name] for name in ("seed_everything", "data.init_args.seed") if name in found
-    }
-    if len(set(main.values())) <= 1 and main:
-        return str(next(iter(main.values())))
-    return ", ".join(values)
+    found = (value for name, value in (run.settings or {}).items() if _is_seed(name))
+    values = [str(value) for value in found if value is not None]
+    return values[0] if len(set(values)) == 1 else ", ".join(values)
 
 
 def decides(name: str) -> bool:

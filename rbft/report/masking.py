@@ -126,7 +126,7 @@ def _drawn(result: Result) -> str:
 
 def _masked_row(run: str, result: Result, conditions: Conditions) -> Row:
     masking = result.masking or {}
-    area, overlap = (masking.get(name) for name in ("area", "overlap"))
+    area, overlap = (_share(masking.get(name)) for name in ("area", "overlap"))
     draw = masking.get("repeat")
     line = cells(
         run,
@@ -139,6 +139,10 @@ def _masked_row(run: str, result: Result, conditions: Conditions) -> Row:
     scores = (score(result, metric) for metric in result.metrics)
     shares = (percent(result.coverage), percent(area), percent(overlap))
     return Row((*line, *shares, *scores), (run, result.run), "ours")
+
+
+def _share(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _effects(one: MaskedResults) -> list[Row]:

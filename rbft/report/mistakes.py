@@ -114,7 +114,7 @@ def _wrong(result: Result) -> Iterator[Mapping[str, Any]]:
         for row in result.rows
         if row["prediction"] is not None
         and row["prediction"] != row["label"]
-        and "probabilities" in row
+        and row.get("probabilities")
     )
 
 
@@ -128,7 +128,7 @@ def _said(results: Sequence[Result], name: str) -> Iterator[Said]:
             if row["id"] != name:
                 continue
             answer = row["prediction"]
-            sure = _sure(row) if answer is not None and "probabilities" in row else None
+            sure = _sure(row) if answer is not None and row.get("probabilities") else None
             text = str(row.get("rationale") or row.get("text") or "").strip()
             if len(text) > LETTERS:
                 text = f"{text[:LETTERS]} ..."

@@ -1,8 +1,9 @@
 """Scores that runs have left, checked before anything is shown of them."""
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,7 +70,8 @@ class Result:
     @property
     def masking(self) -> Mapping[str, Any] | None:
         """How the frames were masked; None where they were not."""
-        return self.content.get("masking")
+        found = self.content.get("masking")
+        return found if found is None or isinstance(found, dict) else {"kind": str(found)}
 
     @property
     def metrics(self) -> list[str]:
@@ -82,7 +84,8 @@ class Result:
         Args:
             metric: `accuracy`, `f1/<class>` or `f1/macro`.
         """
-        return self.content["metrics"].get(metric)
+        value = self.content["metrics"].get(metric)
+        return None if value is None else float(value)
 
     @cached_property
     def intervals(self) -> Mapping[str, Any]:
@@ -135,6 +138,8 @@ def read_results(folder: Path, name: str, problems: list[Problem]) -> Iterator[R
             scored = ScoredClips.from_rows(
                 rows, list(content["classes"]), match["split"], f"{name}/{inner[-2]}"
             )
+            if not all(isinstance(one, str) for one in scored.ids):
+                raise ValueError("have an id that is no text")
             if len(rows) != content["n_scored"]:
                 text = f"hold {len(rows)} clips, but {file.name} is about {content['n_scored']}"
                 raise ValueError(text)
@@ -147,6 +152,9 @@ def read_results(folder: Path, name: str, problems: list[Problem]) -> Iterator[R
 
 def _wrong_in(content: Mapping[str, Any]) -> str:
     """What a results file lacks; empty where it has all that the page shows."""
+    made = content.get("made") or {}
+    if not isinstance(made, dict) or not isinstance(made.get("endpoint") or {}, dict):
+        return "made is no object"
     kinds = {"metrics": dict, "confusion": list, "classes": dict, "n_scored": int}
     for key, kind in {**kinds, "n_unparsed": int}.items():
         if not isinstance(content.get(key), kind):
@@ -158,11 +166,69 @@ def _wrong_in(content: Mapping[str, Any]) -> str:
         return "confusion is no table of counts"
     if size < 2 or confusion.shape != (size, size + 1) or confusion.sum() != content["n_scored"]:
         return "confusion does not fit classes and n_scored"
+    if list(content["classes"].values()) != confusion.sum(axis=1).tolist():
+        return "the counts of classes are not those of confusion"
+    names = ["accuracy", *(f"f1/{name}" for name in content["classes"]), "f1/macro"]
+    if not all(_is_number(content["metrics"].get(name), none=True) for name in names):
+        return f"metrics has no number for each of {', '.join(names)}"
     shown = content["metrics"].get("accuracy")
     right = np.diagonal(confusion).sum() / max(1, content["n_scored"])
-    if not isinstance(shown, int | float) or abs(shown - right) > 1e-4:
+    if shown is None or abs(shown - right) > 1e-4:
         return f"the accuracy is {shown}, but its confusion matrix has {right:.4f}"
+    intervals = content.get("intervals") or {}
+    if not isinstance(intervals, dict):
+        return "intervals is no object"
+    for name, ends in intervals.items():
+        both = isinstance(ends, dict) and [ends.get("low"), ends.get("high")]
+        if both != [None, None] and not has_numbers(ends, ("low", "high")):
+            return f"intervals has no two ends for {name}"
+    return _wrong_in_calibration(content.get("calibration"))
+
+
+def _wrong_in_calibration(found: Any) -> str:
+    """What a reliability table lacks; empty where it is whole, or there is none."""
+    if found is None:
+        return ""
+    if not has_numbers(found, ("n", "ece", "brier", "nll")) or not found.get("bins"):
+        return "calibration is not whole"
+    for one in found["bins"]:
+        figures = ("low", "high", "n", "confidence", "accuracy")
+        ends = ("low", "high")
+        whole = has_numbers(one, figures) and has_numbers(one.get("interval"), ends)
+        if not whole or one["n"] < 1:
+            return "calibration has a bin that is not whole"
     return ""
+
+
+def has_numbers(found: Any, names: Iterable[str], *, none: bool = False) -> bool:
+    """Whether it is an object with a finite number for each name.
+
+    Args:
+        found: Anything out of a JSON file.
+        names: Keys.
+        none: Whether null will do, or no such key.
+    """
+    return isinstance(found, dict) and all(_is_number(found.get(name), none=none) for name in names)
+
+
+def _is_number(value: Any, *, none: bool = False) -> bool:
+    """Whether it is a finite number, or null where that is allowed."""
+    if value is None:
+        return none
+    whole = isinstance(value, int | float) and not isinstance(value, bool)
+    return whole and math.isfinite(value)
+
+
+def clip_note(found: Any) -> bool:
+    """Whether it says what a clip or a text about one is: id, and if at all, video and segment.
+
+    Args:
+        found: An entry of a run's clips, or a line of a rationale file.
+    """
+    if not isinstance(found, dict) or not isinstance(found.get("id"), str):
+        return False
+    segment = all(_is_number(found.get(name), none=True) for name in ("start", "end"))
+    return segment and isinstance(found.get("video"), str | None)
 
 
 def step_title(place: str) -> str:

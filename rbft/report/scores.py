@@ -1,16 +1,15 @@
 """Tables of scores: every result, over seeds, differences on the same clips."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
 from rbft.analysis.intervals import Cells, Interval
 from rbft.analysis.paired import PairedComparison, compare_pair
 from rbft.analysis.seeds import SeedDifference, paired_difference, summary
+from rbft.report.comparison import compared_table
 from rbft.report.conditions import Conditions
 from rbft.report.gather import Gathered, GatheredRun
 from rbft.report.groups import Group, seeds_of
@@ -116,7 +115,7 @@ def over_seeds(gathered: Gathered, groups: Sequence[Group], conditions: Conditio
             *clips_notes(conditions, finals),
         )
         tables.append(Table(f"Over seeds: {', '.join(classes)}", columns, tuple(rows), notes))
-    tables += [_compared(one) for one in gathered.comparisons.values() if _is_comparison(one)]
+    tables += [compared_table(one) for one in gathered.comparisons.values()]
     about = (
         ""
         if tables
@@ -210,63 +209,6 @@ def _of_seeds(results: Sequence[Result], metric: str) -> Cell:
     text = f"{100 * found.mean:.1f} ± {100 * found.sd:.1f}"
     low, high = max(0.0, over.low), min(1.0, over.high)  # a share, however few seeds there are
     return Cell(f"{text} [{100 * low:.1f}, {100 * high:.1f}]", found.mean)
-
-
-def _is_comparison(content: Any) -> bool:
-    """Whether it is what `compare` writes."""
-    return isinstance(content, dict) and all(
-        isinstance(row, dict) and isinstance(row.get("seeds"), dict) and "scores" in row
-        for row in content.get("rows", [None])
-    )
-
-
-def _compared(content: Mapping[str, Any]) -> Table:
-    """The table of a comparison, as `compare` has computed it."""
-    metric, baseline = content["metric"], content["baseline"]
-    rows = []
-    for one in content["rows"]:
-        found = (one["scores"] or {}).get(metric) or {}
-        mean, sd = found.get("mean"), found.get("sd")
-        value = Cell(NONE)
-        if mean is not None:
-            value = Cell(f"{100 * mean:.1f}" + (f" ± {100 * sd:.1f}" if sd else ""), mean)
-        apart = (one.get("minus_baseline") or {}).get(metric)
-        shown: tuple[Cell, ...] = cells(NONE, NONE, NONE)
-        if apart:
-            nan = math.nan
-            low, high = (nan if apart[end] is None else apart[end] for end in ("low", "high"))
-            p = nan if apart["p"] is None else apart["p"]
-            shown = (
-                interval(Interval(apart["mean"], low, high), "+"),
-                probability(p),
-                *cells(f"{apart['wins']}/{apart['n']}"),
-            )
-        seeds = list(one["seeds"].values())
-        steps = [seed.get("steps") for seed in seeds]
-        mean_steps = Cell(NONE) if None in steps else Cell(f"{fmean(steps):.0f}", fmean(steps))
-        unlike = ", ".join(content.get("legend", {}).get(m, m) for m in one["unlike_baseline"])
-        runs = tuple(
-            str(seed["folder"]).replace("\\", "/").rpartition("/")[2]
-            for seed in seeds
-            if seed.get("folder")
-        )
-        line = cells(one["title"], len(seeds))
-        rows.append(Row((*line, value, *shown, mean_steps, Cell(unlike or NONE)), runs, "ours"))
-    columns = (
-        "experiment",
-        "seeds",
-        metric,
-        "difference",
-        "p",
-        "wins",
-        "steps",
-        "unlike the baseline",
-    )
-    notes = (
-        f"As python -m rbft compare has computed it; differences are to {baseline}, paired by "
-        "seed, with the 95 % interval.",
-    )
-    return Table(f"Comparison with {baseline}", columns, tuple(rows), notes)
 
 
 def _pairs(groups: Sequence[Group], conditions: Conditions) -> list[tuple[Group, Group]]:

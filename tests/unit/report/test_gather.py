@@ -180,13 +180,19 @@ def test_runs_that_are_not_there_are_refused_by_name(logs, tmp_path):
 
 
 def test_what_is_beside_a_run_is_no_run(run):
-    write(run.parent / "compare/own-1.json", "{}")
+    file = run.parent / "compare/own-1.json"
+    write(file, "{}")
     write(run.parent / "empty/note.txt", "")
     write_curves(run / "other", {"train/loss": [(1, 1.0)]})
     found = gather(run.parent)
     assert [one.name for one in found.runs] == ["own"]
     assert list(found.runs[0].steps) == ["label", "other"]
-    assert len(found.comparisons) == 1
+    assert len(found.comparisons) == 0
+    assert {one.where: one.text for one in found.problems} == {
+        str(file): "is not what compare writes, and is left out"
+    }
+    write(file, '{"baseline": "a", "metric": "accuracy", "legend": {}, "rows": []}')
+    assert len(gather(run.parent).comparisons) == 1
 
 
 def test_settings_are_read_by_dotted_name(run):

@@ -158,6 +158,17 @@ def test_the_seeds_of_a_run_are_one_number_where_they_are_the_same(tmp_path):
     given["data"]["init_args"]["seed"] = 4
     write(folder / "settings.yaml", json.dumps(given))
     assert seeds_of(gather(tmp_path).runs[0]) == "3, 4"
+    given["model"]["rationale_sampling"] = {"seed": 7, "temperature": 1.0}
+    given["data"]["init_args"]["seed"] = 3
+    write(folder / "settings.yaml", json.dumps(given))
+    assert seeds_of(gather(tmp_path).runs[0]) == "3, 7, 3"
+
+
+def test_the_same_seed_twice_is_not_two_seeds(tmp_path):
+    for name, seed in (("a_seed1", 1), ("a_seed2", 2), ("again", 1)):
+        write_run(tmp_path, settings(name, ["label"], seed), answers(20, 0.8, seed))
+    content = build_content(gather(tmp_path))
+    assert [one.names for one in content.groups] == [("a_seed1", "a_seed2"), ("again",)]
 
 
 def test_differences_are_paired_over_clips_or_seeds(content):
