@@ -268,7 +268,7 @@ def test_how_a_command_ends(monkeypatch, capsys, several, rank):
     assert said.startswith("error: a.txt cannot be written: No space left on device.")
     status, said = end(Stopped(15))
     assert (status, left) == (143, [143])
-    assert said.startswith("stopped by SIGTERM") == (rank == 0)
+    assert said.startswith("\nstopped by SIGTERM") == (rank == 0)
     status, said = end(SystemExit(2))
     assert (status, left, said) == (2, [2], "")
     status, said = end(SystemExit("no"))
