@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
+from rbft.analysis.masked import MaskedRun, cost_difference, masking_cost
 from rbft.analysis.paired import compare_pair
 from rbft.report.conditions import Conditions
 from rbft.report.content import Content, build_content
@@ -266,38 +267,47 @@ def test_a_comparison_is_shown_as_compare_has_computed_it(tmp_path):
     assert cell(table, table.rows[0], "difference") == "-"
 
 
-def test_masked_frames_are_paired_with_the_whole_ones(content):
+def test_what_masking_costs_is_as_the_statistics_have_it(content):
     against, scores = section(content, "masking").tables
     effects = {(row.cells[0].text, row.cells[1].text): row for row in against.rows}
-    assert set(effects) == {
-        (f"smarthome_qwen2{end}", title)
-        for end in ("", "_direct")
-        for title in ("objects - original frames", "random - original frames", "objects - random")
-    }
-    run = content.gathered.run("smarthome_qwen2")
-    by_name = {one.file.stem.split("-")[1]: one.scored for one in run.results if one.masking}
-    row = effects["smarthome_qwen2", "objects - original frames"]
-    found = compare_pair(by_name["objects"], run.final.scored)
-    assert cell(against, row, "accuracy") == found.accuracy.percent(1, "+")
-    assert cell(against, row, "F1 macro") == found.macro_f1.percent(1, "+")
-    assert numbers(cell(against, row, "p")) == [pytest.approx(found.p, abs=5e-4)]
-    row = effects["smarthome_qwen2", "objects - random"]
-    pairs = [compare_pair(by_name["objects"], by_name[f"random{n}"]) for n in range(2)]
-    assert cell(against, row, "draws") == "2"
-    assert numbers(cell(against, row, "accuracy")) == pytest.approx(
-        [
-            100 * fmean(getattr(one.accuracy, end) for one in pairs)
-            for end in ("value", "low", "high")
-        ],
-        abs=0.051,
-    )
-    p = fmean(one.p for one in pairs)  # the median of two
-    assert numbers(cell(against, row, "p")) == [pytest.approx(p, abs=6e-4)]
+    titles = ("objects - original frames", "random - original frames", "objects - random")
+    names = ("smarthome_qwen2", "smarthome_qwen2_direct")
+    both = "smarthome_qwen2_direct - smarthome_qwen2"
+    last = (both, "objects - random, of A - of B")
+    assert set(effects) == {*((name, title) for name in names for title in titles), last}
+    runs = []
+    for name in names:
+        run = content.gathered.run(name)
+        by_name = {one.file.stem.split("-")[1]: one.scored for one in run.results if one.masking}
+        random = (by_name["random0"], by_name["random1"])
+        runs.append(MaskedRun(name, run.final.scored, by_name["objects"], random))
+        cost = masking_cost(runs[-1])
+        shown = [cell(against, effects[name, title], "accuracy") for title in titles]
+        expected = (cost.objects, cost.random, cost.accuracy)
+        assert shown == [one.percent(1, "+") for one in expected]
+        row = effects[name, "objects - random"]
+        assert cell(against, row, "F1 macro") == cost.macro_f1.percent(1, "+")
+        assert cell(against, row, "draws") == "2"
+        assert numbers(cell(against, row, "p")) == [pytest.approx(cost.p_median, abs=6e-4)]
+    apart = cost_difference(runs[1], runs[0])
+    assert cell(against, effects[last], "accuracy") == apart.accuracy.percent(1, "+")
+    assert effects[last].runs == ("smarthome_qwen2_direct", "smarthome_qwen2")
     shown = {(one.cells[0].text, one.cells[2].text, one.cells[3].text) for one in scores.rows}
     assert ("smarthome_qwen2_direct", "random", "1") in shown
     assert len(scores.rows) == 6
     assert {cell(scores, one, "area %") for one in scores.rows} == {"8.3"}
     assert {cell(scores, one, "overlap %") for one in scores.rows} == {"100.0", "0.0"}
+
+
+def test_clips_in_which_too_little_was_masked_at_random_are_left_out(tmp_path):
+    folder = write_run(tmp_path, settings("run", ["label"]), answers(40, 0.8, 0))
+    rows = answers(40, 0.5, 1)
+    objects, random = folder / "label/test-objects-1.json", folder / "label/test-random0-1.json"
+    write_result(objects, rows, made("run"), masking=MASKED)
+    control = {**MASKED, "kind": "random", "repeat": 0, "unmatched": [rows[3]["id"]]}
+    write_result(random, answers(40, 0.6, 2), made("run"), masking=control)
+    against, _ = section(build_content(gather(tmp_path)), "masking").tables
+    assert {cell(against, row, "n") for row in against.rows} == {"39"}
 
 
 MASKED = {"kind": "objects", "boxes": "b", "fill": "constant", "area": 0.1, "overlap": 1.0}
@@ -341,12 +351,8 @@ def test_masked_frames_are_of_the_run_whose_weights_were_scored(tmp_path):
         ),
         ("others", 0, "b", ["objects - original frames"]),  # other weights
         ("run", 2, "b", ["objects - original frames"]),  # other clips
-        (
-            "run",
-            0,
-            "c",  # masks made from other boxes are not compared with these
-            ["objects - original frames", "random - original frames"],
-        ),
+        # Masks made from other boxes are not compared with these.
+        ("run", 0, "c", ["objects - original frames", "random - original frames"]),
     ],
 )
 def test_masks_of_other_weights_clips_or_boxes_are_not_paired(
