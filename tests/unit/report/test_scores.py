@@ -29,6 +29,11 @@ def cell(table: Table, row: Row, column: str) -> str:
     return row.cells[table.columns.index(column)].text
 
 
+def final(content: Content, run: str) -> Any:
+    """The final results of a run."""
+    return content.gathered.run(run).final
+
+
 def numbers(text: str) -> list[float]:
     return [float(one) for one in re.findall(r"[-+]?\d+\.?\d*", text)]
 
@@ -72,11 +77,10 @@ def test_the_majority_line_is_that_of_scikit_learn(content):
     (table,) = section(content, "scores").tables
     rows = [row for row in table.rows if row.kind == "majority"]
     assert len(rows) == len({cell(table, row, "clips") for row in rows}) == 4
-    final = content.gathered.run("smarthome_qwen2").final
-    assert final is not None
-    labels = [row["label"] for row in final.rows]
+    result = final(content, "smarthome_qwen2")
+    labels = [row["label"] for row in result.rows]
     always = ["abnormal"] * len(labels)
-    letter = content.conditions.of(final).letter
+    letter = content.conditions.of(result).letter
     (row,) = (one for one in rows if cell(table, one, "clips") == letter)
     reference: Any = f1_score  # its stubs know only numbers
     expected = [reference(labels, always, pos_label=one) for one in ("normal", "abnormal")]
@@ -107,8 +111,7 @@ def test_runs_that_differ_in_seeds_alone_are_one_row(content):
     for metric, column in (("accuracy", "accuracy"), ("f1/macro", "F1 macro")):
         values = []
         for run in row.runs:
-            final = content.gathered.run(run).final
-            values.append(100 * final.score(metric))
+            values.append(100 * final(content, run).score(metric))
         low, high = stats.t.interval(0.95, 1, fmean(values), stats.sem(values))
         expected = [fmean(values), stdev(values), max(low, 0), min(high, 100)]
         assert numbers(cell(table, row, column)) == pytest.approx(expected, abs=0.051)
@@ -181,7 +184,7 @@ def test_differences_are_paired_over_clips_or_seeds(content):
         ("smarthome_qwen25", "smarthome_qwen25_direct"),
     }
     row = pairs["smarthome_qwen2", "smarthome_qwen2_direct"]
-    a, b = (content.gathered.run(f"smarthome_qwen2{end}").final for end in ("", "_direct"))
+    a, b = (final(content, f"smarthome_qwen2{end}") for end in ("", "_direct"))
     found = compare_pair(a.scored, b.scored)
     assert cell(table, row, "compared over") == "196 clips"
     assert cell(table, row, "accuracy") == found.accuracy.percent(1, "+")
@@ -190,7 +193,7 @@ def test_differences_are_paired_over_clips_or_seeds(content):
     row = pairs["smarthome_qwen25", "smarthome_qwen25_direct"]
     assert cell(table, row, "compared over") == "2 seeds (1, 2)"
     values = [
-        [content.gathered.run(f"smarthome_qwen25{end}_seed{n}").final.score("accuracy")]
+        [final(content, f"smarthome_qwen25{end}_seed{n}").score("accuracy")]
         for end in ("", "_direct")
         for n in (1, 2)
     ]
@@ -216,8 +219,8 @@ def test_only_seeds_that_both_have_are_paired(tmp_path):
         assert cell(table, row, "compared over") == said
         if seeds == (1,):
             assert row.runs == ("ours_seed1", "direct_seed1")
-            finals = [content.gathered.run(name).final for name in row.runs]
-            found = compare_pair(*(one.scored for one in finals))
+            ours, direct = (final(content, name).scored for name in row.runs)
+            found = compare_pair(ours, direct)
             assert cell(table, row, "accuracy") == found.accuracy.percent(1, "+")
 
 
@@ -330,13 +333,14 @@ def test_masked_frames_are_of_the_run_whose_weights_were_scored(tmp_path):
     ]
     for row, name, number in zip(against.rows, ("one", "two"), (2, 3), strict=True):
         assert row.cells[0].text == name
-        whole = content.gathered.run(name).final
+        whole = final(content, name)
         (result,) = (
             one
             for one in content.gathered.run("masked_objects").results
             if one.rows == tuple(answers(40, 0.5, number))
         )
-        found = compare_pair(result.scored, whole.scored)
+        answers_of: Any = result.scored
+        found = compare_pair(answers_of, whole.scored)
         assert cell(against, row, "accuracy") == found.accuracy.percent(1, "+")
 
 
@@ -373,18 +377,18 @@ def test_calibration_is_that_of_the_results(content):
     (table,) = section(content, "calibration").tables
     assert len(table.rows) == 8
     for row in table.rows:
-        final = content.gathered.run(row.cells[0].text).final
-        stored = final.content["calibration"]
+        result: Any = final(content, row.cells[0].text)
+        stored = result.content["calibration"]
         assert cell(table, row, "ECE") == f"{stored['ece']:.3f}"
         assert cell(table, row, "Brier") == f"{stored['brier']:.3f}"
         assert cell(table, row, "NLL") == f"{stored['nll']:.3f}"
         confidence = (
-            fmean(max(one["probabilities"].values()) for one in final.rows)
-            if (final.rows)
+            fmean(max(one["probabilities"].values()) for one in result.rows)
+            if (result.rows)
             else None
         )
         if confidence is not None:
-            gap = 100 * (confidence - final.score("accuracy"))
+            gap = 100 * (confidence - result.score("accuracy"))
             assert numbers(cell(table, row, "confidence - accuracy")) == [
                 pytest.approx(gap, abs=0.051)
             ]
