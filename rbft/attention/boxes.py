@@ -1,4 +1,4 @@
-"""Where the objects of a clip are: boxes from a file, and how much of each token they cover."""
+"""How much of each token of a clip its objects cover, by boxes from a file."""
 
 import json
 import math
@@ -20,9 +20,9 @@ def read_boxes(file: Path) -> dict[str, dict[int, list[Box]]]:
     """Boxes by clip and frame.
 
     Args:
-        file: JSON Lines with `id`, `frame` (its number in the file) and `boxes`: objects with `x1`,
-            `y1`, `x2`, `y2` (shares of width and height) and `label`, or lists of these in this
-            order. Other keys, and lines about no frame (null), are passed over. A frame with an
+        file: JSON Lines as `mask` writes them: `id`, `frame` (its number in the file) and `boxes`,
+            lists of x1, y1, x2, y2 (shares of width and height) and label, or objects with these
+            keys. Other keys, and lines about no frame (null), are passed over. A frame with an
             empty list has no object.
 
     Raises:
@@ -56,21 +56,16 @@ def read_boxes(file: Path) -> dict[str, dict[int, list[Box]]]:
 
 
 def _box(given: Any, where: str) -> Box:
-    if isinstance(given, list):
-        given = dict(zip((*COORDINATES, "label"), given, strict=False))
     try:
-        corners = {name: float(given[name]) for name in COORDINATES}
+        if isinstance(given, dict):
+            given = [*(given[name] for name in COORDINATES), given.get("label", "")]
+        x1, y1, x2, y2, label, *_ = [*given, ""]
+        return Box(float(x1), float(y1), float(x2), float(y2), str(label))
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            f"{where}: a box must have the numbers {', '.join(COORDINATES)}, got {given!r}."
+            f"{where}: a box must have {', '.join(COORDINATES)} in shares of width and height, "
+            f"with 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1, got {given!r}."
         ) from None
-    within = all(0 <= value <= 1 for value in corners.values())  # not true of NaN either
-    if not within or corners["x1"] >= corners["x2"] or corners["y1"] >= corners["y2"]:
-        raise ValueError(
-            f"{where}: a box must have 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1, in shares of width "
-            f"and height, got {', '.join(f'{corners[name]:g}' for name in COORDINATES)}."
-        )
-    return Box(**corners, label=str(given.get("label", "")))
 
 
 def coverage(boxes: Sequence[Box], rows: int, columns: int) -> Float[np.ndarray, "rows columns"]:

@@ -10,8 +10,9 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from rbft.analysis.means import bootstrap_difference, bootstrap_mean
-from rbft.attention.boxes import Box, coverage
+from rbft.attention.boxes import coverage
 from rbft.attention.scores import entropy, weighted_auroc
+from rbft.masking.boxes import Box
 
 
 @pytest.mark.parametrize("seed", range(5))

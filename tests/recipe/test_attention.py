@@ -21,7 +21,6 @@ from rbft.commands import attention_maps
 from rbft.data.clip_reader import ClipReader
 from rbft.data.dataset import Example
 from rbft.data.sampler import SampleSlot
-from rbft.miniature import boxes
 from rbft.miniature.world import cache_folder
 from rbft.stages import LABEL
 from rbft.video.frame_settings import FrameSettings
@@ -30,12 +29,8 @@ from tests.recipe.killing import run
 from tests.recipe.runs import LOGS, ROOT, command_blocks, rbft, read_json, read_lines
 
 pytestmark = pytest.mark.recipe
-COMMANDS = [
-    shlex.split(line)
-    for line in command_blocks((ROOT / "docs/attention.md").read_text(encoding="utf-8"))[0]
-    .replace("\\\n", "")
-    .splitlines()
-]
+DOCS = (ROOT / "docs/attention.md").read_text(encoding="utf-8")
+COMMANDS = [shlex.split(line) for line in command_blocks(DOCS)[0].replace("\\\n", "").splitlines()]
 SMALL = ("--data.train_size=6", "--data.test_size=4", "--data.num_workers=0")
 CLIPS = ["target-test-0000", "target-test-0003"]
 RUNS = ["miniature_direct", "miniature"]
@@ -60,10 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
         if "self_attn.k_proj.weight" in name:
             held += 0.05 * torch.randn(held.shape, generator=generator)
     save_file(state, weights, {"format": "pt"})
-    assert COMMANDS[2][2] == "rbft.miniature.boxes"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(made)
-        boxes.main([*COMMANDS[2][3:], "--test=4"])
+    rbft(made, *COMMANDS[2][3:], *SMALL)
     return made
 
 
@@ -175,10 +167,10 @@ def eager_map(model: Any, weights: Path, record: dict[str, Any]) -> np.ndarray:
 def check_scores(folder: Path, found: dict[str, Any]) -> None:
     """Mass and lift from boxes drawn pixel by pixel, means, differences, controls."""
     truth: dict[str, dict[int, np.ndarray]] = {}
-    for line in read_lines(folder / "boxes.jsonl"):
+    for line in read_lines(folder / LOGS / "boxes/miniature.jsonl"):
         pixels = np.zeros((84, 84))
         for box in line["boxes"]:
-            left, top, right, bottom = (round(84 * box[c]) for c in ("x1", "y1", "x2", "y2"))
+            left, top, right, bottom = (round(84 * edge) for edge in box[:4])
             pixels[top:bottom, left:right] = 1
         truth.setdefault(line["id"], {})[line["frame"]] = pixels
     names = [*RUNS, *(f"{run} ({what})" for run in RUNS for what in ("redrawn", "shuffled"))]

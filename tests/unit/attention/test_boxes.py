@@ -46,17 +46,18 @@ def test_boxes_by_clip_and_frame(tmp_path: Path) -> None:
         ),
         (
             {"id": "a", "frame": 1, "boxes": [{"x1": 0}]},
-            "line 2: a box must have the numbers x1, y1, x2, y2, got {'x1': 0}.",
+            "line 2: a box must have x1, y1, x2, y2 in shares of width and height, with 0 <= x1 < "
+            "x2 <= 1 and 0 <= y1 < y2 <= 1, got {'x1': 0}.",
         ),
         (
             {"id": "a", "frame": 1, "boxes": [{**BEAR, "x2": 55}]},
-            "line 2: a box must have 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1, in shares of width "
-            "and height, got 0.1, 0.2, 55, 1.",
+            "line 2: a box must have x1, y1, x2, y2 in shares of width and height, with 0 <= x1 < "
+            "x2 <= 1 and 0 <= y1 < y2 <= 1, got [0.1, 0.2, 55, 1, 'bear'].",
         ),
         (
             {"id": "a", "frame": 1, "boxes": [{**BEAR, "y1": 1}]},
-            "line 2: a box must have 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1, in shares of width "
-            "and height, got 0.1, 1, 0.5, 1.",
+            "line 2: a box must have x1, y1, x2, y2 in shares of width and height, with 0 <= x1 < "
+            "x2 <= 1 and 0 <= y1 < y2 <= 1, got [0.1, 1, 0.5, 1, 'bear'].",
         ),
     ],
 )

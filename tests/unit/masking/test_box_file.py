@@ -62,6 +62,18 @@ def test_a_kill_at_any_byte_leaves_the_same_file(path: Path) -> None:
         path.unlink()
 
 
+def test_recovering_joins_what_is_left_and_nothing_else(path: Path) -> None:
+    file = BoxFile(path, MADE_FROM)
+    file.recover([])
+    assert not path.exists()
+    file.append([line("a", 0)])
+    file.recover([])
+    assert not path.with_name(f"{path.name}.part0").exists()
+    before = path.stat().st_ino
+    file.recover([])
+    assert path.stat().st_ino == before  # not written again
+
+
 def test_boxes_of_something_else_are_refused(path: Path) -> None:
     BoxFile(path, MADE_FROM).append([line("a", 0)])
     message = (

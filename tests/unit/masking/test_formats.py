@@ -90,6 +90,14 @@ def test_swapped_corners_and_boxes_that_are_none(name: FormatName) -> None:
     assert (without.boxes, without.rejected, without.answered) == ((), 1, True)
 
 
+def test_the_last_edge_is_the_last_token() -> None:
+    whole = [Box(0.0, 0.0, 1.0, 1.0, "dog")]
+    assert FORMATS["paligemma"].write(whole, SIZE) == "<loc0000><loc0000><loc1023><loc1023> dog"
+    assert FORMATS["florence2"].write(whole, SIZE) == "dog<loc_0><loc_0><loc_999><loc_999>"
+    assert "(0,0),(1000,1000)" in FORMATS["qwen2"].write(whole, SIZE)
+    assert "[0, 0, 448, 336]" in FORMATS["qwen2.5"].write(whole, SIZE)
+
+
 @pytest.mark.parametrize("name", ["gemini", "qwen3", "qwen2.5"])
 def test_a_list_that_was_cut_off_gives_what_is_whole(name: FormatName) -> None:
     form = FORMATS[name]
