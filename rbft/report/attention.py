@@ -122,7 +122,7 @@ def _figure(found: Any, sign: str = "") -> Cell:
         return Cell(f"{found:{sign}.3g}", float(found))
     one = _mapping(found)
     mean, ends = one.get("mean"), one.get("interval")
-    if not _number(mean):
+    if mean is None or not _number(mean):
         return Cell(NONE)
     if isinstance(ends, Mapping):
         ends = [ends.get("low"), ends.get("high")]

@@ -95,7 +95,8 @@ def _cost_row(run: GatheredRun, on_gpu: bool) -> Row:
     made = [run.steps[name].made for name in run.stages if name in run.steps]
     steps, seen = (_total(made, key) for key in ("steps", "clips_seen"))
     final = {} if run.final is None else run.final.content
-    asked = final.get("tokens") if isinstance(final.get("tokens"), dict) else {}
+    noted = final.get("tokens")
+    asked: Mapping[str, Any] = noted if isinstance(noted, dict) else {}
     tokens = [(one or {}).get("rationale_tokens") for one in made]
     tokens += [final.get("tokens_written"), asked.get("completion")]
     written = [one for one in tokens if isinstance(one, int)]

@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
 from typing import Any
 
 from rbft.analysis.intervals import Interval
+from rbft.analysis.masked import MaskedRun, cost_difference, masking_cost
 from rbft.report.conditions import Conditions
 from rbft.report.gather import Gathered
 from rbft.report.results import Result
 from rbft.report.scores import BRACKETS, clips_notes, pair
 from rbft.report.tables import (
     NONE,
+    Cell,
     Row,
     Section,
     Table,
@@ -30,11 +31,13 @@ class MaskedResults:
 
     Attributes:
         run: The run that the weights are of.
+        alike: What must be the same for two runs to be compared: clips, way to score, masks.
         whole: Its results without masks, on the same clips in the same way; None without such.
         kinds: Results by kind of mask: "objects", "random"; of the random control one a draw.
     """
 
     run: str
+    alike: str
     whole: Result | None
     kinds: Mapping[str, tuple[Result, ...]]
 
@@ -55,7 +58,7 @@ def find_masked(gathered: Gathered, conditions: Conditions) -> list[MaskedResult
         conditions: How their results were scored.
     """
     plain = [one for run in gathered.runs for one in run.results if one.masking is None]
-    found: dict[tuple[str, str], tuple[str, Result | None, list[Result]]] = {}
+    found: dict[tuple[Any, ...], tuple[str, str, Result | None, list[Result]]] = {}
     for run in gathered.runs:
         for one in run.results:
             if one.masking is None:
@@ -64,14 +67,15 @@ def find_masked(gathered: Gathered, conditions: Conditions) -> list[MaskedResult
             same.sort(key=lambda other: other.run != one.run)  # the bare backbone's are everywhere
             alike = [other for other in same if conditions.alike(other, one) and other.scored]
             owner = (alike or same or [one])[0].run
-            key = (owner, f"{conditions.of(one).letter} {_weights(one)} {_drawn(one)}")
-            found.setdefault(key, (owner, alike[0] if alike else None, []))[2].append(one)
+            how = f"{conditions.of(one).letter} {_drawn(one)}"
+            key = (owner, how, _weights(one))
+            found.setdefault(key, (owner, how, alike[0] if alike else None, []))[3].append(one)
     made = []
-    for owner, whole, results in found.values():
+    for owner, how, whole, results in found.values():
         kinds: dict[str, tuple[Result, ...]] = {}
         for one in results:
             kinds[kind_of(one)] = (*kinds.get(kind_of(one), ()), one)
-        made.append(MaskedResults(owner, whole, kinds))
+        made.append(MaskedResults(owner, how, whole, kinds))
     return made
 
 
@@ -83,7 +87,8 @@ def kind_of(result: Result) -> str:
 def masked(gathered: Gathered, conditions: Conditions) -> Section:
     """Scores with objects masked, and with as much masked at random, against the whole frames."""
     rows, effects, shown = [], [], []
-    for one in find_masked(gathered, conditions):
+    found = find_masked(gathered, conditions)
+    for one in found:
         shown += [*one.results, *([] if one.whole is None else [one.whole])]
         rows += [_masked_row(one.run, result, conditions) for result in one.results]
         effects += _effects(one)
@@ -99,12 +104,12 @@ def masked(gathered: Gathered, conditions: Conditions) -> Section:
             (BRACKETS, *clips_notes(conditions, shown)),
         )
     ]
+    effects += _between(found)
     if effects:
         note = (
-            "In points on the same clips, with the 95 % interval of the paired bootstrap and p of "
-            "McNemar's exact test. Of several random draws: the mean of their differences and of "
-            "their intervals' ends, and the median p. Objects - random is what masking objects "
-            "costs beyond masking as much of anything."
+            "In points on the same clips, with the 95 % interval of the paired bootstrap, in which "
+            "the random draws are averaged, and the median p of McNemar's exact test. Objects - "
+            "random is what masking objects costs beyond masking as much of anything."
         )
         columns = ("run", "A - B", "draws", "n", "accuracy", "F1 macro", "p")
         against = Table("What masking costs", columns, tuple(effects), (note,), sortable=False)
@@ -146,33 +151,71 @@ def _share(value: Any) -> float | None:
 
 
 def _effects(one: MaskedResults) -> list[Row]:
-    """Each kind against the whole frames, and objects against the random control."""
+    """What masking costs a run: whole where all three ways were scored, else as far as known."""
+    run = _answers(one)
+    if run is None:
+        return [
+            _row((one.run,), f"{kind} - original frames", found.n, 1, found.accuracy, found.p)
+            for kind, results in one.kinds.items()
+            if one.whole is not None and len(results) == 1
+            if None not in (results[0].scored, one.whole.scored)
+            for found in [pair(results[0], one.whole)]
+        ]
+    cost, draws = masking_cost(run), len(run.random)
+    names = (one.run,)
+    return [
+        _row(names, "objects - original frames", cost.n, 1, cost.objects),
+        _row(names, "random - original frames", cost.n, draws, cost.random),
+        _row(names, "objects - random", cost.n, draws, cost.accuracy, cost.p_median, cost.macro_f1),
+    ]
+
+
+def _between(masked: Sequence[MaskedResults]) -> list[Row]:
+    """How much more masking objects, beyond random masks, costs one run than another."""
+    whole = [(one, run) for one in masked if (run := _answers(one)) is not None]
     rows = []
-    for kind, results in one.kinds.items():
-        if one.whole is not None:
-            rows.append(_effect(one, f"{kind} - original frames", results, (one.whole,)))
+    for place, (a, answers_a) in enumerate(whole):
+        for b, answers_b in whole[place + 1 :]:
+            alike = a.alike == b.alike and answers_a.original.digest == answers_b.original.digest
+            if alike:
+                found = cost_difference(answers_b, answers_a)
+                title = "objects - random, of A - of B"
+                draws = min(len(answers_a.random), len(answers_b.random))
+                figures = (found.accuracy, None, found.macro_f1)
+                rows.append(_row((b.run, a.run), title, found.n, draws, *figures))
+    return rows
+
+
+def _answers(one: MaskedResults) -> MaskedRun | None:
+    """The answers in all three ways, without clips in which too little was masked at random."""
     objects, random = (one.kinds.get(kind, ()) for kind in ("objects", "random"))
-    if objects and random:
-        rows.append(_effect(one, "objects - random", objects[:1], random))
-    return [row for row in rows if row is not None]
-
-
-def _effect(
-    one: MaskedResults, title: str, firsts: Sequence[Result], seconds: Sequence[Result]
-) -> Row | None:
-    """A - B, the mean over the draws of the side that has several."""
-    found = [pair(a, b) for a in firsts for b in seconds if None not in (a.scored, b.scored)]
-    if not found:
+    if one.whole is None or one.whole.scored is None or len(objects) != 1 or not random:
         return None
-    accuracy, macro = (
-        _mean_interval([getattr(each, name) for each in found]) for name in ("accuracy", "macro_f1")
-    )
-    line = cells(one.run, title, len(found), found[0].n)
-    p = probability(median(each.p for each in found))
-    return Row((*line, interval(accuracy, "+"), interval(macro, "+"), p), (one.run,), "ours")
+    scored = [result.scored for result in (*objects, *random)]
+    known = [answers for answers in scored if answers is not None]
+    if len(known) < len(scored):
+        return None
+    noted = [(result.masking or {}).get("unmatched") for result in random]
+    left_out = {name for names in noted if isinstance(names, list) for name in map(str, names)}
+    run = MaskedRun(one.run, one.whole.scored, known[0], tuple(known[1:]))
+    try:
+        return run.without(sorted(left_out))
+    except ValueError:  # in no clip was as much masked at random
+        return None
 
 
-def _mean_interval(found: Sequence[Interval]) -> Interval:
-    return Interval(
-        *(fmean(getattr(one, end) for one in found) for end in ("value", "low", "high"))
+def _row(
+    names: tuple[str, ...],
+    title: str,
+    n: int,
+    draws: int,
+    accuracy: Interval,
+    p: float | None = None,
+    macro: Interval | None = None,
+) -> Row:
+    shown = (
+        interval(accuracy, "+"),
+        Cell(NONE) if macro is None else interval(macro, "+"),
+        Cell(NONE) if p is None else probability(p),
     )
+    return Row((*cells(" - ".join(names), title, draws, n), *shown), names, "ours")

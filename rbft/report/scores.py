@@ -134,8 +134,9 @@ def differences(groups: Sequence[Group], conditions: Conditions) -> Section:
         if len(common) > 1:
             rows.append(_seed_row(a, b, common, conditions))
         else:
-            first = common[0] if common else None
-            one, other = of_a.get(first, a.finals[0]), of_b.get(first, b.finals[0])
+            one, other = a.finals[0], b.finals[0]
+            if common:
+                one, other = of_a[common[0]], of_b[common[0]]
             rows.append(_clip_row(one, other, (one.run, other.run), conditions))
         results += [*a.finals, *b.finals]
     left_out = len(pairs) - MOST_PAIRS
@@ -236,7 +237,7 @@ def _seed_row(a: Group, b: Group, common: Sequence[str], conditions: Conditions)
         if min(map(len, known)) < len(common):
             shown.append(Cell(NONE))
             continue
-        found = paired_difference(*(dict(enumerate(of_side)) for of_side in known))
+        found = paired_difference(dict(enumerate(known[0])), dict(enumerate(known[1])))
         shown.append(interval(Interval(found.mean, found.low, found.high), "+"))
         if metric == "accuracy":
             p = probability(found.p)

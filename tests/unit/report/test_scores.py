@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
+from rbft.analysis.masked import MaskedRun, cost_difference, masking_cost
 from rbft.analysis.paired import compare_pair
 from rbft.report.conditions import Conditions
 from rbft.report.content import Content, build_content
@@ -26,6 +27,11 @@ def section(content: Content, key: str) -> Section:
 
 def cell(table: Table, row: Row, column: str) -> str:
     return row.cells[table.columns.index(column)].text
+
+
+def final(content: Content, run: str) -> Any:
+    """The final results of a run."""
+    return content.gathered.run(run).final
 
 
 def numbers(text: str) -> list[float]:
@@ -71,11 +77,10 @@ def test_the_majority_line_is_that_of_scikit_learn(content):
     (table,) = section(content, "scores").tables
     rows = [row for row in table.rows if row.kind == "majority"]
     assert len(rows) == len({cell(table, row, "clips") for row in rows}) == 4
-    final = content.gathered.run("smarthome_qwen2").final
-    assert final is not None
-    labels = [row["label"] for row in final.rows]
+    result = final(content, "smarthome_qwen2")
+    labels = [row["label"] for row in result.rows]
     always = ["abnormal"] * len(labels)
-    letter = content.conditions.of(final).letter
+    letter = content.conditions.of(result).letter
     (row,) = (one for one in rows if cell(table, one, "clips") == letter)
     reference: Any = f1_score  # its stubs know only numbers
     expected = [reference(labels, always, pos_label=one) for one in ("normal", "abnormal")]
@@ -106,8 +111,7 @@ def test_runs_that_differ_in_seeds_alone_are_one_row(content):
     for metric, column in (("accuracy", "accuracy"), ("f1/macro", "F1 macro")):
         values = []
         for run in row.runs:
-            final = content.gathered.run(run).final
-            values.append(100 * final.score(metric))
+            values.append(100 * final(content, run).score(metric))
         low, high = stats.t.interval(0.95, 1, fmean(values), stats.sem(values))
         expected = [fmean(values), stdev(values), max(low, 0), min(high, 100)]
         assert numbers(cell(table, row, column)) == pytest.approx(expected, abs=0.051)
@@ -180,7 +184,7 @@ def test_differences_are_paired_over_clips_or_seeds(content):
         ("smarthome_qwen25", "smarthome_qwen25_direct"),
     }
     row = pairs["smarthome_qwen2", "smarthome_qwen2_direct"]
-    a, b = (content.gathered.run(f"smarthome_qwen2{end}").final for end in ("", "_direct"))
+    a, b = (final(content, f"smarthome_qwen2{end}") for end in ("", "_direct"))
     found = compare_pair(a.scored, b.scored)
     assert cell(table, row, "compared over") == "196 clips"
     assert cell(table, row, "accuracy") == found.accuracy.percent(1, "+")
@@ -189,7 +193,7 @@ def test_differences_are_paired_over_clips_or_seeds(content):
     row = pairs["smarthome_qwen25", "smarthome_qwen25_direct"]
     assert cell(table, row, "compared over") == "2 seeds (1, 2)"
     values = [
-        [content.gathered.run(f"smarthome_qwen25{end}_seed{n}").final.score("accuracy")]
+        [final(content, f"smarthome_qwen25{end}_seed{n}").score("accuracy")]
         for end in ("", "_direct")
         for n in (1, 2)
     ]
@@ -215,8 +219,8 @@ def test_only_seeds_that_both_have_are_paired(tmp_path):
         assert cell(table, row, "compared over") == said
         if seeds == (1,):
             assert row.runs == ("ours_seed1", "direct_seed1")
-            finals = [content.gathered.run(name).final for name in row.runs]
-            found = compare_pair(*(one.scored for one in finals))
+            ours, direct = (final(content, name).scored for name in row.runs)
+            found = compare_pair(ours, direct)
             assert cell(table, row, "accuracy") == found.accuracy.percent(1, "+")
 
 
@@ -266,38 +270,47 @@ def test_a_comparison_is_shown_as_compare_has_computed_it(tmp_path):
     assert cell(table, table.rows[0], "difference") == "-"
 
 
-def test_masked_frames_are_paired_with_the_whole_ones(content):
+def test_what_masking_costs_is_as_the_statistics_have_it(content):
     against, scores = section(content, "masking").tables
     effects = {(row.cells[0].text, row.cells[1].text): row for row in against.rows}
-    assert set(effects) == {
-        (f"smarthome_qwen2{end}", title)
-        for end in ("", "_direct")
-        for title in ("objects - original frames", "random - original frames", "objects - random")
-    }
-    run = content.gathered.run("smarthome_qwen2")
-    by_name = {one.file.stem.split("-")[1]: one.scored for one in run.results if one.masking}
-    row = effects["smarthome_qwen2", "objects - original frames"]
-    found = compare_pair(by_name["objects"], run.final.scored)
-    assert cell(against, row, "accuracy") == found.accuracy.percent(1, "+")
-    assert cell(against, row, "F1 macro") == found.macro_f1.percent(1, "+")
-    assert numbers(cell(against, row, "p")) == [pytest.approx(found.p, abs=5e-4)]
-    row = effects["smarthome_qwen2", "objects - random"]
-    pairs = [compare_pair(by_name["objects"], by_name[f"random{n}"]) for n in range(2)]
-    assert cell(against, row, "draws") == "2"
-    assert numbers(cell(against, row, "accuracy")) == pytest.approx(
-        [
-            100 * fmean(getattr(one.accuracy, end) for one in pairs)
-            for end in ("value", "low", "high")
-        ],
-        abs=0.051,
-    )
-    p = fmean(one.p for one in pairs)  # the median of two
-    assert numbers(cell(against, row, "p")) == [pytest.approx(p, abs=6e-4)]
+    titles = ("objects - original frames", "random - original frames", "objects - random")
+    names = ("smarthome_qwen2", "smarthome_qwen2_direct")
+    both = "smarthome_qwen2_direct - smarthome_qwen2"
+    last = (both, "objects - random, of A - of B")
+    assert set(effects) == {*((name, title) for name in names for title in titles), last}
+    runs = []
+    for name in names:
+        run = content.gathered.run(name)
+        by_name = {one.file.stem.split("-")[1]: one.scored for one in run.results if one.masking}
+        random = (by_name["random0"], by_name["random1"])
+        runs.append(MaskedRun(name, run.final.scored, by_name["objects"], random))
+        cost = masking_cost(runs[-1])
+        shown = [cell(against, effects[name, title], "accuracy") for title in titles]
+        expected = (cost.objects, cost.random, cost.accuracy)
+        assert shown == [one.percent(1, "+") for one in expected]
+        row = effects[name, "objects - random"]
+        assert cell(against, row, "F1 macro") == cost.macro_f1.percent(1, "+")
+        assert cell(against, row, "draws") == "2"
+        assert numbers(cell(against, row, "p")) == [pytest.approx(cost.p_median, abs=6e-4)]
+    apart = cost_difference(runs[1], runs[0])
+    assert cell(against, effects[last], "accuracy") == apart.accuracy.percent(1, "+")
+    assert effects[last].runs == ("smarthome_qwen2_direct", "smarthome_qwen2")
     shown = {(one.cells[0].text, one.cells[2].text, one.cells[3].text) for one in scores.rows}
     assert ("smarthome_qwen2_direct", "random", "1") in shown
     assert len(scores.rows) == 6
     assert {cell(scores, one, "area %") for one in scores.rows} == {"8.3"}
     assert {cell(scores, one, "overlap %") for one in scores.rows} == {"100.0", "0.0"}
+
+
+def test_clips_in_which_too_little_was_masked_at_random_are_left_out(tmp_path):
+    folder = write_run(tmp_path, settings("run", ["label"]), answers(40, 0.8, 0))
+    rows = answers(40, 0.5, 1)
+    objects, random = folder / "label/test-objects-1.json", folder / "label/test-random0-1.json"
+    write_result(objects, rows, made("run"), masking=MASKED)
+    control = {**MASKED, "kind": "random", "repeat": 0, "unmatched": [rows[3]["id"]]}
+    write_result(random, answers(40, 0.6, 2), made("run"), masking=control)
+    against, _ = section(build_content(gather(tmp_path)), "masking").tables
+    assert {cell(against, row, "n") for row in against.rows} == {"39"}
 
 
 MASKED = {"kind": "objects", "boxes": "b", "fill": "constant", "area": 0.1, "overlap": 1.0}
@@ -320,13 +333,14 @@ def test_masked_frames_are_of_the_run_whose_weights_were_scored(tmp_path):
     ]
     for row, name, number in zip(against.rows, ("one", "two"), (2, 3), strict=True):
         assert row.cells[0].text == name
-        whole = content.gathered.run(name).final
+        whole = final(content, name)
         (result,) = (
             one
             for one in content.gathered.run("masked_objects").results
             if one.rows == tuple(answers(40, 0.5, number))
         )
-        found = compare_pair(result.scored, whole.scored)
+        answers_of: Any = result.scored
+        found = compare_pair(answers_of, whole.scored)
         assert cell(against, row, "accuracy") == found.accuracy.percent(1, "+")
 
 
@@ -341,12 +355,8 @@ def test_masked_frames_are_of_the_run_whose_weights_were_scored(tmp_path):
         ),
         ("others", 0, "b", ["objects - original frames"]),  # other weights
         ("run", 2, "b", ["objects - original frames"]),  # other clips
-        (
-            "run",
-            0,
-            "c",  # masks made from other boxes are not compared with these
-            ["objects - original frames", "random - original frames"],
-        ),
+        # Masks made from other boxes are not compared with these.
+        ("run", 0, "c", ["objects - original frames", "random - original frames"]),
     ],
 )
 def test_masks_of_other_weights_clips_or_boxes_are_not_paired(
@@ -367,18 +377,18 @@ def test_calibration_is_that_of_the_results(content):
     (table,) = section(content, "calibration").tables
     assert len(table.rows) == 8
     for row in table.rows:
-        final = content.gathered.run(row.cells[0].text).final
-        stored = final.content["calibration"]
+        result: Any = final(content, row.cells[0].text)
+        stored = result.content["calibration"]
         assert cell(table, row, "ECE") == f"{stored['ece']:.3f}"
         assert cell(table, row, "Brier") == f"{stored['brier']:.3f}"
         assert cell(table, row, "NLL") == f"{stored['nll']:.3f}"
         confidence = (
-            fmean(max(one["probabilities"].values()) for one in final.rows)
-            if (final.rows)
+            fmean(max(one["probabilities"].values()) for one in result.rows)
+            if (result.rows)
             else None
         )
         if confidence is not None:
-            gap = 100 * (confidence - final.score("accuracy"))
+            gap = 100 * (confidence - result.score("accuracy"))
             assert numbers(cell(table, row, "confidence - accuracy")) == [
                 pytest.approx(gap, abs=0.051)
             ]
