@@ -69,7 +69,10 @@ def explain(message: str, parser: ArgumentParser) -> str:
         message,
     ):
         name = next(group for group in unknown.groups() if group)
-        near = difflib.get_close_matches(name, _known(parser), n=3, cutoff=0.6)
+        commands = getattr(parser, "_subcommands_action", None)
+        asked = re.search(r"Subcommand '([^']+)'", message)
+        own = commands.choices.get(asked[1], parser) if commands and asked else parser
+        near = difflib.get_close_matches(name, _known(own), n=3, cutoff=0.6)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         return f"there is no setting '{name}'.{hint}"
     if missing := re.search(r"arguments are required: (.+)", message):
