@@ -26,7 +26,7 @@ COMMANDS = {
     "cache": "cache",
 }
 # Those that need no torch, so that nobody waits for it; see `rbft.light`.
-LIGHT = ("report",)
+LIGHT = ("report", "init")
 EXPERIMENT = "experiment"  # the argument of commands that take an experiment's settings
 
 

@@ -1,0 +1,148 @@
+"""What the commands are, read from their files without importing them: torch takes seconds."""
+
+import ast
+import difflib
+import shutil
+import textwrap
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from rbft.commands import COMMANDS, EXPERIMENT
+
+EXAMPLES = {
+    "fit": "fit experiments/smarthome_qwen25.yaml",
+    "rationalize": "rationalize experiments/smarthome_qwen25.yaml",
+    "rationales": "rationales experiments/smarthome_qwen25.yaml",
+    "judge": "judge experiments/smarthome_qwen25.yaml --endpoint.model gpt-4o",
+    "batch": "batch experiments/smarthome_gpt4o.yaml",
+    "test": "test experiments/smarthome_qwen25.yaml",
+    "validate": "validate experiments/smarthome_qwen25.yaml --data.val_fraction 0.1",
+    "predict": "predict experiments/smarthome_qwen25.yaml --videos clips/",
+    "export": "export experiments/smarthome_qwen25.yaml --output merged",
+    "compare": 'compare --configs "[a.yaml, b.yaml]" --seeds 5',
+    "mask": "mask experiments/smarthome_masked_objects.yaml --names [person]",
+    "masked": 'masked --runs "[direct, ours]"',
+    "report": "report",
+    "attention": 'attention --runs "[direct, ours]"',
+    "scan": "scan experiments/smarthome_qwen25.yaml",
+    "init": 'init --domain "conveyor belt" --classes "[pass, fail]"',
+    "cache": "cache --clear frames",
+}
+# What other programs call these.
+SYNONYMS = {
+    "train": "fit",
+    "finetune": "fit",
+    "sft": "fit",
+    "run": "fit",
+    "rationalise": "rationalize",
+    "write": "rationalize",
+    "eval": "test",
+    "evaluate": "test",
+    "score": "test",
+    "infer": "predict",
+    "inference": "predict",
+    "classify": "predict",
+    "merge": "export",
+    "save": "export",
+    "new": "init",
+    "check": "scan",
+    "grade": "judge",
+}
+
+
+class Command(NamedTuple):
+    """A command as its file describes it.
+
+    Attributes:
+        summary: The first line of its docstring.
+        experiment: Whether it takes an experiment's settings.
+        switches: Its options that are true or false.
+    """
+
+    summary: str
+    experiment: bool
+    switches: frozenset[str]
+
+
+@cache
+def command(name: str) -> Command:
+    """What the file of a command says about it.
+
+    Args:
+        name: One of `COMMANDS`.
+    """
+    file = Path(__file__).with_name(f"{COMMANDS[name]}.py")
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    functions = [one for one in tree.body if isinstance(one, ast.FunctionDef)]
+    (function,) = (one for one in functions if one.name == name)
+    arguments = function.args.args
+    booleans = {one.arg for one in arguments if one.annotation and _is_bool(one.annotation)}
+    summary = (ast.get_docstring(function) or "").splitlines()[0]
+    return Command(summary, arguments[0].arg == EXPERIMENT, frozenset(booleans))
+
+
+def _is_bool(annotation: ast.expr) -> bool:
+    return isinstance(annotation, ast.Name) and annotation.id == "bool"
+
+
+def overview() -> str:
+    """What `python -m rbft` alone shows: every command with an example."""
+    width = max(shutil.get_terminal_size().columns - 1, 60)
+    lines = ["usage: python -m rbft COMMAND [EXPERIMENT.yaml] [--OPTION VALUE ...]", ""]
+    for name in COMMANDS:
+        said = f"  {name:12} {command(name).summary}"
+        lines += textwrap.wrap(said, width, subsequent_indent=" " * 15)
+        lines.append(f"      $ rbft {EXAMPLES[name]}")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "rbft COMMAND --help lists its options; rbft is short for python -m rbft.",
+            "A first run, offline, in about a minute: rbft fit experiments/miniature.yaml",
+        ]
+    )
+
+
+def unknown_command(name: str) -> str:
+    """What is said where there is no such command.
+
+    Args:
+        name: What was given.
+    """
+    near = [SYNONYMS[name]] if name in SYNONYMS else difflib.get_close_matches(name, COMMANDS, n=2)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"there is no command '{name}'.{hint} Allowed are {', '.join(COMMANDS)}."
+
+
+def in_full(args: Sequence[str]) -> list[str]:
+    """A command line with what may be left out: `fit a.yaml --dry_run`.
+
+    Experiment files right behind the command are `--config`, and an option that is true or false
+    is true where no value follows.
+
+    Args:
+        args: The command line behind the program's name.
+    """
+    if not args or args[0] not in COMMANDS:
+        return [*args]
+    (name, *rest), made = args, [args[0]]
+    known = command(name)
+    while known.experiment and rest and _is_file(rest[0]):
+        made.append(f"--config={rest.pop(0)}")
+    switches = {f"--{one}" for one in (*known.switches, "score_each_stage")}
+    for place, one in enumerate(rest):
+        alone = place + 1 == len(rest) or rest[place + 1].startswith("-")
+        made.append(f"{one}=true" if one in switches and alone else one)
+    return made
+
+
+def _is_file(given: str) -> bool:
+    return given.endswith((".yaml", ".yml")) and not given.startswith("-")
+
+
+def program() -> str:
+    """Name and version."""
+    return f"rbft {version('rbft')}"
