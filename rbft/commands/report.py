@@ -11,6 +11,7 @@ from rbft.report.markdown import as_markdown
 from rbft.report.page import MB, as_page
 from rbft.report.videos import Videos
 from rbft.runtime.files import write_text
+from rbft.runtime.ranges import check_ranges
 
 
 def report(
@@ -40,8 +41,7 @@ def report(
         max_mb: Largest size of the page in megabytes (10^6 bytes); pictures are left out for it.
     """
     began = time.perf_counter()
-    if not max_mb > 0:
-        raise ValueError(f"--max_mb ({max_mb:g}) must be above 0.")
+    check_ranges("", {"max_mb": max_mb})
     gathered = gather(logs, runs)
     content = build_content(gathered)
     said, place = [], output or logs / "report.html"

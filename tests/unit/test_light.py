@@ -56,7 +56,7 @@ def test_help_and_errors_are_those_of_the_other_commands(tmp_path):
         (["--logs=nowhere"], "error: nowhere holds no run. Train one (python -m rbft fit), or"),
         (["--run=x"], "error: there is no setting 'run'. Did you mean runs?"),
         (["--format=pdf"], "error: format is 'pdf'; allowed is"),
-        (["--max_mb=0"], "error: --max_mb (0) must be above 0."),
+        (["--max_mb=0"], "error: max_mb (0) must be above 0; it is megabytes."),
     ):
         done = rbft(tmp_path, "report", *args)
         assert done.returncode == 2, done.stderr

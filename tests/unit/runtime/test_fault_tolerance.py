@@ -87,19 +87,22 @@ def test_a_second_signal_does_not_disturb_the_end() -> None:
 HELD = """
 import os, signal, time
 from rbft.runtime.fault_tolerance import signals
-with signals.listening():
-    signals.hold()
-    child = os.fork()
-    if not child:  # as a worker that decodes clips
-        time.sleep(1)
-        os._exit(7)
-    os.kill(child, signal.SIGINT)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+def sent_to_a_worker(number):
+    ready, tell = os.pipe()
     child = os.fork()
     if not child:
-        time.sleep(60)
-    os.kill(child, signal.SIGTERM)
+        os.write(tell, b"1")
+        time.sleep(2)
+        os._exit(7)
+    os.read(ready, 1)  # a signal amid the fork would be lost
+    os.kill(child, number)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+with signals.listening():
+    signals.hold()
+    sent_to_a_worker(signal.SIGINT)
+    sent_to_a_worker(signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGINT)
     print(signals.received, flush=True)
     os.kill(os.getpid(), signal.SIGINT)

@@ -17,6 +17,7 @@ from rbft.data.base import VideoDataModule
 from rbft.data.videofolder import VideoFolder
 from rbft.engines.settings import EndpointSettings
 from rbft.inference.sampling import RationaleSampling
+from rbft.masking.settings import Masking
 from rbft.module import RBFTModule
 from rbft.rationales.quality import QualityRules
 from rbft.runtime.ranges import RANGES, Range, check_ranges
@@ -26,6 +27,7 @@ CLASSES = {
     "model.": [RBFTModule],
     "data.": [VideoDataModule, *BENCHMARKS],
     "data.rationale_rules.": [QualityRules],
+    "data.masking.": [Masking],
     "model.rationale_sampling.": [RationaleSampling],
     "model.lora.": [LoRA],
     "endpoint.": [EndpointSettings],
@@ -52,6 +54,13 @@ WRONG: dict[str, tuple[float, str]] = {
     "seed_everything": (-1, SEED),
     "gpu_gb": (0, "must be above 0; it is the GPU's memory in GiB."),
     "repeats": (0, ONE),
+    "max_mb": (0, "must be above 0; it is megabytes."),
+    "masked_share": (1, "must be 0 or more and below 1; 0 masks nothing."),
+    "pictures": (-1, NULL),
+    "seed": (-1, SEED),
+    "objects": (0, "must be 1 or more; it is the most boxes of a frame."),
+    "threshold": (1.5, SHARE),
+    "text_threshold": (-0.5, SHARE),
     "texts": (0, "must be 1 or more; null takes all."),
     "temperature": (-0.5, TO_SERVER),
     "top_logprobs": (21, LOGPROBS),
@@ -94,6 +103,9 @@ WRONG: dict[str, tuple[float, str]] = {
     "data.rationale_rules.min_script_share": (-0.5, SHARE_OR_NULL),
     "data.rationale_rules.max_similarity": (0, "must be above 0 and at most 1; null allows all."),
     "data.rationale_rules.similarity_ngram": (0, ONE),
+    "data.masking.repeats": (0, ONE),
+    "data.masking.seed": (-1, SEED),
+    "data.masking.repeat": (-1, "must be 0 or more; draws are counted from 0; null scores all."),
     "data.frame_cache_gb": (-1, CACHE),
     "data.feature_cache_gb": (-0.25, CACHE),
     "data.seed": (2**32, SEED),
