@@ -48,6 +48,7 @@ def run(name: str, *options: str, tiny: bool = True) -> str:
     return re.sub(" +", " ", process.stdout)
 
 
+@pytest.mark.long
 def test_a_step_is_compared_and_timed_against_transformers():
     said = run("train_step.py", "--rounds=1", "--clips=4", "--stages", "rationale", "--swift=/none")
     assert "trl: not installed; give --trl PYTHON" in said
@@ -59,6 +60,7 @@ def test_a_step_is_compared_and_timed_against_transformers():
     assert all(float(clips) > 0 for _, clips, _ in speeds)
 
 
+@pytest.mark.long
 def test_scored_and_written_classes_are_those_of_transformers():
     said = run("evaluate.py", "--rounds=1", "--tests=4", "--batch=3", "--teach=30")
     ways = dict(re.findall(r"^([^\d\n]+) \d.*x \S+ (\d of 4) \d of 4 \d$", said, re.MULTILINE))
@@ -96,6 +98,7 @@ def test_cost_by_frames():
     assert all(float(value) > 0 for value in row[1:])
 
 
+@pytest.mark.long
 def test_the_shares_of_a_step():
     said = run("profile_step.py", "--stages", "label", "--steps=1")
     shares = dict(re.findall(r"^([A-Z]?[^\n%]+) (-?\d+)%$", said, re.MULTILINE))
@@ -103,6 +106,7 @@ def test_the_shares_of_a_step():
     assert int(shares["matrix products of tower and decoder"]) > 0
 
 
+@pytest.mark.long
 def test_the_memory_of_a_step_by_phase():
     said = run("memory_step.py", "--stages", "label")
     found = re.findall(r"^([a-zA-Z,:' ]+) ([\d.]+) ([\d.]+) ([\d.]+)$", said, re.MULTILINE)

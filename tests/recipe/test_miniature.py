@@ -61,6 +61,7 @@ def test_the_first_line_of_the_readme_runs_the_whole_method(checkout, capsys):
         assert row in shown
 
 
+@pytest.mark.long
 def test_matched_direct_sft_fits_its_training_clips(checkout):
     name = "miniature_matched"
     rbft(

@@ -129,6 +129,7 @@ def test_a_pass_that_is_killed_goes_on(together, options, tmp_path):
     assert outcome(tmp_path) == outcome(together)
 
 
+@pytest.mark.long
 def test_two_processes_write_the_same_and_go_on(together, options, tmp_path):
     more = [*options, PROMPTS, "--trainer.devices=2", "--data.batch_size=1"]
     part = "less-*.jsonl.part1"

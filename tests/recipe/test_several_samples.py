@@ -73,6 +73,7 @@ def test_killed_between_batches_and_within_a_line(whole, options, tmp_path, caps
     assert outcome(tmp_path) == outcome(whole)
 
 
+@pytest.mark.long
 def test_two_processes_draw_the_same_and_go_on(whole, options, tmp_path):
     more = [*options, "--trainer.devices=2", "--data.batch_size=1"]
     part = "*rationale-*.jsonl.part1"

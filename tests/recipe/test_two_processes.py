@@ -192,6 +192,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
     return math.sqrt(sum(float((one[n] - other[n]).double().square().sum()) for n in one))
 
 
+@pytest.mark.long
 def test_in_half_precision_as_the_overlay_has_it(options, tmp_path, cache):
     """bf16-mixed: FSDP2 rounds weights and states, one process what enters each product."""
     label = [*options, "--stages=[label]", "--score_each_stage=false"]

@@ -34,14 +34,14 @@ def test_a_step_of_two_micro_batches() -> None:
     fill(monitor)
     step = monitor.close(runner(6), torch.tensor(3.0))
     # Norm, loss, replaced clips, and how many processes got each signal.
-    assert step.read() == [3.0, 0.75, 2.0, 0.0, 0.0]
+    assert step.read() == [3.0, 0.75, 2.0, 0.0, 0.0, 0.0]
     assert step.number == 7
     assert [clips for clips, _ in step.batches] == [["e", "b"], ["d", "d"]]
     assert [float(loss) for _, loss in step.batches] == [0.5, 0.25]
     assert not any(loss.requires_grad for _, loss in step.batches)
     # The next begins with nothing.
     monitor.add(["c"], torch.tensor(2.0))
-    assert monitor.close(runner(7), torch.tensor(1.0)).read() == [1.0, 2.0, 0.0, 0.0, 0.0]
+    assert monitor.close(runner(7), torch.tensor(1.0)).read() == [1.0, 2.0, 0.0, 0.0, 0.0, 0.0]
 
 
 def test_losses_and_counts_are_summed_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,12 +49,17 @@ def test_losses_and_counts_are_summed_over_processes(monkeypatch: pytest.MonkeyP
     monitor = StepMonitor()
     fill(monitor)
     step = monitor.close(runner(world=2), torch.tensor(3.0))
-    assert step.read() == [3.0, 1.5, 4.0, 0.0, 0.0]
+    assert step.read() == [3.0, 1.5, 4.0, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
     ("received", "counts"),
-    [(None, [0.0, 0.0]), (signal.SIGTERM, [1.0, 0.0]), (signal.SIGUSR1, [0.0, 1.0])],
+    [
+        (None, [0.0, 0.0, 0.0]),
+        (signal.SIGTERM, [1.0, 0.0, 0.0]),
+        (signal.SIGUSR1, [0.0, 1.0, 0.0]),
+        (signal.SIGINT, [0.0, 0.0, 1.0]),
+    ],
 )
 def test_every_process_learns_of_a_signal(
     received: signal.Signals | None, counts: list[float]
