@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Iterator
+from enum import EnumType
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,13 @@ class FSDP2(ModelParallelStrategy):
 StrategyRegistry.register("fsdp2", FSDP2, "Shards weights, gradients and optimizer states.")
 
 
+def _member(kind: Any, name: str) -> Any:
+    """A member of an enumeration: early versions of Python 3.11 write getattr(class, name)."""
+    if isinstance(kind, EnumType) and name in kind.__members__:
+        return kind[name]
+    raise pickle.UnpicklingError(f"A checkpoint's table of contents holds {kind!r}.{name}.")
+
+
 class _Unpickler(pickle.Unpickler):
     """Creates the classes that a checkpoint's metadata consists of, and no others."""
 
@@ -125,6 +133,8 @@ class _Unpickler(pickle.Unpickler):
         }
         own = module.startswith("torch.distributed.checkpoint.")
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if own or dtype or (module, name) in known:
             found = super().find_class(module, name)
             if not own or isinstance(found, type):

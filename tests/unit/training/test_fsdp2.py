@@ -174,6 +174,24 @@ class Evil:
         return os.mkdir, (self.file,)
 
 
+class Got:
+    def __init__(self, *given: Any) -> None:
+        self.given = given
+
+    def __reduce__(self) -> Any:
+        return getattr, self.given
+
+
+def test_a_member_of_an_enumeration_is_read_as_early_pythons_wrote_it(tmp_path: Path) -> None:
+    (tmp_path / ".metadata").write_bytes(pickle.dumps([Got(LoadItemType, "BYTE_IO")]))
+    with pytest.raises(AttributeError):  # a list has no storage metadata; reading it went well
+        _Reader(tmp_path).read_metadata()
+    for given in ((LoadItemType, "__init__"), (MetadataIndex, "__init__"), (Path, "rmdir")):
+        (tmp_path / ".metadata").write_bytes(pickle.dumps([Got(*given)]))
+        with pytest.raises(pickle.UnpicklingError, match="table of contents holds"):
+            _Reader(tmp_path).read_metadata()
+
+
 def test_reading_a_checkpoint_runs_nothing_that_stands_in_it(tmp_path: Path) -> None:
     evil = Evil(tmp_path / "run")
     (tmp_path / ".metadata").write_bytes(pickle.dumps(evil))
