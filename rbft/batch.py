@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rbft.clip import Clip
@@ -62,6 +62,8 @@ class Sequences(Transferable):
         lengths: Tokens of each clip, in the processor's memory.
         video_indices: Indices of the video tokens among all rows' tokens, clip after clip. None
             where they are not known.
+        video_sources: For each of them which of the batch's video tokens stands there; None where
+            each clip stands in one sequence, so that they stand there in order.
         padded_left: Whether padding stands before the tokens, which then see it unless it is
             masked. Tokens see nothing of what follows them.
     """
@@ -72,6 +74,7 @@ class Sequences(Transferable):
     labels: Int[Tensor, "rows tokens"]
     lengths: tuple[int, ...]
     video_indices: Int[Tensor, " video"] | None = None
+    video_sources: Int[Tensor, " video"] | None = None
     padded_left: bool = False
 
     @property
@@ -92,13 +95,21 @@ class Targets(Transferable):
             logits predict it.
         ids: What each is.
         clips: The clip that each belongs to, its place in the batch.
-        answers: Token ids of each clip's answer, in the processor's memory.
+        answers: Token ids of each answer, in the processor's memory: one a clip, or where all
+            classes are looked at one for each class of each clip.
+        weights: Weight of each beside that of its clip; None weighs all alike.
+        of_class: Whether each belongs to the class, with what ends it; None where the answers
+            have one part.
+        rows: The answer that each belongs to, where all classes are looked at; else None.
     """
 
     logit_indices: Int[Tensor, " answer"]
     ids: Int[Tensor, " answer"]
     clips: Int[Tensor, " answer"]
     answers: list[list[int]]
+    weights: Float[Tensor, " answer"] | None = None
+    of_class: Bool[Tensor, " answer"] | None = None
+    rows: Int[Tensor, " answer"] | None = None
 
 
 @dataclass(frozen=True)

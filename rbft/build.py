@@ -27,6 +27,7 @@ from rbft.module import RBFTModule
 from rbft.runs.folder import Run
 from rbft.runtime.experiment_file import own_message
 from rbft.runtime.fault_tolerance import explain_errors, take_signals
+from rbft.stages import stage_names
 from rbft.training.checkpoints import StepCheckpoint, WholeCheckpoints
 
 LOGS = "lightning_logs"
@@ -112,7 +113,7 @@ class Experiment:
         self.run = Run(self.logs / (settings.name or "unnamed"))
         self.single: str | None = settings.model.stage
         self.given: Path | None = settings.model.weights
-        self.stages: list[str] = [self.single] if self.single else list(settings.stages)
+        self.stages: list[str] = [self.single] if self.single else stage_names(settings.stages)
         asked = settings.get("endpoint")
         self.endpoint = None if asked is None else EndpointSettings(**vars(asked))
         wanted = settings.get("decision")

@@ -112,7 +112,14 @@ class RBFTCLI(LightningCLI):
             "--stages",
             type=list[StageName],
             help="What is trained, in order: [rationale, label] is RB-FT, [label] Direct-SFT, [] "
-            "zero-shot.",
+            "zero-shot. A stage may stand there again.",
+        )
+        parser.add_argument(
+            "--rationales_from",
+            type=Literal["backbone", "previous"],
+            default="backbone",
+            help="Who writes the rationales that a stage learns: the backbone, once for all, or "
+            "anew the weights that each stage starts from.",
         )
         parser.add_argument(
             "--score_each_stage",

@@ -1,7 +1,8 @@
 """From clips to tensors: the only place that tokenizes and masks."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ class Collator:
         extra_prompts: Stages and cards whose prompts are put besides.
         packing: Put all clips in one row instead of padding them: prompts with their answers, and
             prompts that are only asked.
+        answer_weight: Weight of the class's tokens in the loss against the rationale's, where an
+            answer has both.
     """
 
     processor: Any
@@ -43,6 +46,7 @@ class Collator:
     prompt_stage: Stage | None = None
     extra_prompts: tuple[tuple[Stage, Card], ...] = ()
     packing: bool = False
+    answer_weight: float = 1.0
 
     @property
     def needs_rationales(self) -> bool:
@@ -50,9 +54,16 @@ class Collator:
         return self.target_stage is not None and self.target_stage.needs_rationales
 
     @property
+    def reads_rationales(self) -> list[bool]:
+        """For each turn of the stage whether it needs rationales."""
+        stages = [] if self.target_stage is None else self.target_stage.turns or [self.target_stage]
+        return [one.needs_rationales for one in stages] or [False]
+
+    @property
     def learns_class(self) -> bool:
         """Whether the class is all that is learnt (Stage II)."""
-        return self.target_stage is not None and self.target_stage.parts == (CLASS,)
+        stage = self.target_stage
+        return stage is not None and stage.parts == (CLASS,) and not stage.turns
 
     def part_ids(self, text: str, *, last: bool, cut: bool = False) -> list[int]:
         """Token ids of one part of an answer with what ends it.
@@ -79,6 +90,14 @@ class Collator:
         last = stage.parts.index(CLASS) == len(stage.parts) - 1
         return [self.part_ids(word, last=last) for word in self.card.words.values()]
 
+    def answer_parts(self, clip: Clip, rationale: str | None, cut: bool = False) -> list[list[int]]:
+        """Token ids of each part of the clip's answer with what ends it, see `answer_ids`."""
+        assert self.target_stage is not None
+        *before, end = self.target_stage.target_parts(self.card, clip, rationale)
+        ids = [self.part_ids(text, last=False) for text in before]
+        cut = cut and self.target_stage.parts[-1] == RATIONALE
+        return [*ids, self.part_ids(end, last=True, cut=cut)]
+
     def answer_ids(self, clip: Clip, rationale: str | None, cut: bool = False) -> list[int]:
         """Token ids of the clip's answer, the end of the turn included.
 
@@ -88,15 +107,53 @@ class Collator:
             cut: Whether the rationale was cut off when it was written. If it ends the answer, the
                 answer has no end of the turn: the model would learn to stop in mid-sentence.
         """
-        assert self.target_stage is not None
-        *before, end = self.target_stage.target_parts(self.card, clip, rationale)
-        ids = [token for text in before for token in self.part_ids(text, last=False)]
-        cut = cut and self.target_stage.parts[-1] == RATIONALE
-        return [*ids, *self.part_ids(end, last=True, cut=cut)]
+        return [token for part in self.answer_parts(clip, rationale, cut) for token in part]
 
     def answer_tokens(self, clip: Clip, rationale: str | None, cut: bool = False) -> int:
         """Length of the clip's answer in tokens, without decoding the video; see `answer_ids`."""
         return len(self.answer_ids(clip, rationale, cut))
+
+    def loss_tokens(
+        self,
+        clip: Clip,
+        rationale: str | None,
+        cut: bool = False,
+        soft_label: Sequence[float] | None = None,
+        turn: int = 0,
+    ) -> float:
+        """What a clip counts in the loss: the tokens that it learns, each by its weight.
+
+        Where the expected cost is minimised, every clip counts 1.
+
+        Args:
+            clip: The clip.
+            rationale: Its rationale, None where none is needed.
+            cut: See `answer_ids`.
+            soft_label: Probability of each class, where the stage learns them.
+            turn: Which of the stage's turns it is.
+        """
+        assert self.target_stage is not None
+        if self.target_stage.objective == "expected_cost":
+            return 1.0
+        own = self._answers(Asked(clip, rationale, cut, soft_label, turn))
+        return sum(weight for one in own for weight in one.weights)
+
+    def _answers(self, asked: "Asked") -> list["Answer"]:
+        """The clip's answer, or where all classes are looked at, one for each class."""
+        assert self.target_stage is not None
+        stage = self.target_stage.turn(asked.turn)
+        own = replace(self, target_stage=stage)
+        if not stage.all_classes:
+            parts = own.answer_parts(asked.clip, asked.rationale, asked.cut)
+            both = len(parts) > 1
+            weights = {RATIONALE: 1.0, CLASS: self.answer_weight if both else 1.0}
+            return [Answer.of(parts, stage.parts, weights)]
+        clips = [replace(asked.clip, label=label) for label in range(len(self.card.words))]
+        shares = asked.soft_label or [1.0] * len(clips)
+        return [
+            Answer.of(own.answer_parts(one, asked.rationale), stage.parts, {CLASS: share})
+            for one, share in zip(clips, shares, strict=True)
+        ]
 
     def prompt_ids(self, prompt: str, video_tokens: int) -> list[int]:
         """Token ids of one user turn, video first, up to where the assistant answers."""
@@ -111,9 +168,11 @@ class Collator:
     def __call__(self, examples: list[Example]) -> Batch:
         """One batch of the examples in order."""
         video, grids = self._video(examples)
-        answer = (
-            None if self.target_stage is None else self._answer(examples, grids, self.target_stage)
-        )
+        answer, targets = None, None
+        if self.target_stage is not None:
+            answer, answers = self._answer(examples, grids)
+            apart = not self.target_stage.all_classes and len(self.target_stage.parts) > 1
+            targets = _targets(answer, answers, apart=apart)
         asked = (
             []
             if self.prompt_stage is None
@@ -125,7 +184,7 @@ class Collator:
         return Batch(
             video=video,
             answer=answer,
-            targets=None if answer is None else _targets(answer),
+            targets=targets,
             prompt=prompts[0] if prompts else None,
             clips=tuple(e.clip for e in examples),
             label=torch.tensor([-1 if e.clip.label is None else e.clip.label for e in examples]),
@@ -166,18 +225,43 @@ class Collator:
         seen = [e.video.features if isinstance(e.video, EncodedVideo) else None for e in examples]
         return CachedFeatures(seen, keys, [e.video.sampled_fps for e in examples])
 
-    def _answer(self, examples: list[Example], grids: list[list[int]], stage: Stage) -> Sequences:
-        prompts = self._prompts(examples, grids, stage, self.card)
-        answers = [self.answer_ids(e.clip, e.rationale, e.cut) for e in examples]
-        # Tokenized apart: at inference the prompt's tokens are fixed before the answer's begin.
-        rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-        labels = [
-            [IGNORED] * len(prompt) + answer
-            for prompt, answer in zip(prompts, answers, strict=True)
+    def _answer(
+        self, examples: list[Example], grids: list[list[int]]
+    ) -> tuple[Sequences, list[list["Answer"]]]:
+        """The rows to learn from, and what they answer about each clip."""
+        assert self.target_stage is not None
+        stages = [self.target_stage.turn(e.draw.turn) for e in examples]
+        prompts = [
+            self._prompts([e], [grid], stage, self.card)[0]
+            for e, grid, stage in zip(examples, grids, stages, strict=True)
         ]
+        answers = [
+            self._answers(Asked(e.clip, e.rationale, e.cut, e.soft_label, e.draw.turn))
+            for e in examples
+        ]
+        # Tokenized apart: at inference the prompt's tokens are fixed before the answer's begin.
+        places = [place for place, own in enumerate(answers) for _ in own]
+        flat = [one for own in answers for one in own]
+        rows = [[*prompts[place], *one.ids] for place, one in zip(places, flat, strict=True)]
+        labels = [
+            [IGNORED] * len(prompts[place]) + one.labels
+            for place, one in zip(places, flat, strict=True)
+        ]
+        shown, seen = [examples[place] for place in places], [grids[place] for place in places]
         if self.packing:
-            return self._pack(rows, labels, examples, grids)
-        return self._pad(rows, labels, examples, grids, side="right")
+            made = self._pack(rows, labels, shown, seen)
+        else:
+            made = self._pad(rows, labels, shown, seen, side="right")
+        if len(rows) > len(examples):
+            made = replace(made, video_sources=self._sources(grids, places))
+        return made, answers
+
+    def _sources(self, grids: list[list[int]], places: list[int]) -> Int[Tensor, " video"]:
+        """Which of the clips' video tokens stand in rows of which several show the same clip."""
+        merged = self.config.vision_config.spatial_merge_size**2
+        sizes = [grid[0] * grid[1] * grid[2] // merged for grid in grids]
+        first = [0, *accumulate(sizes)]
+        return torch.cat([torch.arange(first[own], first[own + 1]) for own in places])
 
     def _prompt(
         self, rows: list[list[int]], examples: list[Example], grids: list[list[int]]
@@ -253,14 +337,77 @@ class Collator:
         return (ids.flatten() == self.config.video_token_id).nonzero()[:, 0]
 
 
-def _targets(answer: Sequences) -> Targets:
+@dataclass(frozen=True)
+class Asked:
+    """What is known about a clip that is learnt: see `Example`."""
+
+    clip: Clip
+    rationale: str | None
+    cut: bool = False
+    soft_label: Sequence[float] | None = None
+    turn: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer about a clip, token by token.
+
+    Attributes:
+        ids: Token ids.
+        labels: The same where they are learnt, -100 where they are only read.
+        weights: Weight in the loss of those that are learnt.
+        of_class: Whether they belong to the class; of those that are learnt.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    weights: list[float]
+    of_class: list[bool]
+
+    @classmethod
+    def of(
+        cls, parts: Sequence[list[int]], names: Sequence[str], weights: Mapping[str, float]
+    ) -> "Answer":
+        """An answer of parts.
+
+        Args:
+            parts: Token ids of each part.
+            names: What each part is.
+            weights: Weight of each part that is learnt, by name.
+        """
+        ids, labels, shares, of_class = [], [], [], []
+        for part, name in zip(parts, names, strict=True):
+            ids += part
+            labels += part if name in weights else [IGNORED] * len(part)
+            shares += [weights[name]] * len(part) if name in weights else []
+            of_class += [name == CLASS] * len(part) if name in weights else []
+        return cls(ids, labels, shares, of_class)
+
+
+def _targets(answer: Sequences, answers: list[list[Answer]], *, apart: bool) -> Targets:
     # Sequences begin with a prompt: what comes before an answer's token is of the same clip.
-    rows, columns = (answer.labels != IGNORED).nonzero(as_tuple=True)
+    places, columns = (answer.labels != IGNORED).nonzero(as_tuple=True)
     ends = torch.tensor(answer.lengths).cumsum(0)
-    ids = answer.labels[rows, columns]
-    clips = torch.searchsorted(ends, columns, right=True) if answer.packed else rows
-    answers = [own.tolist() for own in ids.split(clips.bincount().tolist())]
-    return Targets(rows * answer.labels.shape[1] + columns - 1, ids, clips, answers)
+    ids = answer.labels[places, columns]
+    rows = torch.searchsorted(ends, columns, right=True) if answer.packed else places
+    flat = [one for own in answers for one in own]
+    clips, weights, of_class = rows, None, None
+    if len(flat) > len(answers):
+        clips = torch.tensor([clip for clip, own in enumerate(answers) for _ in own])[rows]
+    shares = [share for one in flat for share in one.weights]
+    if any(share != 1 for share in shares):
+        weights = torch.tensor(shares)
+    if apart:  # also where all rationales of a batch are empty: processes must agree
+        of_class = torch.tensor([mark for one in flat for mark in one.of_class])
+    return Targets(
+        places * answer.labels.shape[1] + columns - 1,
+        ids,
+        clips,
+        [one.ids for one in flat],
+        weights,
+        of_class,
+        rows if len(flat) > len(answers) else None,
+    )
 
 
 def _shared(prompts: Sequence[Sequence[int]]) -> int:

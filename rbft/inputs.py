@@ -36,11 +36,29 @@ from rbft.runs.record import (
 )
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.differences import flat
-from rbft.stages import Stage, find_stage
+from rbft.stage_settings import check_stage_settings
+from rbft.stages import RATIONALE_STAGE, Stage, find_stage, stage_names
 from rbft.training.fsdp2 import check_strategy
 from rbft.video.frame_settings import determining
 
 TRAINING_SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who writes rationales.
+
+    Attributes:
+        weights: The weights folder; None for the backbone.
+        stage: The stage whose question is put: that of rationales, or of P+R+C where the weights
+            have learnt to name the class behind the rationale, which is then left out.
+    """
+
+    weights: Path | None = None
+    stage: Stage = RATIONALE_STAGE
+
+
+BACKBONE = Writer()
 
 
 @dataclass(frozen=True)
@@ -142,19 +160,22 @@ class Inputs:
             clips = {clip["id"]: clip["video"] for clip in self.clips[split]}
             self.masks.check(clips, split, determining(asdict(self.data.frames)))
 
-    def rationale_store(self, data: VideoDataModule | None = None) -> RationaleStore:
+    def rationale_store(
+        self, data: VideoDataModule | None = None, writer: Writer = BACKBONE
+    ) -> RationaleStore:
         """The rationale file, named after what determines it.
 
         Args:
             data: The benchmark with the prompt that asks for the rationales; None takes the
                 experiment's.
+            writer: Who writes them.
         """
         data, model = data or self.data, self.experiment.settings.model
         if self.experiment.endpoint is not None:
             return endpoint.rationale_store(self.experiment, data)
-        writer, stored = short_name(model.backbone), {}
+        who, stored = short_name(model.backbone), {}
         if model.quantize:  # in 4 bits it writes other texts
-            writer, stored = f"{writer}-{model.quantize}", {"quantize": model.quantize}
+            who, stored = f"{who}-{model.quantize}", {"quantize": model.quantize}
         sampling = self.model.rationale_sampling
         drawn = {} if sampling is None else {"sampling": sampling.determining}
         samples = 1 if sampling is None else sampling.samples
@@ -164,18 +185,19 @@ class Inputs:
                 "written about each clip. Set model.rationale_sampling.samples to 2 or more, or "
                 "data.rationale_selection to first."
             )
+        asked = "\n".join(data.card.prompt(name) for name in writer.stage.prompts)
         made_from = provenance(
             POSITION_RULE,
-            backbone=self.backbone,
-            prompt=data.card.prompt("rationale"),
+            backbone=self.fingerprint(writer.weights) if writer.weights else self.backbone,
+            prompt=asked,
             frames=determining(asdict(data.frames)),
             generation=self.model.generation | drawn,
             **stored,
         )
         known = digest({name: made_from[name] for name in made_from if name != NOT_DETERMINING})
-        name = f"{data.benchmark}-{writer}-{data.rationale_prompt}-{known[:8]}"
+        name = f"{data.benchmark}-{who}-{data.rationale_prompt}-{known[:8]}"
         path = data.rationale_file or self.experiment.logs / "rationales" / f"{name}.jsonl"
-        clips = about_clips(data, data.clips_to_describe(), find_stage("rationale"))
+        clips = about_clips(data, data.clips_to_describe(), writer.stage)
         rule = data.rationale_selection
         return RationaleStore(
             path,
@@ -183,7 +205,7 @@ class Inputs:
             clips,
             by_id=data.rationale_file is not None,
             samples=samples,
-            selector=verified_beside(path, made_from, data, samples)
+            selector=verified_beside(path, made_from, data, samples, writer.stage)
             if rule == "verified"
             else ByRule(rule),
         )
@@ -276,6 +298,8 @@ def check_inputs(
             f"a folder such as {experiment.run.weights('rationale')}, or leave it out to start "
             "from the backbone."
         )
+    before = None if given is None else read_provenance(given)
+    check_stage_settings(settings, experiment.stages, (before or {}).get("stages", []))
     backbone = fingerprint(source, bare=not weights)
     strategy = settings.trainer.strategy  # a name, or a class with its arguments
     check_strategy(str(getattr(strategy, "class_path", strategy)).rpartition(".")[2])
@@ -304,7 +328,7 @@ def last_stage(folder: Path) -> str:
         ValueError: If none is finished.
     """
     run, file = Run(folder), folder / SETTINGS
-    stages = list(yaml.safe_load(file.read_text(encoding="utf-8"))["stages"])
+    stages = stage_names(yaml.safe_load(file.read_text(encoding="utf-8"))["stages"])
     done = [stage for stage in stages if run.trained(stage)]
     if not done:
         raise ValueError(

@@ -21,9 +21,10 @@ from rbft.callbacks.throughput import Throughput
 from rbft.data.base import Feed, VideoDataModule
 from rbft.data.rationales import RationaleStore
 from rbft.decision import DECISION, write_decision
+from rbft.distillation import name_classes, soft_labels
 from rbft.estimate.dry_run import Plan
 from rbft.inference.result_table import result_table, title_of
-from rbft.inputs import TRAINING_SPLITS, Inputs
+from rbft.inputs import BACKBONE, TRAINING_SPLITS, Inputs, Writer
 from rbft.masking.settings import MASKING
 from rbft.module import check_stage
 from rbft.runs.folder import (
@@ -43,7 +44,7 @@ from rbft.runtime.fault_tolerance import signals
 from rbft.runtime.files import write_json
 from rbft.runtime.lock import Lock
 from rbft.stage_zero import write_rationales
-from rbft.stages import find_stage
+from rbft.stages import ELICITED, RATIONALE_STAGE, find_stage
 from rbft.training.checkpoints import StepCheckpoint
 from rbft.training.fsdp2 import META, wait_for_all
 from rbft.verification import selection_report
@@ -91,17 +92,20 @@ class Method:
         """Runs what is not finished of the stages, and prints their table."""
         whole = self.experiment.single is None
         todo = [stage for stage in self.stages if not self.run.trained(stage)]
-        if any(find_stage(stage).needs_rationales for stage in todo):
-            with self._spending("rationales", LOOK):
-                write_rationales(self.inputs)
-            self._say_rules()  # ends the run here where they leave a class nothing
+        anew = self.settings.rationales_from == "previous"
+        first = todo[:1] if anew else todo
+        if self.experiment.given is None or not anew:
+            self._write_rationales(first, BACKBONE)
         if whole and (self.settings.score_each_stage or not self.stages):
             self.score(ZERO_SHOT, "label", None)
         weights, (history, backbone) = self.experiment.given, self.inputs.origin()
         for stage in self.stages:
             history = [*history, stage]
             if not self.run.trained(stage):
-                self.train(stage, weights, history, backbone, ckpt_path)
+                writer = self._writer(stage, weights, history)
+                if writer != BACKBONE:
+                    self._write_rationales([stage], writer)
+                self.train(stage, weights, history, backbone, ckpt_path, writer)
             elif not _get_rank():  # left where a kill came between hand-off and tidying up
                 shutil.rmtree(self.run.checkpoints(stage), ignore_errors=True)
             weights = self.run.weights(stage)
@@ -121,6 +125,7 @@ class Method:
         history: list[str],
         backbone: str,
         ckpt_path: Path | None,
+        writer: Writer = BACKBONE,
     ) -> None:
         """Trains one stage and leaves its weights folder.
 
@@ -130,6 +135,7 @@ class Method:
             history: Names of the stages that will have made the weights, this one included.
             backbone: Fingerprint of the backbone that the first of them started from.
             ckpt_path: Lightning checkpoint to resume from; None takes the stage's newest.
+            writer: Who wrote the rationales that the stage learns, or is its teacher.
         """
         model, inputs = self.settings.model, self.inputs
         facts: dict[str, Any] = {"backbone_name": model.backbone, "run": self.settings.name}
@@ -143,9 +149,14 @@ class Method:
         if weights is not None:
             made_from["starting weights"] = inputs.fingerprint(weights)
         made_from |= {f"{split} clips": known for split, known in inputs.training_clips.items()}
-        store, told = None, _told(weights)
+        store, soft, told = None, None, _told(weights)
+        if writer.weights is not None:
+            made_from["writer"] = facts["writer"] = inputs.fingerprint(writer.weights)
+        if find_stage(stage).needs_teacher:
+            soft = soft_labels(inputs, writer)
+            made_from["soft labels"] = digest(soft)
         if find_stage(stage).needs_rationales:
-            store = inputs.rationale_store()
+            store = inputs.rationale_store(writer=writer)
             data = inputs.data.with_feed(Feed(rationales=store))
             told += len(data.rationales("train").label_conditioned)
             facts["rationale_texts"] = self._note_rationales(
@@ -169,7 +180,7 @@ class Method:
             StepCheckpoint(folder, settings.checkpoint_every, made_from),
             StageHandoff(self.run.weights(stage), origin, {CLIPS: taught}, best),
         ]
-        feed = {"rationales": store}
+        feed = {"rationales": store, "soft_labels": soft}
         built = build(self.experiment, stage, weights, paper, callbacks, feed=feed, folder=stage)
         print_rank_zero(f"{paper}: starting from {weights or model.backbone}")
         with self._spending("training"):
@@ -299,8 +310,11 @@ class Method:
 
     def _is_own(self, split: str, made: dict[str, Any]) -> bool:
         """Whether results are made as `fit` makes those of this run; so they are before any fit."""
-        own = scoring_of(self._folder, split) or {}
-        return all(made[name] == value for name, value in own.items())
+        own = scoring_of(self._folder, split)
+        if own is None:
+            return True
+        names = (own.keys() | made.keys()) - {"stage", "weights", MASKING}
+        return all(made.get(name) == own.get(name) for name in names)
 
     def _scored(self) -> set[str]:
         """Places whose test results are there and were made as this run makes them."""
@@ -340,15 +354,38 @@ class Method:
                 # Curves of the settings of before.
                 shutil.rmtree(self.run.stage(stage), ignore_errors=True)
 
-    def _say_rules(self) -> None:
-        """Says what the rules drop, before a model is loaded.
+    def _writer(self, stage: str, weights: Path | None, history: list[str]) -> Writer:
+        """Who writes the rationales that a stage learns, or teaches it.
+
+        Args:
+            stage: Name of the stage.
+            weights: Weights folder that it starts from, None for the bare backbone.
+            history: Names of the stages that will have made its weights, it included.
+        """
+        found = find_stage(stage)
+        anew = self.settings.rationales_from == "previous" and found.needs_rationales
+        if weights is None or not (anew or found.needs_teacher):
+            return BACKBONE
+        before = find_stage(history[-2]) if len(history) > 1 else RATIONALE_STAGE
+        return Writer(weights, ELICITED if before.elicits else RATIONALE_STAGE)
+
+    def _write_rationales(self, stages: list[str], writer: Writer) -> None:
+        """Writes what stages learn from or are taught by, and says what the rules drop.
 
         Raises:
             ValueError: If they leave a class no rationale.
         """
+        found = [find_stage(stage) for stage in stages]
+        taught = writer != BACKBONE and any(stage.needs_teacher for stage in found)
+        if not taught and not any(stage.needs_rationales for stage in found):
+            return
+        with self._spending("rationales", LOOK):
+            write_rationales(self.inputs, writer=writer)
+            if taught:
+                name_classes(self.inputs, writer)
         data = self.inputs.data
-        if data.rationale_rules is not None:
-            data = data.with_feed(Feed(rationales=self.inputs.rationale_store()))
+        if data.rationale_rules is not None and not taught:
+            data = data.with_feed(Feed(rationales=self.inputs.rationale_store(writer=writer)))
             print_rank_zero(f"data.rationale_rules: {data.rationales('train').report}")
 
     def _note_rationales(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rbft.backbone.adapters import LoRA, check_adapters
 from rbft.backbone.attention import forward_inputs
-from rbft.backbone.embeddings import VIDEO_INDICES, flatten_hidden_states
+from rbft.backbone.embeddings import VIDEO_INDICES, VIDEO_SOURCES, flatten_hidden_states
 from rbft.backbone.loader import BackboneLoader
 from rbft.backbone.loading import available_attention, parameter_parts
 from rbft.backbone_module import BackboneModule
@@ -36,15 +36,16 @@ from rbft.inference.generation import (
     score_own_candidates,
 )
 from rbft.inference.metrics import ClassificationMetrics
-from rbft.inference.sampling import RationaleSampling
+from rbft.inference.sampling import RationaleSampling, SelfConsistency
 from rbft.runs.folder import read_provenance
 from rbft.runtime.ranges import check_ranges
 from rbft.runtime.transfer import to_device
 from rbft.stages import STAGES, find_stage
 from rbft.training.fsdp2 import all_gather_objects, clip_gradients
 from rbft.training.loss import token_nll
+from rbft.training.objectives import PARTS, cost_matrix, expected_cost, part_losses
 from rbft.training.optim import cosine_schedule, freeze, parameter_groups
-from rbft.training.step_monitor import StepMonitor, is_scaled
+from rbft.training.step_monitor import FIRST_PART, FIRST_SIGNAL, StepMonitor, is_scaled
 
 log = logging.getLogger(__name__)
 
@@ -121,10 +122,20 @@ class RBFTModule(BackboneModule):
             weights.
         quantize: Store the frozen weights of the language model's blocks in 4 bits (nf4 of
             bitsandbytes); null stores them as trainer.precision says.
+        answer_weight: Weight of the class's tokens in the loss, in stages that learn a rationale
+            and the class (class_rationale, rationale_class): the rationale's forty tokens and more
+            otherwise have nearly all of it. 1 weighs all tokens alike.
+        costs: What the stages label_reward and rationale_class_reward take a wrong answer to cost,
+            by class and answered class: {abnormal: {normal: 5}}. What is not named costs 1, a right
+            answer nothing. null has every wrong answer cost 1, which maximises expected accuracy.
         answer: How a clip is classified: score compares the probabilities of all class words,
             generate lets the model write and parses it.
         max_new_tokens: Longest text that the model writes, in tokens. A rationale that is cut off
             there is trained without the end of the turn, and counted.
+        self_consistency: Average the class probabilities over several drawn rationales (samples,
+            temperature, top_p, top_k, seed), where the model writes one before it names the class;
+            with early_stop no more are drawn than can change the class. null takes the one that is
+            likeliest token by token.
         rationale_sampling: Draw the rationales of Stage 0 (temperature, top_p, top_k), several
             about each clip (samples), by a seed of their own (seed); null takes the likeliest
             token and writes one rationale a clip. All else that the model writes is greedy.
@@ -152,7 +163,10 @@ class RBFTModule(BackboneModule):
         cudnn_attention: bool = False,
         lora: LoRA | None = None,
         quantize: Literal["4bit"] | None = None,
+        answer_weight: float = 1.0,
+        costs: dict[str, dict[str, float]] | None = None,
         answer: Literal["score", "generate"] = "score",
+        self_consistency: SelfConsistency | None = None,
         rationale_sampling: RationaleSampling | None = None,
     ) -> None:
         check_ranges("model.", locals())
@@ -179,8 +193,9 @@ class RBFTModule(BackboneModule):
             "vision": vision_learning_rate,
         }
         self.weight_decay, self.warmup_ratio = weight_decay, warmup_ratio
+        self.answer_weight, self.costs = answer_weight, cost_matrix(costs, card.classes)
         self.packing = packing and attention != "eager"
-        self.rationale_sampling = rationale_sampling
+        self.rationale_sampling, self.self_consistency = rationale_sampling, self_consistency
         self.val_metrics = ClassificationMetrics(card.classes)
         self.test_metrics = ClassificationMetrics(card.classes)
         self.monitor = StepMonitor()
@@ -203,13 +218,14 @@ class RBFTModule(BackboneModule):
             self.card,
             target_stage=self.stage,
             packing=self.packing,
+            answer_weight=self.answer_weight,
         )
 
     @property
     def classifier(self) -> Classifier:
         """Classifies clips by the stage's question."""
         stage = self.stage.classifier
-        return Classifier(self.collator, stage, self.generation, self.answer)
+        return Classifier(self.collator, stage, self.generation, self.answer, self.self_consistency)
 
     def collators(self, *, rationale: bool = False) -> dict[str, Collator]:
         """What makes the batches of each of the data module's loaders; reads the processor.
@@ -217,14 +233,14 @@ class RBFTModule(BackboneModule):
         Args:
             rationale: Whether to ask for a rationale besides the class in prediction.
         """
-        learn, asked = self.collator, self.stage.classifier
+        learn, asked, validated = self.collator, self.stage.classifier, self.stage.validated
         # In validation the stage's own prompt stands beside the one that asks for the class.
-        beside = () if asked is self.stage else ((self.stage, self.card),)
+        beside = () if asked.parts == validated.parts else ((validated, self.card),)
         ask = replace(learn, target_stage=None, prompt_stage=asked)
         explained = ((STAGES["rationale"], self.card),) if rationale else ()
         return {
             "train": learn,
-            "val": replace(learn, prompt_stage=asked, extra_prompts=beside),
+            "val": replace(learn, target_stage=validated, prompt_stage=asked, extra_prompts=beside),
             "test": ask,
             "predict": replace(ask, extra_prompts=explained),
         }
@@ -267,17 +283,37 @@ class RBFTModule(BackboneModule):
             logits = self.backbone(
                 **forward_inputs(answer, self.backbone.config.text_config._attn_implementation),
                 **self.vision(batch),
-                **{VIDEO_INDICES: answer.video_indices},
+                **{VIDEO_INDICES: answer.video_indices, VIDEO_SOURCES: answer.video_sources},
                 use_cache=False,
                 logits_to_keep=targets.logit_indices,
             ).logits
         return logits[0]
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """The batch's share of its global batch's negative log-likelihood per answer token."""
-        assert batch.targets is not None
-        weights = batch.weight[batch.targets.clips]
-        return answer_nll(self(batch), batch.targets.ids, weights, batch.total)
+        """The batch's share of its global batch's loss, see `losses`."""
+        return self.losses(batch)[0]
+
+    def losses(self, batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, "2 2"] | None]:
+        """The batch's share of its global batch's loss; that of each part of the answer.
+
+        The loss is the negative log-likelihood per answer token, or, in the stages of
+        docs/beyond_the_paper.md that say so, the expected cost of the answers per clip. Where the
+        answer has a rationale and a class, their losses are also given apart, see `part_losses`.
+        """
+        targets = batch.targets
+        assert targets is not None
+        weights = batch.weight[targets.clips]
+        weights = weights if targets.weights is None else weights * targets.weights
+        if self.stage.objective == "expected_cost":
+            nll = token_nll(self(batch), targets.ids)
+            assert targets.rows is not None
+            costs = to_device(self.costs, nll.device)[batch.label]
+            return expected_cost(nll, targets.rows, costs, batch.weight, batch.total), None
+        if targets.of_class is None:
+            return answer_nll(self(batch), targets.ids, weights, batch.total), None
+        nll = token_nll(self(batch), targets.ids)
+        parts = part_losses(nll.detach(), targets.of_class, batch.weight[targets.clips])
+        return (nll * weights).sum() / batch.total, parts
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Makes what is drawn at random a function of the place in training.
@@ -296,11 +332,11 @@ class RBFTModule(BackboneModule):
 
     def training_step(self, batch: Batch) -> Float[Tensor, ""]:
         """One micro-batch."""
-        loss = self.loss(batch)
+        loss, parts = self.losses(batch)
         replaced = [error for error in batch.errors if error]
         for error in replaced:
             log.warning("%s", error)
-        self.monitor.add([clip.id for clip in batch.clips], loss, len(replaced))
+        self.monitor.add([clip.id for clip in batch.clips], loss, len(replaced), parts)
         # Lightning divides by the accumulation steps and averages over processes; the loss is
         # already a share of the whole.
         share = self.trainer.accumulate_grad_batches * self.trainer.world_size
@@ -330,11 +366,14 @@ class RBFTModule(BackboneModule):
         """
         self.monitor.check_last(self.trainer)
         norm = clip_gradients(self, gradient_clip_val)
-        norm, loss, replaced, *_ = self.monitor.close(self.trainer, norm).figures
+        figures = self.monitor.close(self.trainer, norm).figures
+        norm, loss, replaced = figures[:FIRST_SIGNAL]
         if not is_scaled(self.trainer):  # a gradient scaler passes over such a step by itself
             # The optimiser's kernel reads it on the device, long before the host learns of it.
             optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         self.log_dict({"train/loss": loss, "train/grad_norm": norm, "data/replaced": replaced})
+        if len(parts := figures[FIRST_PART:]):
+            self.log_dict({f"train/loss_{n}": v for n, v in zip(PARTS, parts, strict=True)})
 
     def on_train_epoch_end(self) -> None:
         """Looks at the last step."""

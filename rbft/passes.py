@@ -1,6 +1,8 @@
 """One pass of the backbone over clips: it writes about them, or names the class behind texts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rbft.backbone.loading import short_name
@@ -11,7 +13,7 @@ from rbft.data.base import VideoDataModule
 from rbft.data.elicited import ElicitedClasses
 from rbft.data.rationales import RationaleStore
 from rbft.eliciting_module import ElicitedWriter, ElicitingModule
-from rbft.inputs import Inputs
+from rbft.inputs import BACKBONE, Inputs, Writer
 from rbft.module import RBFTModule
 from rbft.rationale_module import RationaleModule, RationaleWriter
 
@@ -22,6 +24,7 @@ def write_pass(
     cards: Sequence[Card],
     clips: Sequence[Clip],
     hint: str = "",
+    writer: Writer = BACKBONE,
 ) -> None:
     """Has rationales written; each clip is read once for all prompts.
 
@@ -31,6 +34,7 @@ def write_pass(
         cards: The task card with each of the prompts.
         clips: The clips, each of which lacks rationales in all of the stores.
         hint: What the writer is told about a clip's label; empty tells nothing.
+        writer: Who writes, and what it is asked.
     """
 
     def module(model: RBFTModule) -> RationaleModule:
@@ -41,17 +45,17 @@ def write_pass(
             packing=model.packing,
             sampling=model.rationale_sampling,
             abouts=[store.clips for store in stores],
-            hint=hint,
+            stage=replace(writer.stage, hint=hint),
         )
 
-    writer = RationaleWriter(stores, short_name(inputs.experiment.settings.model.backbone))
+    name = short_name(inputs.experiment.settings.model.backbone)
     title = "Stage 0: second try, with the label" if hint else "Stage 0: writing rationales"
     build(
         inputs.experiment,
         "rationale",
-        None,
+        writer.weights,
         title,
-        [writer],
+        [RationaleWriter(stores, name)],
         feed={"predict_clips": clips},
         module=module,
     ).predict()
@@ -62,6 +66,7 @@ def elicit_pass(
     data: VideoDataModule,
     elicited: ElicitedClasses,
     records: Sequence[Mapping[str, Any]],
+    weights: Path | None = None,
 ) -> None:
     """Has the backbone name the class behind rationales.
 
@@ -70,6 +75,7 @@ def elicit_pass(
         data: The benchmark, with the prompt that asked for the rationales.
         elicited: Where the classes go.
         records: The lines of the rationales.
+        weights: Weights folder of who names them; None for the backbone.
     """
     of_clip: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
@@ -81,7 +87,7 @@ def elicit_pass(
     build(
         inputs.experiment,
         "rationale_class",
-        None,
+        weights,
         "Stage 0: verifying rationales",
         [ElicitedWriter(elicited, of_clip)],
         feed={"predict_clips": [clip for clip in data.clips("train") if clip.id in of_clip]},

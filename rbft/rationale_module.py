@@ -21,11 +21,12 @@ from rbft.inference.generation import (
     decode,
     decode_texts,
     ended,
+    find_class,
     likeliest,
     prefill,
 )
 from rbft.inference.sampling import Draw, RationaleSampling, text_key
-from rbft.stages import STAGES
+from rbft.stages import RATIONALE_STAGE, Stage
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ class RationaleModule(BackboneModule):
         sampling: How texts are drawn, and how many about a clip; None takes the likeliest tokens.
         abouts: For each card what its texts are about by clip id, see
             `rbft.data.rationales.about`; with `sampling` alone.
-        hint: What the writer is told about the clip's label, see `rbft.stages.Stage`; empty tells
-            nothing.
+        stage: The stage whose question is put. After the rationale that of P+R+C has the class
+            named, which is left out.
     """
 
     def __init__(
@@ -71,13 +72,13 @@ class RationaleModule(BackboneModule):
         packing: bool,
         sampling: RationaleSampling | None = None,
         abouts: Sequence[Mapping[str, Mapping[str, Any]]] = (),
-        hint: str = "",
+        stage: Stage = RATIONALE_STAGE,
     ) -> None:
         super().__init__(loader, max_new_tokens)
         assert sampling is None or len(abouts) == len(cards)
         self.cards, self.packing = list(cards), packing
         self.sampling, self.abouts = sampling, list(abouts)
-        self.stage = replace(STAGES["rationale"], hint=hint)
+        self.stage = stage
 
     def collators(self) -> dict[str, Collator]:
         """What makes the batches to predict on; reads the processor."""
@@ -118,8 +119,18 @@ class RationaleModule(BackboneModule):
 
     def _write(self, prompt: PrefilledPrompt, choose: Choose) -> Written:
         ids = decode(self.backbone, prompt, self.generation, choose)
-        texts = decode_texts(ids, self.processor.tokenizer, self.generation)
+        kept = [self._without_class(own) for own in ids] if self.stage.elicits else ids
+        texts = decode_texts(kept, self.processor.tokenizer, self.generation)
         return Written(ids, texts, [ended(own, self.generation) for own in ids])
+
+    def _without_class(self, written: list[int]) -> list[int]:
+        """A text without the class at its end."""
+        turn = written
+        if ended(written, self.generation):
+            turn = [*written[:-1], self.processor.tokenizer.eos_token_id]
+        words = self.collators()["predict"].class_answers(self.stage)
+        named, before = find_class(turn, words, at_end=True)
+        return written if named is None else before
 
 
 class RationaleWriter(Callback):

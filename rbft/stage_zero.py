@@ -12,7 +12,7 @@ from rbft.card import Card
 from rbft.clip import Clip
 from rbft.data.base import VideoDataModule
 from rbft.data.rationales import RationaleStore
-from rbft.inputs import Inputs
+from rbft.inputs import BACKBONE, Inputs, Writer
 from rbft.passes import write_pass
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.lock import Lock
@@ -98,7 +98,9 @@ def ask_endpoint(
         )
 
 
-def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> None:
+def write_rationales(
+    inputs: Inputs, prompts: Sequence[str] | None = None, writer: Writer = BACKBONE
+) -> None:
     """Has the rationales written that are missing: by the backbone, or by the endpoint.
 
     Where `data.rationale_selection` is verified, the class behind each is elicited as well.
@@ -107,6 +109,7 @@ def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> No
         inputs: What the experiment is made from.
         prompts: Names of the prompts on the card that ask for them; None takes that of the
             experiment.
+        writer: Whose weights write, in the backbone's place.
     """
     data, model = inputs.data, inputs.model
     if inputs.experiment.endpoint is not None:
@@ -115,7 +118,7 @@ def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> No
         wait_for_all(inputs.trainer, inputs.model)
         return
     variants = prompt_variants(inputs.experiment, data, prompts)
-    stores = {name: inputs.rationale_store(variant) for name, variant in variants.items()}
+    stores = {name: inputs.rationale_store(variant, writer) for name, variant in variants.items()}
     clips = data.clips_to_describe()
     ids = [clip.id for clip in clips]
     wanted = ids if data.rationale_ratio else []
@@ -128,13 +131,13 @@ def write_rationales(inputs: Inputs, prompts: Sequence[str] | None = None) -> No
             _say_reuse(store, wanted, missing[name])
         for lacking, some in group_by_missing_prompts(missing, clips).items():
             cards = [variants[name].card for name in lacking]
-            write_pass(inputs, [stores[name] for name in lacking], cards, some)
+            write_pass(inputs, [stores[name] for name in lacking], cards, some, writer=writer)
         wait_for_all(inputs.trainer, inputs.model)  # before the first process joins what is read
         if not _get_rank():
             for store in stores.values():
                 store.recover(ids)
         for name, store in stores.items():
-            verify(inputs, variants[name], store)
+            verify(inputs, variants[name], store, writer)
     if _get_rank():
         return
     for name, store in stores.items():

@@ -1,15 +1,24 @@
 """A stage: what is asked about a clip and what should be answered.
 
 Both losses of the paper are the negative log-likelihood of the answer; only the answer differs.
+Stages beyond the paper (docs/beyond_the_paper.md) put two questions in turns, or look at the
+answers of all classes.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from rbft.card import Card
 from rbft.clip import Clip
 
 RATIONALE, CLASS = "rationale", "class"
 SEPARATOR = "\n"
+# What is minimised: the answer's negative log-likelihood; the expected cost of what is answered,
+# over all classes; the cross-entropy with the class probabilities of a teacher.
+Objective = Literal["likelihood", "expected_cost", "soft_labels"]
+AGAIN = re.compile(r"(\w+)-([2-9]|[1-9]\d+)")  # a stage that stands in the list once more
 
 
 @dataclass(frozen=True)
@@ -22,22 +31,55 @@ class Stage:
         paper: The paper's name for it, as shown on the screen.
         hint: What the writer is told besides, in which `{word}` stands for the clip's class word:
             for a second try at rationales, see `rbft.verification`. No stage in `STAGES` has one.
+        objective: What is minimised. All but the likelihood look at the answers of all classes, in
+            which a rationale is only read.
+        turns: Stages that take the global batches in turns; empty where all are of this one.
     """
 
     name: str
     parts: tuple[str, ...]
     paper: str
     hint: str = ""
+    objective: Objective = "likelihood"
+    turns: "tuple[Stage, ...]" = ()
 
     @property
     def needs_rationales(self) -> bool:
         """Whether training clips must have a rationale."""
-        return RATIONALE in self.parts
+        return RATIONALE in self.parts or any(one.needs_rationales for one in self.turns)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether training clips must have the class probabilities of a teacher."""
+        return self.objective == "soft_labels"
+
+    @property
+    def elicits(self) -> bool:
+        """Whether the model writes a rationale before it names the class."""
+        return self.parts == (RATIONALE, CLASS)
+
+    @property
+    def all_classes(self) -> bool:
+        """Whether the answers of all classes are looked at, not only that of the clip's."""
+        return self.objective != "likelihood"
+
+    @property
+    def validated(self) -> "Stage":
+        """The stage whose likelihood is the validation loss: this one, if it has one alone."""
+        if self.turns:
+            return self.turns[-1]
+        return replace(self, objective="likelihood")
+
+    def turn(self, number: int) -> "Stage":
+        """The stage of the global batches of that turn."""
+        return self.turns[number] if self.turns else self
 
     @property
     def classifier(self) -> "Stage":
-        """The stage whose question classifies a clip: this one if it answers with a class."""
-        return self if CLASS in self.parts else LABEL
+        """The stage whose question classifies a clip: the first that answers in the same parts."""
+        if CLASS not in self.parts:
+            return LABEL
+        return next((one for one in STAGES.values() if one.parts == self.parts), self)
 
     @property
     def prompts(self) -> list[str]:
@@ -69,23 +111,63 @@ def _word(card: Card, clip: Clip) -> str:
 
 
 LABEL = Stage("label", (CLASS,), "Stage II (labels)")
+RATIONALE_STAGE = Stage("rationale", (RATIONALE,), "Stage I (rationales)")
+ELICITED = Stage("rationale_class", (RATIONALE, CLASS), "P+R+C (Table 3)")
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("rationale", (RATIONALE,), "Stage I (rationales)"),
+        RATIONALE_STAGE,
         LABEL,
         Stage("class_rationale", (CLASS, RATIONALE), "P+C+R (Table 3)"),
-        Stage("rationale_class", (RATIONALE, CLASS), "P+R+C (Table 3)"),
+        ELICITED,
+        # Beyond the paper.
+        Stage(
+            "alternating",
+            (CLASS,),
+            "both in turns",
+            turns=(RATIONALE_STAGE, LABEL),
+        ),
+        Stage("label_reward", (CLASS,), "expected reward", objective="expected_cost"),
+        Stage(
+            "rationale_class_reward",
+            ELICITED.parts,
+            "P+R+C, expected reward",
+            objective="expected_cost",
+        ),
+        Stage("label_distilled", (CLASS,), "P+R+C distilled", objective="soft_labels"),
     )
 }
 
 
 def find_stage(name: str) -> Stage:
-    """The stage of that name.
+    """The stage of that name; `<name>-2` is the second one of it in a list of stages.
 
     Raises:
         ValueError: If there is none.
     """
-    if name not in STAGES:
+    again = AGAIN.fullmatch(name)
+    known = again[1] if again else name
+    if not is_stage(name):
         raise ValueError(f"There is no stage '{name}'; stages are {', '.join(STAGES)}.")
-    return STAGES[name]
+    found = STAGES[known]
+    return replace(found, name=name, paper=f"{found.paper}, {again[2]}") if again else found
+
+
+def is_stage(name: str) -> bool:
+    """Whether `find_stage` finds it."""
+    again = AGAIN.fullmatch(name)
+    return (again[1] if again else name) in STAGES
+
+
+def stage_names(listed: Sequence[str]) -> list[str]:
+    """A name for each stage of a list: one that stands in it again is numbered, `<name>-2`.
+
+    Args:
+        listed: The stages as `stages` lists them, or with such names already.
+    """
+    bare = [name if (again := AGAIN.fullmatch(name)) is None else again[1] for name in listed]
+    numbers = [bare[: place + 1].count(name) for place, name in enumerate(bare)]
+    return [
+        name if number == 1 else f"{name}-{number}"
+        for name, number in zip(bare, numbers, strict=True)
+    ]

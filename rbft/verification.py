@@ -6,19 +6,22 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import _get_rank
 
 from rbft.data.base import VideoDataModule
+from rbft.data.elicited import ElicitedClasses
 from rbft.data.rationales import RationaleStore
 from rbft.data.verified import Verified
-from rbft.inputs import Inputs
+from rbft.inputs import BACKBONE, Inputs, Writer
 from rbft.passes import elicit_pass, write_pass
 from rbft.rationales.selection_report import SelectionReport
 from rbft.runtime.console import print_rank_zero
 from rbft.training.fsdp2 import wait_for_all
 
 
-def verify(inputs: Inputs, data: VideoDataModule, store: RationaleStore) -> None:
+def verify(
+    inputs: Inputs, data: VideoDataModule, store: RationaleStore, writer: Writer = BACKBONE
+) -> None:
     """Elicits what is missing for the selection `verified`; does nothing under other selections.
 
-    The backbone that wrote the rationales names the class behind each one of a training clip. With
+    The model that wrote the rationales names the class behind each one of a training clip. With
     the fallback `hint` it then writes about the clips that it was wrong about, told the class, and
     names the class behind these as well, without being told. Everything is on disk as it comes, and
     nothing is asked twice.
@@ -27,12 +30,13 @@ def verify(inputs: Inputs, data: VideoDataModule, store: RationaleStore) -> None
         inputs: What the experiment is made from.
         data: The benchmark, with the prompt that asked for the rationales.
         store: The rationale file, complete. Its owner calls this, on all processes.
+        writer: Who wrote them, and names the classes.
     """
     selector = store.selector
     if not isinstance(selector, Verified) or not data.rationale_ratio:
         return
     _wait_and_read(inputs, store, selector)
-    _elicit(inputs, data, selector, selector.to_verify(store.by_clip()))
+    elicit(inputs, data, selector.elicited, selector.to_verify(store.by_clip()), writer)
     if selector.hinted is not None:
         _wait_and_read(inputs, store, selector)
         lacking = set(selector.hinted.missing(selector.lacking(store.by_clip())))
@@ -43,11 +47,11 @@ def verify(inputs: Inputs, data: VideoDataModule, store: RationaleStore) -> None
                 f"a second try{each}, label-conditioned, goes into {selector.hinted.path}"
             )
             clips = [clip for clip in data.clips("train") if clip.id in lacking]
-            write_pass(inputs, [selector.hinted], [data.card], clips, data.rationale_hint)
+            write_pass(inputs, [selector.hinted], [data.card], clips, data.rationale_hint, writer)
         _wait_and_read(inputs, store, selector)
         wrong = set(selector.lacking(store.by_clip()))
         again = {name: one for name, one in selector.hinted.by_clip().items() if name in wrong}
-        _elicit(inputs, data, selector, selector.to_verify(again))
+        elicit(inputs, data, selector.elicited, selector.to_verify(again), writer)
     _wait_and_read(inputs, store, selector)
     if report := selection_report(data, store):
         print_rank_zero(f"data.rationale_selection ({data.rationale_prompt}): {report}")
@@ -66,24 +70,32 @@ def selection_report(data: VideoDataModule, store: RationaleStore) -> SelectionR
     return selector.report(store.by_clip(), store.chosen.ways, data.card.classes)
 
 
-def _elicit(
+def elicit(
     inputs: Inputs,
     data: VideoDataModule,
-    selector: Verified,
+    elicited: ElicitedClasses,
     records: Iterable[Mapping[str, Any]],
+    writer: Writer = BACKBONE,
 ) -> None:
+    """Has the class behind rationales named, as far as it is not known yet.
+
+    Args:
+        inputs: What the experiment is made from.
+        data: The benchmark, with the prompt that asked for the rationales.
+        elicited: Where the classes go.
+        records: The lines of the rationales.
+        writer: Whose weights name them.
+    """
     records = list(records)
-    missing = selector.elicited.missing(records)
-    if known := sum(map(selector.elicited.knows, records)):
+    missing = elicited.missing(records)
+    if known := sum(map(elicited.knows, records)):
         print_rank_zero(
             f"Stage 0: the classes behind {known} of {len(records)} rationales reused from "
-            f"{selector.elicited.path}"
+            f"{elicited.path}"
         )
     if missing:
-        print_rank_zero(
-            f"Stage 0: {len(missing)} rationales to verify into {selector.elicited.path}"
-        )
-        elicit_pass(inputs, data, selector.elicited, missing)
+        print_rank_zero(f"Stage 0: {len(missing)} rationales to verify into {elicited.path}")
+        elicit_pass(inputs, data, elicited, missing, writer.weights)
 
 
 def _wait_and_read(inputs: Inputs, store: RationaleStore, selector: Verified) -> None:

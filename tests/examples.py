@@ -43,6 +43,7 @@ CARD = Card(
 )
 # (frames, height, width): frame pairs and merged patches differ, and so does which axis is longest.
 SHAPES = ((4, 56, 84), (10, 84, 56), (2, 56, 56), (6, 56, 112), (8, 56, 56))
+PAPER_STAGES = ("rationale", "label", "class_rationale", "rationale_class")
 MODULE_SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "merger_learning_rate": 1e-3,
@@ -127,7 +128,10 @@ def batch_of(make: Collator, made: list[Example]) -> Batch:
     """A batch that is the whole global batch: the total is its own weighted answer tokens."""
     if make.target_stage is None:
         return make(made)
-    tokens = [e.draw.weight * make.answer_tokens(e.clip, e.rationale, e.cut) for e in made]
+    tokens = [
+        e.draw.weight * make.loss_tokens(e.clip, e.rationale, e.cut, e.soft_label, turn=e.draw.turn)
+        for e in made
+    ]
     return make([replace(e, draw=replace(e.draw, total=sum(tokens))) for e in made])
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-VIDEO_INDICES = "video_places"  # argument of the backbone's forward
+# Arguments of the backbone's forward: where video tokens stand, and which stands there where a clip
+# stands in several sequences.
+VIDEO_INDICES, VIDEO_SOURCES = "video_places", "video_sources"
 
 
 def copy_video_tokens(model: Any) -> None:
@@ -47,6 +49,7 @@ def _embed(
     model: Any, args: tuple[Any, ...], given: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Replaces token ids and video by embeddings, before the model's own forward."""
+    sources = given.pop(VIDEO_SOURCES, None)
     if (places := given.pop(VIDEO_INDICES, None)) is None:
         return args, given
     # The other inputs of the tower, see `Family.tower_inputs`, have names that begin like this.
@@ -59,5 +62,7 @@ def _embed(
     else:
         video = encoded["video"]
     tokens = torch.cat(video.pooler_output).to(embeddings.device, embeddings.dtype)
+    if sources is not None:
+        tokens = tokens[sources]
     rows = embeddings.flatten(0, 1).index_copy(0, places, tokens)
     return args, {**text, "inputs_embeds": rows.view_as(embeddings)}

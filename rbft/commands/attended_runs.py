@@ -16,7 +16,7 @@ from rbft.data.base import VideoDataModule
 from rbft.runs.folder import PROVENANCE, Run, read_provenance
 from rbft.runs.record import SETTINGS, scoring_settings
 from rbft.runtime.differences import differences, flat
-from rbft.stages import CLASS, Stage, find_stage
+from rbft.stages import CLASS, Stage, find_stage, stage_names
 
 BACKBONE = "backbone"
 NAMED = 5  # near misses that a message names
@@ -76,7 +76,7 @@ def _of_run(name: str, folder: Path) -> AttendedRun:
             f"--runs names {name}, which a server answered ({settings['endpoint']['model']}): its "
             "attention cannot be read. Name runs of a backbone."
         )
-    stages, run = list(settings["stages"]), Run(folder)
+    stages, run = stage_names(settings["stages"]), Run(folder)
     if not stages:  # a zero-shot run
         return AttendedRun(name, find_stage("label"), None, folder / SETTINGS)
     done = [stage for stage in stages if run.trained(stage)]

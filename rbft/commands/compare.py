@@ -15,6 +15,7 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 
 from rbft.commands.compared_runs import (
     ComparedRow,
+    SeedRun,
     check_others,
     check_rows,
     is_finished,
@@ -23,15 +24,23 @@ from rbft.commands.compared_runs import (
 )
 from rbft.commands.comparison_table import as_csv, as_dict, comparison_table, f1_table
 from rbft.runs.record import SETTINGS, digest
+from rbft.runs.usage import Spent
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.experiment_file import read_chain
 from rbft.runtime.files import write_json, write_text
 from rbft.runtime.lock import Lock
 from rbft.runtime.ranges import check_ranges
+from rbft.stage_settings import STAGE_SETTINGS
+from rbft.stages import stage_names
 
 VARIED = ("seed_everything", "data.seed")
 COMPARISONS = "compare"  # folder within that of the runs
 DIRECT = ["label"]  # the stages of Direct-SFT
+# What an experiment's files are overruled by, so that they describe Direct-SFT.
+DIRECT_SETTINGS = {
+    "stages": "[label]",
+    **{one.name: "null" if one.default is None else one.default for one in STAGE_SETTINGS},
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ def compare(
     first_seed: int = 1,
     baseline: str | None = None,
     matched: bool = False,
+    matched_seconds: bool = False,
     others: list[Path] | None = None,
     overlays: list[Path] | None = None,
     vary: list[str] | None = None,
@@ -73,6 +83,8 @@ def compare(
         first_seed: The first of them.
         baseline: Name of the experiment that the others are compared with; null takes the first.
         matched: Add Direct-SFT with as many optimiser steps as the experiment that takes the most.
+        matched_seconds: Add Direct-SFT that trains for as many processor or GPU seconds as the
+            experiment that takes the most, in whole epochs.
         others: Files with the answers of other systems about the same test clips, .jsonl or .csv:
             id, prediction and, where there are, probabilities.
         overlays: Experiment files that win over all configs, such as those of experiments/hardware.
@@ -98,6 +110,7 @@ def compare(
         baseline or names[0],
         logs,
         matched=matched,
+        matched_seconds=matched_seconds,
         others=others or [],
         vary=VARIED if vary is None else vary,
         metric=metric,
@@ -111,6 +124,7 @@ def compare_experiments(
     logs: Path,
     *,
     matched: bool = False,
+    matched_seconds: bool = False,
     others: Sequence[Path] = (),
     vary: Sequence[str] = VARIED,
     metric: str = "accuracy",
@@ -123,6 +137,7 @@ def compare_experiments(
         baseline: Name of one of the experiments.
         logs: Folder of the runs.
         matched: Add Direct-SFT with as many optimiser steps as the longest of them.
+        matched_seconds: Add Direct-SFT that trains for as many seconds as the longest of them.
         others: Files with answers of other systems.
         vary: Settings that take the number of the seed.
         metric: That of the table.
@@ -134,6 +149,7 @@ def compare_experiments(
     for file in others:
         check_others(file)
     asked = [[one.name for one in experiments], [*seeds], [*vary], matched, [*map(str, others)]]
+    asked += [matched_seconds] * matched_seconds
     known = digest(asked)[:8]
     output = logs / COMPARISONS / f"{baseline}-{known}.json"
     with Lock(output, "Comparison"):
@@ -150,6 +166,8 @@ def compare_experiments(
         rows = [_row(one, seeds, logs) for one in experiments]
         if matched:
             rows += _matched(experiments, rows, seeds, vary, logs)
+        if matched_seconds:
+            rows += _matched_seconds(experiments, rows, seeds, vary, logs)
         first = rows[[one.name for one in experiments].index(baseline)]
         rows += [read_others(file, first) for file in others]
         check_rows(rows, first)
@@ -241,15 +259,74 @@ def _matched(
             f"--matched would run Direct-SFT as {name}, which --configs has with other steps. Give "
             "that another name, or leave --matched out."
         )
-    options = {"stages": "[label]", "trainer.max_epochs": epochs * len(stages)}
-    extra = Compared(name, one.files, name, {**one.options, **options})
+    options = {**one.options, **DIRECT_SETTINGS, "trainer.max_epochs": epochs * len(stages)}
+    extra = Compared(name, one.files, name, options)
     for number, seed in enumerate(seeds, start=1):
         _run(extra, seed, vary, logs, f"matched {number}/{len(seeds)}")
     return [_row(extra, seeds, logs)]
 
 
+def _matched_seconds(
+    experiments: Sequence[Compared],
+    rows: Sequence[ComparedRow],
+    seeds: Sequence[int],
+    vary: Sequence[str],
+    logs: Path,
+) -> list[ComparedRow]:
+    """Direct-SFT in as many epochs as fit into the training seconds of the longest row.
+
+    Raises:
+        ValueError: If no row is Direct-SFT, whose epochs say how long one takes, or a run has not
+            noted its time.
+    """
+    plans = {row.title: _plan_of(row) for row in rows}
+    direct = [row for row in rows if plans[row.title][0] == DIRECT]
+    if not direct:
+        raise ValueError(
+            "--matched_seconds needs Direct-SFT among the rows, to know how long an epoch takes. "
+            "Add its experiment file to --configs, or --matched true."
+        )
+    seconds = {row.title: fmean(map(_training_seconds, row.seeds.values())) for row in rows}
+    longest = max(seconds, key=lambda title: seconds[title])
+    known = max(direct, key=lambda row: plans[row.title][1])
+    if not seconds[known.title]:
+        raise ValueError(
+            f"--matched_seconds: {known.title} has noted no time of its training, so nobody knows "
+            "how long an epoch takes. Leave the option out, or train that row anew."
+        )
+    epochs = max(1, round(plans[known.title][1] * seconds[longest] / seconds[known.title]))
+    source = next((one for one in experiments if one.title == longest), None)
+    if source is None or epochs <= plans[known.title][1]:
+        print_rank_zero(
+            f"--matched_seconds adds nothing: {known.title} trains for {seconds[known.title]:.0f} "
+            "seconds, about as long as any other."
+        )
+        return []
+    options = {**source.options, **DIRECT_SETTINGS, "trainer.max_epochs": epochs}
+    name = f"{source.name}_matched_seconds"
+    extra = Compared(name, source.files, name, options)
+    for number, seed in enumerate(seeds, start=1):
+        _run(extra, seed, vary, logs, f"matched in seconds {number}/{len(seeds)}")
+    return [_row(extra, seeds, logs)]
+
+
 def _plan(one: Compared, seed: int, logs: Path) -> tuple[list[str], int]:
     """Stages of a run, and the epochs that each may take."""
-    file = logs / f"{one.name}_seed{seed}" / SETTINGS
-    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return list(settings["stages"]), settings["trainer"]["max_epochs"]
+    return _planned(logs / f"{one.name}_seed{seed}")
+
+
+def _plan_of(row: ComparedRow) -> tuple[list[str], int]:
+    """The same of a row; no stages where nobody knows them."""
+    (folder, *_) = (one.folder for one in row.seeds.values())
+    return ([], 0) if folder is None else _planned(folder)
+
+
+def _training_seconds(run: SeedRun) -> float:
+    """What a run has trained for: seconds of the GPU, or where there is none, of the processor."""
+    spent = (run.spent or {}).get("training", Spent())
+    return spent.gpu_seconds or spent.processor_seconds
+
+
+def _planned(folder: Path) -> tuple[list[str], int]:
+    settings = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
+    return stage_names(settings["stages"]), settings["trainer"]["max_epochs"]

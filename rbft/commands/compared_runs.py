@@ -18,6 +18,7 @@ from rbft.runs.record import DIGESTS, SETTINGS
 from rbft.runs.usage import Spent, read_usage
 from rbft.runtime.digests import hash_file
 from rbft.runtime.jsonl import complete_lines
+from rbft.stages import stage_names
 
 # Columns in which other systems may have their answer, the first that is there.
 ANSWERS = ("prediction", "class", "label")
@@ -109,7 +110,7 @@ def final_place(settings: Mapping[str, Any]) -> tuple[list[str], str]:
     Args:
         settings: The run's.
     """
-    stages = list(settings["stages"])
+    stages = stage_names(settings["stages"])
     return stages, stages[-1] if stages else ZERO_SHOT
 
 

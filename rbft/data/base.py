@@ -25,6 +25,7 @@ from rbft.data.rationales import RationaleStore, mix
 from rbft.data.sampler import EvalSampler, SampleSlot, TrainSampler
 from rbft.data.splits import check_classes, empty_classes, hold_out
 from rbft.masking.settings import Masking, Masks
+from rbft.rationales.controls import Control
 from rbft.rationales.quality import QualityRules
 from rbft.rationales.selection import HINT, check_fallback
 from rbft.runtime.digests import default_cache
@@ -48,8 +49,20 @@ class ClipCollator(Protocol):
         """Whether the class is all that is learnt (Stage II)."""
         ...
 
-    def answer_tokens(self, clip: Clip, rationale: str | None, cut: bool = False) -> int:
-        """Length of the clip's answer in tokens, without decoding the video."""
+    @property
+    def reads_rationales(self) -> Sequence[bool]:
+        """For each turn of the stage whether it needs rationales."""
+        ...
+
+    def loss_tokens(
+        self,
+        clip: Clip,
+        rationale: str | None,
+        cut: bool = False,
+        soft_label: Sequence[float] | None = None,
+        turn: int = 0,
+    ) -> int | float:
+        """What the clip counts in the loss, without decoding the video."""
         ...
 
     def __call__(self, examples: list[Example]) -> Any:
@@ -64,6 +77,8 @@ class Feed:
     Attributes:
         collators: By the name of the loader: train, val, test, predict.
         rationales: The rationale file; None where no stage needs it.
+        soft_labels: Probability of each class by the id of the training clip; None where no stage
+            learns them.
         scored_split: The split that `Trainer.test` scores.
         predict_clips: The clips that `Trainer.predict` is given.
         tower: Gives the digest of the loaded vision tower, empty where its outputs are not kept;
@@ -72,6 +87,7 @@ class Feed:
 
     collators: Mapping[str, ClipCollator] = field(default_factory=dict)
     rationales: RationaleStore | None = None
+    soft_labels: Mapping[str, Sequence[float]] | None = None
     scored_split: str = "test"
     predict_clips: Sequence[Clip] = ()
     tower: Callable[[], str] = str
@@ -136,6 +152,11 @@ class VideoDataModule(LightningDataModule):
         rationale_rules: Rules that a training clip's rationale must keep; in training, the next
             clip of its class that keeps them takes the place of one that does not. null, as in the
             paper, trains on all as they were written.
+        rationale_control: Has worthless rationales learnt, to see what a gain comes from: shuffled
+            gives each clip the text of another, half cuts each text in the middle, blank puts a
+            full stop in the place of each word. null learns them as they are.
+        label_share: Share of the optimiser steps of the stage alternating that learn labels; the
+            others learn rationales.
         class_weights: Weigh each clip's label loss by the inverse frequency of its class.
         balanced_sampling: Draw every class equally often in training.
         masking: What test and validate mask in the clips they score (Table 5): the objects of a box
@@ -176,6 +197,8 @@ class VideoDataModule(LightningDataModule):
         feature_cache_gb: float = 0.0,
         rationale_file: Path | None = None,
         rationale_rules: QualityRules | None = None,
+        rationale_control: Literal["shuffled", "half", "blank"] | None = None,
+        label_share: float = 0.5,
         class_weights: bool = False,
         balanced_sampling: bool = False,
         masking: Masking | None = None,
@@ -221,6 +244,8 @@ class VideoDataModule(LightningDataModule):
         self.rationale_fallback: Literal["drop", "first", "hint"] = rationale_fallback or "drop"
         self.rationale_hint = HINT if rationale_hint is None else rationale_hint
         self.rationale_rules = rationale_rules
+        self.rationale_control: Control | None = rationale_control
+        self.label_share = label_share
         self.class_weights, self.balanced_sampling = class_weights, balanced_sampling
         self.masking = masking
         self.seed = seed
@@ -382,6 +407,7 @@ class VideoDataModule(LightningDataModule):
             ratio=self.rationale_ratio if train else 1.0,
             seed=self.seed,
             rules=self.rationale_rules if train else None,
+            control=self.rationale_control,
         )
 
     def steps(self, world: int, epochs: int) -> int:
@@ -395,22 +421,28 @@ class VideoDataModule(LightningDataModule):
         clips, collator = self.clips("train"), self.feed.collators["train"]
         learnt = self.rationales("train") if collator.needs_rationales else None
         texts, cut = (None, set()) if learnt is None else (learnt.texts, learnt.cut)
+        soft, reads = self.feed.soft_labels, collator.reads_rationales
 
-        def answer_tokens(index: int) -> int:
+        def loss_tokens(index: int, turn: int) -> int | float:
             # A clip that could not be decoded when rationales were written, is dropped, or whose
             # rationale breaks the rules, counts with the answer of the clip that will take its
             # place; where none can, training stops there.
-            if texts is not None and clips[index].id not in texts:
-                index = next(iter(replacements(clips, index, texts)), index)
-            clip = clips[index]
-            return collator.answer_tokens(clip, (texts or {}).get(clip.id), clip.id in cut)
+            needed = texts if soft is None and reads[turn] else soft
+            if needed is not None and clips[index].id not in needed:
+                index = next(iter(replacements(clips, index, needed)), index)
+            name = clips[index].id
+            return collator.loss_tokens(
+                clips[index], (texts or {}).get(name), name in cut, (soft or {}).get(name), turn
+            )
 
-        tokens = [answer_tokens(index) for index in range(len(clips))]
+        tokens = [
+            [loss_tokens(index, turn) for index in range(len(clips))] for turn in range(len(reads))
+        ]
         counts = Counter(clip.label for clip in clips)
         weights = [len(clips) / (len(counts) * counts[clip.label]) for clip in clips]
         rank, world = self._place()
         sampler = TrainSampler(
-            tokens,
+            tokens[0],
             weights if self.class_weights and collator.learns_class else [1.0] * len(clips),
             batch_size=self.batch_size,
             accumulate=self.accumulation(world),
@@ -418,6 +450,8 @@ class VideoDataModule(LightningDataModule):
             world=world,
             seed=self.seed,
             groups=[clip.label or 0 for clip in clips] if self.balanced_sampling else None,
+            second_tokens=tokens[1] if len(tokens) > 1 else None,
+            second_share=self.label_share,
         )
         if self.trainer is not None:
             # Lightning saves a checkpoint before it counts the last micro-batch as completed, and
@@ -490,7 +524,7 @@ class VideoDataModule(LightningDataModule):
         clips: list[Clip],
         sampler: Sampler[list[SampleSlot]],
         learnt: LearntRationales | None,
-        tokens: Sequence[int] | None = None,
+        tokens: Sequence[Sequence[int | float]] | None = None,
     ) -> DataLoader[Example]:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         load = partial(self.reader.load, tower=self.feed.tower())
@@ -502,6 +536,8 @@ class VideoDataModule(LightningDataModule):
                 tokens,
                 set() if learnt is None else learnt.cut,
                 None if learnt is None else learnt.why_without(clips),
+                self.feed.collators[split].reads_rationales,
+                self.feed.soft_labels if split == "train" else None,
             ),
             batch_sampler=sampler,
             collate_fn=self.feed.collators[split],

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -30,6 +31,7 @@ class Example:
         error: What could not be decoded, empty where all is well.
         key: Under which the vision tower's output is kept; empty where it is not.
         cut: Whether the rationale was cut off at the limit of tokens when it was written.
+        soft_label: Probability of each class, where the stage learns them; else None.
     """
 
     clip: Clip
@@ -39,26 +41,25 @@ class Example:
     error: str = ""
     key: str = ""
     cut: bool = False
+    soft_label: Sequence[float] | None = None
 
 
-def replacements(
-    clips: Sequence[Clip], index: int, rationales: Mapping[str, str] | None
-) -> list[int]:
+def replacements(clips: Sequence[Clip], index: int, needed: Mapping[str, Any] | None) -> list[int]:
     """Indices of the clips that are tried, in order, in the place of one that cannot be decoded.
 
-    They are the next ones of its class that have a rationale, where one is asked for.
+    They are the next ones of its class that have what is needed, such as a rationale.
 
     Args:
         clips: The clips of the split.
         index: The clip that needs another in its place.
-        rationales: Rationale by id; None where none is asked for.
+        needed: What clips must have, by id; None where nothing is needed.
     """
     following = [(index + step) % len(clips) for step in range(1, len(clips))]
     same = (
         place
         for place in following
         if clips[place].label == clips[index].label
-        and (rationales is None or clips[place].id in rationales)
+        and (needed is None or clips[place].id in needed)
     )
     return list(islice(same, REPLACEMENTS))
 
@@ -74,12 +75,15 @@ class ClipDataset(Dataset[Example]):
         clips: The clips of the split.
         load: Gives a clip's frames or features, and the key of its features.
         rationales: Rationale by id; None where none is asked for.
-        answer_tokens: Answer tokens of each clip in training, None elsewhere. Those of a clip
-            without a rationale are those of the clip that takes its place, see `replacements`.
+        answer_tokens: Answer tokens of each clip in training, for each turn of the stage; None
+            elsewhere. Those of a clip that lacks something are those of the clip that takes its
+            place, see `replacements`.
         cut: Ids of the clips whose rationale was cut off when it was written.
         broken: Why clips have no rationale that can be decoded, by id: theirs breaks
             `data.rationale_rules`, or none leads to their class. They are replaced in training like
             clips that cannot be decoded.
+        read_in: For each turn of the stage whether it needs rationales.
+        soft_labels: Probability of each class by id; None where none are asked for.
     """
 
     def __init__(
@@ -87,12 +91,15 @@ class ClipDataset(Dataset[Example]):
         clips: list[Clip],
         load: Callable[[Clip], tuple[Video | EncodedVideo, str]],
         rationales: Mapping[str, str] | None,
-        answer_tokens: Sequence[int] | None = None,
+        answer_tokens: Sequence[Sequence[int | float]] | None = None,
         cut: Set[str] = frozenset(),
         broken: Mapping[str, str] | None = None,
+        read_in: Sequence[bool] = (True,),
+        soft_labels: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         self.clips, self.load, self.rationales = clips, load, rationales
         self.answer_tokens, self.cut, self.broken = answer_tokens, cut, broken or {}
+        self.read_in, self.soft_labels = read_in, soft_labels
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -102,33 +109,43 @@ class ClipDataset(Dataset[Example]):
             return self._example(draw)
         except VideoError as error:
             if self.answer_tokens is not None:
-                return self._replacement(draw, self.answer_tokens, error)
+                return self._replacement(draw, self.answer_tokens[draw.turn], error)
             clip = self.clips[draw.index]
             rationale = None if self.rationales is None else self.rationales.get(clip.id, "")
             cut = clip.id in self.cut
             return Example(clip, NO_PICTURE, rationale, draw, str(error), cut=cut)
 
+    def _needed(self, draw: SampleSlot) -> Mapping[str, Any] | None:
+        """What a clip must have besides its video, by id; None where nothing is needed."""
+        if self.soft_labels is not None:
+            return self.soft_labels
+        return self.rationales if self.read_in[draw.turn] else None
+
     def _example(self, draw: SampleSlot) -> Example:
-        clip = self.clips[draw.index]
-        if self.rationales is not None and clip.id not in self.rationales:
+        clip, needed = self.clips[draw.index], self._needed(draw)
+        if needed is not None and clip.id not in needed:
             lost = "could not be decoded when rationales were written."
             raise VideoError.of(clip.path, self.broken.get(clip.id, lost))
-        rationale = None if self.rationales is None else self.rationales[clip.id]
+        rationale = None if self.rationales is None else self.rationales.get(clip.id)
         video, key = self.load(clip)
-        return Example(clip, video, rationale, draw, key=key, cut=clip.id in self.cut)
+        soft = None if self.soft_labels is None else self.soft_labels[clip.id]
+        cut = clip.id in self.cut
+        return Example(clip, video, rationale, draw, key=key, cut=cut, soft_label=soft)
 
-    def _replacement(self, draw: SampleSlot, tokens: Sequence[int], error: VideoError) -> Example:
+    def _replacement(
+        self, draw: SampleSlot, tokens: Sequence[int | float], error: VideoError
+    ) -> Example:
         """The next clip of the same class that can be decoded, in the place of another.
 
         Its weight is such that its answer counts as many tokens as the other's: what the sampler
         counted in the global batch, the loss's denominator, stays exact.
         """
         lost = self.clips[draw.index]
-        same = replacements(self.clips, draw.index, self.rationales)
+        same = replacements(self.clips, draw.index, self._needed(draw))
         for index in same:
             weight = draw.weight * tokens[draw.index] / tokens[index]
             with suppress(VideoError):
-                example = self._example(SampleSlot(index, weight, draw.total))
+                example = self._example(replace(draw, index=index, weight=weight))
                 note = f"{error} In training, clip {example.clip.id} takes the place of {lost.id}."
                 return replace(example, error=note)
         tried = ", ".join(self.clips[index].id for index in same) or "none"

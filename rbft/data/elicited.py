@@ -69,6 +69,17 @@ class ElicitedClasses:
         name = self.found[self._key(record)]["elicited"]
         return None if name is None else self.classes.index(name)
 
+    def probabilities(self, record: Mapping[str, Any]) -> list[float] | None:
+        """Probability of each class behind a rationale, in the card's order.
+
+        None for a video that could not be decoded.
+
+        Args:
+            record: As for `knows`, which must be true of it.
+        """
+        found = self.found[self._key(record)].get("probabilities")
+        return None if found is None else [found[name] for name in self.classes]
+
     def missing(self, records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Those of the rationales that the model must be asked about, each question once."""
         asked = {self._key(record): record for record in reversed(list(records))}

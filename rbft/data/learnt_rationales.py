@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from rbft.card import Card
 from rbft.clip import Clip
 from rbft.data.rationales import RationaleStore, mix
+from rbft.rationales.controls import Control, apply_control
 from rbft.rationales.quality import QualityReport, QualityRules, apply_rules
 from rbft.rationales.sample import CUT, Sample
 
@@ -74,6 +75,7 @@ def learnt_rationales(
     ratio: float,
     seed: int,
     rules: QualityRules | None = None,
+    control: Control | None = None,
 ) -> LearntRationales:
     """The rationales of a split that a stage learns.
 
@@ -84,6 +86,7 @@ def learnt_rationales(
         ratio: Share of the clips that take the self-generated rationale, see `mix`.
         seed: Seed of which clips these are.
         rules: Rules that a rationale must keep.
+        control: What is made of those that are left, see `rbft.rationales.controls`.
 
     Raises:
         ValueError: If a clip lacks the rationale that it should take, or selection or rules leave
@@ -108,10 +111,13 @@ def learnt_rationales(
     samples = {name: one for name, one in mixed.items() if one is not None}
     if len(samples) < len(mixed):
         _check_dropped(decodable, samples, card)
-    if rules is None:
-        return LearntRationales(samples, None, dropped, lost)
-    report = apply_rules([*samples.values()], rules, card)
-    return LearntRationales({one.clip: one for one in report.kept}, report, dropped, lost)
+    report = None
+    if rules is not None:
+        report = apply_rules([*samples.values()], rules, card)
+        samples = {one.clip: one for one in report.kept}
+    if control is not None and samples:
+        samples = apply_control(samples, control, [clip.id for clip in clips], seed)
+    return LearntRationales(samples, report, dropped, lost)
 
 
 def _check_dropped(clips: Sequence[Clip], samples: Mapping[str, Sample], card: Card) -> None:

@@ -21,18 +21,20 @@ class SampleSlot:
         index: Index of the clip in its split.
         weight: Its weight in the loss and in metrics; 0 marks a clip repeated to even out ranks.
         total: Weighted answer tokens of the global batch, the loss's denominator.
+        turn: Which of the stage's turns the global batch is, see `rbft.stages.Stage.turns`.
     """
 
     index: int
     weight: float = 1.0
     total: float = 1.0
+    turn: int = 0
 
 
 class TrainSampler(Sampler[list[SampleSlot]]):
     """Shuffled micro-batches of one process.
 
     Args:
-        answer_tokens: Answer tokens of each clip.
+        answer_tokens: Answer tokens of each clip, as the loss counts them.
         weights: Loss weight of each clip.
         batch_size: Clips per micro-batch and process.
         accumulate: Micro-batches per optimiser step.
@@ -41,11 +43,13 @@ class TrainSampler(Sampler[list[SampleSlot]]):
         seed: Seed of the order.
         groups: Class of each clip for balanced sampling: every class is drawn equally often, the
             epoch's length stays. None draws each clip once.
+        second_tokens: The same for the second turn of a stage that has two; None for others.
+        second_share: Share of the global batches that are of the second turn, evenly spread.
     """
 
     def __init__(
         self,
-        answer_tokens: Sequence[int],
+        answer_tokens: Sequence[int | float],
         weights: Sequence[float],
         *,
         batch_size: int,
@@ -54,8 +58,11 @@ class TrainSampler(Sampler[list[SampleSlot]]):
         world: int,
         seed: int,
         groups: Sequence[int] | None = None,
+        second_tokens: Sequence[int | float] | None = None,
+        second_share: float = 0.5,
     ) -> None:
         self.answer_tokens, self.weights, self.groups = answer_tokens, weights, groups
+        self.second_tokens, self.second_share = second_tokens, second_share
         self.batch_size, self.accumulate = batch_size, accumulate
         self.rank, self.world, self.seed = rank, world, seed
         self.epoch = 0
@@ -69,13 +76,24 @@ class TrainSampler(Sampler[list[SampleSlot]]):
 
     def __len__(self) -> int:
         """Micro-batches per epoch and process, the skipped ones of a resumed epoch included."""
-        return math.ceil(len(self.answer_tokens) / (self.batch_size * self.world))
+        return math.ceil(len(self.weights) / (self.batch_size * self.world))
+
+    def turn(self, step: int) -> int:
+        """Which turn a global batch is.
+
+        Args:
+            step: Its number, counted from 0 through all epochs.
+        """
+        if self.second_tokens is None:
+            return 0
+        share = self.second_share
+        return int(math.floor((step + 1) * share) > math.floor(step * share))
 
     def order(self) -> list[int]:
         """Clip indices of this epoch in training order."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         if self.groups is None:
-            return torch.randperm(len(self.answer_tokens), generator=generator).tolist()
+            return torch.randperm(len(self.weights), generator=generator).tolist()
         by_class: dict[int, list[int]] = {}
         for index, group in enumerate(self.groups):
             by_class.setdefault(group, []).append(index)
@@ -93,12 +111,15 @@ class TrainSampler(Sampler[list[SampleSlot]]):
         order = self.order()
         per_step = self.batch_size * self.world
         batches: list[list[SampleSlot]] = []
-        for first in range(0, len(order), per_step * self.accumulate):
+        firsts = range(0, len(order), per_step * self.accumulate)
+        for step, first in enumerate(firsts, start=self.epoch * len(firsts)):
             indices = order[first : first + per_step * self.accumulate]
-            total = sum(self.weights[i] * self.answer_tokens[i] for i in indices)
-            draws = [SampleSlot(i, self.weights[i], total) for i in indices]
+            turn = self.turn(step)
+            tokens = self.second_tokens if turn and self.second_tokens else self.answer_tokens
+            total = sum(self.weights[i] * tokens[i] for i in indices)
+            draws = [SampleSlot(i, self.weights[i], total, turn) for i in indices]
             # All processes take the same number of steps; the repeated clips weigh nothing.
-            draws += [SampleSlot(indices[0], 0.0, total)] * (-len(draws) % per_step)
+            draws += [SampleSlot(indices[0], 0.0, total, turn)] * (-len(draws) % per_step)
             for micro in range(0, len(draws), per_step):
                 mine = draws[micro + self.rank : micro + per_step : self.world]
                 batches.append(mine)

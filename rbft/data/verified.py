@@ -14,10 +14,10 @@ from rbft.rationales.selection import Elicited, Selection, add_hinted, select
 from rbft.rationales.selection_report import SelectionReport, Way
 from rbft.runs.folder import TOLD
 from rbft.runs.record import digest
-from rbft.stages import STAGES
+from rbft.stages import ELICITED, RATIONALE_STAGE, Stage
 
 Lines = Mapping[str, Sequence[dict[str, Any]]]  # of each clip, by number of the sample
-QUESTION = STAGES["rationale_class"]
+QUESTION = ELICITED
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,11 @@ class Verified:
 
 
 def verified_beside(
-    path: Path, made_from: Mapping[str, Any], data: VideoDataModule, samples: int
+    path: Path,
+    made_from: Mapping[str, Any],
+    data: VideoDataModule,
+    samples: int,
+    question: Stage = RATIONALE_STAGE,
 ) -> Verified:
     """The selection by elicited class, whose files stand beside the rationale file.
 
@@ -137,6 +141,7 @@ def verified_beside(
         made_from: What determines the rationales.
         data: The benchmark, with the prompt that asks for the rationales.
         samples: Rationales a clip.
+        question: The stage whose question asked for the rationales.
     """
     card, train = data.card, data.clips("train")
     apart = ("prompt", "generation")  # what decides the rationale, but not the class behind it
@@ -150,7 +155,7 @@ def verified_beside(
         hint = data.rationale_hint
         told = {**made_from, "hint": hint, "words": dict(card.words)}
         # Its lines are about another prompt than the clip's own, so neither passes for the other.
-        asked_again = about_clips(data, train, replace(STAGES["rationale"], hint=hint))
+        asked_again = about_clips(data, train, replace(question, hint=hint))
         hinted = RationaleStore(
             _beside(path, "hinted", told),
             told,

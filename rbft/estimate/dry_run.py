@@ -81,6 +81,7 @@ class SplitTokens:
         unwritten: Number of rationales that are not written yet, and counted at their longest.
         val: Tokens of the validation clips.
         class_word: Tokens of the longest class word, end of turn included.
+        answers: Sequences of each clip in a training batch: one, or one for each class.
     """
 
     clips: list[Clip]
@@ -88,6 +89,12 @@ class SplitTokens:
     unwritten: int = 0
     val: tuple[ClipTokens, ...] = ()
     class_word: int = 1
+    answers: int = 1
+
+    def sequences(self, clips: Sequence[ClipTokens]) -> list[ClipTokens]:
+        """The sequences of clips in a training batch; the vision tower sees each clip once."""
+        again = [replace(clip, grid=(0, 0, 0)) for clip in clips]
+        return [*clips, *again * (self.answers - 1)]
 
 
 def stand_in(accelerator: str, devices: Any) -> dict[str, Any]:
@@ -135,7 +142,9 @@ def count_tokens_of_stages(plan: Plan) -> dict[str, SplitTokens]:
         clips = [clip for clip in clips if clip.id in counts]
         unwritten = sum(not texts.get(clip.id) for clip in clips) if stage.needs_rationales else 0
         word = max(map(len, collator.class_answers(stage.classifier)))
-        found[name] = SplitTokens(clips, [counts[clip.id] for clip in clips], unwritten, val, word)
+        answers = len(model.card.words) if name != "test" and stage.all_classes else 1
+        tokens = [counts[clip.id] for clip in clips]
+        found[name] = SplitTokens(clips, tokens, unwritten, val, word, answers)
     return found
 
 
@@ -183,7 +192,8 @@ def report(plan: Plan, name: str, gpu_gb: float | None) -> str:
     lines += [table(rows, headers), "", tokens_table(plan, found), "", *_rules(plan)]
     longest = max((found[stage] for stage in plan.stages), key=_longest_clip)
     micro = sorted(longest.tokens, key=lambda count: count.total)[-data.batch_size :]
-    micro_batch = _without_cached_tower(plan, micro if model.packing else _pad_to_longest(micro))
+    rows = longest.sequences(micro)
+    micro_batch = _without_cached_tower(plan, rows if model.packing else _pad_to_longest(rows))
     settings = _memory_settings(plan)
     memory = step_memory(backbone, model.family, model.config, micro_batch, settings)
     scoring = scoring_peaks(plan, found, backbone, memory.optimizer_states)
@@ -263,16 +273,14 @@ def steps_table(plan: Plan, found: Mapping[str, SplitTokens], counter: StepCount
         if checkpoint is not None and state != "done":
             state = f"resumes at {checkpoint.stem}"
         assert counter is not None
-        flops = (
-            sum(map(counter.step, _without_cached_tower(plan, found[stage].tokens)), Flops())
-            * epochs
-        )
-        title = STAGES[stage].paper + (f", {epochs} epochs" if epochs > 1 else "")
+        sequences = found[stage].sequences(found[stage].tokens)
+        flops = sum(map(counter.step, _without_cached_tower(plan, sequences)), Flops()) * epochs
+        title = find_stage(stage).paper + (f", {epochs} epochs" if epochs > 1 else "")
         work = flops.total / 1e15
         arithmetic = f"{work:.3g}" if work < 1000 else f"{work:,.0f}"
         rows.append([title, str(len(found[stage].clips)), str(steps), arithmetic, state])
         if plan.score_each or stage == plan.stages[-1]:
-            rows.append(scoring(stage, f"after {STAGES[stage].paper}"))
+            rows.append(scoring(stage, f"after {find_stage(stage).paper}"))
     return table(rows, ["step", "clips", "optimiser steps", "PFLOP", "state"], align="lrrrl")
 
 
@@ -287,7 +295,7 @@ def tokens_table(plan: Plan, found: Mapping[str, SplitTokens]) -> str:
         rows.append([title, f"{mean:,.0f}", f"{high:,}", f"{numbers[most]:,}", own.clips[most].id])
 
     for name, own in found.items():
-        title = "test" if name == "test" else STAGES[name].paper
+        title = "test" if name == "test" else find_stage(name).paper
         if not own.tokens:
             continue
         row(f"{title}: video", own, [count.video for count in own.tokens])
@@ -542,7 +550,7 @@ def _pad_to_longest(batch: Sequence[ClipTokens]) -> list[ClipTokens]:
 
 
 def _longest_clip(own: SplitTokens) -> int:
-    return max((count.total for count in own.tokens), default=0)
+    return max((count.total for count in own.tokens), default=0) * own.answers
 
 
 def _existing_parent(folder: Path) -> Path:

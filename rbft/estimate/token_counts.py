@@ -1,6 +1,7 @@
 """Counts the tokens of each clip, exactly, from the scan; no video is decoded."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from rbft.clip import Clip
@@ -16,7 +17,7 @@ def count_tokens(
     rationales: Mapping[str, str],
     longest_rationale: int,
 ) -> dict[str, ClipTokens]:
-    """Counts the tokens of clips, with the answers of the stage `collator.learn`.
+    """Counts the tokens of clips, with the answers of the stage `collator.target_stage`.
 
     Args:
         data: The benchmark.
@@ -46,13 +47,16 @@ def count_tokens(
         except ValueError as error:
             failure = error
             continue
-        known = rationales.get(clip.id)
-        answer = collator.answer_tokens(clip, known or "")
-        if stage.needs_rationales and not known:
-            answer += longest_rationale
         video = grid[0] * grid[1] * grid[2] // vision.spatial_merge_size**2
-        prompt = prompt_tokens(stage.prompt(collator.card, clip))
-        counts[clip.id] = ClipTokens(grid, video, prompt, answer)
+        each = []
+        for turn in stage.turns or (stage,):  # of several the longest, which decides the memory
+            known = rationales.get(clip.id)
+            answer = replace(collator, target_stage=turn).answer_tokens(clip, known or "")
+            if turn.needs_rationales and not known:
+                answer += longest_rationale
+            prompt = prompt_tokens(turn.prompt(collator.card, clip))
+            each.append(ClipTokens(grid, video, prompt, answer))
+        counts[clip.id] = max(each, key=lambda one: one.total)
     if failure is not None and not counts:
         raise failure
     return counts

@@ -14,6 +14,7 @@ from rbft.collator import Collator
 from rbft.inference.generation import (
     NotFiniteError,
     PrefilledPrompt,
+    decode,
     decode_texts,
     ended,
     extend,
@@ -22,8 +23,9 @@ from rbft.inference.generation import (
     score_candidates,
 )
 from rbft.inference.metrics import unparsed
+from rbft.inference.sampling import Draw, SelfConsistency, text_key
 from rbft.runtime.transfer import to_device
-from rbft.stages import CLASS, RATIONALE, Stage
+from rbft.stages import CLASS, Stage
 
 NAMED = 10  # clips that a message names
 
@@ -92,12 +94,15 @@ class Classifier:
         generation: How the model writes, see `rbft.backbone.loading.generation_settings`.
         answer: `score` compares the probabilities of all class words, `generate` lets the model
             write and parses it.
+        consistency: Averages over several drawn rationales, where the model writes one before the
+            class; None takes the greedy one.
     """
 
     collator: Collator
     stage: Stage
     generation: Mapping[str, Any]
     answer: str = "score"
+    consistency: SelfConsistency | None = None
 
     @torch.no_grad()
     def classify(self, backbone: Any, batch: Batch, prompt: PrefilledPrompt) -> Classified:
@@ -118,32 +123,107 @@ class Classifier:
     def _classify(
         self, backbone: Any, batch: Batch, prompt: PrefilledPrompt, words: list[list[int]]
     ) -> Classified:
-        texts, lengths = [""] * len(batch), None
-        elicited = self.stage.parts[0] == RATIONALE
-        if self.answer == "generate" or elicited:
-            tokenizer = self.collator.processor.tokenizer
-            written = greedy_decode(backbone, prompt.copy(), self.generation)
-            texts = decode_texts(written, tokenizer, self.generation)
-            lengths = [len(ids) for ids in written]
-            # Whatever ended the turn, class words are trained with the tokenizer's end.
-            end = tokenizer.eos_token_id
-            turns = [[*ids[:-1], end] if ended(ids, self.generation) else ids for ids in written]
-            found = [find_class(ids, words, at_end=elicited) for ids in turns]
-            if self.answer == "generate":
-                classes = [index for index, _ in found]
-                if self.stage.parts == (CLASS,):
-                    classes = [self.collator.card.parse(text) for text in texts]
-                classes = [unparsed(words) if index is None else index for index in classes]
-                found_classes = to_device(classes, batch.weight.device)
-                return Classified(found_classes, None, texts, written=lengths)
-            # The class is scored after the model's own rationale; where no class followed it,
-            # after the rationale as it stands before a class in training.
-            rationales = [
-                self.collator.part_ids(text.strip(), last=False) if index is None else rest
-                for (index, rest), text in zip(found, texts, strict=True)
+        if self.answer != "generate" and not self.stage.elicits:
+            return Classified.by_scores(
+                score_candidates(backbone, prompt, words), [""] * len(batch)
+            )
+        if self.consistency is not None and self.stage.elicits:
+            return self._average(backbone, batch, prompt, words, self.consistency)
+        ids = greedy_decode(backbone, prompt.copy(), self.generation)
+        written = self._parse(ids, words)
+        if self.answer == "generate":
+            classes = written.classes
+            if self.stage.parts == (CLASS,):
+                classes = [self.collator.card.parse(text) for text in written.texts]
+            classes = [unparsed(words) if index is None else index for index in classes]
+            found = to_device(classes, batch.weight.device)
+            return Classified(found, None, written.texts, written=written.lengths)
+        prompt = extend(backbone, prompt, written.rationales)
+        scores = score_candidates(backbone, prompt, words)
+        return Classified.by_scores(scores, written.texts, written.lengths)
+
+    def _parse(self, written: list[list[int]], words: list[list[int]]) -> "_Written":
+        """Finds the class in what the model wrote, token ids of each text."""
+        tokenizer, elicited = self.collator.processor.tokenizer, self.stage.elicits
+        texts = decode_texts(written, tokenizer, self.generation)
+        # Whatever ended the turn, class words are trained with the tokenizer's end.
+        end = tokenizer.eos_token_id
+        turns = [[*ids[:-1], end] if ended(ids, self.generation) else ids for ids in written]
+        found = [find_class(ids, words, at_end=elicited) for ids in turns]
+        # The class is scored after the model's own rationale; where no class followed it, after
+        # the rationale as it stands before a class in training.
+        rationales = [
+            self.collator.part_ids(text.strip(), last=False) if index is None else rest
+            for (index, rest), text in zip(found, texts, strict=True)
+        ]
+        lengths = [len(ids) for ids in written]
+        return _Written(texts, lengths, [index for index, _ in found], rationales)
+
+    def _average(
+        self,
+        backbone: Any,
+        batch: Batch,
+        prompt: PrefilledPrompt,
+        words: list[list[int]],
+        consistency: SelfConsistency,
+    ) -> Classified:
+        """The class probabilities averaged over rationales that are drawn one after the other.
+
+        What is shown of a clip is the first of its texts that leads to its class.
+        """
+        clips, device = len(batch), batch.weight.device
+        sums = torch.zeros(clips, len(words), dtype=torch.float64, device=device)
+        texts: list[list[str]] = [[] for _ in range(clips)]
+        named: list[list[int]] = [[] for _ in range(clips)]
+        lengths, open_clips = [0] * clips, list(range(clips))
+        for number in range(consistency.samples):
+            keys = [
+                text_key({"clip": batch.clips[clip].id}, consistency.seed, number)
+                for clip in open_clips
             ]
-            prompt = extend(backbone, prompt, rationales)
-        return Classified.by_scores(score_candidates(backbone, prompt, words), texts, lengths)
+            mine = prompt.select(open_clips)
+            ids = decode(backbone, mine.copy(), self.generation, Draw(consistency, keys))
+            written = self._parse(ids, words)
+            read = extend(backbone, mine, written.rationales)
+            scores = score_candidates(backbone, read, words)
+            sums[to_device(open_clips, device)] += scores.double().softmax(-1)
+            for clip, text, own, best in zip(
+                open_clips, written.texts, written.lengths, scores.argmax(-1).tolist(), strict=True
+            ):
+                texts[clip].append(text)
+                named[clip].append(best)
+                lengths[clip] += own
+            if consistency.early_stop:
+                first, second = sums.topk(2).values.unbind(-1)
+                left = consistency.samples - number - 1
+                undecided = (first - second <= left).tolist()
+                open_clips = [clip for clip in open_clips if undecided[clip]]
+            if not open_clips:
+                break
+        best = sums.argmax(-1).tolist()
+        shown = [
+            own[one.index(kind) if kind in one else 0]
+            for own, one, kind in zip(texts, named, best, strict=True)
+        ]
+        means = sums / sums.sum(-1, keepdim=True)
+        return Classified.by_scores(means.clamp(min=1e-300).log().float(), shown, lengths)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What the model wrote about each clip.
+
+    Attributes:
+        texts: The texts.
+        lengths: Their tokens.
+        classes: The class that each names; None for none.
+        rationales: Token ids of the rationale before the class.
+    """
+
+    texts: list[str]
+    lengths: list[int]
+    classes: list[int | None]
+    rationales: list[list[int]]
 
 
 @contextmanager

@@ -56,6 +56,25 @@ class PrefilledPrompt:
         cache.layers = [copy(layer) for layer in self.cache.layers]
         return replace(self, cache=cache)
 
+    def select(self, clips: Sequence[int]) -> "PrefilledPrompt":
+        """The prompts of some of the clips; this one stays as it is.
+
+        Args:
+            clips: Their indices.
+        """
+        if list(clips) == list(range(len(self.hidden))):
+            return self.copy()
+        made, rows = self.copy(), to_device(list(clips), self.hidden.device)
+        made.cache.batch_select_indices(rows)
+        return replace(
+            made,
+            hidden=self.hidden[rows],
+            ids=self.ids[rows],
+            mask=self.mask[rows],
+            position=self.position[:, rows],
+            lengths=tuple(self.lengths[clip] for clip in clips),
+        )
+
 
 def prefill(
     backbone: Any,

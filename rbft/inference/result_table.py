@@ -10,7 +10,7 @@ from rbft.inference.metrics import macro_f1, percent
 from rbft.rationales.selection_report import told_note
 from rbft.runs.folder import TOLD, ZERO_SHOT
 from rbft.runtime.console import table, width
-from rbft.stages import STAGES
+from rbft.stages import find_stage, is_stage
 
 TITLES = {ZERO_SHOT: "backbone, zero-shot"}
 COLUMNS = 80  # of a terminal; intervals are shortened and left out until the table fits
@@ -21,7 +21,7 @@ LAYOUTS = ((EVERY, 0), (WHOLE, 1), (WHOLE, 0), (MAIN, 1), (MAIN, 0))
 
 def title_of(name: str) -> str:
     """The title of a row of the table, by the name of the results."""
-    return STAGES[name].paper if name in STAGES else TITLES.get(name, name)
+    return find_stage(name).paper if is_stage(name) else TITLES.get(name, name)
 
 
 def result_table(scored: Sequence[tuple[str, dict[str, Any]]]) -> str:

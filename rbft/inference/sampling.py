@@ -48,8 +48,35 @@ class RationaleSampling:
         return {name: value for name, value in asdict(self).items() if name != "samples"}
 
 
+@dataclass(frozen=True)
+class SelfConsistency:
+    """Class probabilities averaged over several drawn rationales (Wang et al., 2023).
+
+    For stages after which the model writes a rationale before it names the class (P+R+C).
+
+    Args:
+        samples: Rationales that are drawn about each clip, at most.
+        temperature: Divides the scores before the softmax.
+        top_p: Share of the probability that tokens are drawn from, the likeliest first; 1 draws
+            from all.
+        top_k: How many tokens are drawn from, the likeliest first; 0 draws from all.
+        seed: Seed of the draws.
+        early_stop: Draw no more about a clip as soon as those left cannot change its class.
+    """
+
+    samples: int = 5
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    early_stop: bool = True
+
+    def __post_init__(self) -> None:
+        check_ranges("model.self_consistency.", vars(self))
+
+
 def weigh(
-    scores: Float[Tensor, "rows vocab"], settings: RationaleSampling
+    scores: Float[Tensor, "rows vocab"], settings: RationaleSampling | SelfConsistency
 ) -> Int[Tensor, "rows vocab"]:
     """What each token is drawn in proportion to: its probability in units of 2**-48.
 
@@ -112,7 +139,9 @@ class Draw:
         keys: The key of each text.
     """
 
-    def __init__(self, settings: RationaleSampling, keys: Sequence[bytes]) -> None:
+    def __init__(
+        self, settings: RationaleSampling | SelfConsistency, keys: Sequence[bytes]
+    ) -> None:
         self.settings, self.keys = settings, list(keys)
 
     def __call__(

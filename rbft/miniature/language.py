@@ -14,6 +14,7 @@ PERSONAS = (
     "film director",
 )
 RATIONALE_PROMPT = "you are a {persona} . describe the subjects , attributes , actions and scenes ."
+SIDES_PROMPT = f"{RATIONALE_PROMPT} why is the clip normal ? why is the clip abnormal ?"
 ATMOSPHERE_PROMPT = "describe the weather , place and paint of the clip ."
 SHORT_PROMPT = "what happens in the clip ?"
 LABEL_PROMPT = "is the clip normal or abnormal ?"
@@ -38,6 +39,20 @@ def rationale(scene: Scene) -> str:
     """
     level, reason = _risk(scene)
     return f"{caption(scene)} risk : {level} , {reason} ."
+
+
+def both_sides(scene: Scene) -> str:
+    """The caption, and what a person of common sense would say for each class.
+
+    It says what `rationale` says, in another form.
+    """
+    level, reason = _risk(scene)
+    normal, abnormal = {
+        "none": (f"because {reason}", "no"),
+        "low": ("because low risk", f"because {reason}"),
+        "high": ("no", f"because {reason}"),
+    }[level]
+    return f"{caption(scene)} normal : {normal} . abnormal : {abnormal} ."
 
 
 def event(scene: Scene) -> str:

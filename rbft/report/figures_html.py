@@ -8,7 +8,7 @@ from rbft.report.figures import HUES, confusion_matrix, line_chart, reliability_
 from rbft.report.gather import GatheredRun
 from rbft.report.markup import Places, framed, run_numbers, shown_with
 from rbft.runtime.html import plain
-from rbft.stages import STAGES
+from rbft.stages import find_stage, is_stage
 
 OPEN_CURVES = ("train/loss", "val/loss", "val/accuracy", "val/f1/macro")  # the others are folded
 
@@ -81,7 +81,7 @@ def _chart(
     lines: Mapping[str, tuple[int, str, Curve]],
     runs: Sequence[GatheredRun],
 ) -> str:
-    paper = STAGES[stage].paper if stage in STAGES else stage
+    paper = find_stage(stage).paper if is_stage(stage) else stage
     drawn = line_chart(f"{tag} of {paper}", lines, tag)
     if not drawn:
         return ""

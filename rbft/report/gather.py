@@ -26,6 +26,7 @@ from rbft.runs.folder import CLIPS, PROVENANCE, ZERO_SHOT, Run
 from rbft.runs.record import SETTINGS
 from rbft.runs.usage import USAGE, Spent, read_usage
 from rbft.runtime.differences import flat
+from rbft.stages import stage_names
 
 NOT_RUNS = ("rationales", "compare", "attention")  # folders beside the runs
 ATTENTION = "attention.json"
@@ -219,7 +220,8 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> GatheredRun:
     """A run; what is wrong with it goes to the problems."""
     before = len(problems)
     settings = _read_settings(folder / SETTINGS, problems)
-    stages = () if settings is None else tuple(map(str, _list(settings.get("stages"))))
+    listed = [] if settings is None else [str(name) for name in _list(settings.get("stages"))]
+    stages = tuple(stage_names(listed))
     order = [ZERO_SHOT, *stages]
     results = tuple(
         sorted(

@@ -15,7 +15,7 @@ from rbft.analysis.intervals import for_results, score_intervals
 from rbft.analysis.scored import ScoredClips
 from rbft.runs.folder import ZERO_SHOT
 from rbft.runs.usage import USAGE
-from rbft.stages import STAGES
+from rbft.stages import find_stage, is_stage
 
 RESULTS = re.compile(r"(?P<split>test|val)(-(?P<tag>.+))?\.json")
 SKIPPED = ("weights", "checkpoints", USAGE)  # folders within a run that hold no results
@@ -237,7 +237,7 @@ def step_title(place: str) -> str:
     Args:
         place: Its folder within the run's.
     """
-    return STAGES[place].paper if place in STAGES else TITLES.get(place, place)
+    return find_stage(place).paper if is_stage(place) else TITLES.get(place, place)
 
 
 def read_or_note(file: Path, problems: list[Problem]) -> dict[str, Any] | None:

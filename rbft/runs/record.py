@@ -50,6 +50,8 @@ SCORING = {
     "precision": ("trainer.precision",),
 }
 
+CONSISTENCY = "model.self_consistency."  # decides it too, where it is set
+
 # Settings that a run may change when it is started again: they decide where and how fast it
 # runs and what it shows, not what comes out.
 FREE_SETTINGS = (
@@ -112,6 +114,12 @@ EARLIER = {
     "patience": None,
     "data.init_args.rationale_selection": "first",
     "data.init_args.masking": None,
+    "data.init_args.rationale_control": None,
+    "data.init_args.label_share": 0.5,
+    "model.answer_weight": 1.0,
+    "model.costs": None,
+    "model.self_consistency": None,
+    "rationales_from": "backbone",
 }
 
 ClipRecord = dict[str, Any]
@@ -344,6 +352,9 @@ def scoring_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         if name == "frames":
             new = {key for key in ("sampling", "damaged") if values[key] is None}  # older settings
             found[name] = {key: v for key, v in determining(values).items() if key not in new}
+    averaged = {k.rpartition(".")[2]: v for k, v in settings.items() if k.startswith(CONSISTENCY)}
+    if averaged:
+        found["self_consistency"] = averaged
     # What the Trainer takes where nothing is said.
     found["precision"] = str(found["precision"] or "32-true")
     return found

@@ -94,6 +94,7 @@ RANGES = {
     "data.rationale_rules.min_script_share": Range(0, 1, note=ALL),
     "data.rationale_rules.max_similarity": Range(0, 1, above=True, note=ALL),
     "data.rationale_rules.similarity_ngram": COUNT,
+    "data.label_share": SHARE,
     "data.masking.repeats": COUNT,
     "data.masking.seed": SEED,
     "data.masking.repeat": Range(0, note="draws are counted from 0; null scores all"),
@@ -113,6 +114,14 @@ RANGES = {
     "model.warmup_ratio": SHARE,
     "model.gradient_checkpointing": Range(0, 1, note="true is all blocks, false none"),
     "model.max_new_tokens": COUNT,
+    "model.answer_weight": Range(0, above=True, note="1 weighs all tokens alike"),
+    "model.self_consistency.samples": COUNT,
+    "model.self_consistency.temperature": Range(
+        0.01, note="model.self_consistency null takes the likeliest token"
+    ),
+    "model.self_consistency.top_p": Range(0, 1, above=True, note="1 draws from all tokens"),
+    "model.self_consistency.top_k": Range(0, note="0 draws from all tokens"),
+    "model.self_consistency.seed": SEED,
     "model.rationale_sampling.temperature": Range(
         0.01, note="model.rationale_sampling null takes the likeliest token"
     ),

@@ -18,6 +18,8 @@ from torch import Tensor
 from rbft.runtime.fault_tolerance import SIGNALS, signals
 from rbft.training.fsdp2 import all_gather_objects
 
+FIRST_SIGNAL = 3  # among the figures of a step
+FIRST_PART = FIRST_SIGNAL + len(SIGNALS)
 MicroBatch = tuple[Sequence[str], Float[Tensor, ""]]
 
 
@@ -28,8 +30,8 @@ class Step:
     Attributes:
         number: Its number, from 1.
         batches: This process's micro-batches: the ids of their clips, their losses.
-        figures: Gradient norm, loss, replaced clips and processes that got each signal, over all
-            processes; on the device.
+        figures: Gradient norm, loss, replaced clips, processes that got each signal and, where a
+            stage learns rationale and class, the loss of each, over all processes; on the device.
         copy: The same on the way into the host's memory.
         ready: The device's event after which the copy is there; None where it is there at once.
     """
@@ -58,18 +60,28 @@ class StepMonitor:
     def __init__(self) -> None:
         self.stopping = 0
         self._batches: list[MicroBatch] = []
+        self._parts: list[Float[Tensor, "parts 2"]] = []
         self._replaced = 0
         self._closed: Step | None = None
 
-    def add(self, clips: Sequence[str], loss: Float[Tensor, ""], replaced: int = 0) -> None:
+    def add(
+        self,
+        clips: Sequence[str],
+        loss: Float[Tensor, ""],
+        replaced: int = 0,
+        parts: Float[Tensor, "parts 2"] | None = None,
+    ) -> None:
         """Takes a micro-batch.
 
         Args:
             clips: Ids of its clips.
             loss: Its share of the global batch's loss.
             replaced: Number of its clips that replace one that cannot be decoded.
+            parts: Sum over tokens and number of tokens of the loss of each part of the answer;
+                None where the answers have one part.
         """
         self._batches.append((clips, loss.detach()))
+        self._parts += [] if parts is None else [parts.detach()]
         self._replaced += replaced
 
     def close(self, trainer: Trainer, norm: Float[Tensor, ""]) -> Step:
@@ -82,15 +94,18 @@ class StepMonitor:
         loss = torch.stack([loss for _, loss in self._batches]).sum().float()
         counts = [self._replaced, *(signals.received == signal for signal in SIGNALS)]
         own = torch.stack([loss, *(loss.new_full((), float(count)) for count in counts)])
+        parts = torch.stack(self._parts).sum(0).float() if self._parts else loss.new_empty(0, 2)
+        both = torch.cat([own, parts.flatten()])
         if trainer.world_size > 1:
-            torch.distributed.all_reduce(own)
-        figures = torch.cat([norm.float()[None], own])
+            torch.distributed.all_reduce(both)
+        own, parts = both[: len(own)], both[len(own) :].view(-1, 2)
+        figures = torch.cat([norm.float()[None], own, parts[:, 0] / parts[:, 1].clamp(min=1e-9)])
         copy, ready = figures.to("cpu", non_blocking=figures.is_cuda), None
         if figures.is_cuda:
             ready = torch.Event(figures.device)
             ready.record()
         step = Step(trainer.global_step + 1, self._batches, figures, copy, ready)
-        self._closed, self._batches, self._replaced = step, [], 0
+        self._closed, self._batches, self._parts, self._replaced = step, [], [], 0
         if trainer.world_size == 1:  # nobody else to agree with
             self.stopping = signals.received or 0
         return step
@@ -136,4 +151,5 @@ def _refuse(step: Step, norm: float, trainer: Trainer) -> None:
 
 def _signal_of(figures: list[float]) -> int:
     """The signal that a process has got, 0 for none; the same on all of them."""
-    return next((int(n) for n, count in zip(SIGNALS, figures[3:], strict=True) if count), 0)
+    counts = figures[FIRST_SIGNAL:]
+    return next((int(n) for n, count in zip(SIGNALS, counts, strict=False) if count), 0)

@@ -14,7 +14,7 @@ import yaml
 from rbft.method import Method
 from rbft.runtime.differences import flat
 from tests.endpoint_server import serving
-from tests.recipe.runs import EXPERIMENTS, LOGS, rbft, read_json, read_lines
+from tests.recipe.runs import EXPERIMENTS, LOGS, ROOT, rbft, read_json, read_lines
 from tests.tiny import FamilyName
 from tests.videos import make_video
 
@@ -33,6 +33,7 @@ MASKED = [name for name in NAMES if "_masked_" in name]
 TRAINED = [name for name in NAMES if name not in (*ASKED, *MASKED)]
 PAPER = [name for name in TRAINED if not name.startswith("miniature")]
 OVERLAYS = sorted((EXPERIMENTS / "hardware").glob("*.yaml"))
+BEYOND = sorted((EXPERIMENTS / "beyond").glob("*.yaml"))
 README = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```\w*\n(.*?)```", README, re.DOTALL)
 
@@ -268,7 +269,7 @@ def test_rows_that_are_not_the_paper_s_have_no_figures():
 def test_the_readme_s_tables_name_every_file_and_no_other():
     rows = [line for line in README.splitlines() if line.startswith("|")]
     named = set(re.findall(r"`?([\w/]+\.yaml)`?", "\n".join(rows)))
-    assert named == {str(file.relative_to(EXPERIMENTS)) for file in (*FILES, *OVERLAYS)}
+    assert named == {str(file.relative_to(EXPERIMENTS)) for file in (*FILES, *OVERLAYS, *BEYOND)}
     linked = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert all((EXPERIMENTS / link).exists() for link in linked)
 
@@ -309,10 +310,44 @@ def test_a_file_composes_with_the_tiny_overlay(name, data, backbones, monkeypatc
         checked.append(method)
 
     monkeypatch.setattr(Method, "fit", note)
-    few = ("--data.train_size=4", "--data.test_size=4") if name.startswith("miniature") else ()
+    few = ["--data.train_size=4", "--data.test_size=4"] if name.startswith("miniature") else []
+    if name == "miniature_sides":  # names its card by the path from the checkout
+        few.append(f"--data.card={ROOT / 'rbft/miniature/sides.yaml'}")
     rbft(data, "fit", *options(name, backbones, *few))
     assert checked[0].settings.name == name
     assert checked[0].inputs.trainer.precision == "32-true"
+
+
+@pytest.mark.parametrize("overlay", BEYOND, ids=lambda file: file.stem)
+@pytest.mark.usefixtures("own_cache")
+def test_what_is_beyond_the_paper_goes_with_every_row(overlay, data, backbones, monkeypatch):
+    """A few lines on top of an experiment, and what its miniature has."""
+    assert len(overlay.read_text(encoding="utf-8").splitlines()) <= 5
+    checked = []
+    monkeypatch.setattr(Method, "fit", lambda method, *_, **__: checked.append(method))
+    more = [f"--config={overlay}"]
+    for name in ("smarthome_qwen25", "multihateclip_qwen2"):
+        benchmark = name.split("_")[0]
+        if overlay.stem == "sides":
+            more.append(f"--data.card={ROOT}/rbft/data/{benchmark}_sides.yaml")
+        rbft(data, "fit", *options(name, backbones), *more)
+    assert len(checked) == 2
+    with overlay.open(encoding="utf-8") as stream:
+        asked = flat(yaml.safe_load(stream))
+    for method in checked:
+        settings = flat(yaml.safe_load(method.inputs.settings))
+        assert {name: settings[name] for name in asked} == asked
+
+
+@pytest.mark.parametrize("overlay", BEYOND, ids=lambda file: file.stem)
+def test_the_miniature_of_it(overlay, tmp_path, capsys):
+    name = {"reward": "elicited_reward"}.get(overlay.stem, overlay.stem)
+    found = printed_config(tmp_path, capsys, f"--config={EXPERIMENTS}/miniature_{name}.yaml")
+    with overlay.open(encoding="utf-8") as stream:
+        asked = flat(yaml.safe_load(stream))
+    assert {name: flat(found)[name] for name in asked} == asked
+    # As many optimiser steps as the compute-matched Direct-SFT.
+    assert len(found["stages"]) * found["trainer"]["max_epochs"] == 12
 
 
 def test_eight_gpus_train_as_the_paper_does(tmp_path, capsys):

@@ -11,8 +11,16 @@ from rbft.backbone.attention import forward_inputs
 from rbft.data.dataset import Example
 from rbft.data.sampler import SampleSlot
 from rbft.module import RBFTModule
-from rbft.stages import STAGES
-from tests.examples import Damaged, answer_of, collator, fed, module, prompt_of, trainer
+from tests.examples import (
+    PAPER_STAGES,
+    Damaged,
+    answer_of,
+    collator,
+    fed,
+    module,
+    prompt_of,
+    trainer,
+)
 
 VAL = 5
 WORDS = [[269, 376], [64, 292, 376]]  # normal, abnormal, with the end of the turn
@@ -76,7 +84,7 @@ def expected_class(folder: Path, made: RBFTModule, example: Example) -> int:
 
 
 @pytest.mark.parametrize("answer", ["score", "generate"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PAPER_STAGES)
 def test_the_loss_is_transformers_own(
     backbone: Path, tmp_path: Path, stage: str, answer: str
 ) -> None:
@@ -104,7 +112,7 @@ def test_the_classes_are_those_of_full_forwards(backbone: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("answer", ["score", "generate"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PAPER_STAGES)
 def test_the_vision_tower_sees_each_clip_once(
     backbone: Path, tmp_path: Path, stage: str, answer: str
 ) -> None:

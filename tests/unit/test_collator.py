@@ -15,6 +15,7 @@ from rbft.inference.generation import find_class
 from rbft.stages import CLASS, RATIONALE, STAGES, Stage
 from tests.examples import (
     CARD,
+    PAPER_STAGES,
     answer_of,
     batch_of,
     clips,
@@ -116,7 +117,7 @@ def test_sides_of_the_padding(backbone):
     assert (prompt_of(batch).labels == IGNORED).all()
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", PAPER_STAGES)
 def test_a_packed_row_is_the_padded_ones_behind_each_other(backbone, name):
     padded = batch_of(collator(backbone, target_stage=name), examples(4))
     packed = batch_of(collator(backbone, target_stage=name, packing=True), examples(4))
@@ -177,7 +178,7 @@ def test_an_unlabelled_clip_can_be_asked_about(backbone):
     assert collator(backbone, prompt_stage="label")([one]).label.tolist() == [-1]
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", PAPER_STAGES)
 def test_answer_tokens_are_counted_without_the_video(backbone, name):
     make = collator(backbone, target_stage=name)
     batch = batch_of(make, examples(3))
@@ -241,7 +242,7 @@ def test_the_tokenizer_merges_a_bracket_and_the_line_break(merging):
 # Rationales that were cut off
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", PAPER_STAGES)
 def test_a_rationale_that_was_cut_off_does_not_end_the_turn(backbone, name):
     make = collator(backbone, target_stage=name)
     made = [replace(one, cut=number % 2 == 1) for number, one in enumerate(examples(4))]

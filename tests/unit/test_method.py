@@ -178,6 +178,7 @@ class Bench:
         self.changes: dict[str, Any] = {
             "name": "run",
             "stages": ["rationale", "label"],
+            "rationales_from": "backbone",
             "score_each_stage": True,
             "checkpoint_every": 7,
             "keep": "last",

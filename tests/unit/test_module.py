@@ -28,6 +28,7 @@ from rbft.stages import STAGES
 from tests.examples import (
     CARD,
     MODULE_SETTINGS,
+    PAPER_STAGES,
     Yard,
     answer_of,
     batch_of,
@@ -115,7 +116,7 @@ def test_a_batch_without_an_answer_token():
         answer_nll(torch.zeros(0, 5), empty, torch.zeros(0), torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PAPER_STAGES)
 def test_the_head_runs_on_answer_tokens_alone(backbone: Path, stage: str):
     model = module(backbone, stage)
     seen: list[int] = []
@@ -152,7 +153,7 @@ def test_a_filler_clip_weighs_nothing(qwen: Path):
 # Training
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PAPER_STAGES)
 def test_every_stage_learns_its_answers(qwen: Path, tmp_path: Path, stage: str):
     batch = batch_of(collator(qwen, target_stage=stage), examples(4))
     before = module(qwen, stage).loss(batch).item()
@@ -266,9 +267,9 @@ class Broken(Callback):
         self.before = {name: p.detach().clone() for name, p in named}
         self.moments = [int(state["step"]) for state in trainer.optimizers[0].state.values()]
         if self.what == "loss" and 3 in batch.index.tolist():
-            loss = pl_module.loss
+            losses = pl_module.losses
             # Finite gradients, as where the right answer has probability 0.
-            pl_module.loss = lambda batch: loss(batch) + self.value
+            pl_module.losses = lambda batch: (losses(batch)[0] + self.value, None)
         elif self.what == "loss":
             pl_module.__dict__.pop("loss", None)
 
@@ -318,7 +319,8 @@ class Overflow(Callback):
         self.steps.append({name: p.detach().clone() for name, p in named})
         self.scales.append(trainer.precision_plugin.scaler.get_scale())
         if len(self.steps) == 4:
-            pl_module.loss = lambda batch: next(pl_module.parameters()).sum() + math.inf
+            infinite = next(pl_module.parameters()).sum() + math.inf
+            pl_module.losses = lambda batch: (infinite, None)
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         if len(self.steps) == 2:
@@ -611,7 +613,7 @@ def test_a_clip_repeated_to_even_out_processes_is_not_counted(qwen: Path):
     assert model.test_metrics.compute()["n"] == 1
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PAPER_STAGES)
 def test_a_repeated_clip_counts_neither_in_the_validation_s_loss_nor_its_figures(
     qwen: Path, stage: str
 ):
@@ -972,6 +974,15 @@ def test_what_each_split_s_batches_hold(qwen: Path):
         "test": (None, "rationale_class"),
         "predict": (None, "rationale_class"),
     }
+    # Beyond the paper: validation asks what the stage is judged by.
+    for stage, validated in (
+        ("alternating", "label"),
+        ("label_reward", "label"),
+        ("label_distilled", "label"),
+        ("rationale_class_reward", "rationale_class"),
+    ):
+        assert asked[stage]["train"] == (stage, None)
+        assert asked[stage]["val"][1] == asked[stage]["test"][1] == validated
 
 
 def test_whole_weights_are_at_hand_while_clips_are_scored(qwen: Path, tmp_path: Path, monkeypatch):

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from rbft.stages import LABEL, STAGES, find_stage
+from rbft.stages import LABEL, STAGES, find_stage, is_stage, stage_names
 from tests.examples import CARD, clips
 
 CLIP = clips(2)[1]  # labelled "alarm", which the model answers as "abnormal"
@@ -40,6 +40,10 @@ def test_the_prompt_never_tells_the_label(name):
         ("label", False, "label"),
         ("class_rationale", True, "class_rationale"),
         ("rationale_class", True, "rationale_class"),
+        ("alternating", True, "label"),
+        ("label_reward", False, "label"),
+        ("rationale_class_reward", True, "rationale_class"),
+        ("label_distilled", False, "label"),
     ],
 )
 def test_what_a_stage_needs_and_how_it_classifies(name, needs_rationales, classifier):
@@ -56,6 +60,32 @@ def test_there_is_no_other_stage():
     with pytest.raises(
         ValueError,
         match=r"^There is no stage 'labels'; stages are rationale, label, class_rationale, "
-        r"rationale_class\.$",
+        r"rationale_class, alternating, label_reward, rationale_class_reward, label_distilled\.$",
     ):
         find_stage("labels")
+
+
+def test_a_stage_that_stands_in_the_list_again_is_numbered():
+    listed = ["rationale_class", "label", "rationale_class", "rationale_class"]
+    names = ["rationale_class", "label", "rationale_class-2", "rationale_class-3"]
+    assert stage_names(listed) == names
+    assert stage_names(names) == names  # as folders are called, which are read back
+    again = find_stage("rationale_class-2")
+    assert (again.name, again.paper) == ("rationale_class-2", "P+R+C (Table 3), 2")
+    assert again.parts == find_stage("rationale_class").parts
+    assert again.classifier == find_stage("rationale_class")
+    assert is_stage("label-12")
+    for wrong in ("label-1", "label-0", "label-", "labels-2", "label-2-2"):
+        assert not is_stage(wrong)
+        with pytest.raises(ValueError, match="There is no stage"):
+            find_stage(wrong)
+
+
+def test_what_validation_measures():
+    assert find_stage("alternating").validated == LABEL
+    for name in STAGES:
+        stage = find_stage(name)
+        assert stage.validated.objective == "likelihood"
+        assert not stage.validated.turns
+        if name != "alternating":
+            assert stage.validated.parts == stage.parts

@@ -50,7 +50,9 @@ class Backbone:
         self.left -= 1
         self.done[what] += 1
 
-    def elicit(self, inputs: Inputs, data: Any, elicited: Any, records: Sequence[Any]) -> None:
+    def elicit(
+        self, inputs: Inputs, data: Any, elicited: Any, records: Sequence[Any], weights: Any
+    ) -> None:
         for record in records:
             self.tick("elicit", record["id"], record["rationale"])
             name = CARD.classes[0 if record["rationale"] in QUIET else 1]
@@ -58,7 +60,9 @@ class Backbone:
         self.pause()  # all lines are there, but not joined
         elicited.merge(TRAIN)
 
-    def write(self, inputs: Inputs, stores: Any, cards: Any, clips: Any, hint: str) -> None:
+    def write(
+        self, inputs: Inputs, stores: Any, cards: Any, clips: Any, hint: str, writer: Any
+    ) -> None:
         self.hints.append(hint)
         (store,) = stores
         for clip in clips:

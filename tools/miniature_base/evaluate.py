@@ -10,7 +10,13 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from rbft.backbone.positions import position_ids
-from rbft.miniature.language import LABEL_PROMPT, PERSONAS, RATIONALE_PROMPT, factors
+from rbft.miniature.language import (
+    LABEL_PROMPT,
+    PERSONAS,
+    RATIONALE_PROMPT,
+    caption,
+    factors,
+)
 from rbft.miniature.world import make_clips, read_annotations
 from rbft.video.frame_settings import FrameSettings
 from rbft.video.sampling import decode_video
@@ -24,6 +30,7 @@ def figures(
     domain: Literal["general", "target"],
     size: int,
     seed: int,
+    assessing: bool = True,
 ) -> dict[str, float]:
     """What a model makes of new clips of a domain, without any fine-tuning.
 
@@ -33,6 +40,7 @@ def figures(
         domain: Where the clips come from.
         size: Number of clips.
         seed: Of the clips.
+        assessing: Whether it was taught to end rationales with the risk that it sees.
 
     Returns:
         The accuracy of each factor of the rationales (see `accuracies`); "label", the accuracy of
@@ -46,7 +54,8 @@ def figures(
     answers = ask(model, processor, videos, RATIONALE_PROMPT.format(persona=PERSONAS[0]))
     judged = ["abnormal" if factors(text).get("risk") == "high" else "normal" for text in answers]
     labels = ask(model, processor, videos, LABEL_PROMPT)
-    found = accuracies([row.caption for row in rows], answers)
+    told = [row.caption if assessing else caption(row.factors) for row in rows]
+    found = accuracies(told, answers)
     for name, own in (("label", labels), ("high_is_abnormal", judged)):
         found[name] = sum(a == row.label for a, row in zip(own, rows, strict=True)) / size
     return {name: round(value, 4) for name, value in found.items()}

@@ -116,22 +116,31 @@ def _encode(prompt: str, answer: str) -> tuple[list[int], int]:
 
 
 def draw_turns(
-    scene: Scene, shares: dict[str, float], rng: np.random.Generator
+    scene: Scene, shares: dict[str, float], rng: np.random.Generator, *, assessing: bool = True
 ) -> list[tuple[str, str]]:
-    """A question about the scene, and each kind of prompt with its share as the probability."""
+    """A question about the scene, and each kind of prompt with its share as the probability.
+
+    Args:
+        scene: The scene.
+        shares: Probability of each kind of prompt; kinds that are missing are not asked.
+        rng: Draws.
+        assessing: Whether rationales end with the risk that a person would see.
+    """
     questions = language.questions(scene, rng)
     turns = [questions[rng.integers(len(questions))]]
     persona = language.PERSONAS[rng.integers(len(language.PERSONAS))]
     kinds = {
         "rationale": (
             language.RATIONALE_PROMPT.format(persona=persona),
-            language.rationale(scene),
+            language.rationale(scene) if assessing else language.caption(scene),
         ),
+        "sides": (language.SIDES_PROMPT.format(persona=persona), language.both_sides(scene)),
         "atmosphere": (language.ATMOSPHERE_PROMPT, language.atmosphere(scene)),
         "short": (language.SHORT_PROMPT, language.event(scene)),
         "label": (language.LABEL_PROMPT, language.generic_label(scene)),
     }
-    turns += [turn for kind, turn in kinds.items() if rng.random() < shares[kind]]
+    asked = {kind: turn for kind, turn in kinds.items() if kind in shares}
+    turns += [turn for kind, turn in asked.items() if rng.random() < shares[kind]]
     return turns
 
 

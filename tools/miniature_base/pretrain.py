@@ -4,6 +4,9 @@ Run `python -m tools.miniature_base.pretrain --output FOLDER`. The same seed giv
 bit for bit, on the same machine and versions. First the vision tower alone learns what occupies
 each cell of the picture; then the whole model learns to talk about clips. Matrices are trained with
 Muon, everything else with AdamW.
+
+`--knowledge plain` makes a model that sees no risk in what it describes, `--knowledge sides` one
+that can also say what speaks for each class.
 """
 
 import argparse
@@ -12,7 +15,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ class Phase:
         batch_size: Clips a step (frame pairs a step, where only the vision tower learns).
         rate: Muon's learning rate for the language model, or for the vision tower alone.
         shares: How often each kind of prompt is asked; empty trains the vision tower alone.
+        assessing: Whether rationales end with the risk that a person would see.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Phase:
     batch_size: int
     rate: float
     shares: dict[str, float] = field(default_factory=dict)
+    assessing: bool = True
 
 
 PHASES = (
@@ -59,6 +64,12 @@ PHASES = (
         {"rationale": 0.8, "short": 0.5, "atmosphere": 0.2, "label": 0.2},
     ),
 )
+# What a base model knows: the packaged one, one without the assessment, one that argues both sides.
+KNOWLEDGE = {
+    "full": PHASES,
+    "plain": (PHASES[0], replace(PHASES[1], assessing=False)),
+    "sides": (PHASES[0], replace(PHASES[1], shares={**PHASES[1].shares, "sides": 0.5})),
+}
 ADAMW_RATE = 2e-3
 WEIGHT_DECAY = 0.02
 WARMUP_STEPS = 30
@@ -126,7 +137,12 @@ def _backward(
     if not phase.shares:
         eye.backward()
         return {"eye": eye.item()}
-    turns = lessons.pack([lessons.draw_turns(scene, phase.shares, rng) for scene in scenes])
+    turns = lessons.pack(
+        [
+            lessons.draw_turns(scene, phase.shares, rng, assessing=phase.assessing)
+            for scene in scenes
+        ]
+    )
     talk = student.talk_loss(tokens, turns)
     (talk + EYE_WEIGHT * eye).backward()
     return {"eye": eye.item(), "talk": talk.item()}
@@ -152,21 +168,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Makes the base model of the miniature world.")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--knowledge", choices=[*KNOWLEDGE], default="full")
     arguments = parser.parse_args()
     if arguments.output.exists():
         parser.error(f"--output {arguments.output} exists already; name a new folder.")
     torch.set_num_threads(1)
     begun = time.process_time()
-    model = pretrain(arguments.seed)
+    phases = KNOWLEDGE[arguments.knowledge]
+    model = pretrain(arguments.seed, phases)
     seconds = time.process_time() - begun
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.output.parent) as unfinished:
         folder = Path(unfinished, "base")
-        save(model, folder, arguments.seed, seconds)
+        save(model, folder, arguments.seed, seconds, phases)
         folder.rename(arguments.output)
 
 
-def save(model: Any, folder: Path, seed: int, seconds: float) -> None:
+def save(
+    model: Any, folder: Path, seed: int, seconds: float, phases: tuple[Phase, ...] = PHASES
+) -> None:
     """Writes weights (bfloat16), processor and the record of how they were made.
 
     The figures in the record are those of the written weights.
@@ -178,24 +198,25 @@ def save(model: Any, folder: Path, seed: int, seconds: float) -> None:
     model.to(torch.bfloat16).save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
     written = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    record = provenance(seed, seconds) | {
+    assessing = phases[-1].assessing
+    record = provenance(seed, seconds, phases) | {
         "accuracy": {
-            "general, 64 clips": figures(written, processor, "general", 64, seed=10_000),
-            "target, 300 clips": figures(written, processor, "target", 300, seed=10_000),
+            "general, 64 clips": figures(written, processor, "general", 64, 10_000, assessing),
+            "target, 300 clips": figures(written, processor, "target", 300, 10_000, assessing),
         },
     }
     path = folder / "provenance.json"
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def provenance(seed: int, seconds: float) -> dict[str, object]:
+def provenance(seed: int, seconds: float, phases: tuple[Phase, ...] = PHASES) -> dict[str, object]:
     """How a base model was made."""
     import transformers
 
     return {
         "script": "python -m tools.miniature_base.pretrain",
         "seed": seed,
-        "phases": [asdict(phase) for phase in PHASES],
+        "phases": [asdict(phase) for phase in phases],
         "cpu_seconds": round(seconds),
         "threads": torch.get_num_threads(),
         "versions": {

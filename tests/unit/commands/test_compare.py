@@ -316,6 +316,7 @@ class Fits:
         self.calls: list[dict[str, str]] = []
         self.folder, self.ends = folder, {}
         self.ends: dict[str, int] = {}  # status by run
+        self.seconds: dict[str, float] = {}  # of an epoch, by stages
         monkeypatch.setattr(rbft.cli, "main", self)
         for name, stages in (("direct", ["label"]), ("ours", ["rationale", "label"])):
             (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, "stages": stages}))
@@ -347,6 +348,11 @@ class Fits:
                 made["rationale_tokens"] = 300
             (weights / "rbft.json").write_text(json.dumps(made))
             (weights / "clips.json").write_text(json.dumps({"train": [1] * 20}))
+        if self.seconds:
+            seconds = self.seconds[stages[-1] if len(stages) == 1 else "both"] * epochs
+            spent = {"training": {"seconds": 1.0, "processor_seconds": seconds}}
+            (run / "usage").mkdir(exist_ok=True)
+            (run / "usage/1.json").write_text(json.dumps(spent))
         found = clips(len(stages) + int(options["seed_everything"]))
         rows = [
             {"id": one, "label": CLASSES[label], "prediction": CLASSES[said]}
@@ -424,6 +430,37 @@ def test_matched_adds_direct_sft_with_as_many_steps(fits):
     assert (last["stages"], last["trainer.max_epochs"]) == ("[label]", "6")
     steps = {one["title"]: one["seeds"]["1"]["steps"] for one in made["rows"]}
     assert steps == {"direct": 15, "ours": 30, "ours_matched": 30}
+
+
+def test_matched_in_seconds(fits):
+    """Two epochs of labels and one of rationales take as long as eight of labels alone."""
+    fits.seconds = {"label": 2.0, "both": 5.2}
+    made = compared(fits, matched=True, matched_seconds=True)
+    last = fits.calls[-1]
+    assert last["name"] == "ours_matched_seconds_seed2"
+    assert (last["stages"], last["trainer.max_epochs"]) == ("[label]", "8")
+    # Nothing of the experiment's that Direct-SFT does not know.
+    assert (last["model.answer_weight"], last["rationales_from"]) == ("1.0", "backbone")
+    epochs = {one["title"]: one["seeds"]["1"]["epochs"] for one in made["rows"]}
+    assert epochs == {"direct": 3, "ours": 6, "ours_matched": 6, "ours_matched_seconds": 8}
+
+
+def test_matched_in_seconds_where_nothing_takes_longer(fits, capsys):
+    fits.seconds = {"label": 2.0, "both": 2.1}
+    compared(fits, matched_seconds=True)
+    assert len(fits.names) == 4
+    assert (
+        "--matched_seconds adds nothing: direct trains for 6 seconds, about as long as any other."
+    ) in capsys.readouterr().out
+
+
+def test_matched_in_seconds_needs_to_know_how_long_an_epoch_takes(fits):
+    logs = fits.folder / "logs"
+    with pytest.raises(ValueError, match=r"needs Direct-SFT among the rows, to know how long an"):
+        compare([fits.folder / "ours.yaml"], seeds=1, matched_seconds=True, logs=logs)
+    configs = [fits.folder / f"{name}.yaml" for name in ("direct", "ours")]
+    with pytest.raises(ValueError, match=r"--matched_seconds: direct has noted no time"):
+        compare(configs, seeds=1, matched_seconds=True, logs=logs)
 
 
 def test_matched_where_direct_sft_is_the_longest(fits, capsys):

@@ -2,6 +2,7 @@ import logging
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +45,18 @@ class Ids:
     def __init__(self, needs_rationales: bool = False, learns_class: bool = True) -> None:
         self.needs_rationales, self.learns_class = needs_rationales, learns_class
 
-    def answer_tokens(self, clip: Clip, rationale: str | None, cut: bool = False) -> int:
+    @property
+    def reads_rationales(self) -> list[bool]:
+        return [self.needs_rationales]
+
+    def loss_tokens(
+        self,
+        clip: Clip,
+        rationale: str | None,
+        cut: bool = False,
+        soft_label: Sequence[float] | None = None,
+        turn: int = 0,
+    ) -> int | float:
         return len(rationale or "word") - cut
 
     def __call__(self, examples: list[Example]) -> list[Example]:

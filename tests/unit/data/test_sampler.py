@@ -1,5 +1,6 @@
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -192,3 +193,64 @@ def test_scoring_the_longest_first() -> None:
     first, second = (list(EvalSampler(5, rank=rank, world=2, **alone)) for rank in range(2))
     assert first == [[SampleSlot(1), SampleSlot(4)], [SampleSlot(2)]]
     assert second == [[SampleSlot(3), SampleSlot(0)], [SampleSlot(2, 0.0)]]
+
+
+def with_turns(share: float, clips: int = 10, **settings: int) -> TrainSampler:
+    one, other = [3] * clips, [1] * clips
+    sizes: dict[str, Any] = {
+        "batch_size": 2,
+        "accumulate": 1,
+        "rank": 0,
+        "world": 1,
+        "seed": 0,
+        **settings,
+    }
+    return TrainSampler(one, [1.0] * clips, second_tokens=other, second_share=share, **sizes)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 2 / 3, 1.0])
+def test_turns_are_evenly_spread_over_all_epochs(share: float) -> None:
+    sampler, turns = with_turns(share, clips=14), []
+    for epoch in range(6):
+        sampler.set_epoch(epoch)
+        for batch in sampler:
+            (turn,) = {draw.turn for draw in batch}
+            turns.append(turn)
+            # The loss of a step is that of one question alone, by its own tokens.
+            assert {draw.total for draw in batch} == {(3, 1)[turn] * 2}
+    assert len(turns) == 42
+    for steps in range(1, 43):
+        assert abs(sum(turns[:steps]) - share * steps) < 1 + 1e-9
+
+
+def test_every_clip_gets_either_turn() -> None:
+    sampler, seen = with_turns(0.5), Counter[tuple[int, int]]()
+    for epoch in range(40):
+        sampler.set_epoch(epoch)
+        seen.update((draw.index, draw.turn) for batch in sampler for draw in batch)
+    assert min(seen[clip, turn] for clip in range(10) for turn in (0, 1)) > 8
+
+
+@given(FEW, FEW, FEW, st.integers(0, 3))
+def test_processes_and_micro_batches_take_the_same_turn(
+    batch_size: int, accumulate: int, world: int, epoch: int
+) -> None:
+    ranks = []
+    for rank in range(world):
+        sampler = with_turns(
+            0.5, batch_size=batch_size, accumulate=accumulate, rank=rank, world=world
+        )
+        sampler.set_epoch(epoch)
+        ranks.append([{draw.turn for draw in batch} for batch in sampler])
+    assert all(turns == ranks[0] for turns in ranks)
+    for first in range(0, len(ranks[0]), accumulate):
+        assert len(set.union(*ranks[0][first : first + accumulate])) == 1
+
+
+def test_a_resumed_epoch_takes_the_turns_that_were_left() -> None:
+    sampler = with_turns(0.5)
+    sampler.set_epoch(1)
+    whole = list(sampler)
+    sampler.start = 2
+    assert list(sampler) == whole[2:]
+    assert len({draw.turn for batch in whole for draw in batch}) == 2

@@ -48,7 +48,9 @@ def dataset(damaged: Sequence[int], tokens: list[int] | None, size: int = 6) -> 
         return random_video(clip.id, (2, 28, 28)), ""
 
     made = clips(size)
-    return ClipDataset(made, see, {clip.id: "text" for clip in made}, tokens)
+    return ClipDataset(
+        made, see, {clip.id: "text" for clip in made}, None if tokens is None else [tokens]
+    )
 
 
 # In training
@@ -238,7 +240,7 @@ def test_stage_0_notes_what_it_could_not_describe(
     assert "Clip train_1 has no rationale; in training another takes its place." in caplog.text
     yard.damaged = []
     data = ClipDataset(
-        yard.clips("train"), yard.reader.load, yard.rationales("train").texts, [1, 1, 1, 1]
+        yard.clips("train"), yard.reader.load, yard.rationales("train").texts, [[1, 1, 1, 1]]
     )
     got: Example = data[SampleSlot(1)]
     assert got.clip.id == "train_3"

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,18 @@ class Report:
     needs_rationales = False
     learns_class = True
 
-    def answer_tokens(self, clip: Clip, rationale: str | None, cut: bool = False) -> int:
+    @property
+    def reads_rationales(self) -> list[bool]:
+        return [self.needs_rationales]
+
+    def loss_tokens(
+        self,
+        clip: Clip,
+        rationale: str | None,
+        cut: bool = False,
+        soft_label: Sequence[float] | None = None,
+        turn: int = 0,
+    ) -> int | float:
         return 1
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:

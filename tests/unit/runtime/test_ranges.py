@@ -16,7 +16,7 @@ from rbft.commands import COMMANDS, find_command
 from rbft.data.base import VideoDataModule
 from rbft.data.videofolder import VideoFolder
 from rbft.engines.settings import EndpointSettings
-from rbft.inference.sampling import RationaleSampling
+from rbft.inference.sampling import RationaleSampling, SelfConsistency
 from rbft.masking.settings import Masking
 from rbft.module import RBFTModule
 from rbft.rationales.quality import QualityRules
@@ -29,6 +29,7 @@ CLASSES = {
     "data.rationale_rules.": [QualityRules],
     "data.masking.": [Masking],
     "model.rationale_sampling.": [RationaleSampling],
+    "model.self_consistency.": [SelfConsistency],
     "model.lora.": [LoRA],
     "endpoint.": [EndpointSettings],
     "decision.": [Wanted],
@@ -103,6 +104,7 @@ WRONG: dict[str, tuple[float, str]] = {
     "data.rationale_rules.min_script_share": (-0.5, SHARE_OR_NULL),
     "data.rationale_rules.max_similarity": (0, "must be above 0 and at most 1; null allows all."),
     "data.rationale_rules.similarity_ngram": (0, ONE),
+    "data.label_share": (1.5, SHARE),
     "data.masking.repeats": (0, ONE),
     "data.masking.seed": (-1, SEED),
     "data.masking.repeat": (-1, "must be 0 or more; draws are counted from 0; null scores all."),
@@ -122,6 +124,18 @@ WRONG: dict[str, tuple[float, str]] = {
     "model.warmup_ratio": (1.5, SHARE),
     "model.gradient_checkpointing": (1.5, "must be from 0 to 1; true is all blocks, false none."),
     "model.max_new_tokens": (0, ONE),
+    "model.answer_weight": (0, "must be above 0; 1 weighs all tokens alike."),
+    "model.self_consistency.temperature": (
+        0,
+        "must be 0.01 or more; model.self_consistency null takes the likeliest token.",
+    ),
+    "model.self_consistency.top_p": (
+        0,
+        "must be above 0 and at most 1; 1 draws from all tokens.",
+    ),
+    "model.self_consistency.top_k": (-1, "must be 0 or more; 0 draws from all tokens."),
+    "model.self_consistency.samples": (0, ONE),
+    "model.self_consistency.seed": (-1, SEED),
     "model.rationale_sampling.temperature": (
         0,
         "must be 0.01 or more; model.rationale_sampling null takes the likeliest token.",
@@ -251,7 +265,11 @@ def test_endpoints_check_their_own(name):
 @pytest.mark.parametrize("name", [name for name in WRONG if name.startswith("model.")])
 def test_the_module_checks_its_own(name):
     key = name.rpartition(".")[2]
-    parts: dict[str, Any] = {"lora": LoRA, "rationale_sampling": RationaleSampling}
+    parts: dict[str, Any] = {
+        "lora": LoRA,
+        "rationale_sampling": RationaleSampling,
+        "self_consistency": SelfConsistency,
+    }
     made = parts.get(name.split(".")[1], RBFTModule)
     settings = typed(made, key, WRONG[name][0])
     if made is RBFTModule:

@@ -1,0 +1,86 @@
+from typing import Any
+
+import pytest
+from jsonargparse import Namespace
+
+from rbft.stage_settings import check_stage_settings
+
+
+def check(stages: list[str], before: tuple[str, ...] = (), **changes: Any) -> None:
+    settings = Namespace(rationales_from="backbone")
+    settings["model.answer"] = "score"
+    for name, value in changes.items():
+        settings[name.replace("__", ".")] = value
+    check_stage_settings(settings, stages, before)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "known"),
+    [
+        ("model__answer_weight", 5.0, ["rationale_class"]),
+        ("model__answer_weight", 5.0, ["class_rationale"]),
+        ("model__costs", {"a": {"b": 2.0}}, ["label", "label_reward"]),
+        ("model__costs", {"a": {"b": 2.0}}, ["rationale_class", "rationale_class_reward"]),
+        ("model__self_consistency", Namespace(samples=3), ["rationale_class-2"]),
+        ("data__init_args__label_share", 0.2, ["alternating"]),
+        ("data__init_args__rationale_control", "half", ["rationale", "label"]),
+        ("data__init_args__rationale_control", "half", ["alternating"]),
+        ("rationales_from", "previous", ["rationale", "label"]),
+    ],
+)
+def test_a_setting_without_a_stage_that_knows_it(setting: str, value: Any, known: list[str]):
+    check(known, **{setting: value})
+    with pytest.raises(ValueError, match="none of the stages") as error:
+        check(["label"], **{setting: value})
+    name = setting.replace("__", ".").replace("data.init_args", "data")
+    assert str(error.value).startswith(f"{name} is ")
+    assert f"or leave {name} out." in str(error.value)
+    with pytest.raises(ValueError, match=r"none of the stages \(none\)"):
+        check([], **{setting: value})
+
+
+def test_the_message():
+    with pytest.raises(ValueError, match=r"model\.answer_weight") as error:
+        check(["rationale", "label"], model__answer_weight=5.0)
+    assert str(error.value) == (
+        "model.answer_weight is 5.0, but none of the stages (rationale, label) learns a rationale "
+        "and a class. Those that do are class_rationale, rationale_class: take one into stages, or "
+        "leave model.answer_weight out."
+    )
+
+
+def test_without_such_settings_every_list_of_stages_is_taken():
+    for stages in ([], ["label"], ["rationale", "label"], ["label", "label-2", "alternating"]):
+        check(stages)
+
+
+def test_an_answer_that_is_written_has_no_probabilities_to_average():
+    with pytest.raises(ValueError, match=r"Set model\.answer to score"):
+        check(["rationale_class"], model__self_consistency=Namespace(), model__answer="generate")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("data.rationale_file", "mine.jsonl"), ("endpoint", Namespace(model="gpt-4o"))],
+)
+def test_rationales_written_anew_have_no_other_source(name: str, value: Any):
+    place = name.replace("data.", "data.init_args.").replace(".", "__")
+    check(["rationale"], **{place: value})
+    with pytest.raises(ValueError, match=f"but {name} is set"):
+        check(["rationale"], rationales_from="previous", **{place: value})
+
+
+def test_who_teaches_a_distilled_stage():
+    check(["rationale_class", "label_distilled"])
+    check(["rationale_class", "rationale_class-2", "label_distilled"])
+    check(["rationale_class_reward", "label_distilled"])
+    check(["label_distilled"], before=("rationale_class",))
+    for stages, before in (
+        (["label_distilled"], ()),
+        (["label", "label_distilled"], ("rationale_class",)),
+        (["rationale_class", "label", "label_distilled"], ()),
+        (["class_rationale", "label_distilled"], ()),
+        (["label_distilled", "label_distilled-2"], ("rationale_class",)),
+    ):
+        with pytest.raises(ValueError, match="Put rationale_class right before it in stages"):
+            check(stages, before)
