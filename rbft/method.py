@@ -273,6 +273,7 @@ class Method:
             whole=self.experiment.single is None,
             score_each=self.settings.score_each_stage,
             keeps_best=self.settings.keep == "best",
+            anew=self._written_anew(),
             endpoint=None if endpoint is None else endpoint.model,
         )
 
@@ -354,6 +355,21 @@ class Method:
                 # Curves of the settings of before.
                 shutil.rmtree(self.run.stage(stage), ignore_errors=True)
 
+    def _written_anew(self) -> list[str]:
+        """The stages before which the weights that they start from write."""
+        follows = [bool(place) or bool(self.experiment.given) for place in range(len(self.stages))]
+        return [
+            stage
+            for stage, after in zip(self.stages, follows, strict=True)
+            if after and self._asks_weights(stage)
+        ]
+
+    def _asks_weights(self, stage: str) -> bool:
+        """Whether a stage has the weights that it starts from write, if it starts from any."""
+        found = find_stage(stage)
+        anew = self.settings.rationales_from == "previous" and found.needs_rationales
+        return anew or found.needs_teacher
+
     def _writer(self, stage: str, weights: Path | None, history: list[str]) -> Writer:
         """Who writes the rationales that a stage learns, or teaches it.
 
@@ -362,9 +378,7 @@ class Method:
             weights: Weights folder that it starts from, None for the bare backbone.
             history: Names of the stages that will have made its weights, it included.
         """
-        found = find_stage(stage)
-        anew = self.settings.rationales_from == "previous" and found.needs_rationales
-        if weights is None or not (anew or found.needs_teacher):
+        if weights is None or not self._asks_weights(stage):
             return BACKBONE
         before = find_stage(history[-2]) if len(history) > 1 else RATIONALE_STAGE
         return Writer(weights, ELICITED if before.elicits else RATIONALE_STAGE)

@@ -119,18 +119,20 @@ class RationaleModule(BackboneModule):
 
     def _write(self, prompt: PrefilledPrompt, choose: Choose) -> Written:
         ids = decode(self.backbone, prompt, self.generation, choose)
-        kept = [self._without_class(own) for own in ids] if self.stage.elicits else ids
+        kept = self._without_class(ids) if self.stage.elicits else ids
         texts = decode_texts(kept, self.processor.tokenizer, self.generation)
         return Written(ids, texts, [ended(own, self.generation) for own in ids])
 
-    def _without_class(self, written: list[int]) -> list[int]:
-        """A text without the class at its end."""
-        turn = written
-        if ended(written, self.generation):
-            turn = [*written[:-1], self.processor.tokenizer.eos_token_id]
-        words = self.collators()["predict"].class_answers(self.stage)
-        named, before = find_class(turn, words, at_end=True)
-        return written if named is None else before
+    def _without_class(self, written: list[list[int]]) -> list[list[int]]:
+        """The texts without the class at their ends."""
+        words, kept = self.collators()["predict"].class_answers(self.stage), []
+        for ids in written:
+            turn = ids
+            if ended(ids, self.generation):
+                turn = [*ids[:-1], self.processor.tokenizer.eos_token_id]
+            named, before = find_class(turn, words, at_end=True)
+            kept.append(ids if named is None else before)
+        return kept
 
 
 class RationaleWriter(Callback):

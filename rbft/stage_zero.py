@@ -121,7 +121,7 @@ def write_rationales(
     stores = {name: inputs.rationale_store(variant, writer) for name, variant in variants.items()}
     clips = data.clips_to_describe()
     ids = [clip.id for clip in clips]
-    wanted = ids if data.rationale_ratio else []
+    wanted = ids if data.rationale_ratio or writer != BACKBONE else []
     with ExitStack() as owned:
         for store in stores.values():
             owned.enter_context(Lock(store.path, "Rationale file"))

@@ -150,7 +150,7 @@ def find_stage(name: str) -> Stage:
     if not is_stage(name):
         raise ValueError(f"There is no stage '{name}'; stages are {', '.join(STAGES)}.")
     found = STAGES[known]
-    return replace(found, name=name, paper=f"{found.paper}, {again[2]}") if again else found
+    return replace(found, name=name, paper=f"{found.paper}, round {again[2]}") if again else found
 
 
 def is_stage(name: str) -> bool:

@@ -10,6 +10,12 @@ import yaml
 from rbft.card import Card
 from rbft.runtime.files import write_text
 
+# What a starter experiment says of what the paper does not have.
+BEYOND = (
+    "# Beyond the paper: the model writes a rationale before it answers, at test too. With 120\n",
+    "# clips it paid most in the miniature, a small world of sprites; that says little of yours.\n",
+    "# To try it, take these two lines in place of model's (docs/beyond_the_paper.md):\n",
+)
 BACKBONE = "Qwen/Qwen2.5-VL-7B-Instruct"
 
 
@@ -66,6 +72,8 @@ def write_starter(domain: str, classes: Sequence[str], output: Path) -> Path:
         "data": {"class_path": "VideoFolder", "init_args": data},
     }
     lines = [f"{key}: {_flow(value)}\n" for key, value in entries.items()]
+    weighed = _flow({"backbone": BACKBONE, "answer_weight": 20})
+    lines += [*BEYOND, "# stages: [rationale_class]\n", f"# model: {weighed}\n"]
     write_text(output, text)
     write_text(experiment, "".join(lines))
     return experiment

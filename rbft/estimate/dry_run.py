@@ -56,6 +56,7 @@ class Plan:
         score_each: Whether the backbone and every stage are scored, not only the last.
         keeps_best: Whether the weights of the best validation are kept while a stage trains.
         endpoint: The endpoint's model, where it writes the rationales in the backbone's place.
+        anew: Names of the stages before which the weights that they start from write rationales.
     """
 
     data: VideoDataModule
@@ -69,6 +70,7 @@ class Plan:
     score_each: bool = True
     keeps_best: bool = False
     endpoint: str | None = None
+    anew: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -267,6 +269,10 @@ def steps_table(plan: Plan, found: Mapping[str, SplitTokens], counter: StepCount
         rows.append(scoring(ZERO_SHOT, "backbone, zero-shot"))
     epochs = plan.trainer.max_epochs or 1
     for stage in plan.stages:
+        if stage in plan.anew:
+            done = "done" if plan.run.trained(stage) else "to do"
+            number = str(len(data.clips_to_describe()))
+            rows.append(["rationales of the weights before it", number, "", "", done])
         steps = data.steps(plan.trainer.world_size, epochs)
         checkpoint = plan.run.checkpoint(stage)
         state = "done" if plan.run.trained(stage) else "to do"

@@ -107,7 +107,7 @@ def _intervals(result: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _below(scored: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Number of clips and coverage of the rows."""
+    """Number of clips, coverage of the rows, and what those cost that write before they answer."""
     numbers = {one["n_scored"] for _, one in scored}
     lacking = [(title, one) for title, one in scored if one["n_unparsed"]]
     said = [f"{one} clips" for one in numbers if len(numbers) == 1]
@@ -121,6 +121,10 @@ def _below(scored: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
             f"Coverage of {title}: {100 - 100 * none / count:.1f} % ({none} of {count} without a "
             "class)."
         )
+    for title, one in scored:
+        if written := one.get("tokens_written"):
+            each = written / max(1, one["n_scored"])
+            lines.append(f"{title}: {each:.1f} tokens written about a clip to answer.")
     return lines
 
 

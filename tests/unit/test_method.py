@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from safetensors.torch import load_file, save_file
 
 import rbft.build
+from rbft.backbone.adapters import weights_fingerprint
 from rbft.backbone.loading import fingerprint
 from rbft.build import Experiment, Objects
 from rbft.callbacks.checks import TrainableParts
@@ -102,6 +103,10 @@ class Step:
     def name(self) -> str:
         stage = self.model.stage.name if isinstance(self.model, RBFTModule) else "rationale"
         return f"{self.what} {stage}"
+
+    @property
+    def stores(self) -> list[RationaleStore]:
+        return list(self.callback(RationaleWriter).stores)
 
     @property
     def weights(self) -> str | None:
@@ -337,6 +342,57 @@ def test_the_steps_and_what_they_start_from(bench):
     ]
     assert bench.checked == [["rationale", "label"]]
     assert not signals.held
+
+
+TWICE = {"stages": ["rationale", "rationale", "label"], "score_each_stage": False}
+
+
+def test_the_backbone_writes_for_all_stages(bench):
+    bench.method(**TWICE).fit(None)
+    first, second = weights_of(bench, "rationale"), weights_of(bench, "rationale-2")
+    assert [(step.name, step.weights) for step in bench.steps] == [
+        ("predict rationale", None),
+        ("fit rationale", None),
+        ("fit rationale-2", first),
+        ("fit label", second),
+        ("test label", weights_of(bench, "label")),
+    ]
+
+
+def test_weights_write_for_the_stage_that_starts_from_them(bench):
+    bench.method(**TWICE, rationales_from="previous").fit(None)
+    first, second = weights_of(bench, "rationale"), weights_of(bench, "rationale-2")
+    assert [(step.name, step.weights) for step in bench.steps] == [
+        ("predict rationale", None),
+        ("fit rationale", None),
+        ("predict rationale", first),
+        ("fit rationale-2", first),
+        ("fit label", second),
+        ("test label", weights_of(bench, "label")),
+    ]
+    made = read_json(Path(second) / "rbft.json")
+    assert made["stages"] == ["rationale", "rationale-2"]
+    assert made["writer"] == weights_fingerprint(Path(first), bench.settings.model.backbone)
+    assert "writer" not in read_json(Path(first) / "rbft.json")
+    files = {store.path for step in bench.steps if step.what == "predict" for store in step.stores}
+    assert len(files) == 2
+    # Ended between the two, it goes on with the second; ended while that trains, it writes no more.
+    shutil.rmtree(Path(second).parent)
+    shutil.rmtree(Path(weights_of(bench, "label")).parent)
+    bench.method().fit(None)
+    assert [step.name for step in bench.steps] == ["fit rationale-2", "fit label", "test label"]
+
+
+def test_weights_that_are_given_write_too(bench):
+    bench.method(score_each_stage=False).fit(None)
+    given = weights_of(bench, "rationale")
+    bench.method(
+        name="more", stages=["rationale"], rationales_from="previous", model__weights=Path(given)
+    ).fit(None)
+    assert [(step.name, step.weights) for step in bench.steps][:2] == [
+        ("predict rationale", given),
+        ("fit rationale", given),
+    ]
 
 
 def test_what_training_is_handed(bench, capsys):

@@ -71,7 +71,7 @@ def test_a_stage_that_stands_in_the_list_again_is_numbered():
     assert stage_names(listed) == names
     assert stage_names(names) == names  # as folders are called, which are read back
     again = find_stage("rationale_class-2")
-    assert (again.name, again.paper) == ("rationale_class-2", "P+R+C (Table 3), 2")
+    assert (again.name, again.paper) == ("rationale_class-2", "P+R+C (Table 3), round 2")
     assert again.parts == find_stage("rationale_class").parts
     assert again.classifier == find_stage("rationale_class")
     assert is_stage("label-12")

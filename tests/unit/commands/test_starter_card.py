@@ -4,9 +4,11 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonargparse import Namespace
 
 from rbft.card import Card
 from rbft.commands.starter_card import starter_card, write_starter
+from rbft.stage_settings import check_stage_settings
 
 
 def test_the_card_loads_and_is_commented(tmp_path):
@@ -59,10 +61,23 @@ def test_a_card_and_an_experiment_of_three_lines(tmp_path, monkeypatch):
     experiment = write_starter("conveyor belt", ["pass", "fail"], Path("my cards/belt.yaml"))
     assert experiment == Path("my cards/belt_experiment.yaml")
     assert Card.load(Path("my cards/belt.yaml")).classes == ("pass", "fail")
-    assert experiment.read_text() == (
+    own, choice = experiment.read_text().split("# ", 1)
+    assert own == (
         "name: belt_experiment\n"
         "model: {backbone: Qwen/Qwen2.5-VL-7B-Instruct}\n"
         "data: {class_path: VideoFolder, init_args: {root: videos, card: my cards/belt.yaml}}\n"
+    )
+    assert all(line.startswith("# ") for line in f"# {choice}".splitlines())
+    # What is commented out can be taken as it stands.
+    taken = yaml.safe_load("\n".join(line[2:] for line in choice.splitlines()[-2:]))
+    assert taken == {
+        "stages": ["rationale_class"],
+        "model": {"backbone": "Qwen/Qwen2.5-VL-7B-Instruct", "answer_weight": 20},
+    }
+    check_stage_settings(
+        Namespace({"rationales_from": "backbone", "model": Namespace(taken["model"])}),
+        taken["stages"],
+        [],
     )
 
 

@@ -101,6 +101,12 @@ def test_rows_about_fewer_clips_say_how_many():
     ]
 
 
+def test_what_writing_before_the_answer_costs_is_said():
+    plain, writing = counted("x", [60, 8, 0], [11, 117, 0]), counted("y", [60, 8, 0], [11, 117, 0])
+    lines = result_table([plain, (writing[0], {**writing[1], "tokens_written": 7585})]).splitlines()
+    assert lines[8:] == ["y: 38.7 tokens written about a clip to answer."]
+
+
 def test_results_without_counts_have_no_intervals():
     lines = result_table([score("label", 0.5, [0.25, 0.625])]).splitlines()
     assert lines[4] == "Stage II (labels)      50.0      25.0      62.5      43.8"
