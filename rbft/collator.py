@@ -21,6 +21,53 @@ from rbft.video.sampling import Video
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What is known about a clip that is learnt: see `Example`."""
+
+    clip: Clip
+    rationale: str | None
+    cut: bool = False
+    soft_label: Sequence[float] | None = None
+    turn: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer about a clip, token by token.
+
+    Attributes:
+        ids: Token ids.
+        labels: The same where they are learnt, -100 where they are only read.
+        weights: Weight in the loss of those that are learnt.
+        of_class: Whether they belong to the class; of those that are learnt.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    weights: list[float]
+    of_class: list[bool]
+
+    @classmethod
+    def of(
+        cls, parts: Sequence[list[int]], names: Sequence[str], weights: Mapping[str, float]
+    ) -> "Answer":
+        """An answer of parts.
+
+        Args:
+            parts: Token ids of each part.
+            names: What each part is.
+            weights: Weight of each part that is learnt, by name.
+        """
+        ids, labels, shares, of_class = [], [], [], []
+        for part, name in zip(parts, names, strict=True):
+            ids += part
+            labels += part if name in weights else [IGNORED] * len(part)
+            shares += [weights[name]] * len(part) if name in weights else []
+            of_class += [name == CLASS] * len(part) if name in weights else []
+        return cls(ids, labels, shares, of_class)
+
+
+@dataclass(frozen=True)
 class Collator:
     """Turns examples into a `Batch`. Plain and picklable.
 
@@ -138,7 +185,7 @@ class Collator:
         own = self._answers(Asked(clip, rationale, cut, soft_label, turn))
         return sum(weight for one in own for weight in one.weights)
 
-    def _answers(self, asked: "Asked") -> list["Answer"]:
+    def _answers(self, asked: Asked) -> list[Answer]:
         """The clip's answer, or where all classes are looked at, one for each class."""
         assert self.target_stage is not None
         stage = self.target_stage.turn(asked.turn)
@@ -227,7 +274,7 @@ class Collator:
 
     def _answer(
         self, examples: list[Example], grids: list[list[int]]
-    ) -> tuple[Sequences, list[list["Answer"]]]:
+    ) -> tuple[Sequences, list[list[Answer]]]:
         """The rows to learn from, and what they answer about each clip."""
         assert self.target_stage is not None
         stages = [self.target_stage.turn(e.draw.turn) for e in examples]
@@ -335,53 +382,6 @@ class Collator:
     def _video_indices(self, ids: Int[Tensor, "rows tokens"]) -> Int[Tensor, " video"]:
         """Video tokens among all rows' tokens; found while they are in the processor's memory."""
         return (ids.flatten() == self.config.video_token_id).nonzero()[:, 0]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is known about a clip that is learnt: see `Example`."""
-
-    clip: Clip
-    rationale: str | None
-    cut: bool = False
-    soft_label: Sequence[float] | None = None
-    turn: int = 0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer about a clip, token by token.
-
-    Attributes:
-        ids: Token ids.
-        labels: The same where they are learnt, -100 where they are only read.
-        weights: Weight in the loss of those that are learnt.
-        of_class: Whether they belong to the class; of those that are learnt.
-    """
-
-    ids: list[int]
-    labels: list[int]
-    weights: list[float]
-    of_class: list[bool]
-
-    @classmethod
-    def of(
-        cls, parts: Sequence[list[int]], names: Sequence[str], weights: Mapping[str, float]
-    ) -> "Answer":
-        """An answer of parts.
-
-        Args:
-            parts: Token ids of each part.
-            names: What each part is.
-            weights: Weight of each part that is learnt, by name.
-        """
-        ids, labels, shares, of_class = [], [], [], []
-        for part, name in zip(parts, names, strict=True):
-            ids += part
-            labels += part if name in weights else [IGNORED] * len(part)
-            shares += [weights[name]] * len(part) if name in weights else []
-            of_class += [name == CLASS] * len(part) if name in weights else []
-        return cls(ids, labels, shares, of_class)
 
 
 def _targets(answer: Sequences, answers: list[list[Answer]], *, apart: bool) -> Targets:

@@ -128,8 +128,8 @@ class Lost(Callback):
     ) -> None:
         if trainer.global_step == 1 and not self.before:
             self.before = weights_of(pl_module)
-            loss = pl_module.loss
-            pl_module.loss = lambda batch: loss(batch) * float("nan")
+            losses = pl_module.losses
+            pl_module.losses = lambda batch: (losses(batch)[0] * float("nan"), None)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self.after, self.message = weights_of(pl_module), str(exception)

@@ -89,6 +89,23 @@ def test_loss_and_gradients_with_some_clips_seen_before(frozen, tmp_path, known,
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
 
 
+def test_a_clip_that_stands_in_several_sequences_is_shown_in_each(qwen, tmp_path, monkeypatch):
+    """Expected reward looks at the answers of all classes; each clip is seen once."""
+    made = module(qwen, stage="label_reward", vision_learning_rate=0.0)
+    plain, cache = batch_of(made.collator, examples(4)), FeatureCache(tmp_path, 1 << 30)
+    expected = made.loss(plain).detach()
+    tower_features(made.backbone, made.family, keyed(made.collator, 2, cache), cache)
+    batch = keyed(made.collator, 4, cache)
+    assert batch.cached is not None
+    monkeypatch.setattr(type(made), "data", type("Data", (), {"feature_cache": cache}))
+    torch.testing.assert_close(made.loss(batch).detach(), expected)
+    # In another order, or each clip's tokens in another's place, it would be another loss.
+    sources = answer_of(batch).video_sources
+    assert sources is not None
+    wrong = replace(answer_of(batch), video_sources=sources.flip(0))
+    assert abs(made.loss(replace(batch, answer=wrong)).item() - expected.item()) > 1e-6
+
+
 def test_scores_and_texts_are_the_same(frozen, tmp_path):
     make = collator(Path(frozen.loader.source), prompt_stage="label")
     plain, cache = make(examples(3)), FeatureCache(tmp_path, 1 << 30)

@@ -12,7 +12,10 @@ pytestmark = pytest.mark.recipe
 TINY = f"--config={EXPERIMENTS / 'hardware/tiny.yaml'}"
 SMARTHOME = f"--config={EXPERIMENTS / 'smarthome_qwen25.yaml'}"
 MULTIHATECLIP = f"--config={EXPERIMENTS / 'multihateclip_qwen25.yaml'}"
-STAGES = "'rationale', 'label', 'class_rationale', 'rationale_class'"
+STAGES = (
+    "'rationale', 'label', 'class_rationale', 'rationale_class', 'alternating', 'label_reward', "
+    "'rationale_class_reward', 'label_distilled'"
+)
 # Command line, with {good} for the options of a run that works, and what it must end with.
 CASES = {
     "a key in a file": (
@@ -104,7 +107,7 @@ CASES = {
     "a stage as an option": (
         "fit {good} --model.stage=lable",
         "error: There is no stage 'lable'; stages are rationale, label, class_rationale, "
-        "rationale_class.\n",
+        "rationale_class, alternating, label_reward, rationale_class_reward, label_distilled.\n",
     ),
     "the kind of backbone": (
         "fit {good} --model.backbone=llama",

@@ -106,6 +106,7 @@ def test_both_losses_are_drawn(iterated: Path):
             assert min(rationale, of_class) < loss < max(rationale, of_class)
 
 
+@pytest.mark.long
 def test_killed_while_the_second_round_is_written(iterated, options, tmp_path):
     chosen = [*options, *ITERATED]
     # The first file of rationales is written and joined before; then the second's part begins.
@@ -139,11 +140,15 @@ def test_a_teacher_that_writes_and_a_pupil_that_does_not(options, tmp_path, cach
     # It answers in words alone.
     result = read_json(tmp_path / LOGS / "small/label_distilled/test.json")
     assert "tokens_written" not in result
-    killed = tmp_path / "killed"
-    chosen = [*options, *DISTILLED]
+
+
+@pytest.mark.long
+def test_killed_while_the_teacher_is_asked(options, tmp_path, cache):
+    chosen, whole, killed = [*options, *DISTILLED], tmp_path / "whole", tmp_path / "killed"
+    rbft(whole, "fit", *chosen)
     assert run(killed, chosen, "*-classes-*.part0", 2) == -9, log(killed)
     assert run(killed, chosen) == 0, log(killed)
-    assert outcome(killed) == outcome(tmp_path)
+    assert outcome(killed) == outcome(whole)
 
 
 def test_two_processes_minimise_the_same(options, tmp_path, cache):

@@ -183,8 +183,8 @@ def test_memory_that_does_not_suffice(reference, tmp_path, monkeypatch, capsys):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return original(self, batch)
 
-    original = RBFTModule.loss
-    monkeypatch.setattr(RBFTModule, "loss", loss)
+    original = RBFTModule.losses
+    monkeypatch.setattr(RBFTModule, "losses", loss)
     with pytest.raises(SystemExit, match="2"):
         rbft(tmp_path, "fit", *reference.options)
     wanted = (

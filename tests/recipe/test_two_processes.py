@@ -256,8 +256,8 @@ class LostOnOne(Callback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == 1 and trainer.global_rank == 1:
-            loss = pl_module.loss
-            pl_module.loss = lambda batch: loss(batch) + math.inf
+            losses = pl_module.losses
+            pl_module.losses = lambda batch: (losses(batch)[0] + math.inf, None)
 
 
 def log(folder: Path) -> str:
