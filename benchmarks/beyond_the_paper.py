@@ -94,7 +94,7 @@ def read_cell(folder: Path, base: str, size: int) -> Cell | None:
         return None
     rows = json.loads(files[-1].read_text(encoding="utf-8"))["rows"]
     for row in rows:
-        if row["title"].endswith("_matched_seconds"):
+        if "_matched_seconds_" in row["title"]:
             row["title"] = SECONDS
     return Cell(base, size, rows)
 

@@ -92,10 +92,8 @@ class Method:
         """Runs what is not finished of the stages, and prints their table."""
         whole = self.experiment.single is None
         todo = [stage for stage in self.stages if not self.run.trained(stage)]
-        anew = self.settings.rationales_from == "previous"
-        first = todo[:1] if anew else todo
-        if self.experiment.given is None or not anew:
-            self._write_rationales(first, BACKBONE)
+        anew = self._written_anew()
+        self._write_rationales([stage for stage in todo if stage not in anew], BACKBONE)
         if whole and (self.settings.score_each_stage or not self.stages):
             self.score(ZERO_SHOT, "label", None)
         weights, (history, backbone) = self.experiment.given, self.inputs.origin()
@@ -357,18 +355,14 @@ class Method:
 
     def _written_anew(self) -> list[str]:
         """The stages before which the weights that they start from write."""
-        follows = [bool(place) or bool(self.experiment.given) for place in range(len(self.stages))]
+        previous = self.settings.rationales_from == "previous"
+        # The first one starts from the backbone, where no weights are given.
+        starting = self.stages if self.experiment.given is not None else self.stages[1:]
         return [
-            stage
-            for stage, after in zip(self.stages, follows, strict=True)
-            if after and self._asks_weights(stage)
+            name
+            for name in starting
+            if (stage := find_stage(name)).needs_teacher or (previous and stage.needs_rationales)
         ]
-
-    def _asks_weights(self, stage: str) -> bool:
-        """Whether a stage has the weights that it starts from write, if it starts from any."""
-        found = find_stage(stage)
-        anew = self.settings.rationales_from == "previous" and found.needs_rationales
-        return anew or found.needs_teacher
 
     def _writer(self, stage: str, weights: Path | None, history: list[str]) -> Writer:
         """Who writes the rationales that a stage learns, or teaches it.
@@ -378,7 +372,7 @@ class Method:
             weights: Weights folder that it starts from, None for the bare backbone.
             history: Names of the stages that will have made its weights, it included.
         """
-        if weights is None or not self._asks_weights(stage):
+        if stage not in self._written_anew():
             return BACKBONE
         before = find_stage(history[-2]) if len(history) > 1 else RATIONALE_STAGE
         return Writer(weights, ELICITED if before.elicits else RATIONALE_STAGE)

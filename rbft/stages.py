@@ -145,18 +145,17 @@ def find_stage(name: str) -> Stage:
     Raises:
         ValueError: If there is none.
     """
-    again = AGAIN.fullmatch(name)
-    known = again[1] if again else name
     if not is_stage(name):
         raise ValueError(f"There is no stage '{name}'; stages are {', '.join(STAGES)}.")
-    found = STAGES[known]
-    return replace(found, name=name, paper=f"{found.paper}, round {again[2]}") if again else found
+    found = STAGES[_bare(name)]
+    if name == found.name:
+        return found
+    return replace(found, name=name, paper=f"{found.paper}, round {name.rpartition('-')[2]}")
 
 
 def is_stage(name: str) -> bool:
     """Whether `find_stage` finds it."""
-    again = AGAIN.fullmatch(name)
-    return (again[1] if again else name) in STAGES
+    return _bare(name) in STAGES
 
 
 def stage_names(listed: Sequence[str]) -> list[str]:
@@ -165,9 +164,15 @@ def stage_names(listed: Sequence[str]) -> list[str]:
     Args:
         listed: The stages as `stages` lists them, or with such names already.
     """
-    bare = [name if (again := AGAIN.fullmatch(name)) is None else again[1] for name in listed]
+    bare = [_bare(name) for name in listed]
     numbers = [bare[: place + 1].count(name) for place, name in enumerate(bare)]
     return [
         name if number == 1 else f"{name}-{number}"
         for name, number in zip(bare, numbers, strict=True)
     ]
+
+
+def _bare(name: str) -> str:
+    """A stage's name without its number."""
+    again = AGAIN.fullmatch(name)
+    return again[1] if again else name

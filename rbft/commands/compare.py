@@ -259,11 +259,10 @@ def _matched(
             f"--matched would run Direct-SFT as {name}, which --configs has with other steps. Give "
             "that another name, or leave --matched out."
         )
-    options = {**one.options, **DIRECT_SETTINGS, "trainer.max_epochs": epochs * len(stages)}
-    extra = Compared(name, one.files, name, options)
+    direct = _direct(one, name, epochs * len(stages))
     for number, seed in enumerate(seeds, start=1):
-        _run(extra, seed, vary, logs, f"matched {number}/{len(seeds)}")
-    return [_row(extra, seeds, logs)]
+        _run(direct, seed, vary, logs, f"matched {number}/{len(seeds)}")
+    return [_row(direct, seeds, logs)]
 
 
 def _matched_seconds(
@@ -302,12 +301,17 @@ def _matched_seconds(
             "seconds, about as long as any other."
         )
         return []
-    options = {**source.options, **DIRECT_SETTINGS, "trainer.max_epochs": epochs}
-    name = f"{source.name}_matched_seconds"
-    extra = Compared(name, source.files, name, options)
+    # More seeds may take another mean of seconds: runs of other epochs are other runs.
+    direct = _direct(source, f"{source.name}_matched_seconds_{epochs}", epochs)
     for number, seed in enumerate(seeds, start=1):
-        _run(extra, seed, vary, logs, f"matched in seconds {number}/{len(seeds)}")
-    return [_row(extra, seeds, logs)]
+        _run(direct, seed, vary, logs, f"matched in seconds {number}/{len(seeds)}")
+    return [_row(direct, seeds, logs)]
+
+
+def _direct(one: Compared, name: str, epochs: int) -> Compared:
+    """Direct-SFT on what an experiment trains on."""
+    options = {**one.options, **DIRECT_SETTINGS, "trainer.max_epochs": epochs}
+    return Compared(name, one.files, name, options)
 
 
 def _plan(one: Compared, seed: int, logs: Path) -> tuple[list[str], int]:

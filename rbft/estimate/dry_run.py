@@ -254,7 +254,7 @@ def steps_table(plan: Plan, found: Mapping[str, SplitTokens], counter: StepCount
         done = place in plan.scored
         return [f"scoring: {title}", str(scored), "", "", "done" if done else "to do"]
 
-    if any(find_stage(stage).needs_rationales for stage in plan.stages):
+    if any(find_stage(one).needs_rationales for one in plan.stages if one not in plan.anew):
         ids = [clip.id for clip in data.clips_to_describe()]
         missing = len(plan.store.missing(ids)) if data.rationale_ratio else 0
         todo = [f"{missing} to write"] if missing else []

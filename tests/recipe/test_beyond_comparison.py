@@ -35,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ..
     def compare(found: list[Compared], seeds: Any, baseline: str, logs: Path, **more: Any) -> None:
         calls.append((found, list(seeds), baseline, logs, more))
         rows = [row("Direct-SFT", 0.79), row("P+R+C", 0.917, 0.123)]
-        leave(logs, [*rows, row("miniature_iterated_matched_seconds", 0.8, 0.01)])
+        leave(logs, [*rows, row("miniature_iterated_matched_seconds_15", 0.8, 0.01)])
 
     monkeypatch.setattr(beyond_the_paper, "compare_experiments", compare)
     monkeypatch.chdir(tmp_path)

@@ -383,6 +383,22 @@ def test_weights_write_for_the_stage_that_starts_from_them(bench):
     assert [step.name for step in bench.steps] == ["fit rationale-2", "fit label", "test label"]
 
 
+def test_the_backbone_is_not_asked_for_what_other_weights_write(bench):
+    """Labels first, then rationales of the weights that have learnt them; ended in between."""
+    settings = {"stages": ["label", "rationale"], "rationales_from": "previous"}
+    bench.broken = "fit rationale"
+    with pytest.raises(RuntimeError):
+        bench.method(**settings, score_each_stage=False).fit(None)
+    shutil.rmtree(bench.folder / "logs/rationales")
+    bench.broken, first = None, weights_of(bench, "label")
+    bench.method().fit(None)
+    assert [(step.name, step.weights) for step in bench.steps] == [
+        ("predict rationale", first),
+        ("fit rationale", first),
+        ("test rationale", weights_of(bench, "rationale")),
+    ]
+
+
 def test_weights_that_are_given_write_too(bench):
     bench.method(score_each_stage=False).fit(None)
     given = weights_of(bench, "rationale")

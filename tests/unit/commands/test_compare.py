@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -437,12 +438,24 @@ def test_matched_in_seconds(fits):
     fits.seconds = {"label": 2.0, "both": 5.2}
     made = compared(fits, matched=True, matched_seconds=True)
     last = fits.calls[-1]
-    assert last["name"] == "ours_matched_seconds_seed2"
+    assert last["name"] == "ours_matched_seconds_8_seed2"
     assert (last["stages"], last["trainer.max_epochs"]) == ("[label]", "8")
     # Nothing of the experiment's that Direct-SFT does not know.
     assert (last["model.answer_weight"], last["rationales_from"]) == ("1.0", "backbone")
     epochs = {one["title"]: one["seeds"]["1"]["epochs"] for one in made["rows"]}
-    assert epochs == {"direct": 3, "ours": 6, "ours_matched": 6, "ours_matched_seconds": 8}
+    assert epochs == {"direct": 3, "ours": 6, "ours_matched": 6, "ours_matched_seconds_8": 8}
+
+
+def test_more_seeds_may_take_other_epochs_than_fewer(fits):
+    """A run of other epochs under the same name would be refused."""
+    fits.seconds = {"label": 2.0, "both": 5.2}
+    compared(fits, matched_seconds=True)
+    fits.seconds = {"label": 2.0, "both": 6.2}  # what the other seeds take
+    configs = [fits.folder / f"{name}.yaml" for name in ("direct", "ours")]
+    shutil.rmtree(fits.folder / "logs")
+    compare(configs, seeds=4, matched_seconds=True, logs=fits.folder / "logs")
+    names = {name.rpartition("_")[0] for name in fits.names if "seconds" in name}
+    assert names == {"ours_matched_seconds_8", "ours_matched_seconds_9"}
 
 
 def test_matched_in_seconds_where_nothing_takes_longer(fits, capsys):
