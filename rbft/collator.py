@@ -14,21 +14,10 @@ from rbft.backbone.family import Family
 from rbft.batch import IGNORED, Batch, CachedFeatures, Sequences, Targets
 from rbft.card import Card
 from rbft.clip import Clip
-from rbft.data.dataset import Example
+from rbft.data.dataset import Example, Supervision
 from rbft.stages import CLASS, RATIONALE, SEPARATOR, Stage
 from rbft.video.feature_cache import EncodedVideo
 from rbft.video.sampling import Video
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is known about a clip that is learnt: see `Example`."""
-
-    clip: Clip
-    rationale: str | None
-    cut: bool = False
-    soft_label: Sequence[float] | None = None
-    turn: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,45 +149,30 @@ class Collator:
         """Length of the clip's answer in tokens, without decoding the video; see `answer_ids`."""
         return len(self.answer_ids(clip, rationale, cut))
 
-    def loss_tokens(
-        self,
-        clip: Clip,
-        rationale: str | None,
-        cut: bool = False,
-        soft_label: Sequence[float] | None = None,
-        turn: int = 0,
-    ) -> float:
+    def loss_tokens(self, taught: Supervision) -> float:
         """What a clip counts in the loss: the tokens that it learns, each by its weight.
 
         Where the expected cost is minimised, every clip counts 1.
-
-        Args:
-            clip: The clip.
-            rationale: Its rationale, None where none is needed.
-            cut: See `answer_ids`.
-            soft_label: Probability of each class, where the stage learns them.
-            turn: Which of the stage's turns it is.
         """
         assert self.target_stage is not None
         if self.target_stage.objective == "expected_cost":
             return 1.0
-        own = self._answers(Asked(clip, rationale, cut, soft_label, turn))
-        return sum(weight for one in own for weight in one.weights)
+        return sum(weight for one in self._answers(taught) for weight in one.weights)
 
-    def _answers(self, asked: Asked) -> list[Answer]:
+    def _answers(self, taught: Supervision) -> list[Answer]:
         """The clip's answer, or where all classes are looked at, one for each class."""
         assert self.target_stage is not None
-        stage = self.target_stage.turn(asked.turn)
+        stage = self.target_stage.turn(taught.turn)
         own = replace(self, target_stage=stage)
         if not stage.all_classes:
-            parts = own.answer_parts(asked.clip, asked.rationale, asked.cut)
+            parts = own.answer_parts(taught.clip, taught.rationale, taught.cut)
             both = len(parts) > 1
             weights = {RATIONALE: 1.0, CLASS: self.answer_weight if both else 1.0}
             return [Answer.of(parts, stage.parts, weights)]
-        clips = [replace(asked.clip, label=label) for label in range(len(self.card.words))]
-        shares = asked.soft_label or [1.0] * len(clips)
+        clips = [replace(taught.clip, label=label) for label in range(len(self.card.words))]
+        shares = taught.soft_label or [1.0] * len(clips)
         return [
-            Answer.of(own.answer_parts(one, asked.rationale), stage.parts, {CLASS: share})
+            Answer.of(own.answer_parts(one, taught.rationale), stage.parts, {CLASS: share})
             for one, share in zip(clips, shares, strict=True)
         ]
 
@@ -282,10 +256,7 @@ class Collator:
             self._prompts([e], [grid], stage, self.card)[0]
             for e, grid, stage in zip(examples, grids, stages, strict=True)
         ]
-        answers = [
-            self._answers(Asked(e.clip, e.rationale, e.cut, e.soft_label, e.draw.turn))
-            for e in examples
-        ]
+        answers = [self._answers(e.supervision) for e in examples]
         # Tokenized apart: at inference the prompt's tokens are fixed before the answer's begin.
         places = [place for place, own in enumerate(answers) for _ in own]
         flat = [one for own in answers for one in own]

@@ -128,10 +128,7 @@ def batch_of(make: Collator, made: list[Example]) -> Batch:
     """A batch that is the whole global batch: the total is its own weighted answer tokens."""
     if make.target_stage is None:
         return make(made)
-    tokens = [
-        e.draw.weight * make.loss_tokens(e.clip, e.rationale, e.cut, e.soft_label, turn=e.draw.turn)
-        for e in made
-    ]
+    tokens = [e.draw.weight * make.loss_tokens(e.supervision) for e in made]
     return make([replace(e, draw=replace(e.draw, total=sum(tokens))) for e in made])
 
 

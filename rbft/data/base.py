@@ -18,7 +18,7 @@ from rbft.card import Card
 from rbft.clip import Clip
 from rbft.data.clip_files import ClipFiles
 from rbft.data.clip_reader import ClipMasks, ClipReader
-from rbft.data.dataset import ClipDataset, Example, replacements
+from rbft.data.dataset import ClipDataset, Example, Supervision, replacements
 from rbft.data.learnt_rationales import LearntRationales, learnt_rationales
 from rbft.data.manifest import check_same_on_all_processes
 from rbft.data.rationales import RationaleStore, mix
@@ -54,14 +54,7 @@ class ClipCollator(Protocol):
         """For each turn of the stage whether it needs rationales."""
         ...
 
-    def loss_tokens(
-        self,
-        clip: Clip,
-        rationale: str | None,
-        cut: bool = False,
-        soft_label: Sequence[float] | None = None,
-        turn: int = 0,
-    ) -> int | float:
+    def loss_tokens(self, taught: Supervision) -> int | float:
         """What the clip counts in the loss, without decoding the video."""
         ...
 
@@ -431,8 +424,9 @@ class VideoDataModule(LightningDataModule):
             if needed is not None and clips[index].id not in needed:
                 index = next(iter(replacements(clips, index, needed)), index)
             name = clips[index].id
+            text, soft_label = (texts or {}).get(name), (soft or {}).get(name)
             return collator.loss_tokens(
-                clips[index], (texts or {}).get(name), name in cut, (soft or {}).get(name), turn
+                Supervision(clips[index], text, name in cut, soft_label, turn)
             )
 
         tokens = [

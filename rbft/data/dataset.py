@@ -19,6 +19,25 @@ NO_PICTURE = Video(torch.zeros(2, 3, 28, 28, dtype=torch.uint8), [0, 1], 2, 1.0)
 
 
 @dataclass(frozen=True)
+class Supervision:
+    """What a clip is taught, without its frames.
+
+    Attributes:
+        clip: The clip.
+        rationale: Its rationale, None where none is needed.
+        cut: Whether the rationale was cut off at the limit of tokens when it was written.
+        soft_label: Probability of each class, where the stage learns them; else None.
+        turn: Which of the stage's turns it is taught in, see `rbft.stages.Stage.turns`.
+    """
+
+    clip: Clip
+    rationale: str | None
+    cut: bool = False
+    soft_label: Sequence[float] | None = None
+    turn: int = 0
+
+
+@dataclass(frozen=True)
 class Example:
     """A clip as the collator takes it: decoded, with its rationale and its place in the batch.
 
@@ -42,6 +61,11 @@ class Example:
     key: str = ""
     cut: bool = False
     soft_label: Sequence[float] | None = None
+
+    @property
+    def supervision(self) -> Supervision:
+        """What it is taught."""
+        return Supervision(self.clip, self.rationale, self.cut, self.soft_label, self.draw.turn)
 
 
 def replacements(clips: Sequence[Clip], index: int, needed: Mapping[str, Any] | None) -> list[int]:

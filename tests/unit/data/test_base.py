@@ -2,7 +2,6 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ from rbft.clip import Clip
 from rbft.data.base import ClipCollator, VideoDataModule
 from rbft.data.clip_files import ClipFiles
 from rbft.data.clip_reader import ClipReader
-from rbft.data.dataset import Example
+from rbft.data.dataset import Example, Supervision
 from rbft.data.sampler import SampleSlot
 from rbft.runtime.digests import hash_file
 from rbft.video.sampling import Video, VideoError
@@ -49,15 +48,8 @@ class Ids:
     def reads_rationales(self) -> list[bool]:
         return [self.needs_rationales]
 
-    def loss_tokens(
-        self,
-        clip: Clip,
-        rationale: str | None,
-        cut: bool = False,
-        soft_label: Sequence[float] | None = None,
-        turn: int = 0,
-    ) -> int | float:
-        return len(rationale or "word") - cut
+    def loss_tokens(self, taught: Supervision) -> int | float:
+        return len(taught.rationale or "word") - taught.cut
 
     def __call__(self, examples: list[Example]) -> list[Example]:
         return examples

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import pickle
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from rbft.clip import Clip
 from rbft.data.base import VideoDataModule
-from rbft.data.dataset import Example
+from rbft.data.dataset import Example, Supervision
 from tests.examples import CARD, DATA_SETTINGS, collator, trainer
 from tests.videos import make_video
 
@@ -48,14 +47,7 @@ class Report:
     def reads_rationales(self) -> list[bool]:
         return [self.needs_rationales]
 
-    def loss_tokens(
-        self,
-        clip: Clip,
-        rationale: str | None,
-        cut: bool = False,
-        soft_label: Sequence[float] | None = None,
-        turn: int = 0,
-    ) -> int | float:
+    def loss_tokens(self, taught: Supervision) -> int | float:
         return 1
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
