@@ -21,6 +21,7 @@ EXAMPLES = {
     "test": "test experiments/smarthome_qwen25.yaml",
     "validate": "validate experiments/smarthome_qwen25.yaml --data.val_fraction 0.1",
     "predict": "predict --weights lightning_logs/house --videos clips/",
+    "demo": "demo --weights lightning_logs/house",
     "export": "export experiments/smarthome_qwen25.yaml --output merged",
     "compare": 'compare --configs "[a.yaml, b.yaml]" --seeds 5',
     "mask": "mask experiments/smarthome_masked_objects.yaml --names [person]",
@@ -50,6 +51,8 @@ SYNONYMS = {
     "save": "export",
     "new": "init",
     "check": "scan",
+    "web": "demo",
+    "gradio": "demo",
     "grade": "judge",
 }
 
