@@ -99,7 +99,7 @@ class VideoClassifier:
         )
 
     @overload
-    def predict(
+    def predict(  # pyright: ignore[reportOverlappingOverload] (a text is a sequence of texts)
         self, videos: Source, *, rationale: bool = ..., batch_size: int | None = ...
     ) -> Prediction: ...
     @overload

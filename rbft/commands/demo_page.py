@@ -143,7 +143,7 @@ def build_page(model: VideoClassifier) -> tuple[Any, Mapping[str, Any]]:
     Args:
         model: The model that is asked.
     """
-    import gradio as gr
+    import gradio as gr  # pyright: ignore[reportMissingImports] (an extra)
 
     # Nothing is fetched from elsewhere: these fonts are the system's.
     theme = gr.themes.Default(

@@ -94,7 +94,7 @@ def test_a_clip_is_shown_and_classified(served: str, weights: Path, tmp_path: Pa
         assert shares == [f"{name}{100 * share:.1f} %" for name, share in values.items()]
         assert bars == pytest.approx([*values.values()], abs=0.02)
         text = browser.run("document.querySelector('#rationale textarea').value")
-        assert text == expected.rationale.strip()
+        assert text == (expected.rationale or "").strip() != ""
         about = browser.run("document.querySelector('#frames').textContent")
         assert about.strip().startswith("The model sees 6 frames of ")
         browser.size(390, 844, phone=True)
