@@ -120,9 +120,9 @@ class VideoClassifier:
         """The class of a video, or of several.
 
         Args:
-            videos: A path, or several. Of a list or tuple come a list of predictions, of any other
-                iterable an iterator: it takes a batch of paths, gives their predictions one by
-                one, in order, and keeps none of them.
+            videos: A path, or several. Of a list or another sequence comes a list of predictions,
+                of any other iterable an iterator: it takes a batch of paths, gives their
+                predictions one by one, in order, and keeps none of them.
             rationale: Also have the model write a rationale of each video.
             batch_size: Videos that the model is shown together; None takes that of the weights'
                 note, 1 asks for no path before the one in hand is answered.
@@ -144,7 +144,7 @@ class VideoClassifier:
                 raise VideoError(one.error)
             return one
         found = self._each(videos, rationale, size)
-        return list(found) if isinstance(videos, list | tuple) else found
+        return list(found) if isinstance(videos, Sequence) else found
 
     def frames(self, video: Source) -> list[SeenFrame]:
         """The frames of a video that the model is shown, at the size at which it is shown them.
@@ -196,7 +196,9 @@ class VideoClassifier:
 
 
 def _clip(video: Source) -> Clip:
-    return Clip(os.fspath(video), Path(video), None, "predict")
+    path = Path(video)
+    # As `predict` calls it: self-consistency draws by the name.
+    return Clip(str(path), path, None, "predict")
 
 
 def _prediction(clip: Clip, row: dict[str, Any]) -> Prediction:

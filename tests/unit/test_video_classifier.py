@@ -12,8 +12,9 @@ import torch
 
 import rbft
 from rbft import load
+from rbft.clip import Clip
 from rbft.video.sampling import VideoError, decode_video
-from rbft.video_classifier import VideoClassifier
+from rbft.video_classifier import VideoClassifier, _clip
 from tests.recipe.runs import ROOT
 from tests.videos import make_video
 from tests.weights import adapter, whole_weights
@@ -62,8 +63,15 @@ def test_one_video_several_and_as_many_as_come(model: VideoClassifier, videos: l
         # In a batch of its own it is computed in another order.
         assert alone.probabilities == pytest.approx(found.probabilities, abs=1e-6)
     assert list(model.predict(iter(videos))) == several
+    assert model.predict(tuple(videos)) == several
     twice = model.predict([videos[0], videos[0]], batch_size=2)
     assert twice[0] == twice[1]
+
+
+def test_a_clip_is_called_what_predict_calls_it() -> None:
+    """Self-consistency draws by the name."""
+    for given in ("./a/../b.mp4", Path("./a/../b.mp4")):
+        assert _clip(given) == Clip("a/../b.mp4", Path("a/../b.mp4"), None, "predict")
 
 
 def test_an_iterator_is_followed_a_batch_at_a_time(

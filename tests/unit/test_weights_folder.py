@@ -86,6 +86,11 @@ def test_an_adapter_names_its_base_as_long_as_it_is_there(qwen: Path, tmp_path: 
     note["base"]["name"] = "Qwen/Qwen2.5-VL-7B-Instruct"  # of the hub
     write_json(folder / PROVENANCE, note)
     assert own_options(folder)[-1] == "--model.backbone=Qwen/Qwen2.5-VL-7B-Instruct"
+    for gone in ("gone", "models/of/mine"):  # no ids
+        note["base"]["name"] = gone
+        write_json(folder / PROVENANCE, note)
+        with pytest.raises(ValueError, match=f"is an adapter of {gone} .* no longer there"):
+            own_options(folder)
     del note["base"]
     write_json(folder / PROVENANCE, note)
     with pytest.raises(ValueError, match=r"which weights it was trained on\. Name them: --model"):
