@@ -8,6 +8,7 @@ import yaml
 
 from rbft.card import Card
 from rbft.commands.init import class_names, init
+from rbft.data.class_folders import has_split_folders
 from rbft.data.videofolder import VideoFolder
 from tests.examples import DATA_SETTINGS
 
@@ -37,7 +38,10 @@ def clips_of(experiment: Path) -> dict[str, tuple[str, str]]:
             "it reads my videos: 6 videos.\n  1: 2\n  no: 2\n  yes: 2\n",
         ),
         (
-            ["train/fall/a.mp4", "Test/fall/b.mp4", "train/on: off/c.mp4", "eval/on: off/d.mp4"],
+            [
+                *("train/fall/a.mp4", "Test/fall/b.mp4", "train/on: off/c.mp4"),
+                *("eval/on: off/d.mp4", "train/fall/metadata.csv"),
+            ],
             ("fall", "on: off"),
             "it reads my videos: 4 videos (2 test, 2 train).\n  fall: 2\n  on: off: 2\n",
         ),
@@ -117,6 +121,14 @@ def test_what_is_no_list_of_names(given):
     said = f"--classes {given} is no list of names. Write pass,fail; put a name with a comma, a "
     with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
         class_names(given)
+
+
+def test_which_folders_are_splits():
+    assert has_split_folders({"train", "Test"})
+    assert not has_split_folders({"train", "car"})
+    # Where they are known to be classes, even some of them.
+    assert not has_split_folders({"train", "test"}, ("train", "test", "private"))
+    assert has_split_folders({"train", "test"}, ("train", "car"))
 
 
 def test_folders_that_say_no_classes(tmp_path):
