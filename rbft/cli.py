@@ -36,12 +36,12 @@ from rbft.module import RBFTModule
 from rbft.runtime.experiment_file import ExperimentFile, explain
 from rbft.runtime.fault_tolerance import (
     Stopped,
-    die_with_parent,
     exit_process,
     format_fatal_error,
     leave_process_group,
     signals,
 )
+from rbft.runtime.parent import die_with_parent, end_if_left_alone
 from rbft.runtime.ranges import check_ranges
 from rbft.stages import STAGES
 
@@ -274,6 +274,10 @@ def main(args: list[str] | None = None) -> None:
         exit_process(end.code if isinstance(end.code, int) else 1)
         raise
     except (Exception, Stopped) as error:
+        end_if_left_alone()
+        if signals.received is not None and not signals.held:
+            # What else is raised is what became of an import, or of a call, that it broke off.
+            error = Stopped(signals.received) if not isinstance(error, Stopped) else error
         text = format_fatal_error(error)
         status = error.status if isinstance(error, Stopped) else 1 if text is None else 2
         if text is None and torch.distributed.is_initialized():
