@@ -20,7 +20,8 @@ EXAMPLES = {
     "batch": "batch experiments/smarthome_gpt4o.yaml",
     "test": "test experiments/smarthome_qwen25.yaml",
     "validate": "validate experiments/smarthome_qwen25.yaml --data.val_fraction 0.1",
-    "predict": "predict experiments/smarthome_qwen25.yaml --videos clips/",
+    "predict": "predict --weights lightning_logs/house --videos clips/",
+    "demo": "demo --weights lightning_logs/house",
     "export": "export experiments/smarthome_qwen25.yaml --output merged",
     "compare": 'compare --configs "[a.yaml, b.yaml]" --seeds 5',
     "mask": "mask experiments/smarthome_masked_objects.yaml --names [person]",
@@ -28,9 +29,10 @@ EXAMPLES = {
     "report": "report",
     "attention": 'attention --runs "[direct, ours]"',
     "scan": "scan experiments/smarthome_qwen25.yaml",
-    "init": 'init --domain "conveyor belt" --classes "[pass, fail]"',
+    "init": 'init --domain "conveyor belt" --videos videos',
     "cache": "cache --clear frames",
 }
+VIDEOS = "--videos"  # an option that may have several values
 # What other programs call these.
 SYNONYMS = {
     "train": "fit",
@@ -49,6 +51,8 @@ SYNONYMS = {
     "save": "export",
     "new": "init",
     "check": "scan",
+    "web": "demo",
+    "gradio": "demo",
     "grade": "judge",
 }
 
@@ -121,7 +125,7 @@ def in_full(args: Sequence[str]) -> list[str]:
     """A command line with what may be left out: `fit a.yaml --dry_run`.
 
     Experiment files right behind the command are `--config`, and an option that is true or false
-    is true where no value follows.
+    is true where no value follows. `--videos` takes as many as follow.
 
     Args:
         args: The command line behind the program's name.
@@ -136,7 +140,18 @@ def in_full(args: Sequence[str]) -> list[str]:
     for place, one in enumerate(rest):
         alone = place + 1 == len(rest) or rest[place + 1].startswith("-")
         made.append(f"{one}=true" if one in switches and alone else one)
-    return made
+    return _each_video(made)
+
+
+def _each_video(args: list[str]) -> list[str]:
+    """The same with an option for each of several videos, as a shell leaves `--videos *.mp4`."""
+    if VIDEOS not in args:
+        return args
+    first = args.index(VIDEOS) + 1
+    end = next((n for n in range(first, len(args)) if args[n].startswith("--")), len(args))
+    if end - first < 2:
+        return args
+    return [*args[: first - 1], *(f"{VIDEOS}+={one}" for one in args[first:end]), *args[end:]]
 
 
 def _is_file(given: str) -> bool:
