@@ -295,6 +295,13 @@ def _hparams(experiment: Experiment, place: str) -> dict[str, Any]:
 def with_precision(settings: Namespace) -> Namespace:
     """The settings with a precision where none is given: bfloat16 where the GPU has it."""
     made = settings.clone()
-    if torch.cuda.is_available() and made.trainer.precision is None:
-        made.trainer.precision = "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    if made.trainer.precision is None:
+        made.trainer.precision = default_precision()
     return made
+
+
+def default_precision() -> str | None:
+    """What `trainer.precision` is on this machine where nothing is said."""
+    if not torch.cuda.is_available():
+        return None
+    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"

@@ -43,6 +43,7 @@ from rbft.runtime.fault_tolerance import (
 )
 from rbft.runtime.ranges import check_ranges
 from rbft.stages import STAGES
+from rbft.weights_folder import with_own_settings
 
 StageName: Any = Literal[tuple(STAGES)]
 BENCHMARKS = (SmartHome, MultiHateClip, VideoFolder, Miniature)
@@ -107,6 +108,11 @@ class RBFTCLI(LightningCLI):
             self._subcommand_method_arguments[name] = added
             self._subcommand_parsers[name] = command
             commands.add_subcommand(name, command, help=summary)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Reads the command line, with what a weights folder says of itself."""
+        given = sys.argv[1:] if args is None else list(args)
+        self.config = parser.parse_args(with_own_settings(given))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Settings of the experiment as a whole."""
@@ -186,10 +192,13 @@ class RBFTCLI(LightningCLI):
 
     def _set_seed(self) -> None:
         if takes_experiment(find_command(str(self.subcommand))):
-            # All numbers by their dotted names, before anything is done with the first of them.
-            values = {name.replace(".init_args", ""): v for name, v in self.settings.items()}
-            check_ranges("", values)
+            self._check_ranges()
             super()._set_seed()
+
+    def _check_ranges(self) -> None:
+        # All numbers by their dotted names, before anything is done with the first of them.
+        values = {name.replace(".init_args", ""): v for name, v in self.settings.items()}
+        check_ranges("", values)
 
     def instantiate_classes(self) -> None:
         """Builds nothing: every step of the method has objects of its own, see `rbft.build`."""
@@ -236,6 +245,9 @@ def with_own_files(settings: Namespace) -> Namespace:
 
 class _Parsed(RBFTCLI):
     """A command line that is read and not run."""
+
+    def _set_seed(self) -> None:
+        self._check_ranges()
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass

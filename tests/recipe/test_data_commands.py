@@ -384,11 +384,11 @@ def test_init_writes_nothing_over(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == (
         "Wrote my_card.yaml: put your own words into it.\n"
         "Wrote my_card_experiment.yaml: say there where your videos are (data.init_args.root).\n"
-        "Then: python -m rbft scan --config my_card_experiment.yaml\n"
+        "Then: python -m rbft scan my_card_experiment.yaml\n"
     )
     for wrong, message in (
         (init, "my_card.yaml exists. Give --output another name, or remove it."),
-        (init[:2], "classes must be set: add --classes."),
+        (init[:2], "The classes must be known: add --videos FOLDER, with a folder of clips for"),
         ((*init[:2], "--classes=[pass]", "--output=b.yaml"), "needs at least 2"),
     ):
         with pytest.raises(SystemExit, match="2"):

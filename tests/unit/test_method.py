@@ -1140,10 +1140,7 @@ def test_what_cannot_be_scored(bench):
     )
     with pytest.raises(ValueError, match=r"^--weights") as error:
         bench.method().score("test", str(bench.folder))
-    assert str(error.value) == (
-        f"--weights {bench.folder} is no weights folder of rbft. Allowed are run, backbone, a "
-        f"folder such as {weights_of(bench, 'label')}, or the folder of a run."
-    )
+    assert str(error.value).startswith(f"--weights {bench.folder} is no weights folder of rbft: ")
     bench.counts["val"] = 0
     with pytest.raises(ValueError, match=r"^Fence has no val split\. Set data\.val_fraction to "):
         bench.method().score("val", "backbone")
