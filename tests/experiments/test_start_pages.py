@@ -1,11 +1,14 @@
 """The pages to start from: each of their commands is one that the program takes."""
 
+import json
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rbft import api
 from rbft.cli import RBFTCLI, _Parsed, _run
@@ -19,13 +22,8 @@ from tests.weights import whole_weights
 PAGES = ("own_clips", "reproduce", "review", "serving")
 TEXTS = {name: (ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in PAGES}
 START = 45  # lines up to which a page has said how to start
-# Not parsed here: each has a test of its own, named behind it.
-OTHERS = {
-    "pip install": "test_environment.py",
-    "podman": "test_environment.py",
-    "vllm serve": "tests/recipe/test_vllm.py",
-    "curl": "tests/recipe/test_vllm.py",
-}
+# Other programs. What podman and pip are told is in test_environment.py, a server's options below.
+OTHERS = ("pip install", "podman", "vllm serve", "curl")
 
 
 def lines(page: str) -> list[str]:
@@ -37,9 +35,9 @@ def lines(page: str) -> list[str]:
 
 
 def commands(page: str) -> list[list[str]]:
-    """Those of `python -m rbft`, without these words."""
-    found = [line for line in lines(page) if line.startswith("python -m rbft ")]
-    return [shlex.split(line)[3:] for line in found]
+    """Those of `python -m rbft` and of the container, without the words before them."""
+    found = [re.match(r"(?:python -m|podman run .*) rbft (.*)", line) for line in lines(page)]
+    return [shlex.split(one[1]) for one in found if one is not None]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +85,7 @@ def test_no_command_is_left_out(page: str) -> None:
         elif line.startswith("pytest "):
             assert (ROOT / line.split()[1]).is_dir(), line
         else:
-            assert line.startswith(tuple(OTHERS)), line
+            assert line.startswith(OTHERS), line
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -125,3 +123,24 @@ def test_the_python_of_the_serving_page_is_that_of_the_package() -> None:
         patch.setattr(api, "load", lambda folder: said.append(folder) or Model())
         exec(code, {})
     assert said == ["lightning_logs/smarthome_qwen25", ("clip.mp4", True)]
+
+
+def test_what_the_server_is_told_is_what_training_showed_the_model() -> None:
+    """The options of `vllm serve`, and the request, are JSON; frames are those of the defaults."""
+    (serve,) = (shlex.split(line) for line in lines("serving") if line.startswith("vllm serve"))
+    told = dict(pairwise(serve))
+    frames = json.loads(told["--media-io-kwargs"])["video"]
+    pixels = json.loads(told["--mm-processor-kwargs"])
+    assert json.loads(told["--limit-mm-per-prompt"]) == {"video": 1, "image": 0}
+    own = yaml.safe_load((ROOT / "rbft/defaults.yaml").read_text(encoding="utf-8"))
+    own = own["data"]["init_args"]
+    assert frames["fps"] == own["fps"]
+    assert pixels == {name: own[name] for name in ("min_pixels", "max_pixels")}
+    (request,) = re.findall(r"-d '(.*?)'$", TEXTS["serving"], re.M | re.S)
+    asked = json.loads(request)
+    (args,) = (args for args in commands("serving") if args[0] == "export")
+    assert asked["model"] == serve[2] == args[args.index("--output") + 1]
+    video, text = asked["messages"][0]["content"]
+    assert (video["type"], text["type"]) == ("video_url", "text")
+    allowed = told["--allowed-local-media-path"]
+    assert video["video_url"]["url"].startswith(f"file://{allowed}/")
