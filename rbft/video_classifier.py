@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
+from jaxtyping import UInt8
+from numpy import ndarray
 
 from rbft.annotations.video_list import refuse_url
 from rbft.build import Experiment, quiet_trainer
@@ -54,11 +56,11 @@ class SeenFrame:
 
     Attributes:
         seconds: When it is shown, from the file's start.
-        picture: RGB values, height x width x 3.
+        picture: RGB values.
     """
 
     seconds: float
-    picture: Any
+    picture: UInt8[ndarray, "height width 3"]
 
 
 class VideoClassifier:
@@ -97,7 +99,7 @@ class VideoClassifier:
         )
 
     @overload
-    def predict(
+    def predict(  # pyright: ignore[reportOverlappingOverload] (a text is a sequence of texts)
         self, videos: Source, *, rationale: bool = ..., batch_size: int | None = ...
     ) -> Prediction: ...
     @overload

@@ -22,6 +22,7 @@ EXAMPLES = {
     "test": "test smarthome_qwen25",
     "validate": "validate smarthome_qwen25 --data.val_fraction 0.1",
     "predict": "predict --weights lightning_logs/house --videos clips/",
+    "demo": "demo --weights lightning_logs/house",
     "export": "export smarthome_qwen25 --output merged",
     "compare": 'compare --configs "[miniature, miniature_direct]" --seeds 5',
     "mask": "mask smarthome_masked_objects --names [person]",
@@ -52,6 +53,8 @@ SYNONYMS = {
     "save": "export",
     "new": "init",
     "check": "scan",
+    "web": "demo",
+    "gradio": "demo",
     "grade": "judge",
 }
 
