@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from rbft.runs.tags import tag_of
 
@@ -84,36 +84,39 @@ class Board(TensorBoardLogger):
             metrics: Its scores by name, which are logged already.
             step: Number of the optimiser steps that made the weights.
         """
-        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboard.compat.proto import summary_pb2
         from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
+        # Made by protobuf when they are imported, so that nothing is known of what they hold.
+        api: Any = api_pb2
+        plugin: Any = plugin_data_pb2
+        summary: Any = summary_pb2
         # As torch's writer does, but with all columns in every row: TensorBoard takes them from any
         # one of the rows. It shows those first that are said to differ, and five of them at first.
-        types = api_pb2.DATA_TYPE_STRING, api_pb2.DATA_TYPE_FLOAT64
+        types = api.DATA_TYPE_STRING, api.DATA_TYPE_FLOAT64
         columns = [
-            api_pb2.HParamInfo(name=name, type=types[number], differs=name in FIRST_COLUMNS)
+            api.HParamInfo(name=name, type=types[number], differs=name in FIRST_COLUMNS)
             for name, number in COLUMNS.items()
         ]
-        start = plugin_data_pb2.SessionStartInfo()
+        start = plugin.SessionStartInfo()
         for name, value in settings.items():
             kind = "number_value" if COLUMNS[name] else "string_value"
             setattr(start.hparams[name], kind, value)
         scores = [tag_of(name) for name, value in metrics.items() if _is_score(name, value)]
-        infos = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in scores]
-        experiment = api_pb2.Experiment(hparam_infos=columns, metric_infos=infos)
-        end = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS)
+        infos = [api.MetricInfo(name=api.MetricName(tag=tag)) for tag in scores]
+        experiment = api.Experiment(hparam_infos=columns, metric_infos=infos)
+        end = plugin.SessionEndInfo(status=api.STATUS_SUCCESS)
         writer = self.experiment._get_file_writer()
         for tag, part in (
             (metadata.EXPERIMENT_TAG, {"experiment": experiment}),
             (metadata.SESSION_START_INFO_TAG, {"session_start_info": start}),
             (metadata.SESSION_END_INFO_TAG, {"session_end_info": end}),
         ):
-            content = plugin_data_pb2.HParamsPluginData(
-                **part, version=metadata.PLUGIN_DATA_VERSION
-            ).SerializeToString()
-            plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=content)
-            about = SummaryMetadata(plugin_data=plugin)
-            writer.add_summary(Summary(value=[Summary.Value(tag=tag, metadata=about)]), step)
+            content = plugin.HParamsPluginData(**part, version=metadata.PLUGIN_DATA_VERSION)
+            data = {"plugin_name": metadata.PLUGIN_NAME, "content": content.SerializeToString()}
+            about = summary.SummaryMetadata(plugin_data=data)
+            value = summary.Summary.Value(tag=tag, metadata=about)
+            writer.add_summary(summary.Summary(value=[value]), step)
 
 
 def _is_score(name: str, value: float) -> bool:

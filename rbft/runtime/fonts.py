@@ -5,6 +5,7 @@ such as Chinese and Hindi, are taken from the fonts that are installed.
 """
 
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -144,11 +145,13 @@ class Pen:
         """
         if self.length(text) <= width:
             return text
-        for kept in range(len(text) - 1, 1, -1):
-            cut = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
-            if self.length(cut) <= width:
-                return cut
-        return "…"
+
+        def cut(kept: int) -> str:
+            return f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+
+        # The first number of characters that is too many, among all.
+        over = bisect_left(range(len(text)), True, key=lambda kept: self.length(cut(kept)) > width)
+        return cut(max(0, over - 1))
 
     def _parts(self, text: str) -> "list[tuple[FreeTypeFont, str]]":
         """The line in pieces of one font."""

@@ -16,11 +16,7 @@ from tests.recipe.runs import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-PINS = dict(
-    re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups()  # pyright: ignore[reportOptionalMemberAccess]
-    for line in CONSTRAINTS.splitlines()
-    if not line.startswith("#")
-)
+PINS: dict[str, str] = dict(re.findall(r"^([\w.-]+)==([\w.]+)$", CONSTRAINTS, re.M))
 CONTAINER = (ROOT / "Containerfile").read_text(encoding="utf-8")
 # Instructions, each on one line.
 INSTRUCTIONS = re.findall(
@@ -51,6 +47,8 @@ def test_a_dependency_is_pinned_at_a_version_that_is_allowed(one: Requirement) -
 
 def test_pins_are_plain_versions_of_an_allowed_python() -> None:
     assert len(PINS) > 100
+    every = [line for line in CONSTRAINTS.splitlines() if not line.startswith("#")]
+    assert every == [f"{name}=={version}" for name, version in PINS.items()]
     (python,) = re.findall(r"Python (\d+\.\d+)", CONSTRAINTS)
     assert python in SpecifierSet(PROJECT["requires-python"])
     assert "pip install -e . -c constraints.txt" in CONSTRAINTS

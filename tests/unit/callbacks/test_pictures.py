@@ -59,7 +59,7 @@ def test_lines_stand_above_the_picture() -> None:
     heights = []
     for wide in (234, 1690):
         picture = torch.full((3, 20, wide), 7, dtype=torch.uint8)
-        lines = [("a" * 500, INK), ("label: alarm", INK), ("prediction: quiet", WRONG)]
+        lines = [("a" * 200, INK), ("label: alarm", INK), ("prediction: quiet", WRONG)]
         found = captioned(picture, lines)
         assert (found[:, -20:] == 7).all()
         head = found[:, :-20].permute(1, 2, 0).int()
