@@ -14,7 +14,7 @@ from rbft.runtime.experiment_file import read_chain
 from rbft.stages import stage_names
 
 SELF_CONTAINED = ("predict", "demo")  # commands that a weights folder is enough for
-WEIGHTS, CONFIGS = "--weights", ("--config", "-c")
+WEIGHTS, CONFIGS, VIDEOS = "--weights", ("--config", "-c"), ("--videos", "--videos+")
 BACKBONE = "--model.backbone"
 NAMES = ("run", "backbone")  # what --weights may be besides a folder; both need an experiment
 DATA = "rbft.data.unlabelled.Unlabelled"
@@ -156,6 +156,10 @@ def with_own_settings(args: Sequence[str]) -> list[str]:
         raise ValueError(
             f"{command} needs a model.{named} Add {WEIGHTS} FOLDER, the folder of a run "
             "(lightning_logs/<run>) or one that export wrote, or name an experiment (--config)."
+        )
+    if command == "predict" and not _values(rest, *VIDEOS):
+        raise ValueError(
+            "predict needs videos: add --videos with files, folders, patterns or a list of them."
         )
     folder = find_weights_folder(Path(weights[0]))
     return [command, *own_options(folder, backbone=not _values(rest, BACKBONE)), *rest]

@@ -55,7 +55,8 @@ def find_videos(given: Sequence[Path]) -> tuple[list[tuple[str, Path]], list[str
     counts = Counter(path for _, path in found)
     if again := len(found) - len(counts):
         twice = counts.most_common(1)[0][0]
-        notes.append(f"--videos names {again} files again (first: {twice}); each counts once.")
+        files = f"{again} file{'s' * (again > 1)}"
+        notes.append(f"--videos names {files} again (first: {twice}); each counts once.")
     return found, notes
 
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rbft.runtime.console import table, width
+from rbft.runtime.console import COLUMNS, table, width
 
-COLUMNS = 80  # of the screen
 SHOWN = 5  # rows, and failures
 LONGEST_CLASS = 24
 

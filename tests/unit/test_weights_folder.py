@@ -80,7 +80,7 @@ def test_an_adapter_names_its_base_as_long_as_it_is_there(qwen: Path, tmp_path: 
         "longer there. Say where it lies now: --model.backbone FOLDER."
     )
     assert not any("backbone" in one for one in own_options(folder, backbone=False))
-    args = ["predict", f"--weights={folder}", f"--model.backbone={tmp_path / 'moved'}"]
+    args = ["demo", f"--weights={folder}", f"--model.backbone={tmp_path / 'moved'}"]
     assert with_own_settings(args)[-2:] == args[-2:]
     note = read_json(folder / PROVENANCE)
     note["base"]["name"] = "Qwen/Qwen2.5-VL-7B-Instruct"  # of the hub
@@ -121,9 +121,9 @@ def test_what_is_given_wins_and_an_experiment_needs_nothing(qwen: Path, tmp_path
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("data: {init_args: {fps: 4}}\n")
     for more in (
-        [f"--weights={folder}", "--data.fps=4"],
+        [f"--weights={folder}", "--data.fps=4", "--videos+=a.mp4"],
         ["--videos=a.mp4", "--weights", str(folder)],
-        [f"--config={overlay}", "--weights=run", f"--weights={folder}"],
+        [f"--config={overlay}", "--weights=run", f"--weights={folder}", "--videos", "a.mp4"],
     ):
         assert with_own_settings(["predict", *more]) == ["predict", *own, *more]
         assert with_own_settings(["demo", *more]) == ["demo", *own, *more]
@@ -150,6 +150,7 @@ def test_what_is_given_wins_and_an_experiment_needs_nothing(qwen: Path, tmp_path
         ("--weights run", "predict needs a model. --weights run takes an experiment, and none is"),
         ("--weights=backbone", "a model. --weights backbone takes an experiment, and none is na"),
         ("--videos a.mp4", "or name an experiment (--config)."),
+        ("--weights mine", "predict needs videos: add --videos with files, folders, patterns or"),
     ],
 )
 def test_neither_weights_nor_experiment(args: str, said: str) -> None:

@@ -103,5 +103,8 @@ def test_comments_and_blank_lines_in_lists(folder: Path) -> None:
 
 
 def test_files_that_are_named_twice_are_noted(folder: Path) -> None:
-    _, notes = find_videos([folder / "b.mp4", folder / "*.mp4", folder / "a.MOV", folder / "a.MOV"])
+    given = [folder / "b.mp4", folder / "*.mp4", folder / "a.MOV", folder / "a.MOV"]
+    _, notes = find_videos(given)
     assert notes == [f"--videos names 2 files again (first: {folder}/b.mp4); each counts once."]
+    _, notes = find_videos(given[:2])
+    assert notes == [f"--videos names 1 file again (first: {folder}/b.mp4); each counts once."]

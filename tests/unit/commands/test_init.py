@@ -79,6 +79,11 @@ def test_classes_that_are_named_and_a_folder(tmp_path, monkeypatch, capsys):
     folder_of(tmp_path / "2024", "a.mp4", "metadata.csv")
     with pytest.raises(ValueError, match=r"metadata\.csv says which class a video has, not the fo"):
         init("front door", videos=Path("2024"))
+    folder_of(tmp_path / "split", "train/a.mp4", "train/metadata.jsonl")
+    with pytest.raises(ValueError, match=r"split/train/metadata\.jsonl says which class a video"):
+        init("front door", videos=Path("split"))
+    init("front door", classes="pass, fail", output=Path("plain.yaml"))
+    assert "say there where your videos are (data.init_args.root)." in capsys.readouterr().out
     init("front door", classes="[yes, no, 1]", videos=Path("2024"))
     assert "Wrote card_experiment.yaml: it reads 2024.\n" in capsys.readouterr().out
     assert Card.load(tmp_path / "card.yaml").classes == ("yes", "no", "1")
