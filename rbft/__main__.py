@@ -5,34 +5,59 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 from rbft.commands import COMMANDS, LIGHT
 
 
 def main() -> None:
-    """Runs one command; those that need no torch do without it."""
+    """Runs one command; those that need no torch do without it, and so do help and mistakes."""
+    from rbft.commands.help_page import asked_group, help_page
+    from rbft.commands.misspelt import check_settings
     from rbft.commands.overview import in_full, overview, program, unknown_command
 
     # In place: processes that a Trainer starts are given the same.
     args = sys.argv[1:] = in_full(sys.argv[1:])
+    if args[:1] == ["help"] and args[1:]:  # `rbft help fit data`
+        args = [args[1], "--help", *args[2:]]
     name = args[0] if args else "--help"
     if name in ("-h", "--help", "help"):
-        sys.stdout.write(f"{overview()}\n")
+        _show(overview())
     elif name in ("-V", "--version"):
-        sys.stdout.write(f"{program()}\n")
+        _show(program())
     elif name not in COMMANDS and not name.startswith("-"):
         sys.exit(_refuse(unknown_command(name)))
+    elif (group := asked_group(args[1:])) is not None and name in COMMANDS:
+        _show(_or_refuse(help_page, name, group))
     elif name in LIGHT:
         from rbft.light import run_light
 
         run_light(name, args[1:])
     else:
+        if name in COMMANDS:
+            _or_refuse(check_settings, name, args[1:])
         _run(name, args)
 
 
 def _refuse(message: str) -> int:
     sys.stderr.write(f"error: {message}\n")
     return 2
+
+
+def _or_refuse(function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except ValueError as error:
+        sys.exit(_refuse(str(error)))
+
+
+def _show(text: str) -> None:
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # `rbft fit --help | head`
+        os._exit(0)
 
 
 def _run(name: str, args: list[str]) -> None:

@@ -26,6 +26,7 @@ from rbft.analysis.thresholds import Wanted
 from rbft.build import Experiment, with_precision
 from rbft.callbacks.best import LOSS
 from rbft.commands import COMMANDS, EXPERIMENT, find_command, takes_experiment
+from rbft.commands.options import DATA, options
 from rbft.data.base import VideoDataModule
 from rbft.data.multihateclip import MultiHateClip
 from rbft.data.smarthome import SmartHome
@@ -34,6 +35,7 @@ from rbft.engines.settings import EndpointSettings
 from rbft.miniature.data import Miniature
 from rbft.module import RBFTModule
 from rbft.runtime.experiment_file import ExperimentFile, explain
+from rbft.runtime.experiments import own_path
 from rbft.runtime.fault_tolerance import (
     Stopped,
     exit_process,
@@ -67,7 +69,8 @@ class RBFTParser(LightningArgumentParser):
             names = ", ".join(benchmark.__name__ for benchmark in BENCHMARKS)
             text = f"data is '{wrong[1]}', which is no benchmark; allowed are {names}."
         else:
-            text = explain(message, self)
+            shared = [one.name for one in options("fit") if one.topic == DATA]
+            text = explain(message, self, shared)
         self.exit(2, f"error: {text}\n")
 
 
@@ -230,8 +233,17 @@ class RBFTCLI(LightningCLI):
             )
         if self.settings.cpu_threads is not None:
             torch.set_num_threads(self.settings.cpu_threads)
-        settings = with_precision(self.settings)
+        settings = with_own_files(with_precision(self.settings))
         return Experiment(settings, self._subcommand_parsers[subcommand])
+
+
+def with_own_files(settings: Namespace) -> Namespace:
+    """The settings with paths to the package's own files as they are seen from here."""
+    made = settings.clone()
+    for name, value in settings.items():
+        if isinstance(value, str | Path) and (found := own_path(str(value))) != str(value):
+            made[name] = type(value)(found)
+    return made
 
 
 class _Parsed(RBFTCLI):

@@ -1,16 +1,19 @@
 """Experiment files: small YAML files that say only what differs.
 
-A file may name another one that it builds on, in its key `config`, relative to itself. Files given
-later, and options on the command line, win over earlier ones.
+A file may name another one that it builds on, in its key `config`: relative to itself, or one of
+rbft's by its name. Files given later, and options on the command line, win over earlier ones.
 """
 
-import difflib
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # pyright: ignore[reportPrivateImportUsage]
+
+from rbft.runtime.experiments import find_experiment, packaged_experiment
+from rbft.runtime.near_misses import unknown_setting
 
 
 def read_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
@@ -33,7 +36,10 @@ def read_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
     base = content.pop("config", None)
     if base is None:
         return [content]
-    return [*read_chain((path.parent / base).resolve(), (*seen, path)), content]
+    beside = path.parent / base
+    if not beside.is_file():
+        beside = packaged_experiment(base) or beside
+    return [*read_chain(beside.resolve(), (*seen, path)), content]
 
 
 class ExperimentFile(ActionConfigFile):
@@ -51,16 +57,17 @@ class ExperimentFile(ActionConfigFile):
         jsonargparse follows an include inside an include too, but loses values on the way; the
         contents are handed over one by one instead.
         """
-        for content in read_chain(Path(values).resolve()):
+        for content in read_chain(find_experiment(values).resolve()):
             self.apply_config(parser, cfg, self.dest, yaml.safe_dump(content))
 
 
-def explain(message: str, parser: ArgumentParser) -> str:
+def explain(message: str, parser: ArgumentParser, more: Collection[str] = ()) -> str:
     """A parser's error in the user's words: key, value, what is allowed.
 
     Args:
         message: What jsonargparse says.
         parser: The parser that says it.
+        more: Settings beside those that the parser lists, such as those of benchmarks.
     """
     if unknown := re.search(
         r"Option '(?P<option>[^']+)' is not accepted"
@@ -72,9 +79,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
         commands = getattr(parser, "_subcommands_action", None)
         asked = re.search(r"Subcommand '([^']+)'", message)
         own = commands.choices.get(asked[1], parser) if commands and asked else parser
-        near = difflib.get_close_matches(name, _known(own), n=3, cutoff=0.6)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        return f"there is no setting '{name}'.{hint}"
+        return unknown_setting(name, {*_known(own), *more})
     if missing := re.search(r"arguments are required: (.+)", message):
         names = [re.sub(r"^\w+\.(?=\w)", "", name) for name in missing[1].split(", ")]
         options = " ".join(f"--{name}" for name in names)

@@ -366,7 +366,7 @@ def test_a_run_goes_on_past_files_that_cannot_be_decoded(
         events = EventAccumulator(str(folder / stage))
         events.Reload()
         # Once in each of the two epochs.
-        assert sum(event.value for event in events.Scalars("data/replaced")) == 2
+        assert sum(event.value for event in events.Scalars("train/replaced")) == 2
     said = [
         line for line in process.stderr.splitlines() if "takes the place of train/fail/b c" in line
     ]

@@ -46,6 +46,8 @@ def test_other_names_lead_to_commands() -> None:
     [
         ("", ""),
         ("fit a.yaml", "fit --config=a.yaml"),
+        ("fit miniature hardware/tiny", "fit --config=miniature --config=hardware/tiny"),
+        ("predict a.mp4", "predict a.mp4"),
         ("test a.yml b.yaml --x=c.yaml", "test --config=a.yml --config=b.yaml --x=c.yaml"),
         ("fit --config a.yaml", "fit --config a.yaml"),
         ("fit --dry_run", "fit --dry_run=true"),
@@ -89,6 +91,17 @@ def test_the_overview_fits_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
             "error: there is no command 'train'. Did you mean fit? ",
         ),
         (["init", "--domain=x"], 2, "", "error: The classes must be known: add --videos FOLDER"),
+        (["fit", "--help"], 0, "usage: python -m rbft fit [EXPERIMENT ...]", ""),
+        (["fit", "miniature", "--help", "lora"], 0, "  --model.lora  settings|null", ""),
+        (["help", "fit", "trainer"], 0, "The Trainer of Lightning (trainer):", ""),
+        (["predict", "-h"], 0, "usage: python -m rbft predict [EXPERIMENT ...]", ""),
+        (["compare", "--help"], 0, "usage: python -m rbft compare [--OPTION", ""),
+        (["fit", "--help=xyz"], 2, "", "error: --help xyz is no group and no setting of fit."),
+        (["fit", "--model.lr=1"], 2, "", "error: there is no setting 'model.lr'. Did you mean "),
+        (["fit", "miniatur"], 2, "", "error: there is no experiment 'miniatur', neither "),
+        (["experiments"], 0, str(ROOT / "experiments"), ""),
+        (["cache", "--folder=."], 0, "./\n---".replace("/", ""), ""),
+        (["cache", "--clear=x"], 2, "", "error: clear is 'x'; allowed is 'frames', 'features'"),
     ],
 )
 def test_what_needs_no_torch_does_without_it(
