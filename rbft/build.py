@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from rbft.analysis.thresholds import Wanted
 from rbft.backbone_module import BackboneModule
@@ -31,6 +32,7 @@ from rbft.stages import stage_names
 from rbft.training.checkpoints import StepCheckpoint, WholeCheckpoints
 
 LOGS = "lightning_logs"
+DEVICES = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 
 
 @dataclass(frozen=True)
@@ -262,9 +264,25 @@ def _trainer(objects: Objects, **trainer: Any) -> Trainer:
     for name in ("callbacks", "plugins"):  # ours come on top of the user's
         own = objects.trainer[name] or []
         trainer[name] = [*(own if isinstance(own, list) else [own]), *trainer.get(name, [])]
-    made = Trainer(**{**objects.trainer, **trainer})
+    arguments = {**objects.trainer, **trainer}
+    try:
+        made = Trainer(**arguments)
+    except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
+        raise ValueError(_trainer_problem(str(error), arguments)) from error
     take_signals(made)
     return made
+
+
+def _trainer_problem(message: str, arguments: Mapping[str, Any]) -> str:
+    """What to say where the Trainer refuses its arguments, most often devices that are not here."""
+    shown = ", ".join(
+        f"{name} {arguments[name]}" for name in DEVICES if isinstance(arguments[name], str | int)
+    )
+    return (
+        f"Lightning's Trainer refuses its settings (trainer: {shown}): {message.strip()} Correct "
+        "what is named; on a machine without a GPU leave trainer.accelerator out, or add --config "
+        "hardware/cpu."
+    )
 
 
 def _hparams(settings: Namespace, stage: str) -> dict[str, Any]:
