@@ -1,8 +1,10 @@
 """`python -m rbft`, and the console script `rbft`."""
 
+import atexit
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +37,7 @@ def main() -> None:
     else:
         if name in COMMANDS:
             _or_refuse(check_settings, name, args[1:])
-        _run(name, args)
+        _run(name)
 
 
 def _refuse(message: str) -> int:
@@ -58,9 +60,10 @@ def _show(text: str) -> None:
         os._exit(0)
 
 
-def _run(name: str, args: list[str]) -> None:
-    if sys.stderr.isatty() and "LOCAL_RANK" not in os.environ:
+def _run(name: str) -> None:
+    if "LOCAL_RANK" not in os.environ:
         sys.stderr.write(f"{name}: loading torch and transformers\n")
+        sys.stderr.flush()
     from rbft.cli import main as run
 
     run()
@@ -70,7 +73,29 @@ def console() -> None:
     """The program: also before anything is imported, Ctrl-C ends it without a traceback."""
     # The imports take seconds, in which there is nothing to save yet.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
-    main()
+    status: object = None
+    try:
+        main()
+    except SystemExit as end:
+        status = end.code
+    _leave(status)
+
+
+def _leave(status: object) -> None:
+    """Ends the process at once, behind what has asked to be called at the end.
+
+    The interpreter would take apart torch's modules object by object, which takes seconds.
+
+    Args:
+        status: As `sys.exit` takes it.
+    """
+    if isinstance(status, str):
+        sys.stderr.write(f"{status}\n")
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 0 if status is None else 1)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,17 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from rbft.analysis.thresholds import Wanted
 from rbft.backbone_module import BackboneModule
+from rbft.callbacks.history import HISTORY, History
 from rbft.callbacks.own_loggers import OwnLoggers, given_loggers, with_names
 from rbft.callbacks.pictures import Pictures
-from rbft.callbacks.progress import StepProgressBar
+from rbft.callbacks.progress import StepProgress
 from rbft.data.base import Feed, VideoDataModule
 from rbft.engines.settings import EndpointSettings
 from rbft.masking.settings import Masking
@@ -28,6 +30,7 @@ from rbft.module import RBFTModule
 from rbft.runs.folder import Run
 from rbft.runtime.experiment_file import own_message
 from rbft.runtime.fault_tolerance import explain_errors, take_signals
+from rbft.runtime.pace import Pace
 from rbft.stages import stage_names
 from rbft.training.checkpoints import StepCheckpoint, WholeCheckpoints
 
@@ -181,6 +184,7 @@ def build(
     folder: str | None = None,
     module: Callable[[RBFTModule], BackboneModule] | None = None,
     collating: Mapping[str, Any] | None = None,
+    pace: Pace | None = None,
 ) -> Built:
     """Everything that one step of the method needs, made anew.
 
@@ -188,13 +192,14 @@ def build(
         experiment: The settings.
         stage: Name of the stage.
         weights: Weights folder to start from, None for the bare backbone.
-        title: What the progress bar says.
+        title: What the progress line says.
         callbacks: The step's own, beside those that every step has.
         feed: What the loaders serve, see `rbft.data.base.Feed`.
         folder: Folder within the run's for TensorBoard's files, and what the user's loggers call
             the step; None logs nothing.
         module: Makes another module of the stage's, such as Stage 0's.
         collating: Arguments of the module's `collators`.
+        pace: What the run has measured, and what it does after this step; None is this step alone.
     """
     settings = experiment.settings
     seed_everything(settings.seed_everything, workers=True, verbose=False)
@@ -204,13 +209,17 @@ def build(
     objects = experiment.changed(trainer__logger=named).objects()
     made: Any = objects.model if module is None else module(objects.model)
     callbacks, logger = list(callbacks), False
-    if settings.trainer.enable_progress_bar is not False:
-        callbacks.append(StepProgressBar(title))
+    trains = any(isinstance(one, StepCheckpoint) for one in callbacks)
+    given_bar = any(isinstance(one, ProgressBar) for one in _several(objects.trainer["callbacks"]))
+    shown = settings.trainer.enable_progress_bar is not False and not given_bar
+    callbacks.append(StepProgress(title, pace or Pace(), shown=shown))
     if folder is not None:
         hparams, given = _hparams(settings, folder), given_loggers(objects.trainer.get("logger"))
         # The first one is the Trainer's `logger`, to which Pictures writes.
         board = TensorBoardLogger(experiment.logs, settings.name, folder, default_hp_metric=False)
-        logger = [board, *given] if given else board
+        logger = [board, *given]
+        if trains:
+            callbacks.append(History(experiment.run.folder / HISTORY, folder))
         callbacks.append(Pictures(experiment.as_yaml(), hparams))
         if given:
             callbacks.append(OwnLoggers(given, hparams))
@@ -218,7 +227,8 @@ def build(
         objects,
         logger=logger,
         callbacks=callbacks,
-        enable_checkpointing=any(isinstance(one, StepCheckpoint) for one in callbacks),
+        enable_checkpointing=trains,
+        enable_progress_bar=given_bar,
         plugins=[WholeCheckpoints()],
         enable_model_summary=False,
     )
@@ -262,8 +272,7 @@ def _listed(logger: Any) -> list[Namespace]:
 def _trainer(objects: Objects, **trainer: Any) -> Trainer:
     """The Trainer that the settings ask for, its signals taken by rbft."""
     for name in ("callbacks", "plugins"):  # ours come on top of the user's
-        own = objects.trainer[name] or []
-        trainer[name] = [*(own if isinstance(own, list) else [own]), *trainer.get(name, [])]
+        trainer[name] = [*_several(objects.trainer[name]), *trainer.get(name, [])]
     arguments = {**objects.trainer, **trainer}
     try:
         made = Trainer(**arguments)
@@ -283,6 +292,11 @@ def _trainer_problem(message: str, arguments: Mapping[str, Any]) -> str:
         "what is named; on a machine without a GPU leave trainer.accelerator out, or add --config "
         "hardware/cpu."
     )
+
+
+def _several(given: Any) -> list[Any]:
+    """What the Trainer takes as one, several or None."""
+    return given if isinstance(given, list) else [] if given is None else [given]
 
 
 def _hparams(settings: Namespace, stage: str) -> dict[str, Any]:

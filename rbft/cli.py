@@ -13,11 +13,14 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 # It waits for the device in every forward to count the video's tokens, which
 # `rbft.backbone.positions` has done before on the processor.
 os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
+if not sys.stderr.isatty():  # downloads show bars, which are for eyes
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from transformers.utils.logging import disable_progress_bar
 
 from rbft.analysis.thresholds import Wanted
 from rbft.build import Experiment, with_precision
@@ -262,6 +265,8 @@ def silence_known_warnings() -> None:
     # Lightning announces the hardware for every Trainer, and a run has one per step.
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Each stage loads and saves weights; the progress line says so.
+    disable_progress_bar()
     # That a faster way to compute in 4 bits on the processor is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     for message in (

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
-from tqdm import tqdm
 
 from rbft.analysis.intervals import for_results, score_intervals
 from rbft.build import Experiment
@@ -32,6 +31,7 @@ from rbft.runs.record import digest, scoring_settings
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.differences import flat
 from rbft.runtime.lock import Lock
+from rbft.runtime.progress import track
 from rbft.stages import LABEL, STAGES, Stage
 from rbft.video.frame_settings import determining
 from rbft.video.sampling import Video, VideoError
@@ -191,7 +191,7 @@ class ClipAsker:
             )
 
     def _bar(self, items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
-        yield from tqdm(items, title, total, disable=not self.progress or not total, leave=False)
+        yield from track(items, title, total, "request", shown=self.progress)
 
 
 def endpoint_of(experiment: Experiment) -> EndpointSettings:

@@ -1,7 +1,7 @@
 """What an experiment is made from, looked at before anything is loaded or written."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from rbft.runs.record import (
 )
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.differences import flat
+from rbft.runtime.pace import Pace
 from rbft.stage_settings import check_stage_settings
 from rbft.stages import RATIONALE_STAGE, Stage, find_stage, stage_names
 from rbft.training.fsdp2 import check_strategy
@@ -71,6 +72,7 @@ class Inputs:
         model: The module, without weights.
         trainer: A Trainer that is only looked at.
         backbone: Fingerprint of the backbone.
+        pace: How long clips have taken so far, and what comes after the step at hand.
     """
 
     experiment: Experiment
@@ -78,6 +80,7 @@ class Inputs:
     model: RBFTModule
     trainer: Trainer
     backbone: str
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def card(self) -> Card:

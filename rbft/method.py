@@ -1,6 +1,10 @@
 """The method as a list of stages: what runs when, from where, and what is already done."""
 
+import shlex
 import shutil
+import sys
+import time
+import traceback
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +21,7 @@ from rbft.callbacks.best import BestWeights
 from rbft.callbacks.checks import TrainableParts
 from rbft.callbacks.cut import CutRationales
 from rbft.callbacks.handoff import StageHandoff
+from rbft.callbacks.history import CURVES, HISTORY, draw_curves
 from rbft.callbacks.results import ResultsWriter
 from rbft.callbacks.throughput import Throughput
 from rbft.data.base import Feed, VideoDataModule
@@ -28,8 +33,10 @@ from rbft.inference.result_table import result_table, title_of
 from rbft.inputs import BACKBONE, TRAINING_SPLITS, Inputs, Writer
 from rbft.masking.settings import MASKING
 from rbft.module import check_stage
+from rbft.run_end import closing
 from rbft.runs.folder import (
     CLIPS,
+    LOG,
     TOLD,
     ZERO_SHOT,
     check_weights,
@@ -40,10 +47,11 @@ from rbft.runs.folder import (
 )
 from rbft.runs.record import ANEW, comparable, digest, indented, scoring_of
 from rbft.runs.usage import LOOK, USAGE, Usage
-from rbft.runtime.console import print_rank_zero
-from rbft.runtime.fault_tolerance import signals
+from rbft.runtime.console import logged_to, print_rank_zero
+from rbft.runtime.fault_tolerance import format_fatal_error, signals
 from rbft.runtime.files import write_json
 from rbft.runtime.lock import Lock
+from rbft.runtime.pace import Work
 from rbft.stage_zero import write_rationales
 from rbft.stages import ELICITED, RATIONALE_STAGE, find_stage
 from rbft.training.checkpoints import StepCheckpoint
@@ -68,6 +76,8 @@ class Method:
         self.settings, self.run = self.experiment.settings, self.experiment.run
         self.stages = self.experiment.stages
         self.usage: Usage | None = None  # noted by `fit` alone
+        self.shown: set[str] = set()  # tables of parameters
+        self.steps: dict[tuple[str, str], tuple[Work, int]] = {}
 
     def fit(self, ckpt_path: Path | None = None, *, restart: bool = False) -> None:
         """Runs all steps that are not done yet, in order.
@@ -79,21 +89,37 @@ class Method:
         Raises:
             ValueError: If something is finished that was made from something else.
         """
+        began = time.monotonic()
         with self.owned():
             if restart:
                 if not _get_rank():
                     shutil.rmtree(self._folder, ignore_errors=True)
                 wait_for_all(self.inputs.trainer, self.inputs.model)
             self.check_record()
-            self._keep_record()
-            self.usage = Usage(self._folder)
-            self._run_stages(ckpt_path)
+            with self._logged():
+                self._keep_record()
+                self.usage = Usage(self._folder)
+                self._run_stages(ckpt_path)
+                if self.steps and not _get_rank():
+                    draw_curves(self.run.folder / HISTORY, self.run.folder / CURVES)
+                print_rank_zero(closing(self.inputs, time.monotonic() - began))
+
+    def _logged(self) -> AbstractContextManager[None]:
+        """Adds what is said to the run's log."""
+        if _get_rank():
+            return nullcontext()
+        title = f"python -m rbft {shlex.join(sys.argv[1:])}"
+        return logged_to(self.run.folder / LOG, title, _ending)
 
     def _run_stages(self, ckpt_path: Path | None) -> None:
         """Runs what is not finished of the stages, and prints their table."""
         whole = self.experiment.single is None
         todo = [stage for stage in self.stages if not self.run.trained(stage)]
         anew = self._written_anew()
+        self.steps = self._steps_to_do(todo, anew)
+        if not self.steps:
+            print_rank_zero(self._finished())
+        self._begin("rationales", "")
         self._write_rationales([stage for stage in todo if stage not in anew], BACKBONE)
         if whole and (self.settings.score_each_stage or not self.stages):
             self.score(ZERO_SHOT, "label", None)
@@ -103,6 +129,7 @@ class Method:
             if not self.run.trained(stage):
                 writer = self._writer(stage, weights, history)
                 if writer != BACKBONE:
+                    self._begin("rationales", stage)
                     self._write_rationales([stage], writer)
                 self.train(stage, weights, history, backbone, ckpt_path, writer)
             elif not _get_rank():  # left where a kill came between hand-off and tidying up
@@ -116,6 +143,46 @@ class Method:
         made = self.inputs.determining("test", last, weights)
         self.print_table("test", made, [ZERO_SHOT, *self.stages])
         self.decide(last if self.stages else ZERO_SHOT, last, weights)
+
+    def _steps_to_do(self, todo: list[str], anew: list[str]) -> dict[tuple[str, str], Any]:
+        """What will run, in order: kind of work and clips by kind of step and its stage.
+
+        Args:
+            todo: Stages that are not trained yet.
+            anew: Stages before which rationales are written.
+        """
+        clips = {split: len(self.inputs.data.clips(split)) for split in ("train", "test")}
+        epochs, each = self.settings.trainer.max_epochs or 1, self.settings.score_each_stage
+        whole, scored = self.experiment.single is None, self._scored()
+        steps: dict[tuple[str, str], tuple[Work, int]] = {}
+        if whole and (each or not self.stages) and ZERO_SHOT not in scored:
+            steps["score", ZERO_SHOT] = ("score", clips["test"])
+        for stage in self.stages:
+            if stage in todo:
+                if stage in anew:
+                    steps["rationales", stage] = ("write", clips["train"])
+                steps["train", stage] = ("train", epochs * clips["train"])
+            if (each or stage == self.stages[-1]) and stage not in scored:
+                elicits = find_stage(stage).classifier.elicits
+                steps["score", stage] = ("answer" if elicits else "score", clips["test"])
+        return steps
+
+    def _begin(self, kind: str, stage: str) -> None:
+        """Notes what comes after a step, so that its progress line tells the time of all."""
+        keys = [*self.steps]
+        later = keys[keys.index((kind, stage)) + 1 :] if (kind, stage) in self.steps else keys
+        ahead: dict[Work, int] = {}
+        for work, clips in map(self.steps.__getitem__, later):
+            ahead[work] = ahead.get(work, 0) + clips
+        self.inputs.pace.ahead = ahead if self.usage is not None else {}
+
+    def _finished(self) -> str:
+        """When it was finished, where nothing is left to do."""
+        places = self.stages or [ZERO_SHOT]
+        files = [file for place in places for file in self.run.result_files(place, "test")]
+        last = max((file.stat().st_mtime for file in files), default=time.time())
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(last))
+        return f"{self.settings.name or 'The run'} was finished on {when}; nothing is left to do."
 
     def train(
         self,
@@ -171,7 +238,7 @@ class Method:
         if settings.keep == "best":
             best = BestWeights(folder, settings.keep_metric, settings.patience)
         callbacks = [
-            TrainableParts(),
+            TrainableParts(self.shown),
             Throughput(),
             CutRationales(),
             LearningRateMonitor("step"),
@@ -180,8 +247,19 @@ class Method:
             StageHandoff(self.run.weights(stage), origin, {CLIPS: taught}, best),
         ]
         feed = {"rationales": store, "soft_labels": soft}
-        built = build(self.experiment, stage, weights, paper, callbacks, feed=feed, folder=stage)
-        print_rank_zero(f"{paper}: starting from {weights or model.backbone}")
+        self._begin("train", stage)
+        built = build(
+            self.experiment,
+            stage,
+            weights,
+            paper,
+            callbacks,
+            feed=feed,
+            folder=stage,
+            pace=inputs.pace,
+        )
+        if resume is None:
+            print_rank_zero(f"{paper}: starting from {weights or model.backbone}")
         with self._spending("training"):
             built.fit(resume)
         signals.release()
@@ -217,14 +295,16 @@ class Method:
             tag = f"{masks.masking.name}-{tag or digest(made)[:8]}"
             facts[MASKING] = made[MASKING] | {"file": str(masks.masking.boxes)}
         file = self.run.results(place, split, tag)
+        self._begin("score", place)
         built = build(
             self.experiment,
             stage,
             weights,
-            f"Scoring {split}: {place}{'' if masks is None else f', {masks.masking.name} masked'}",
+            f"Scoring {split} ({place}{'' if masks is None else f', {masks.masking.name} masked'})",
             [ResultsWriter(file, split, {**facts, "made": made})],
             feed={"scored_split": split},
             folder=place,
+            pace=self.inputs.pace,
         )
         if not _get_rank():
             file.unlink(missing_ok=True)  # not of these weights or settings
@@ -432,6 +512,12 @@ class Method:
             if (report := learnt["train"].report) is not None:
                 write_json(self.run.stage(stage) / RULES, report.as_dict())
         return digest(now)
+
+
+def _ending(error: BaseException) -> str:
+    """What the log says of what ended a run."""
+    said = format_fatal_error(error)
+    return said or "".join(traceback.format_exception(error))
 
 
 def _told(weights: Path | None) -> int:

@@ -49,7 +49,7 @@ def write_pass(
         )
 
     name = short_name(inputs.experiment.settings.model.backbone)
-    title = "Stage 0: second try, with the label" if hint else "Stage 0: writing rationales"
+    title = "Stage 0 (second try, with the label)" if hint else "Stage 0 (writing rationales)"
     build(
         inputs.experiment,
         "rationale",
@@ -58,6 +58,7 @@ def write_pass(
         [RationaleWriter(stores, name)],
         feed={"predict_clips": clips},
         module=module,
+        pace=inputs.pace,
     ).predict()
 
 
@@ -88,8 +89,9 @@ def elicit_pass(
         inputs.experiment,
         "rationale_class",
         weights,
-        "Stage 0: verifying rationales",
+        "Stage 0 (verifying rationales)",
         [ElicitedWriter(elicited, of_clip)],
         feed={"predict_clips": [clip for clip in data.clips("train") if clip.id in of_clip]},
         module=module,
+        pace=inputs.pace,
     ).predict()

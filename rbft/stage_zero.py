@@ -1,5 +1,6 @@
 """Stage 0: the base model writes a rationale for every training clip, r_i = M_theta(v_i, P)."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
@@ -14,12 +15,13 @@ from rbft.data.base import VideoDataModule
 from rbft.data.rationales import RationaleStore
 from rbft.inputs import BACKBONE, Inputs, Writer
 from rbft.passes import write_pass
-from rbft.runtime.console import print_rank_zero
+from rbft.runtime.console import COLUMNS, print_rank_zero
 from rbft.runtime.lock import Lock
 from rbft.training.fsdp2 import wait_for_all
 from rbft.verification import verify
 
 SHOWN = 3  # rationales on the screen, when all are written
+LINES = 8  # of each at most; `python -m rbft rationales` shows them whole
 
 
 def check_prompts(names: Sequence[str], card: Card) -> None:
@@ -151,7 +153,11 @@ def _show(
     """Shows some of what was written, and says how many are cut off."""
     texts = store.texts()
     for clip in [clip for clip in missing if clip in texts][:SHOWN]:
-        print_rank_zero(f"{clip}{which}: {texts[clip]}")
+        said = f"{clip}{which}: {texts[clip]}"
+        lines = textwrap.wrap(
+            said, COLUMNS - 1, subsequent_indent="  ", max_lines=LINES, placeholder=" ..."
+        )
+        print_rank_zero("\n".join(lines))
     known = [clip for clip in wanted if clip in texts]
     cut = len(store.cut().intersection(known))
     if note := cut_note(cut, len(known), longest):

@@ -11,10 +11,14 @@ from rbft.training.optim import parameter_table
 
 
 class TrainableParts(Callback):
-    """Prints part, parameters, learning rate and decay, and checks that each part learns."""
+    """Prints part, parameters, learning rate and decay, and checks that each part learns.
 
-    def __init__(self) -> None:
-        self.checked = False
+    Args:
+        shown: Tables that were printed already, which are not printed again.
+    """
+
+    def __init__(self, shown: set[str] | None = None) -> None:
+        self.checked, self.shown = False, set[str]() if shown is None else shown
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the table."""
@@ -22,7 +26,10 @@ class TrainableParts(Callback):
             module: Any = pl_module
             parts = parameter_parts(module.backbone, module.family)
             headers, rows = parameter_table(trainer.optimizers[0].param_groups, parts)
-            print_rank_zero(table(rows, headers))
+            text = table(rows, headers)
+            if text not in self.shown:
+                print_rank_zero(text)
+            self.shown.add(text)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

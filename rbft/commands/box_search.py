@@ -6,8 +6,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
-from tqdm import tqdm
-
 from rbft.analysis.scored import some
 from rbft.backbone.loading import fingerprint, load_config
 from rbft.build import Experiment
@@ -25,6 +23,7 @@ from rbft.object_pass import Size, ask_backbone, single_frame
 from rbft.runs.folder import versions
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.digests import hash_file
+from rbft.runtime.progress import track
 from rbft.video.frame_settings import determining
 from rbft.video.sampling import Video, VideoError
 
@@ -386,7 +385,7 @@ class BoxSearch:
 
     def _bar(self, items: Sequence[Item], title: str) -> Iterator[Item]:
         shown = self.experiment.settings.trainer.enable_progress_bar is not False
-        yield from tqdm(items, title, unit="clip", disable=not shown or not items, leave=False)
+        yield from track(items, title, len(items), "clip", shown=shown)
 
     def _say(self, boxes: BoxFile, clips: Iterable[Clip], data: VideoDataModule) -> None:
         """How much was found, and what was not."""

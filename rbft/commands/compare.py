@@ -23,6 +23,7 @@ from rbft.commands.compared_runs import (
     read_run,
 )
 from rbft.commands.comparison_table import as_csv, as_dict, comparison_table, f1_table
+from rbft.run_end import one_of_several
 from rbft.runs.record import SETTINGS, digest
 from rbft.runs.usage import Spent
 from rbft.runtime.console import print_rank_zero
@@ -214,7 +215,8 @@ def _run(one: Compared, seed: int, vary: Sequence[str], logs: Path, so_far: str)
     # The command line is this command's own; processes that a Trainer starts run it again.
     warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
     try:
-        with redirect_stdout(io.StringIO()) if done else nullcontext():
+        silent = redirect_stdout(io.StringIO()) if done else nullcontext()
+        with one_of_several(), silent:
             main(["fit", *arguments])
     except SystemExit as end:
         if end.code and not _get_rank():

@@ -1,9 +1,8 @@
 """`fit`: runs the method."""
 
-import shlex
 from pathlib import Path
 
-from rbft.build import LOGS, Experiment
+from rbft.build import Experiment
 from rbft.callbacks.best import check_keep
 from rbft.estimate.dry_run import count_tokens_of_stages, report, stand_in
 from rbft.inputs import check_inputs
@@ -49,21 +48,10 @@ def fit(
     if not dry_run:
         count_tokens_of_stages(method.plan())  # a clip that is too long ends the run here
         method.fit(ckpt_path, restart=restart)
-        print_rank_zero(f"On a page, beside other runs: {report_command(experiment.logs)}")
         return
     if not restart:
         method.check_record()
     print_rank_zero(report(method.plan(), experiment.run.folder.name, gpu_gb))
-
-
-def report_command(logs: Path) -> str:
-    """The command that puts the runs of a folder on one page, as a shell takes it.
-
-    Args:
-        logs: Folder of the runs.
-    """
-    usual = logs == Path(LOGS)
-    return "python -m rbft report" + ("" if usual else f" --logs {shlex.quote(str(logs))}")
 
 
 def _check_endpoint(experiment: Experiment) -> None:

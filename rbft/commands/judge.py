@@ -34,6 +34,7 @@ from rbft.rationales.selection_report import told_note
 from rbft.runs.folder import TOLD, read_json
 from rbft.runtime.console import print_rank_zero, table
 from rbft.runtime.files import write_json
+from rbft.runtime.progress import track
 
 MAX_TOKENS = 512  # of a verdict
 MISSING = "--"
@@ -64,8 +65,6 @@ class Asker:
 
     def __call__(self, requests: Sequence[Request]) -> list[Answer]:
         """Gives an answer to each request, an empty one where there is none."""
-        from tqdm import tqdm
-
         asked = [self.request(one) for one in requests]
         count, most = self.engine.estimate(asked) if not self.engine.offline else (0, None)
         if most is not None:
@@ -77,9 +76,7 @@ class Asker:
             )
         answers = {
             answer.id: answer
-            for answer in tqdm(
-                self.engine.answer(asked), "Judging", total=len(asked), unit="text", delay=2
-            )
+            for answer in track(self.engine.answer(asked), "Judging", len(asked), "question")
         }
         return [self._answer(answers[one.id]) for one in asked]
 

@@ -19,6 +19,7 @@ from rbft.rationales.selection_report import told_note
 from rbft.rationales.text_check import check_texts
 from rbft.runs.folder import TOLD
 from rbft.runtime.console import print_rank_zero
+from rbft.runtime.progress import track
 from rbft.stage_zero import prompt_variants
 from rbft.verification import selection_report
 from rbft.video.sampling import VideoError
@@ -172,8 +173,6 @@ def _page_clips(
     data: VideoDataModule, written: Mapping[str, Written], reports: Mapping[str, QualityReport]
 ) -> Iterator[PageClip]:
     """The clips as the page shows them; decodes their frames one by one."""
-    from tqdm import tqdm
-
     flags = {name: report.by_sample for name, report in reports.items()}
     by_clip: dict[str, list[PageRationale]] = {}
     for name, one in written.items():
@@ -185,7 +184,8 @@ def _page_clips(
             by_clip.setdefault(sample.clip, []).append(shown)
     lost = {clip: r for one in written.values() for clip, r in one.store.records.items()}
     classes = data.card.classes
-    for clip in tqdm(data.clips_to_describe(), "Reading clips", unit="clip", delay=2):
+    clips = data.clips_to_describe()
+    for clip in track(clips, "Reading clips", len(clips), "clip"):
         texts = by_clip.get(clip.id, [])
         if clip.reference is not None:
             texts = [*texts, PageRationale(HUMAN, Sample(clip.id, clip.reference), "human")]

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 from rbft.runtime.digests import hash_file, identity, line_checksum, sample_digest
 from rbft.runtime.files import write_text
+from rbft.runtime.progress import track
 from rbft.video.sampling import VideoError
 
 OK = "ok"
@@ -369,8 +370,6 @@ def _probe_all(
     workers: int,
     progress: bool,
 ) -> Iterable[dict[str, Any]]:
-    from tqdm import tqdm
-
     if not files:
         return
     counts: Counter[str] = Counter()
@@ -381,18 +380,18 @@ def _probe_all(
             cache = _open_cache(cache_file)
             cache.write(b"\n")  # ends a line that a crash cut off; empty lines are passed over
         futures = [pool.submit(_probe, file, probe) for file in files]
-        bar = tqdm(
+        finished = track(
             as_completed(futures),
-            total=len(files),
-            desc="Scanning videos",
-            unit="file",
-            disable=not progress,
+            "Scanning videos",
+            len(files),
+            "file",
+            shown=progress,
             delay=BAR_DELAY,
+            more=lambda: ", ".join(f"{number} {status}" for status, number in counts.items()),
         )
-        for future in bar:
+        for future in finished:
             file = future.result()
             counts[file["status"]] += 1
-            bar.set_postfix(counts, refresh=False)
             if cache is not None and file["status"] == OK:
                 _note(cache, file)
             yield file

@@ -9,11 +9,11 @@ from rbft.analysis.intervals import for_results, score_intervals
 from rbft.inference.metrics import macro_f1, percent
 from rbft.rationales.selection_report import told_note
 from rbft.runs.folder import TOLD, ZERO_SHOT
-from rbft.runtime.console import table, width
+from rbft.runtime.console import COLUMNS, table, width
 from rbft.stages import find_stage, is_stage
 
 TITLES = {ZERO_SHOT: "backbone, zero-shot"}
-COLUMNS = 80  # of a terminal; intervals are shortened and left out until the table fits
+# Intervals are shortened and left out until the table fits into the columns of a terminal.
 # Which figures have intervals, and with how many decimals; the first that fits is taken.
 EVERY, WHOLE, MAIN = ("accuracy", "f1/"), ("accuracy", "f1/macro"), ("accuracy",)
 LAYOUTS = ((EVERY, 0), (WHOLE, 1), (WHOLE, 0), (MAIN, 1), (MAIN, 0))

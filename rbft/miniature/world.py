@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
-from tqdm import tqdm
 
 from rbft.masking.boxes import Box
 from rbft.miniature.camera import SIZE, SPREAD, film, placed_sprites
 from rbft.miniature.language import generic_label, rationale
 from rbft.miniature.scene import DOMAINS, TARGET, Domain, Scene, draw_scene, is_abnormal, pose
+from rbft.runtime.progress import track
 
 SECONDS = 6
 FPS = 4  # of the file; the model looks at one frame a second
@@ -88,7 +88,7 @@ def make_clips(
         whole = Path(unfinished, "clips")
         whole.mkdir()
         # Shown only where it takes longer than a glance.
-        for row in tqdm(annotations, "Miniature clips", unit="clip", delay=2):
+        for row in track(annotations, "Drawing the miniature's clips", len(annotations), "clip"):
             write_video(whole / row.file, film(row.factors, DOMAINS[domain], TIMES))
         (whole / "annotations.jsonl").write_text(table, encoding="utf-8")
         try:

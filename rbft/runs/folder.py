@@ -12,6 +12,7 @@ LIBRARIES = ("rbft", "torch", "transformers", "lightning", "peft", "torchmetrics
 PROVENANCE = "rbft.json"  # in a weights folder: what made it
 CARD, CLIPS = "card.yaml", "clips.json"  # in a run's and in a weights folder: words and clips
 ZERO_SHOT = "zero_shot"
+LOG = "log.txt"  # in a run's folder: all that was said, with the time
 # In PROVENANCE and in results the number of rationales that were learnt whose writer was told the
 # class, and in a line of a rationale file the mark of such a one.
 TOLD = "label_conditioned"

@@ -100,6 +100,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
         return f"{key[1]} is '{value[1]}'; {_of_classes(message, key[1])}"
     allowed = re.findall(r"Expected an? (.+?)(?:\. Got value.*)?$", message, re.MULTILINE)
     if key and value and allowed:
+        allowed = [one for one in allowed if not one.startswith("path but")]
         kinds = " or ".join(dict.fromkeys(map(_kind, allowed)))
         return f"{key[1]} is '{value[1]}'; allowed is {kinds}."
     return "\n".join(line for line in message.splitlines() if "NestedArg" not in line)

@@ -1,5 +1,6 @@
 """Runs of the command line in folders of their own, small enough for a test."""
 
+import csv
 import hashlib
 import json
 import os
@@ -76,18 +77,22 @@ def weights_file(folder: Path, stage: str, name: str = "small") -> Path:
 
 
 def outcome(folder: Path, name: str = "small") -> dict[str, str]:
-    """Hashes of all that a run leaves but its TensorBoard events and the time it took, by path.
+    """Hashes of all that a run leaves but TensorBoard's events, its log and its times, by path.
 
     Hidden files are what a kill left of an unfinished write.
     """
     logs = folder / LOGS
     files = [file for part in (name, "rationales") for file in sorted((logs / part).rglob("*"))]
     names = {str(file.relative_to(logs)): file for file in files if file.is_file()}
-    return {
-        name: digest(file)
-        for name, file in names.items()
-        if "tfevents" not in name and "/." not in name and "/usage/" not in name
-    }
+    timed = ("tfevents", "/.", "/usage/", "/log.txt", "/curves.png", "/history.csv")
+    found = {n: digest(file) for n, file in names.items() if not any(one in n for one in timed)}
+    table = logs / name / "history.csv"
+    if table.exists():
+        with table.open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        kept = [{n: v for n, v in row.items() if not n.startswith("speed/")} for row in rows]
+        found[f"{name}/history.csv"] = hashlib.sha256(repr(kept).encode()).hexdigest()
+    return found
 
 
 def read_json(file: Path) -> Any:

@@ -1,6 +1,7 @@
 """One run from the backbone to the table, and what the other commands make of it."""
 
 import contextlib
+import csv
 import io
 import shutil
 from dataclasses import replace
@@ -177,9 +178,40 @@ def test_results_are_complete(finished, place):
         assert max(row["probabilities"], key=row["probabilities"].get) == row["prediction"]
 
 
-def test_it_ends_by_naming_the_report_which_shows_it_as_it_is(finished, copy, capsys):
-    last = finished.printed.splitlines()[-1]
-    assert last == "On a page, beside other runs: python -m rbft report"
+def test_it_ends_with_where_everything_is_and_what_comes_next(finished):
+    place, clips, *following = finished.printed.splitlines()[-6:]
+    files = f"Everything is in {LOGS}/small (curves.png, log.txt). It took 0:"
+    assert place.startswith(files)
+    cut = sum(record["finish"] == "length" for record in read_lines(rationales(finished.folder)))
+    assert clips == (
+        f"Clips: 14 to train, 5 to test, none lost, {cut} rationales cut off at 8 tokens."
+    )
+    assert following == [
+        "Next:",
+        f"  python -m rbft predict --weights {LOGS}/small/label/weights --videos FOLDER",
+        "  python -m rbft report",
+        f"  tensorboard --logdir {LOGS}",
+    ]
+    assert max(map(len, finished.printed.splitlines()[-6:])) < 80 + 10
+
+
+def test_its_log_has_what_was_said_and_its_table_what_was_trained(finished):
+    log = (finished.run / "log.txt").read_text(encoding="utf-8").splitlines()
+    said = [line[21:] for line in log]
+    assert said[0].startswith("python -m rbft ")
+    for line in finished.printed.splitlines():
+        assert line in said
+    assert any(line.startswith("Stage II (labels): ") and " steps in " in line for line in said)
+    with (finished.run / "history.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    made = {stage: read_json(finished.run / stage / "weights/rbft.json") for stage in STAGES}
+    assert [(row["stage"], int(row["step"])) for row in rows] == [
+        (stage, step + 1) for stage in STAGES for step in range(made[stage]["steps"])
+    ]
+    assert all(float(row["train/loss"]) > 0 for row in rows)
+
+
+def test_the_report_shows_it_as_it_is(finished, copy, capsys):
     rbft(copy, "report", "--format=both")
     shown = capsys.readouterr().out
     assert shown.startswith("Put 1 run on one page in ")
@@ -259,13 +291,17 @@ def test_stage_one_starts_from_the_backbone_and_stage_two_from_stage_one(finishe
 
 def test_a_second_fit_changes_nothing(finished, monkeypatch, capsys):
     def times() -> dict[Path, int]:
-        return {file: file.stat().st_mtime_ns for file in every_file(finished.folder)}
+        files = [file for file in every_file(finished.folder) if file.name != "log.txt"]
+        return {file: file.stat().st_mtime_ns for file in files}
 
     before = times()
     with no_model(monkeypatch):
         rbft(finished.folder, "fit", *finished.options)
     assert times() == before
-    assert "\nStage II (labels)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith("small was finished on 20")
+    assert "; nothing is left to do.\n" in said
+    assert "\nStage II (labels)" in said
 
 
 def test_the_same_command_gives_the_same_bits(finished, tmp_path):
@@ -309,7 +345,12 @@ def test_one_stage_alone_from_a_weights_folder(finished, tmp_path):
     more = ("--model.stage=label", f"--model.weights={finished.run}/rationale/weights")
     rbft(tmp_path, "fit", *finished.options, *more)
     assert not (tmp_path / LOGS / "rationales").exists()
-    assert {path.name for path in (tmp_path / LOGS / "small").iterdir()} == {"label"}
+    assert {path.name for path in (tmp_path / LOGS / "small").iterdir()} == {
+        "label",
+        "log.txt",
+        "history.csv",
+        "curves.png",
+    }
     assert digest(weights_file(tmp_path, "label")) == digest(weights_file(finished.folder, "label"))
     note = read_json(tmp_path / LOGS / "small/label/weights/rbft.json")
     assert note["stages"] == ["rationale", "label"]

@@ -27,10 +27,11 @@ from rbft.build import Experiment, Objects
 from rbft.callbacks.checks import TrainableParts
 from rbft.callbacks.cut import CutRationales
 from rbft.callbacks.handoff import StageHandoff
+from rbft.callbacks.history import History
 from rbft.callbacks.own_loggers import OwnLoggers
 from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.predictions import PredictionWriter
-from rbft.callbacks.progress import StepProgressBar
+from rbft.callbacks.progress import StepProgress
 from rbft.callbacks.results import ResultsWriter
 from rbft.callbacks.throughput import Throughput
 from rbft.card import Card
@@ -430,7 +431,8 @@ def test_what_training_is_handed(bench, capsys):
             LearningRateMonitor,
             StepCheckpoint,
             StageHandoff,
-            StepProgressBar,
+            StepProgress,
+            History,
             Pictures,
         ]
         assert step.callback(LearningRateMonitor).logging_interval == "step"
@@ -479,15 +481,15 @@ def test_what_every_step_is_handed(bench, monkeypatch):
     assert len(seeds) >= len(bench.steps)
     places = [None, "zero_shot", "rationale", "rationale", "label", "label"]
     titles = [
-        "Stage 0: writing rationales",
-        "Scoring test: zero_shot",
+        "Stage 0 (writing rationales)",
+        "Scoring test (zero_shot)",
         "Stage I (rationales)",
-        "Scoring test: rationale",
+        "Scoring test (rationale)",
         "Stage II (labels)",
-        "Scoring test: label",
+        "Scoring test (label)",
     ]
     for step, place, title in zip(bench.steps, places, titles, strict=True):
-        assert step.callback(StepProgressBar).title == title
+        assert step.callback(StepProgress).title == title
         assert step.given["enable_checkpointing"] == (step.what == "fit")
         assert not step.given["enable_model_summary"]
         (plugin,) = step.given["plugins"]
@@ -496,9 +498,14 @@ def test_what_every_step_is_handed(bench, monkeypatch):
             assert step.given["logger"] is False
             assert step.options["return_predictions"] is False
             continue
-        assert isinstance(step.given["logger"], TensorBoardLogger)
-        assert step.given["logger"].log_dir == str(bench.run / place)
-        assert not step.given["logger"]._default_hp_metric
+        board, *tables = step.given["logger"]
+        assert isinstance(board, TensorBoardLogger)
+        assert board.log_dir == str(bench.run / place)
+        assert not board._default_hp_metric
+        assert tables == []
+        if step.what == "fit":
+            history = step.callback(History)
+            assert (history.file, history.stage) == (bench.run / "history.csv", place)
         pictures = step.callback(Pictures)
         assert "checkpoint_every: 7\n" in pictures.settings
         assert pictures.hparams == {
@@ -515,7 +522,7 @@ def test_what_every_step_is_handed(bench, monkeypatch):
     # Every step draws as if it were alone.
     (drawn,) = {step.options["draw"] for step in bench.steps}
     bench.method(name="other", seed_everything=6, trainer__enable_progress_bar=False).fit(None)
-    assert StepProgressBar not in bench.steps[-1].kinds
+    assert not bench.steps[-1].callback(StepProgress).shown
     assert bench.steps[-1].options["draw"] != drawn
 
 
@@ -731,7 +738,7 @@ def test_one_stage_from_weights(fitted):
     assert made["stages"] == ["rationale", "label"]
     assert made["backbone"] == fingerprint(fitted.settings.model.backbone)
     # What it was made from stands in the stage's folder: the run's other stages are others'.
-    assert {path.name for path in (fitted.folder / "logs/alone").iterdir()} == {"label"}
+    assert {path.name for path in (fitted.folder / "logs/alone").iterdir()} == {"label", "log.txt"}
     noted = read_json(fitted.folder / "logs/alone/label/record.json")
     assert noted["weights"] == fingerprint(str(given))
 
@@ -1172,7 +1179,7 @@ def test_what_predicting_is_handed(fitted, capsys):
     assert (step.name, step.weights) == ("predict label", weights_of(fitted, "label"))
     assert step.options["return_predictions"] is False
     assert [clip.path.name for clip in step.data.feed.predict_clips] == ["0.mp4", "1.mp4", "2.mp4"]
-    assert step.callback(StepProgressBar).title == "Predicting 3 videos"
+    assert step.callback(StepProgress).title == "Predicting 3 videos"
     assert step.data.feed.collators["predict"].extra_prompts == ()
     assert step.callback(PredictionWriter).classes == ["quiet", "alarm"]
     output = fitted.folder / "out.jsonl"
