@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from rbft.build import LOGS, Experiment
-from rbft.callbacks.history import CURVES
+from rbft.callbacks.history import CURVES, HISTORY
 from rbft.data.manifest import NEVER_USED, OK
 from rbft.inputs import Inputs
 from rbft.runs.folder import LOG, read_provenance
@@ -27,7 +27,8 @@ def closing(inputs: Inputs, seconds: float) -> str:
         seconds: How long this start took.
     """
     later = _next(inputs.experiment) if _said.get() else []
-    return "\n".join([_place(inputs, seconds), _clips(inputs), *later])
+    place, took = _place(inputs, seconds)
+    return "\n".join([place, f"{_clips(inputs)} {took}", *later])
 
 
 @contextmanager
@@ -40,9 +41,10 @@ def one_of_several() -> Iterator[None]:
         _said.reset(token)
 
 
-def _place(inputs: Inputs, seconds: float) -> str:
+def _place(inputs: Inputs, seconds: float) -> tuple[str, str]:
+    """Where everything is, and how long it took."""
     folder = inputs.experiment.run.folder
-    files = [name for name in (CURVES, LOG) if (folder / name).exists()]
+    files = [name for name in (CURVES, HISTORY, LOG) if (folder / name).exists()]
     processes = inputs.trainer.world_size
     spent = sum(one.seconds for one in read_usage(folder).values()) / processes
     took = clock(seconds)
@@ -51,7 +53,7 @@ def _place(inputs: Inputs, seconds: float) -> str:
     elif spent - seconds > SOON:
         took += f", {clock(spent)} with the starts before"
     also = f" ({', '.join(files)})" if files else ""
-    return f"Everything is in {folder}{also}. It took {took}."
+    return f"Everything is in {folder}{also}.", f"It took {took}."
 
 
 def _clips(inputs: Inputs) -> str:
@@ -82,6 +84,8 @@ def _next(experiment: Experiment) -> list[str]:
     ]
     done = [stage for stage in experiment.stages if run.trained(stage)]
     if done:
-        weights = shlex.quote(str(run.weights(done[-1])))
+        # The folder of a run stands for the weights of its last stage.
+        whole = experiment.single is None
+        weights = shlex.quote(str(run.folder if whole else run.weights(done[-1])))
         commands.insert(0, f"python -m rbft predict --weights {weights} --videos FOLDER")
     return ["Next:", *(f"  {command}" for command in commands)]

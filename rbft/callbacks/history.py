@@ -175,7 +175,7 @@ def draw_curves(file: Path, picture: Path) -> bool:
                 )
         for stage in stages[1:]:
             panel.axvline(starts[stage], color="#999999", linewidth=0.8, linestyle=":")
-        panel.set_title(title, fontsize=9, loc="left")
+        panel.set_ylabel(title, fontsize=8)
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.25)
         if len(found) > 1:
@@ -185,9 +185,8 @@ def draw_curves(file: Path, picture: Path) -> bool:
             find_stage(stage).paper,
             (starts[stage], 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(3, -3),
+            xytext=(0, 3),
             textcoords="offset points",
-            va="top",
             fontsize=7,
             color="#555555",
         )

@@ -86,7 +86,7 @@ class StepProgress(Callback):
         epoch = min(trainer.current_epoch + 1, self.epochs)
         facts = [(f"epoch {epoch}/{self.epochs}", 3), (f"step {step}/{self.steps}", 0)]
         if (loss := trainer.callback_metrics.get("train/loss")) is not None:
-            facts.append((f"loss {float(loss):.4g}", 0))
+            facts.append((f"loss {float(loss):.4f}", 0))
         facts.append((f"lr {self.rate:.1e}", 1))
         if passed and self.clips:
             facts.append((f"{speed(self.clips / passed)} clips/s", 2))
@@ -114,7 +114,7 @@ class StepProgress(Callback):
         steps = trainer.global_step - self.first
         facts = [(f"{steps} steps in {clock(time.monotonic() - self.began)}", 0)]
         if (loss := trainer.callback_metrics.get("train/loss")) is not None:
-            facts.append((f"last loss {float(loss):.4g}", 1))
+            facts.append((f"last loss {float(loss):.4f}", 1))
         self.line.close(facts)
 
     def on_validation_batch_end(

@@ -68,7 +68,7 @@ def test_training_says_epoch_step_loss_rate_speed_and_the_time_left(
     ]
     # The learning rate that the step was made with, not the next one's.
     assert [f"lr {rate:.1e}" in said for rate, said in zip(rates, steps, strict=True)] == [True] * 6
-    assert f"loss {loss:.4g}" in steps[-1]
+    assert f"loss {loss:.4f}" in steps[-1]
     assert "clips/s" not in steps[0]  # the first step is not what the others will take
     # In steps 2 to k, a call of the clock is a second; two clips each.
     assert " left" in steps[1]
