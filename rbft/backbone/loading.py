@@ -173,7 +173,7 @@ def _read_weights(source: str, how: dict[str, Any]) -> "PreTrainedModel":
     reporter = logging.getLogger("transformers.modeling_utils")
     reporter.addFilter(_no_report)
     try:
-        model, found = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, **how
         )
     except torch.OutOfMemoryError:
@@ -186,6 +186,7 @@ def _read_weights(source: str, how: dict[str, Any]) -> "PreTrainedModel":
         ) from error
     finally:
         reporter.removeFilter(_no_report)
+    model, found = loaded
     other = [name for name, *_ in found["mismatched_keys"]]
     if wrong := sorted({*found["missing_keys"], *other}):
         raise ValueError(

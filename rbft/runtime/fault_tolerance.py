@@ -15,8 +15,8 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 

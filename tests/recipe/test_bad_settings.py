@@ -376,6 +376,8 @@ def test_missing_videos_are_counted(folder, qwen, capsys):
 def test_a_process_says_no_more_than_what_is_wrong(folder, qwen):
     process = rbft_process(folder, "fit", *small(qwen), "--model.stage=lable")
     assert process.returncode == 2
-    assert process.stderr.startswith("error: There is no stage 'lable'")
+    assert process.stderr.startswith(
+        "fit: loading torch and transformers\nerror: There is no stage 'lable'; stages are "
+    )
     assert process.stdout == ""
     assert not (folder / "lightning_logs").exists()

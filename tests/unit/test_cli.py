@@ -261,8 +261,8 @@ def test_how_a_command_ends(monkeypatch, capsys, several, rank):
         assert (status, left) == (1, [1])
         assert said.startswith("Traceback (most recent call last):\n")
         assert said.endswith(
-            "RuntimeError: boom\nThis looks like a fault of rbft, not of yours: report it with this "
-            "traceback and the command line.\n\n"
+            "RuntimeError: boom\nThis looks like a fault of rbft, not of yours: report it with "
+            "this traceback and the command line.\n\n"
         )
     else:
         assert (status, left, said) == (fault, [], "")

@@ -808,7 +808,7 @@ def test_paths_that_hold_the_root_already(root, monkeypatch, inside):
     if inside:
         monkeypatch.chdir(root.parent)
     with pytest.raises(ValueError, match=r"counts from data\.root") as error:
-        read(root, table=root.parent / "t.csv")
+        read(root, table=root.parent / "t.csv", test_fraction=0.5)
     base = Path() if inside else root.parent
     assert str(error.value).endswith(
         f": path 'clips/cat1.mp4' counts from data.root ({root}), and there is no "
@@ -816,4 +816,4 @@ def test_paths_that_hold_the_root_already(root, monkeypatch, inside):
         "or leave the folder out of the paths."
     )
     touch(root, "clips/dog2.mp4")  # one that is there says that the root is meant
-    assert len(read(root, table=root.parent / "t.csv")) == 4
+    assert len(read(root, table=root.parent / "t.csv", test_fraction=0.5)) == 4
