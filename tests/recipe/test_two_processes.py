@@ -264,6 +264,19 @@ def log(folder: Path) -> str:
     return (folder / "log.txt").read_text(encoding="utf-8")[-3000:]
 
 
+def test_a_signal_to_the_second_process_ends_both_in_order(sharded, tmp_path):
+    """While the next checkpoint is half there; torchrun takes over what Lightning has started."""
+    saved = tmp_path / LOGS / "small/rationale/checkpoints"
+    part = "rationale/checkpoints/.step=2.ckpt.part*/__1_0"
+    status = run_two(tmp_path, sharded.double, 1, part, 1, sent=signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM, log(tmp_path)
+    assert f"stopped by SIGTERM; saved: {saved / 'step=3.ckpt'}." in log(tmp_path)
+    assert [path.name for path in saved.iterdir()] == ["step=3.ckpt"]
+    assert run_two(tmp_path, sharded.double, launcher=TORCHRUN) == 0, log(tmp_path)
+    assert outcome(tmp_path) == outcome(sharded.two)
+
+
+@pytest.mark.long
 def test_a_run_of_two_is_ended_in_every_way_and_nothing_is_lost(sharded, tmp_path):
     """One run, ended again and again on its way; each time both processes end."""
     saved = tmp_path / LOGS / "small/rationale/checkpoints"
@@ -273,13 +286,6 @@ def test_a_run_of_two_is_ended_in_every_way_and_nothing_is_lost(sharded, tmp_pat
     assert log(tmp_path).count("error: The loss of step 2 is not finite (gradient norm nan)") == 1
     assert [path.name for path in saved.iterdir()] == ["step=1.ckpt"]
 
-    # A signal to the second process alone, while the next checkpoint is half there.
-    part = "rationale/checkpoints/.step=2.ckpt.part*/__1_0"
-    status = run_two(tmp_path, sharded.double, 1, part, 1, sent=signal.SIGTERM)
-    assert status == 128 + signal.SIGTERM, log(tmp_path)
-    assert f"stopped by SIGTERM; saved: {saved / 'step=3.ckpt'}." in log(tmp_path)
-    assert [path.name for path in saved.iterdir()] == ["step=3.ckpt"]
-
     # The second process dies with a checkpoint half there, then the first with the weights.
     part = "rationale/checkpoints/.step=5.ckpt.part*/__1_0"
     assert run_two(tmp_path, sharded.double, 1, part, 1) != 0
@@ -287,8 +293,7 @@ def test_a_run_of_two_is_ended_in_every_way_and_nothing_is_lost(sharded, tmp_pat
     assert run_two(tmp_path, sharded.double, 0, "rationale/.weights.part", 3) != 0
     assert not saved.with_name("weights").exists()
 
-    # torchrun takes over what Lightning has started.
-    assert run_two(tmp_path, sharded.double, launcher=TORCHRUN) == 0, log(tmp_path)
+    assert run_two(tmp_path, sharded.double) == 0, log(tmp_path)
     ours, theirs = outcome(tmp_path), outcome(sharded.two)
     settings = "small/settings.yaml"  # of the first start, with the callback
     assert {**ours, settings: ""} == {**theirs, settings: ""}

@@ -90,11 +90,8 @@ def test_what_the_run_leaves_says_whose_writer_was_told(whole):
     assert "dropped: " + selected["dropped"][0] in said
 
 
-def test_killed_while_classes_are_elicited_and_in_two_processes(whole, options, tmp_path):
-    expected = known(whole[0])
-    # Batches of other sizes round otherwise.
-    expected["shares"] = [pytest.approx(one, abs=1e-5) for one in expected["shares"]]
-    alone, two = tmp_path / "alone", tmp_path / "two"
+def test_killed_while_classes_are_elicited(whole, options, tmp_path):
+    expected, alone = near(known(whole[0])), tmp_path / "alone"
     chosen = [*options, VERIFIED, HINT]
     # At the second write of the classes behind the second try.
     assert run(alone, chosen, "*-classes-*.part0", 4, command="rationalize") == -9, log(alone)
@@ -102,11 +99,21 @@ def test_killed_while_classes_are_elicited_and_in_two_processes(whole, options, 
     assert 0 < there < len(expected["classes"])
     assert run(alone, chosen, command="rationalize") == 0, log(alone)
     assert known(alone) == expected
-    both = [*chosen, "--trainer.devices=2", "--data.batch_size=1"]
+
+
+@pytest.mark.long
+def test_killed_while_two_processes_elicit_classes(whole, options, tmp_path):
+    expected, two = near(known(whole[0])), tmp_path / "two"
+    both = [*options, VERIFIED, HINT, "--trainer.devices=2", "--data.batch_size=1"]
     killed = run_two(two, both, 1, "*-hinted-*.part1", 1, command="rationalize")
     assert killed != 0, log(two)
     assert run_two(two, both, command="rationalize") == 0, log(two)
     assert known(two) == expected
+
+
+def near(found: dict[str, Any]) -> dict[str, Any]:
+    """The same, up to what batches of other sizes round otherwise."""
+    return {**found, "shares": [pytest.approx(one, abs=1e-5) for one in found["shares"]]}
 
 
 def files(folder: Path, what: str) -> list[dict[str, Any]]:
