@@ -116,7 +116,8 @@ def test_a_group_that_is_none_is_refused() -> None:
         ("--data.help=Miniature", "Miniature"),
         ("--data.help", DATA),
         ("--model.lora.help", "model.lora"),
-        ("--trainer.logger.help CSVLogger", "trainer.logger"),
+        ("--trainer.logger.help CSVLogger", None),
+        ("--data.help=factory.Factory", None),
     ],
 )
 def test_what_is_asked_for(args: str, group: str | None) -> None:
