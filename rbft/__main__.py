@@ -5,29 +5,39 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 from rbft.commands import COMMANDS, LIGHT
 
 
 def main() -> None:
-    """Runs one command; those that need no torch do without it."""
+    """Runs one command; those that need no torch do without it, and so do help and mistakes."""
+    from rbft.commands.help_page import asked_group, help_page
+    from rbft.commands.misspelt import check_settings
     from rbft.commands.overview import in_full, overview, program, unknown_command
 
     # In place: processes that a Trainer starts are given the same.
     args = sys.argv[1:] = in_full(sys.argv[1:])
+    if args[:1] == ["help"] and args[1:]:  # `rbft help fit data`
+        args = [args[1], "--help", *args[2:]]
     name = args[0] if args else "--help"
     if name in ("-h", "--help", "help"):
-        sys.stdout.write(f"{overview()}\n")
+        _show(overview())
     elif name in ("-V", "--version"):
-        sys.stdout.write(f"{program()}\n")
+        _show(program())
     elif name not in COMMANDS and not name.startswith("-"):
         sys.exit(_refuse(unknown_command(name)))
+    elif (group := asked_group(args[1:])) is not None and name in COMMANDS:
+        _show(_or_refuse(help_page, name, group))
     elif name in LIGHT:
         from rbft.light import run_light
 
         run_light(name, args[1:])
     else:
-        _run(name, args)
+        if name in COMMANDS:
+            _or_refuse(check_settings, name, args[1:])
+        _run(name)
 
 
 def _refuse(message: str) -> int:
@@ -35,8 +45,23 @@ def _refuse(message: str) -> int:
     return 2
 
 
-def _run(name: str, args: list[str]) -> None:
-    if "LOCAL_RANK" not in os.environ and "--help" not in args:
+def _or_refuse(function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except ValueError as error:
+        sys.exit(_refuse(str(error)))
+
+
+def _show(text: str) -> None:
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # `rbft fit --help | head`
+        os._exit(0)
+
+
+def _run(name: str) -> None:
+    if "LOCAL_RANK" not in os.environ:
         sys.stderr.write(f"{name}: loading torch and transformers\n")
         sys.stderr.flush()
     from rbft.cli import main as run
@@ -46,8 +71,18 @@ def _run(name: str, args: list[str]) -> None:
 
 def console() -> None:
     """The program: also before anything is imported, Ctrl-C ends it without a traceback."""
-    # The imports take seconds, in which there is nothing to save yet.
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+    from rbft.runtime.parent import die_with_parent
+
+    die_with_parent()
+    if "LOCAL_RANK" in os.environ:
+        # A terminal sends it to all. The first process says what is saved and ends; when another
+        # one is gone before, its launcher kills it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # That a connection is gone, with fifty lines of addresses.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    else:
+        # The imports take seconds, in which there is nothing to save yet.
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
     status: object = None
     try:
         main()

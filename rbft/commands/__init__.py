@@ -24,10 +24,11 @@ COMMANDS = {
     "attention": "attention",
     "scan": "scan",
     "init": "init",
+    "experiments": "experiments",
     "cache": "cache",
 }
 # Those that need no torch, so that nobody waits for it; see `rbft.light`.
-LIGHT = ("report", "init")
+LIGHT = ("report", "init", "experiments", "cache")
 EXPERIMENT = "experiment"  # the argument of commands that take an experiment's settings
 
 

@@ -1,9 +1,10 @@
 """`cache`: how large the caches are."""
 
+import sys
 from pathlib import Path
 from typing import Literal
 
-from rbft.runtime.console import print_rank_zero, table
+from rbft.runtime.console import table
 from rbft.runtime.digests import default_cache
 from rbft.video.cache_folder import WHAT, cache_sizes, clear_cache
 
@@ -26,4 +27,4 @@ def cache(
         clear_cache(folder, clear)
     sizes = cache_sizes(folder).items()
     rows = [[name, WHAT[name], f"{size / 1e6:.1f}"] for name, size in sizes]
-    print_rank_zero(f"{folder}\n{table(rows, ['', 'what', 'MB'], align='llr')}")
+    sys.stdout.write(f"{folder}\n{table(rows, ['', 'what', 'MB'], align='llr')}\n")

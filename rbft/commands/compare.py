@@ -28,6 +28,7 @@ from rbft.runs.record import SETTINGS, digest
 from rbft.runs.usage import Spent
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.experiment_file import read_chain
+from rbft.runtime.experiments import find_experiment
 from rbft.runtime.files import write_json, write_text
 from rbft.runtime.lock import Lock
 from rbft.runtime.ranges import check_ranges
@@ -79,7 +80,7 @@ def compare(
     Each run is a `fit` under the experiment's name and its seed; it goes on where it was stopped.
 
     Args:
-        configs: Experiment files, "[a.yaml, b.yaml]".
+        configs: Experiment files or names of rbft's, "[a.yaml, b.yaml]".
         seeds: Number of seeds.
         first_seed: The first of them.
         baseline: Name of the experiment that the others are compared with; null takes the first.
@@ -187,7 +188,8 @@ def compare_experiments(
 
 
 def _experiment(file: Path, overlays: Sequence[Path]) -> Compared:
-    """The experiment of a file."""
+    """The experiment of a file, or of rbft's of that name."""
+    file, overlays = find_experiment(str(file)), [find_experiment(str(one)) for one in overlays]
     merged: dict[str, Any] = {}
     for content in read_chain(file.resolve()):
         merged |= content

@@ -11,25 +11,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rbft.commands import COMMANDS, EXPERIMENT
+from rbft.commands.options import SWITCH, options
+from rbft.commands.source import source
+from rbft.runtime.experiments import SUFFIXES
 
 EXAMPLES = {
-    "fit": "fit experiments/smarthome_qwen25.yaml",
-    "rationalize": "rationalize experiments/smarthome_qwen25.yaml",
-    "rationales": "rationales experiments/smarthome_qwen25.yaml",
-    "judge": "judge experiments/smarthome_qwen25.yaml --endpoint.model gpt-4o",
-    "batch": "batch experiments/smarthome_gpt4o.yaml",
-    "test": "test experiments/smarthome_qwen25.yaml",
-    "validate": "validate experiments/smarthome_qwen25.yaml --data.val_fraction 0.1",
+    "fit": "fit smarthome_qwen25",
+    "rationalize": "rationalize smarthome_qwen25",
+    "rationales": "rationales smarthome_qwen25",
+    "judge": "judge smarthome_qwen25 --endpoint.model gpt-4o",
+    "batch": "batch smarthome_gpt4o",
+    "test": "test smarthome_qwen25",
+    "validate": "validate smarthome_qwen25 --data.val_fraction 0.1",
     "predict": "predict --weights lightning_logs/house --videos clips/",
     "demo": "demo --weights lightning_logs/house",
-    "export": "export experiments/smarthome_qwen25.yaml --output merged",
-    "compare": 'compare --configs "[a.yaml, b.yaml]" --seeds 5',
-    "mask": "mask experiments/smarthome_masked_objects.yaml --names [person]",
+    "export": "export smarthome_qwen25 --output merged",
+    "compare": 'compare --configs "[miniature, miniature_direct]" --seeds 5',
+    "mask": "mask smarthome_masked_objects --names [person]",
     "masked": 'masked --runs "[direct, ours]"',
     "report": "report",
     "attention": 'attention --runs "[direct, ours]"',
-    "scan": "scan experiments/smarthome_qwen25.yaml",
+    "scan": "scan smarthome_qwen25",
     "init": 'init --domain "conveyor belt" --videos videos',
+    "experiments": "experiments --show miniature",
     "cache": "cache --clear frames",
 }
 VIDEOS = "--videos"  # an option that may have several values
@@ -63,12 +67,10 @@ class Command(NamedTuple):
     Attributes:
         summary: The first line of its docstring.
         experiment: Whether it takes an experiment's settings.
-        switches: Its options that are true or false.
     """
 
     summary: str
     experiment: bool
-    switches: frozenset[str]
 
 
 @cache
@@ -78,24 +80,16 @@ def command(name: str) -> Command:
     Args:
         name: One of `COMMANDS`.
     """
-    file = Path(__file__).with_name(f"{COMMANDS[name]}.py")
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    functions = [one for one in tree.body if isinstance(one, ast.FunctionDef)]
-    (function,) = (one for one in functions if one.name == name)
-    arguments = function.args.args
-    booleans = {one.arg for one in arguments if one.annotation and _is_bool(one.annotation)}
+    function = source(f"rbft.commands.{COMMANDS[name]}").function(name)
     summary = (ast.get_docstring(function) or "").splitlines()[0]
-    return Command(summary, arguments[0].arg == EXPERIMENT, frozenset(booleans))
-
-
-def _is_bool(annotation: ast.expr) -> bool:
-    return isinstance(annotation, ast.Name) and annotation.id == "bool"
+    arguments = function.args.args
+    return Command(summary, bool(arguments) and arguments[0].arg == EXPERIMENT)
 
 
 def overview() -> str:
     """What `python -m rbft` alone shows: every command with an example."""
     width = max(shutil.get_terminal_size().columns - 1, 60)
-    lines = ["usage: python -m rbft COMMAND [EXPERIMENT.yaml] [--OPTION VALUE ...]", ""]
+    lines = ["usage: python -m rbft COMMAND [EXPERIMENT ...] [--OPTION VALUE ...]", ""]
     for name in COMMANDS:
         said = f"  {name:12} {command(name).summary}"
         lines += textwrap.wrap(said, width, subsequent_indent=" " * 15)
@@ -105,7 +99,8 @@ def overview() -> str:
             *lines,
             "",
             "rbft COMMAND --help lists its options; rbft is short for python -m rbft.",
-            "A first run, offline, in about a minute: rbft fit experiments/miniature.yaml",
+            "EXPERIMENT is a YAML file, or the name of one that rbft experiments lists.",
+            "A first run, offline, in about a minute: rbft fit miniature",
         ]
     )
 
@@ -122,10 +117,10 @@ def unknown_command(name: str) -> str:
 
 
 def in_full(args: Sequence[str]) -> list[str]:
-    """A command line with what may be left out: `fit a.yaml --dry_run`.
+    """A command line with what may be left out: `fit miniature --dry_run`.
 
-    Experiment files right behind the command are `--config`, and an option that is true or false
-    is true where no value follows. `--videos` takes as many as follow.
+    Experiments right behind the command, files or names, are `--config`, and an option that is true
+    or false is true where no value follows. `--videos` takes as many as follow.
 
     Args:
         args: The command line behind the program's name.
@@ -134,9 +129,9 @@ def in_full(args: Sequence[str]) -> list[str]:
         return [*args]
     (name, *rest), made = args, [args[0]]
     known = command(name)
-    while known.experiment and rest and _is_file(rest[0]):
+    while known.experiment and rest and _is_experiment(rest[0]):
         made.append(f"--config={rest.pop(0)}")
-    switches = {f"--{one}" for one in (*known.switches, "score_each_stage")}
+    switches = {f"--{one.name}" for one in options(name) if one.kinds == SWITCH}
     for place, one in enumerate(rest):
         alone = place + 1 == len(rest) or rest[place + 1].startswith("-")
         made.append(f"{one}=true" if one in switches and alone else one)
@@ -154,8 +149,8 @@ def _each_video(args: list[str]) -> list[str]:
     return [*args[: first - 1], *(f"{VIDEOS}+={one}" for one in args[first:end]), *args[end:]]
 
 
-def _is_file(given: str) -> bool:
-    return given.endswith((".yaml", ".yml")) and not given.startswith("-")
+def _is_experiment(given: str) -> bool:
+    return Path(given).suffix in ("", *SUFFIXES) and not given.startswith("-")
 
 
 def program() -> str:

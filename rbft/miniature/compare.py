@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rbft.commands.compare import VARIED, Compared, compare_experiments
+from rbft.runtime.experiments import find_experiment
 
 # Title and experiment file.
 METHODS = (
@@ -33,7 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--logs", type=Path, default=Path("lightning_logs"), help="folder of runs")
     options = parser.parse_args(arguments)
     compare_experiments(
-        [Compared(title, [options.experiments / f"{name}.yaml"], name) for title, name in METHODS],
+        [
+            Compared(title, [find_experiment(str(options.experiments / f"{name}.yaml"))], name)
+            for title, name in METHODS
+        ],
         range(options.first_seed, options.first_seed + options.seeds),
         BASELINE,
         options.logs,

@@ -15,9 +15,13 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
+
+from rbft.runtime.files import os_error_text
 
 # SLURM sends the first before it takes a job off a node, and by --signal=SIGUSR1@90 the second
 # before the time is up; the third is Ctrl-C.
@@ -26,6 +30,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PACKAGE = Path(__file__).parents[1]
 AGAIN = "The same command goes on from there."
 PATIENCE = 60.0  # seconds
+REPORT = "This looks like a fault of rbft, not of yours: report it"
 
 
 class Stopped(BaseException):
@@ -130,24 +135,6 @@ def _nothing() -> None:
     pass
 
 
-def die_with_parent(every: float = 0.5) -> None:
-    """Ends this process as soon as the one that started it is gone.
-
-    A process that is left alone would wait in a collective, for ever or for half an hour, and keep
-    its device. Does nothing in a process that no launcher has started.
-    """
-    if "LOCAL_RANK" not in os.environ:
-        return
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(every)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="die-with-parent").start()
-
-
 def leave_process_group() -> None:
     """Ends the processes' group when all have come to the end."""
     if torch.distributed.is_initialized():
@@ -161,15 +148,15 @@ def exit_process(status: int) -> None:
     Without the interpreter's own end, in which the threads of collectives whose other side is gone
     abort or wait.
     """
-    if not torch.distributed.is_initialized():
-        return
     started_by_lightning = "LOCAL_RANK" in os.environ and not (
         "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
     )
-    if started_by_lightning and torch.distributed.get_rank():
+    if started_by_lightning and _get_rank():
         # Lightning kills the first process when it sees another end first; its status and
-        # message are the ones that count.
+        # message are the ones that count. This one ends with it.
         time.sleep(PATIENCE)
+    if not torch.distributed.is_initialized():
+        return
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -182,11 +169,27 @@ def format_fatal_error(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         path = Path(str(error.filename or "."))
         return f"error: {path} cannot be written: {error.strerror}. {_room(path)}"
+    if isinstance(error, OSError) and (text := os_error_text(error)) is not None:
+        return f"error: {text}"
+    if isinstance(error, MisconfigurationException):
+        return f"error: Lightning refuses the settings of the Trainer: {error}"
     if not isinstance(error, ValueError):
         return None
     *_, last = traceback.extract_tb(error.__traceback__)
     # Our own messages say all there is to say; a library's needs its traceback.
     return f"error: {error}" if Path(last.filename).is_relative_to(PACKAGE) else None
+
+
+def note_report(error: BaseException, beside: str) -> None:
+    """Has a traceback end with where to go with it; once, and only where there will be one.
+
+    Args:
+        error: What ended the run.
+        beside: What belongs to a report beside the traceback.
+    """
+    noted = any(one.startswith(REPORT) for one in getattr(error, "__notes__", ()))
+    if not noted and format_fatal_error(error) is None:
+        error.add_note(f"{REPORT} with this traceback and {beside}.")
 
 
 @contextmanager

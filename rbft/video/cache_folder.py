@@ -4,8 +4,7 @@ import shutil
 from pathlib import Path
 
 from rbft.runtime.digests import FILE as DIGESTS
-from rbft.video.feature_cache import FeatureCache
-from rbft.video.frame_cache import FrameCache
+from rbft.video.cache_files import CLIP, FEATURES, clear_files, list_files
 
 WHAT = {
     "frames": "decoded clips",
@@ -19,8 +18,8 @@ WHAT = {
 def cache_sizes(folder: Path) -> dict[str, int]:
     """Bytes of each part of a cache folder, see `WHAT`."""
     return {
-        "frames": FrameCache(folder / "frames", 0).size(),
-        "features": FeatureCache(folder / "features", 0).size(),
+        "frames": sum(file.size for file in list_files(folder / "frames", CLIP)),
+        "features": sum(file.size for file in list_files(folder / "features", FEATURES)),
         "scans": sum(file.stat().st_size for file in _scans(folder)),
         "digests": sum(file.stat().st_size for file in folder.glob(DIGESTS)),
         "clips": sum(file.stat().st_size for made in _worlds(folder) for file in made.rglob("*.*")),
@@ -35,9 +34,9 @@ def clear_cache(folder: Path, part: str) -> None:
         part: A key of `WHAT`, or "all".
     """
     if part in ("frames", "all"):
-        FrameCache(folder / "frames", 0).clear()
+        clear_files(folder / "frames", CLIP)
     if part in ("features", "all"):
-        FeatureCache(folder / "features", 0).clear()
+        clear_files(folder / "features", FEATURES)
     if part in ("scans", "all"):
         for file in _scans(folder):
             file.unlink()

@@ -6,6 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from rbft.video.cache_files import FEATURES
 from rbft.video.sampling import TEMPORAL_PATCH
 from rbft.video.tensor_cache import DiskCache
 
@@ -35,7 +36,7 @@ class EncodedVideo:
 class FeatureCache(DiskCache):
     """A `DiskCache` of vision tower outputs."""
 
-    suffix = ".features"
+    suffix = FEATURES
     name = "feature cache"
     fallback = "the vision tower runs every time"
 

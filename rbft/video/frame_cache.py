@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rbft.video.cache_files import CLIP
 from rbft.video.frame_settings import FrameSettings, determining
 from rbft.video.readers import DEFAULT_READER
 from rbft.video.sampling import FrameMask, Video, decode_video
@@ -45,7 +46,7 @@ def clip_key(
 class FrameCache(DiskCache):
     """A `DiskCache` of decoded clips."""
 
-    suffix = ".clip"
+    suffix = CLIP
     name = "frame cache"
     fallback = "clips are decoded every time"
 

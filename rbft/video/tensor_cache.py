@@ -29,13 +29,13 @@ import torch
 from torch import Tensor
 
 from rbft.runtime.digests import identity, sample_digest
+from rbft.video.cache_files import UNFINISHED, CacheFile, clear_files, list_files, remove
 
 log = logging.getLogger(__name__)
 
 MAGIC = b"RBFTCLP2"  # 2: with a checksum of the values
 PREFIX = struct.Struct("<8sII")  # magic, length and checksum of the header
 ALIGNMENT = 64
-UNFINISHED = ".part"
 ABANDONED_SECONDS = 3600
 # What one process may write before it looks again, as a share of the room that it found: as many
 # processes as this fill the room together, and none lists the folder for every clip.
@@ -85,7 +85,7 @@ class DiskCache:
             return None
         except ValueError as error:
             log.warning("%s: %s is damaged (%s) and is made anew.", self._title, entry, error)
-            _remove(entry)
+            remove(entry)
             return None
         self._checked.add(key)
         with suppress(OSError):
@@ -115,7 +115,7 @@ class DiskCache:
                     file.write(values.data)
                 Path(part).replace(self.path(key))
             except BaseException:
-                _remove(Path(part))
+                remove(Path(part))
                 raise
         except OSError as error:
             if not self._warned:
@@ -134,12 +134,11 @@ class DiskCache:
 
     def size(self) -> int:
         """Bytes that the cache's files take, unfinished ones included."""
-        return sum(size for _, size, _ in self._files())
+        return sum(file.size for file in self._files())
 
     def clear(self) -> None:
         """Removes all files of the cache; others stay."""
-        for _, _, file in self._files():
-            _remove(file)
+        clear_files(self.folder, self.suffix)
 
     @property
     def _title(self) -> str:
@@ -157,21 +156,13 @@ class DiskCache:
         for used, size, file in files:
             abandoned = file.suffix == UNFINISHED and used < time.time() - ABANDONED_SECONDS
             if abandoned or (excess > 0 and file.suffix == self.suffix):
-                _remove(file)
+                remove(file)
                 excess -= size
                 total -= size
         self._room = (self.max_bytes - total - bytes_needed) * SHARE
 
-    def _files(self) -> list[tuple[float, int, Path]]:
-        """When last used, size and path of every file of ours, unfinished ones included."""
-        found = []
-        with suppress(OSError), os.scandir(self.folder) as files:
-            for file in files:
-                if file.name.endswith((self.suffix, UNFINISHED)):
-                    with suppress(OSError):  # removed meanwhile by another process
-                        status = file.stat()
-                        found.append((status.st_mtime, status.st_size, Path(file.path)))
-        return found
+    def _files(self) -> list[CacheFile]:
+        return list_files(self.folder, self.suffix)
 
 
 def file_key(path: Path, *facts: Any) -> str:
@@ -231,8 +222,3 @@ def _header(tensor: Tensor, metadata: dict[str, Any], checksum: int) -> bytes:
     header = json.dumps({**own, **metadata}).encode()
     header += b" " * (-(PREFIX.size + len(header)) % ALIGNMENT)
     return PREFIX.pack(MAGIC, len(header), zlib.crc32(header)) + header
-
-
-def _remove(file: Path) -> None:
-    with suppress(OSError):
-        file.unlink()

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -26,8 +25,6 @@ def test_a_command_is_read_from_its_file(name: str) -> None:
     function, found = find_command(name), command(name)
     assert found.summary == (function.__doc__ or "").splitlines()[0]
     assert found.experiment == takes_experiment(function)
-    parameters = signature(function).parameters.values()
-    assert found.switches == {one.name for one in parameters if one.annotation is bool}
     assert EXAMPLES[name].split()[0] == name
 
 
@@ -46,6 +43,8 @@ def test_other_names_lead_to_commands() -> None:
     [
         ("", ""),
         ("fit a.yaml", "fit --config=a.yaml"),
+        ("fit miniature hardware/tiny", "fit --config=miniature --config=hardware/tiny"),
+        ("predict a.mp4", "predict a.mp4"),
         ("test a.yml b.yaml --x=c.yaml", "test --config=a.yml --config=b.yaml --x=c.yaml"),
         ("fit --config a.yaml", "fit --config a.yaml"),
         ("fit --dry_run", "fit --dry_run=true"),
@@ -53,6 +52,11 @@ def test_other_names_lead_to_commands() -> None:
         ("fit --dry_run false", "fit --dry_run false"),
         ("fit --dry_run=false", "fit --dry_run=false"),
         ("fit --score_each_stage", "fit --score_each_stage=true"),
+        (
+            "fit --model.packing --data.class_weights",
+            "fit --model.packing=true --data.class_weights=true",
+        ),
+        ("fit --print_config --name x", "fit --print_config --name x"),
         ("compare --matched --seeds 3", "compare --matched=true --seeds 3"),
         ("compare a.yaml", "compare a.yaml"),  # takes --configs
         ("export --matched", "export --matched"),  # no option of it: refused later
@@ -89,6 +93,17 @@ def test_the_overview_fits_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
             "error: there is no command 'train'. Did you mean fit? ",
         ),
         (["init", "--domain=x"], 2, "", "error: The classes must be known: add --videos FOLDER"),
+        (["fit", "--help"], 0, "usage: python -m rbft fit [EXPERIMENT ...]", ""),
+        (["fit", "miniature", "--help", "lora"], 0, "  --model.lora  settings|null", ""),
+        (["help", "fit", "trainer"], 0, "The Trainer of Lightning (trainer):", ""),
+        (["predict", "-h"], 0, "usage: python -m rbft predict [EXPERIMENT ...]", ""),
+        (["compare", "--help"], 0, "usage: python -m rbft compare [--OPTION", ""),
+        (["fit", "--help=xyz"], 2, "", "error: --help xyz is no group and no setting of fit."),
+        (["fit", "--model.lr=1"], 2, "", "error: there is no setting 'model.lr'. Did you mean "),
+        (["fit", "miniatur"], 2, "", "error: there is no experiment 'miniatur', neither "),
+        (["experiments"], 0, str(ROOT / "experiments"), ""),
+        (["cache", "--folder=."], 0, "./\n---".replace("/", ""), ""),
+        (["cache", "--clear=x"], 2, "", "error: clear is 'x'; allowed is 'frames', 'features'"),
     ],
 )
 def test_what_needs_no_torch_does_without_it(
