@@ -168,7 +168,10 @@ def test_settings_and_an_adapter(
         ({"device": "tpu"}, r"^device is 'tpu'; allowed are cpu, cuda, cuda:<number>, mps and N"),
         ({"settings": {"data.fsp": 2}}, r"^there is no setting 'fsp'\. Did you mean fps\?$"),
         ({"settings": {"model.answer": "say"}}, r"^model\.answer is 'say'; allowed is 'score', 'g"),
-        ({"config": "gone.yaml"}, r"gone\.yaml cannot be read: No such file or directory\."),
+        (
+            {"config": "gone.yaml"},
+            r"^there is no experiment 'gone\.yaml', neither a file nor one of",
+        ),
         ({"settings": {"data.fps": 0}}, r"^data\.fps \(0(\.0)?\) must be above 0"),
     ],
 )
