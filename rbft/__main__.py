@@ -37,7 +37,7 @@ def main() -> None:
     else:
         if name in COMMANDS:
             _or_refuse(check_settings, name, args[1:])
-        _run(name, args)
+        _run(name)
 
 
 def _refuse(message: str) -> int:
@@ -60,8 +60,8 @@ def _show(text: str) -> None:
         os._exit(0)
 
 
-def _run(name: str, args: list[str]) -> None:
-    if "LOCAL_RANK" not in os.environ and "--help" not in args:
+def _run(name: str) -> None:
+    if "LOCAL_RANK" not in os.environ:
         sys.stderr.write(f"{name}: loading torch and transformers\n")
         sys.stderr.flush()
     from rbft.cli import main as run

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
@@ -34,6 +35,7 @@ from rbft.stages import find_stage, stage_names
 from rbft.training.checkpoints import StepCheckpoint, WholeCheckpoints
 
 LOGS = "lightning_logs"
+DEVICES = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 
 
 @dataclass(frozen=True)
@@ -271,9 +273,25 @@ def _trainer(objects: Objects, **trainer: Any) -> Trainer:
     """The Trainer that the settings ask for, its signals taken by rbft."""
     for name in ("callbacks", "plugins"):  # ours come on top of the user's
         trainer[name] = [*_several(objects.trainer[name]), *trainer.get(name, [])]
-    made = Trainer(**{**objects.trainer, **trainer})
+    arguments = {**objects.trainer, **trainer}
+    try:
+        made = Trainer(**arguments)
+    except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
+        raise ValueError(_trainer_problem(str(error), arguments)) from error
     take_signals(made)
     return made
+
+
+def _trainer_problem(message: str, arguments: Mapping[str, Any]) -> str:
+    """What to say where the Trainer refuses its arguments, most often devices that are not here."""
+    shown = ", ".join(
+        f"{name} {arguments[name]}" for name in DEVICES if isinstance(arguments[name], str | int)
+    )
+    return (
+        f"Lightning's Trainer refuses its settings (trainer: {shown}): {message.strip()} Correct "
+        "what is named; on a machine without a GPU leave trainer.accelerator out, or add --config "
+        "hardware/cpu."
+    )
 
 
 def _several(given: Any) -> list[Any]:

@@ -26,7 +26,7 @@ from rbft.analysis.thresholds import Wanted
 from rbft.build import Experiment, with_precision
 from rbft.callbacks.best import LOSS
 from rbft.commands import COMMANDS, EXPERIMENT, find_command, takes_experiment
-from rbft.commands.options import DATA, options
+from rbft.commands.misspelt import check_settings
 from rbft.data.base import VideoDataModule
 from rbft.data.multihateclip import MultiHateClip
 from rbft.data.smarthome import SmartHome
@@ -34,6 +34,7 @@ from rbft.data.videofolder import VideoFolder
 from rbft.engines.settings import EndpointSettings
 from rbft.miniature.data import Miniature
 from rbft.module import RBFTModule
+from rbft.runs.record import SETTINGS
 from rbft.runtime.experiment_file import ExperimentFile, explain
 from rbft.runtime.experiments import own_path
 from rbft.runtime.fault_tolerance import (
@@ -41,6 +42,7 @@ from rbft.runtime.fault_tolerance import (
     exit_process,
     format_fatal_error,
     leave_process_group,
+    note_report,
     signals,
 )
 from rbft.runtime.parent import die_with_parent, end_if_left_alone
@@ -65,12 +67,13 @@ class RBFTParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Ends with the message, without the usage of several hundred options."""
-        if wrong := re.search(r"Expected a dot import path string: (\S+)", message):
+        if wrong := re.search(
+            r'Parser key "data":.*Expected a dot import path string: (\S+)', message, re.DOTALL
+        ):
             names = ", ".join(benchmark.__name__ for benchmark in BENCHMARKS)
             text = f"data is '{wrong[1]}', which is no benchmark; allowed are {names}."
         else:
-            shared = [one.name for one in options("fit") if one.topic == DATA]
-            text = explain(message, self, shared)
+            text = explain(message, self)
         self.exit(2, f"error: {text}\n")
 
 
@@ -203,6 +206,9 @@ class RBFTCLI(LightningCLI):
         values = {name.replace(".init_args", ""): v for name, v in self.settings.items()}
         check_ranges("", values)
 
+    def _parse_ckpt_path(self) -> None:
+        """Reads no settings from a checkpoint, and so not the file either."""
+
     def instantiate_classes(self) -> None:
         """Builds nothing: every step of the method has objects of its own, see `rbft.build`."""
 
@@ -214,7 +220,13 @@ class RBFTCLI(LightningCLI):
         if not takes_experiment(function):
             function(**options)
             return
-        function(self.make_experiment(), **options)
+        experiment = self.make_experiment()
+        try:
+            function(experiment, **options)
+        except Exception as error:
+            settings = experiment.run.folder / SETTINGS
+            note_report(error, f"the settings ({settings}, or what --print_config prints)")
+            raise
 
     def make_experiment(self) -> Experiment:
         """The experiment that the settings describe."""
@@ -292,6 +304,9 @@ def main(args: list[str] | None = None) -> None:
     die_with_parent()
     try:
         with signals.listening():
+            given = sys.argv[1:] if args is None else args
+            if given and given[0] in COMMANDS:
+                check_settings(given[0], given[1:])
             _run(args)
             leave_process_group()
     except SystemExit as end:
@@ -303,6 +318,7 @@ def main(args: list[str] | None = None) -> None:
             # What else is raised is what became of an import, or of a call, that it broke off.
             error = Stopped(signals.received) if not isinstance(error, Stopped) else error
         text = format_fatal_error(error)
+        note_report(error, "the command line")
         status = error.status if isinstance(error, Stopped) else 1 if text is None else 2
         if text is None and torch.distributed.is_initialized():
             text = traceback.format_exc()

@@ -7,6 +7,7 @@ from jsonargparse import ArgumentParser
 
 from rbft.commands import find_command
 from rbft.runtime.experiment_file import explain
+from rbft.runtime.files import os_error_text
 
 
 class LightParser(ArgumentParser):
@@ -34,7 +35,13 @@ def run_light(name: str, args: list[str]) -> None:
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
-    except OSError as error:
-        path = error.filename or "a file"
-        sys.stderr.write(f"error: {path} cannot be written: {error.strerror}.\n")
-        sys.exit(2)
+    except Exception as error:
+        text = os_error_text(error) if isinstance(error, OSError) else None
+        if text is not None:
+            sys.stderr.write(f"error: {text}\n")
+            sys.exit(2)
+        error.add_note(
+            "This looks like a fault of rbft, not of yours: report it with this traceback and the "
+            "command line."
+        )
+        raise

@@ -7,6 +7,7 @@ import time
 import traceback
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -544,5 +545,11 @@ def check_checkpoint(ckpt_path: Path | None, stages: list[str]) -> None:
     file = ckpt_path if ckpt_path.is_file() else ckpt_path / META
     if not file.exists():
         raise ValueError(f"--ckpt_path {ckpt_path} is no checkpoint: it holds no {META}.")
-    checkpoint = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
+    try:
+        checkpoint = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
+    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(
+            f"--ckpt_path {ckpt_path} is no checkpoint that Lightning has written, or is cut off. "
+            "Leave it out: fit finds its own checkpoints."
+        ) from error
     check_stage(checkpoint, stages[0])

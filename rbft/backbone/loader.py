@@ -55,7 +55,8 @@ class BackboneLoader:
 
     @cached_property
     def _config_and_family(self) -> tuple[Any, Family]:
-        return load_config(self.base, self.trust)
+        given = self.weights is not None and self.base == str(self.weights)
+        return load_config(self.base, self.trust, "model.weights" if given else "model.backbone")
 
     @property
     def config(self) -> Any:

@@ -1,16 +1,21 @@
 """Loads the backbone, a Qwen-VL folder or hub id, through transformers."""
 
+import logging
+import re
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from rbft.backbone.attention import use_segment_attention
 from rbft.backbone.blocks import recompute_blocks
 from rbft.backbone.embeddings import copy_video_tokens
 from rbft.backbone.family import FAMILIES, PARTS, Family
+from rbft.backbone.hub import check_hub
 from rbft.backbone.kernels import use_linear_patch_embedding
 from rbft.runs.folder import read_provenance
 from rbft.runtime.console import print_rank_zero
@@ -35,32 +40,39 @@ MODEL_FILES = (
     "*.model",
     "*.py",
 )
+WHOLE = "Copy or download the whole folder again, or give another one."
+# What torch and transformers raise as RuntimeError for files that are damaged or do not fit.
+UNREADABLE = re.compile("PytorchStreamReader|size mismatch|conversion|corrupt", re.IGNORECASE)
 
 
-def load_config(source: str, trust: bool = False) -> tuple["PretrainedConfig", Family]:
+def load_config(
+    source: str, trust: bool = False, setting: str = "model.backbone"
+) -> tuple["PretrainedConfig", Family]:
     """The backbone's configuration and its family; reads one small file.
 
     Args:
         source: A `from_pretrained` folder or a hub id.
         trust: Run code that comes with it.
+        setting: What names it, for messages.
 
     Raises:
         ValueError: If the configuration cannot be read, or the architecture is not supported.
     """
     from transformers import AutoConfig
 
+    check_hub(source)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"model.backbone '{source}' cannot be read: {reason} Give a folder that holds "
-            "config.json, model weights and processor, or the hub id of a Qwen2-VL or Qwen2.5-VL."
+            f"{setting} '{source}' cannot be read: {_first_line(error)} Give a folder that "
+            "holds config.json, model weights and processor, or the hub id of a Qwen2-VL or "
+            "Qwen2.5-VL."
         ) from error
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise ValueError(
-            f"model.backbone '{source}' is of kind '{config.model_type}'; supported are "
+            f"{setting} '{source}' is of kind '{config.model_type}'; supported are "
             f"{', '.join(FAMILIES)}. See CONTRIBUTING.md for how to add a family."
         )
     return config, family
@@ -70,7 +82,13 @@ def load_processor(source: str, trust: bool = False) -> "ProcessorMixin":
     """Tokenizer, chat template and video processor of a backbone; see `load_config`."""
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(source, trust_remote_code=trust)
+    try:
+        return AutoProcessor.from_pretrained(source, trust_remote_code=trust)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"The processor in '{source}' (tokenizer, chat template, video processor) cannot be "
+            f"read: {_first_line(error)} {WHOLE}"
+        ) from error
 
 
 @cache
@@ -129,7 +147,7 @@ def load_model(
     else:
         if four_bit is not None:
             how |= {"quantization_config": _four_bit_config(dtype), "device_map": {"": four_bit}}
-        model = AutoModelForImageTextToText.from_pretrained(source, **how)
+        model = _read_weights(source, how)
     if torch.cuda.is_available():  # not needed on a CPU, whose results keep their bits
         use_linear_patch_embedding(model)
     copy_video_tokens(model)
@@ -141,6 +159,58 @@ def load_model(
     recompute_blocks(model, checkpointing)
     # from_pretrained leaves it in eval mode, in which nothing is recomputed.
     return model.train()
+
+
+def _read_weights(source: str, how: dict[str, Any]) -> "PreTrainedModel":
+    """The backbone with the weights of its files, all of them.
+
+    Raises:
+        ValueError: If they cannot be read, or some are missing or of another shape, which
+            transformers would draw at random.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    reporter = logging.getLogger("transformers.modeling_utils")
+    reporter.addFilter(_no_report)
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **how
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, UnpicklingError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not UNREADABLE.search(str(error)):
+            raise
+        raise ValueError(
+            f"The weights in '{source}' cannot be read: {_first_line(error)} {WHOLE}"
+        ) from error
+    finally:
+        reporter.removeFilter(_no_report)
+    model, found = loaded
+    other = [name for name, *_ in found["mismatched_keys"]]
+    if wrong := sorted({*found["missing_keys"], *other}):
+        raise ValueError(
+            f"The weights in '{source}' are not those of the {model.config.model_type} that its "
+            f"config.json describes: {len(wrong)} of {len(model.state_dict())} tensors are missing "
+            f"or of another shape (first: {wrong[0]}). {WHOLE}"
+        )
+    if extra := sorted(found["unexpected_keys"]):
+        print_rank_zero(
+            f"{len(extra)} tensors in '{source}' are none of the model's and are left out (first: "
+            f"{extra[0]})."
+        )
+    return model
+
+
+def _no_report(record: logging.LogRecord) -> bool:
+    """Leaves out a report of many lines on missing weights, of which an error says what matters."""
+    return "LOAD REPORT" not in record.getMessage()
+
+
+def _first_line(error: BaseException) -> str:
+    """The first sentence of what a library says, which ends in a full stop."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__).strip()
+    return line if line.endswith((".", "!", "?")) else f"{line}."
 
 
 def _four_bit_config(dtype: torch.dtype) -> Any:
@@ -200,6 +270,7 @@ def fingerprint(source: str, base: str | None = None, *, bare: bool = False) -> 
 
     folder = Path(source)
     if not folder.is_dir():
+        check_hub(source)
         commit = PretrainedConfig.get_config_dict(source)[0].get("_commit_hash")
         if not commit:
             raise ValueError(

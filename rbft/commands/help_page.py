@@ -80,7 +80,7 @@ def asked_group(args: Sequence[str]) -> str | None:
 
     Returns:
         The group behind `--help`, empty for the command as a whole; None where no help is asked
-        for.
+        for, or that of a class of somebody else's.
     """
     for place, one in enumerate(args):
         name, given, value = one.partition("=")
@@ -91,8 +91,10 @@ def asked_group(args: Sequence[str]) -> str | None:
             return "".join(word for word in following if not word.startswith("-"))
         if name.startswith("--") and name.endswith(".help"):  # jsonargparse's way to ask
             following = [value] if given else args[place + 1 : place + 2]
-            known = [word for word in following if word in groups()]
-            return known[0] if known else name.removeprefix("--").removesuffix(".help")
+            if not following or following[0].startswith("-"):
+                return name.removeprefix("--").removesuffix(".help")
+            # Of a class that is not ours, the parser says it.
+            return following[0] if following[0] in groups() else None
     return None
 
 

@@ -52,7 +52,7 @@ def _given(name: str, args: Sequence[str]) -> Iterator[Given]:
                 continue  # the parser says that it is missing
             for content in read_chain(find_experiment(value).resolve()):
                 yield from settings_paths(content)
-        elif key.startswith("--") and key != "--":
+        elif key.startswith("--") and key not in ("--", "--help") and not key.endswith(".help"):
             bare = key.removeprefix("--").removesuffix("+").replace(".init_args.", ".")
             yield bare.removesuffix(".class_path"), value
 

@@ -13,6 +13,7 @@ from rbft.commands import COMMANDS, EXPERIMENT
 from rbft.commands.source import NULL, REQUIRED, Parameter, Source, source
 
 CLI: Final = "rbft.cli"
+SWITCH: Final = ("true|false",)  # what an option may be that is either true or false
 DEFAULTS = Path(__file__).parents[1] / "defaults.yaml"
 RUN, MODEL, DATA, ENDPOINT, DECISION, TRAINER = (
     "run",
@@ -32,7 +33,7 @@ CONFIG = (
     ),
     Parameter(
         "print_config",
-        ("true|false",),
+        ("skip_null", "skip_default", "comments"),
         False,
         "Print every setting as YAML, and run nothing.",
     ),

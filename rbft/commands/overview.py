@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rbft.commands import COMMANDS, EXPERIMENT
+from rbft.commands.options import SWITCH, options
+from rbft.commands.source import source
 from rbft.runtime.experiments import SUFFIXES
 
 EXAMPLES = {
@@ -65,12 +67,10 @@ class Command(NamedTuple):
     Attributes:
         summary: The first line of its docstring.
         experiment: Whether it takes an experiment's settings.
-        switches: Its options that are true or false.
     """
 
     summary: str
     experiment: bool
-    switches: frozenset[str]
 
 
 @cache
@@ -80,18 +80,10 @@ def command(name: str) -> Command:
     Args:
         name: One of `COMMANDS`.
     """
-    file = Path(__file__).with_name(f"{COMMANDS[name]}.py")
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    functions = [one for one in tree.body if isinstance(one, ast.FunctionDef)]
-    (function,) = (one for one in functions if one.name == name)
-    arguments = function.args.args
-    booleans = {one.arg for one in arguments if one.annotation and _is_bool(one.annotation)}
+    function = source(f"rbft.commands.{COMMANDS[name]}").function(name)
     summary = (ast.get_docstring(function) or "").splitlines()[0]
-    return Command(summary, arguments[0].arg == EXPERIMENT, frozenset(booleans))
-
-
-def _is_bool(annotation: ast.expr) -> bool:
-    return isinstance(annotation, ast.Name) and annotation.id == "bool"
+    arguments = function.args.args
+    return Command(summary, bool(arguments) and arguments[0].arg == EXPERIMENT)
 
 
 def overview() -> str:
@@ -139,7 +131,7 @@ def in_full(args: Sequence[str]) -> list[str]:
     known = command(name)
     while known.experiment and rest and _is_experiment(rest[0]):
         made.append(f"--config={rest.pop(0)}")
-    switches = {f"--{one}" for one in (*known.switches, "score_each_stage")}
+    switches = {f"--{one.name}" for one in options(name) if one.kinds == SWITCH}
     for place, one in enumerate(rest):
         alone = place + 1 == len(rest) or rest[place + 1].startswith("-")
         made.append(f"{one}=true" if one in switches and alone else one)

@@ -137,6 +137,7 @@ class VideoFolder(VideoDataModule):
                 paths.append(self._path(entry, lookup))
             except ValueError as error:
                 raise ValueError(f"{entry.where}: {error}") from error
+        self._check_root(entries, paths)
         videos = self._video_ids(entries, paths)
         if self.repeats == "votes":
             path_of = dict(zip(videos, paths, strict=True))
@@ -196,6 +197,24 @@ class VideoFolder(VideoDataModule):
         if entry.path is None:
             return lookup.find(entry.id or "")
         return inside(self.root, entry.path)
+
+    def _check_root(self, entries: list[Entry], paths: list[Path]) -> None:
+        """Refuses a root that the paths of the annotation hold already.
+
+        Raises:
+            ValueError: If none of them is there, but the first is from where others count.
+        """
+        named = [(e, p) for e, p in zip(entries, paths, strict=True) if e.path is not None]
+        if not named or any(path.exists() for _, path in named):
+            return
+        entry, path = named[0]
+        for base in (Path(), self.root.parent):
+            if (found := base / str(entry.path)).is_file():
+                raise ValueError(
+                    f"{entry.where}: path {shown(str(entry.path))} counts from data.root "
+                    f"({self.root}), and there is no {path}; but there is {found}. Set data.root "
+                    f"to {base}, or leave the folder out of the paths."
+                )
 
     def _video_ids(self, entries: list[Entry], paths: list[Path]) -> list[str]:
         """Id of each entry's video: its own, or its path, without ending where that is unique."""

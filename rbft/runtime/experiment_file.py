@@ -5,7 +5,6 @@ rbft's by its name. Files given later, and options on the command line, win over
 """
 
 import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +60,12 @@ class ExperimentFile(ActionConfigFile):
             self.apply_config(parser, cfg, self.dest, yaml.safe_dump(content))
 
 
-def explain(message: str, parser: ArgumentParser, more: Collection[str] = ()) -> str:
+def explain(message: str, parser: ArgumentParser) -> str:
     """A parser's error in the user's words: key, value, what is allowed.
 
     Args:
         message: What jsonargparse says.
         parser: The parser that says it.
-        more: Settings beside those that the parser lists, such as those of benchmarks.
     """
     if unknown := re.search(
         r"Option '(?P<option>[^']+)' is not accepted"
@@ -79,9 +77,11 @@ def explain(message: str, parser: ArgumentParser, more: Collection[str] = ()) ->
         commands = getattr(parser, "_subcommands_action", None)
         asked = re.search(r"Subcommand '([^']+)'", message)
         own = commands.choices.get(asked[1], parser) if commands and asked else parser
-        return unknown_setting(name, {*_known(own), *more})
+        return unknown_setting(name, _known(own))
     if missing := re.search(r"arguments are required: (.+)", message):
         names = [re.sub(r"^\w+\.(?=\w)", "", name) for name in missing[1].split(", ")]
+        if names == ["save_dir"]:  # of the loggers that Lightning has for files
+            return "the logger needs a folder: add --trainer.logger.save_dir lightning_logs."
         options = " ".join(f"--{name}" for name in names)
         commands = getattr(parser, "_subcommands_action", None)
         command = commands.choices.get(missing[1].split(".")[0], parser) if commands else parser
@@ -94,9 +94,13 @@ def explain(message: str, parser: ArgumentParser, more: Collection[str] = ()) ->
     if own := own_message(message):
         return own
     key = re.search(r'Parser key "([^"]+)"', message)
-    value = re.search(r"(?:Got|Given) value: (.*)", message)
+    # As it was given, where that is said, and else as it was understood.
+    value = re.search(r"Given value: (.*)", message) or re.search(r"Got value: (.*)", message)
+    if key and value and "Expected a dot import path string" in message:
+        return f"{key[1]} is '{value[1]}'; {_of_classes(message, key[1])}"
     allowed = re.findall(r"Expected an? (.+?)(?:\. Got value.*)?$", message, re.MULTILINE)
     if key and value and allowed:
+        allowed = [one for one in allowed if not one.startswith("path but")]
         kinds = " or ".join(dict.fromkeys(map(_kind, allowed)))
         return f"{key[1]} is '{value[1]}'; allowed is {kinds}."
     return "\n".join(line for line in message.splitlines() if "NestedArg" not in line)
@@ -119,8 +123,35 @@ def own_message(message: str) -> str | None:
     return found["said"] if found and "Expected" not in found["said"] else None
 
 
+def _of_classes(message: str, key: str) -> str:
+    """What is said where a class is expected: its settings if it is ours, else its name."""
+    subtypes = re.search(r"Subtypes: \[(.*)\]", message)
+    kinds = re.findall(r"<class '([\w.]+)'>|([\w.]+)\[", subtypes[1] if subtypes else "")
+    names = [plain or listed for plain, listed in kinds]
+    if any(name.startswith("rbft.") for name in names):
+        return (
+            "it takes settings of its own, each an option (or null for none). python -m rbft fit "
+            f"--help {key} lists them."
+        )
+    classes = [name.rpartition(".")[2] for name in names if "." in name and "abc" not in name]
+    others = [_kind(f"<class '{name}'>") for name in names if "." not in name]
+    return f"allowed is {' or '.join([f'the name of a {one}' for one in classes] + others)}."
+
+
+# Types as a reader of YAML calls them.
+KINDS = {
+    "NoneType": "null",
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "list": "a list, [one, two]",
+    "Path": "a path",
+}
+
+
 def _kind(expected: str) -> str:
     """A type as a reader of YAML calls it."""
     literal = re.fullmatch(r"(?:typing\.)?Literal\[(.*)\]", expected)
     name = literal[1] if literal else re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", expected)
-    return "null" if name == "NoneType" else name
+    return KINDS.get(name, name)

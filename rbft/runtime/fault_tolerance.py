@@ -15,10 +15,13 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
+
+from rbft.runtime.files import os_error_text
 
 # SLURM sends the first before it takes a job off a node, and by --signal=SIGUSR1@90 the second
 # before the time is up; the third is Ctrl-C.
@@ -27,6 +30,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PACKAGE = Path(__file__).parents[1]
 AGAIN = "The same command goes on from there."
 PATIENCE = 60.0  # seconds
+REPORT = "This looks like a fault of rbft, not of yours: report it"
 
 
 class Stopped(BaseException):
@@ -165,11 +169,27 @@ def format_fatal_error(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         path = Path(str(error.filename or "."))
         return f"error: {path} cannot be written: {error.strerror}. {_room(path)}"
+    if isinstance(error, OSError) and (text := os_error_text(error)) is not None:
+        return f"error: {text}"
+    if isinstance(error, MisconfigurationException):
+        return f"error: Lightning refuses the settings of the Trainer: {error}"
     if not isinstance(error, ValueError):
         return None
     *_, last = traceback.extract_tb(error.__traceback__)
     # Our own messages say all there is to say; a library's needs its traceback.
     return f"error: {error}" if Path(last.filename).is_relative_to(PACKAGE) else None
+
+
+def note_report(error: BaseException, beside: str) -> None:
+    """Has a traceback end with where to go with it; once, and only where there will be one.
+
+    Args:
+        error: What ended the run.
+        beside: What belongs to a report beside the traceback.
+    """
+    noted = any(one.startswith(REPORT) for one in getattr(error, "__notes__", ()))
+    if not noted and format_fatal_error(error) is None:
+        error.add_note(f"{REPORT} with this traceback and {beside}.")
 
 
 @contextmanager

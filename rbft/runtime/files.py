@@ -38,6 +38,25 @@ def temporary_path(target: Path, kind: Literal["part", "new", "old"] = "part") -
     return target.with_name(f".{target.name}.{kind}.{_host()}-{os.getpid()}-{uuid4().hex[:8]}")
 
 
+def os_error_text(error: OSError) -> str | None:
+    """What to say where the system refuses to read or write a file; None where it names no file.
+
+    A temporary path is named as the target that it would become.
+    """
+    if not error.filename or not error.strerror:
+        return None
+    path = Path(str(error.filename))
+    if match := TEMPORARY.fullmatch(path.name):
+        path = path.with_name(match["name"])
+    in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+    reason = "a file stands where a folder should be" if in_the_way else error.strerror
+    return (
+        f"{path} cannot be read or written: {reason}. Correct that, or name another place: "
+        "trainer.default_root_dir for runs, --output for what a command writes, $RBFT_CACHE for "
+        "what is cached."
+    )
+
+
 @contextmanager
 def atomically(target: Path) -> Iterator[Path]:
     """Gives a temporary path that takes the target's place when the block ends without an error.

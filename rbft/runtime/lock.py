@@ -27,6 +27,7 @@ except ImportError:  # Windows: the note in the lock file alone
     fcntl = None
 
 EVERY = 5.0  # seconds between two signs of life
+TRIES = 100  # to make the lock file in a folder that is there
 MISSED = 3  # signs of life after which an owner on another machine counts as gone
 SHOWN = 300  # characters of the owner's command
 # A program that the owner starts must not inherit the open file, and with it the system's lock.
@@ -64,6 +65,7 @@ class Lock:
         self.file = real.with_name(f".{real.name}.lock")
         self._made: list[Path] = []
         self._handle: int | None = None
+        self._refused = 0
         self._ended = threading.Event()
         self._living: threading.Thread | None = None
         self._note: dict[str, Any] = {}
@@ -157,7 +159,18 @@ class Lock:
         """Makes the lock file with note and lock, unless there is one."""
         # Complete under another name first, so that nobody finds the file without its note.
         part = temporary_path(self.file)
-        self._handle = os.open(part, OPEN | CREATE, 0o666)
+        try:
+            self._handle = os.open(part, OPEN | CREATE, 0o666)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not self.file.parent.is_dir():
+                raise  # whoever made the folder has removed it
+            self._refused += 1
+            if isinstance(error, FileNotFoundError) and self._refused < TRIES:
+                raise  # it may have been made again meanwhile
+            raise ValueError(
+                f"{self.what} {self.path} cannot be written: {error.strerror}. Name a place that "
+                "can be."
+            ) from error
         try:
             self._flock()
             self._write()

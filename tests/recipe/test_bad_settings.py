@@ -24,7 +24,7 @@ CASES = {
     ),
     "a key of the data in a file": (
         "fit --config=data_key.yaml",
-        "error: there is no setting 'train_sise'. Did you mean train_size?\n",
+        "error: there is no setting 'data.train_sise'. Did you mean data.train_size",
     ),
     "a key at the top of a file": (
         "fit --config=top_key.yaml",
@@ -36,7 +36,7 @@ CASES = {
     ),
     "an option of the data": (
         "fit {good} --data.trainsize=1",
-        "error: there is no setting 'trainsize'. Did you mean train_size?\n",
+        "error: there is no setting 'data.trainsize'. Did you mean data.train_size",
     ),
     "half an option": (
         "fit {good} --trainer.max_epoch=1",
@@ -44,7 +44,7 @@ CASES = {
     ),
     "an option of another name": (
         "fit {good} --stage=label",
-        "error: there is no setting 'stage'. Did you mean stages or model.stage?\n",
+        "error: there is no setting 'stage'. Did you mean model.stage?\n",
     ),
     "a benchmark": (
         "fit --config=benchmark.yaml",
@@ -68,7 +68,7 @@ CASES = {
     ),
     "a type": (
         "fit {good} --trainer.max_epochs=many",
-        "error: trainer.max_epochs is 'many'; allowed is int or null.\n",
+        "error: trainer.max_epochs is 'many'; allowed is a whole number or null.\n",
     ),
     "a choice": (
         "fit {good} --model.answer=write",
@@ -139,7 +139,8 @@ CASES = {
     ),
     "an experiment that is not there": (
         "fit --config=nowhere.yaml",
-        "nowhere.yaml cannot be read: No such file or directory.\n",
+        "error: there is no experiment 'nowhere.yaml', neither a file nor one of rbft's. python -m "
+        "rbft experiments lists them.\n",
     ),
     "a checkpoint of two stages": (
         "fit {good} --ckpt_path=rationale.ckpt",
@@ -150,6 +151,11 @@ CASES = {
         "fit {good} --model.stage=label --ckpt_path=nowhere.ckpt",
         "error: --ckpt_path nowhere.ckpt does not exist. Leave it out: fit finds its own "
         "checkpoints.\n",
+    ),
+    "a checkpoint that is none": (
+        "fit {good} --model.stage=label --ckpt_path=key.yaml",
+        "error: --ckpt_path key.yaml is no checkpoint that Lightning has written, or is cut off. "
+        "Leave it out: fit finds its own checkpoints.\n",
     ),
     "a checkpoint of another stage": (
         "fit {good} --model.stage=label --ckpt_path=rationale.ckpt",
@@ -167,6 +173,10 @@ CASES = {
         "test {good}",
         "error: The run lightning_logs/small has no finished stage (rationale, label). Run fit "
         "first, or give --weights backbone or a weights folder.\n",
+    ),
+    "weights of another family": (
+        "fit {good} --model.stage=label --model.weights=llama",
+        "error: model.weights 'llama' is of kind 'llama'; supported are qwen2_vl, qwen2_5_vl. See ",
     ),
     "weights to test that are not there": (
         "test {good} --weights=nowhere",
@@ -205,7 +215,58 @@ CASES = {
     ),
     "a setting of adapters": (
         "fit {good} --model.lora.rnak=8",
-        "error: there is no setting 'rnak'. Did you mean rank?\n",
+        "error: there is no setting 'model.lora.rnak'. Did you mean model.lora.rank",
+    ),
+    "adapters as if they were a switch": (
+        "fit {good} --model.lora=true",
+        "error: model.lora is 'true'; it takes settings of its own, each an option (or null for "
+        "none). python -m rbft fit --help model.lora lists them.\n",
+    ),
+    "neither yes nor no": (
+        "fit {good} --score_each_stage=maybe",
+        "error: score_each_stage is 'maybe'; allowed is true or false.\n",
+    ),
+    "no list": (
+        "fit {good} --stages=label",
+        "error: stages is 'label'; allowed is a list, [one, two].\n",
+    ),
+    "no logger": (
+        "fit {good} --trainer.logger=Nonsense",
+        "error: trainer.logger is 'Nonsense'; allowed is the name of a Logger or true or false or "
+        "null.\n",
+    ),
+    "a logger without a folder": (
+        "fit {good} --trainer.logger=CSVLogger",
+        "error: the logger needs a folder: add --trainer.logger.save_dir lightning_logs.\n",
+    ),
+    "an accelerator that there is not": (
+        "fit {good} --trainer.accelerator=gup",
+        "error: Lightning's Trainer refuses its settings (trainer: accelerator gup, devices 1, "
+        "num_nodes 1, strategy auto, precision 32-true): You selected an invalid accelerator name: "
+        "`accelerator='gup'`. Available names are: ",
+    ),
+    "devices that are no number": (
+        "fit {good} --trainer.devices=two",
+        "`devices` selected with `CPUAccelerator` should be an int > 0. Correct what is named; on "
+        "a machine without a GPU leave trainer.accelerator out, or add --config hardware/cpu.\n",
+    ),
+    "a run below a file": (
+        "fit {good} --trainer.default_root_dir=key.yaml/logs",
+        "key.yaml/logs cannot be read or written: a file stands where a folder should be. Correct "
+        "that, or name another place: trainer.default_root_dir for runs, ",
+    ),
+    "predictions below a file": (
+        "predict {good} --weights=backbone --videos=key.yaml --output=key.yaml/p.jsonl",
+        "key.yaml cannot be read or written: a file stands where a folder should be. Correct ",
+    ),
+    "predictions where no file can be": (
+        "predict {good} --weights=backbone --videos=key.yaml --output=/proc/p.jsonl",
+        "error: --output /proc/p.jsonl cannot be written: No such file or directory. Name a place ",
+    ),
+    "a setting of another benchmark": (
+        "fit {good} --data.vague=class",
+        "error: data.vague is a setting of SmartHome, but data is Miniature, whose own are "
+        "data.clip_seed, ",
     ),
     "another precision than there is": (
         "export {good} --output=out --dtype=int8",
@@ -266,6 +327,31 @@ def test_the_message_says_what_to_do(case, folder, qwen, cache, monkeypatch, cap
     assert error.splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_where_there_is_none(folder, qwen, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        rbft(folder, "fit", *small(qwen), "--trainer.accelerator=gpu")
+    assert capsys.readouterr().err == (
+        "error: Lightning's Trainer refuses its settings (trainer: accelerator gpu, devices 1, "
+        "num_nodes 1, strategy auto, precision 32-true): No supported gpu backend found! Correct "
+        "what is named; on a machine without a GPU leave trainer.accelerator out, or add --config "
+        "hardware/cpu.\n"
+    )
+
+
+def test_a_fault_of_ours_ends_with_where_to_report_it(folder, qwen, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("rbft.commands.fit.check_inputs", broken)
+    with pytest.raises(RuntimeError, match="broken") as error:
+        rbft(folder, "fit", *small(qwen))
+    assert error.value.__notes__ == [
+        "This looks like a fault of rbft, not of yours: report it with this traceback and the "
+        "settings (lightning_logs/small/settings.yaml, or what --print_config prints)."
+    ]
+
+
 def annotations(folder: Path) -> Path:
     header = "Title,Category,Anomaly Tag,Video Description,Reasoning behind Normality/Anomalies"
     tags = ("Normal", "Abnormal") * 10
@@ -291,6 +377,8 @@ def test_missing_videos_are_counted(folder, qwen, capsys):
 def test_a_process_says_no_more_than_what_is_wrong(folder, qwen):
     process = rbft_process(folder, "fit", *small(qwen), "--model.stage=lable")
     assert process.returncode == 2
-    assert process.stderr.startswith("error: There is no stage 'lable'")
+    assert process.stderr.startswith(
+        "fit: loading torch and transformers\nerror: There is no stage 'lable'; stages are "
+    )
     assert process.stdout == ""
     assert not (folder / "lightning_logs").exists()

@@ -114,6 +114,7 @@ def test_every_command_has_a_file_and_a_summary():
         "report",
         "attention",
         "init",
+        "experiments",
         "cache",
     ]
 
@@ -263,7 +264,10 @@ def test_how_a_command_ends(monkeypatch, capsys, several, rank):
     if several:
         assert (status, left) == (1, [1])
         assert said.startswith("Traceback (most recent call last):\n")
-        assert said.endswith("RuntimeError: boom\n\n")
+        assert said.endswith(
+            "RuntimeError: boom\nThis looks like a fault of rbft, not of yours: report it with "
+            "this traceback and the command line.\n\n"
+        )
     else:
         assert (status, left, said) == (fault, [], "")
     full = OSError(28, "No space left on device", "a.txt")

@@ -69,9 +69,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     done = rbft(tmp_path, "report", "--output=file/report.html")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert "file" in done.stderr
-    assert "cannot be written: " in done.stderr
+    assert done.stderr.startswith(
+        "error: file cannot be read or written: a file stands where a folder should be. "
+    )
 
 
 def test_light_commands_are_commands():

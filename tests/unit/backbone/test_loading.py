@@ -1,11 +1,12 @@
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from rbft.backbone.attention import forward_inputs
 from rbft.backbone.family import FAMILIES, PARTS
@@ -359,3 +360,75 @@ def test_a_processor_s_code_is_run_only_when_asked_to(monkeypatch: pytest.Monkey
     for trust in ((), (False,), (True,)):
         load_processor("theirs", *trust)
     assert told == [False, False, True]
+
+
+# Weights that cannot be read, or are not those of the configuration
+
+AGAIN = r" Copy or download the whole folder again, or give another one\.$"
+
+
+def copied(qwen: Path, folder: Path) -> Path:
+    shutil.copytree(qwen, folder / "copied")
+    return folder / "copied"
+
+
+def refused(source: Path, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}{AGAIN}") as error:
+        load_model(str(source), "sdpa", False)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_were_cut_off(qwen: Path, tmp_path: Path) -> None:
+    source = copied(qwen, tmp_path)
+    file = source / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    refused(
+        source, r"The weights in '.*/copied' cannot be read: Error while deserializing header: .*"
+    )
+
+
+def test_a_folder_whose_weights_are_gone(qwen: Path, tmp_path: Path) -> None:
+    source = copied(qwen, tmp_path)
+    (source / "model.safetensors").unlink()
+    refused(source, r"The weights in '.*/copied' cannot be read: Error no file named .*")
+
+
+@pytest.mark.parametrize("shape", [False, True])
+def test_weights_that_lack_tensors_are_not_filled_up_at_random(
+    qwen: Path, tmp_path: Path, shape: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = copied(qwen, tmp_path)
+    tensors = load_file(source / "model.safetensors")
+    name = next(name for name in sorted(tensors) if "mlp.up_proj.weight" in name)
+    tensor = tensors.pop(name)
+    if shape:
+        tensors[name] = tensor[:-1].contiguous()
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    refused(
+        source,
+        r"The weights in '.*/copied' are not those of the qwen2_5_vl that its config\.json "
+        r"describes: 1 of \d+ tensors are missing or of another shape \(first: "
+        rf".*{re.escape(name.partition('layers')[2])}\)\.",
+    )
+    assert "LOAD REPORT" not in caplog.text
+
+
+def test_tensors_that_are_none_of_the_model_s_are_counted(
+    qwen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = copied(qwen, tmp_path)
+    tensors = load_file(source / "model.safetensors")
+    save_file(tensors | {"odd.one": torch.ones(2)}, source / "model.safetensors", {"format": "pt"})
+    load_model(str(source), "sdpa", False)
+    assert capsys.readouterr().out == (
+        f"1 tensors in '{source}' are none of the model's and are left out (first: odd.one).\n"
+    )
+
+
+def test_a_processor_that_is_not_there(qwen: Path, tmp_path: Path) -> None:
+    source = copied(qwen, tmp_path)
+    for file in {*source.iterdir()} - {source / "config.json"}:
+        file.unlink()
+    message = r"^The processor in '.*/copied' \(tokenizer, chat template, video processor\) cannot "
+    with pytest.raises(ValueError, match=f"{message}be read: .*{AGAIN}"):
+        load_processor(str(source))

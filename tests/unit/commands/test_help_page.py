@@ -31,6 +31,7 @@ def test_fit_shows_what_people_change_and_then_all_of_ours_but_none_of_lightning
     page, every = help_page("fit"), options("fit")
     shown = HEAD.findall(page)
     assert shown[4 : 4 + len(CHANGED)] == [*CHANGED]
+    assert not set(CHANGED) & set(shown[4 + len(CHANGED) :])
     ours = {one.name for one in every if one.topic != TRAINER}
     lightnings = {one.name for one in every if one.topic == TRAINER}
     assert ours <= set(shown)
@@ -53,6 +54,7 @@ def test_a_line_says_what_is_allowed_the_default_that_takes_effect_and_one_sente
         "      differs where the frame rate varies.\n"
     ) in help_page("fit")
     assert "  --model.backbone  text  (required)\n" in help_page("fit")
+    assert "null trains the weights." not in help_page("fit")  # the second sentence of model.lora
 
 
 def test_another_command_shows_its_own_and_what_people_change() -> None:
@@ -114,7 +116,8 @@ def test_a_group_that_is_none_is_refused() -> None:
         ("--data.help=Miniature", "Miniature"),
         ("--data.help", DATA),
         ("--model.lora.help", "model.lora"),
-        ("--trainer.logger.help CSVLogger", "trainer.logger"),
+        ("--trainer.logger.help CSVLogger", None),
+        ("--data.help=factory.Factory", None),
     ],
 )
 def test_what_is_asked_for(args: str, group: str | None) -> None:

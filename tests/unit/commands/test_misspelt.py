@@ -72,6 +72,8 @@ def test_what_is_said(line: str, said: str) -> None:
         "fit --model.lora.rank 8 --model.lora null --endpoint.model x --decision.recall 0.9",
         "fit --trainer.strategy.init_args.find_unused_parameters true --trainer.logger+=CSVLogger",
         "fit --model model.yaml --trainer trainer.yaml",
+        "fit --help",
+        "fit --data.help=Miniature",
         "fit --config",  # the parser says that its value is missing
         "compare --configs [a.yaml] --matched",
     ],

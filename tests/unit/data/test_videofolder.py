@@ -797,3 +797,23 @@ def test_mutated_tables_raise_nothing_but_value_errors(tmp_path_factory, data):
     for clip in clips:
         assert clip.path.is_relative_to(root)
         assert ".." not in clip.path.parts
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_paths_that_hold_the_root_already(root, monkeypatch, inside):
+    """Such as `clips/a.mp4` below clips, which would be clips/clips/a.mp4."""
+    rows = [f"clips/{name}.mp4,{label}" for label in CLASSES for name in (f"{label}1", f"{label}2")]
+    (root.parent / "t.csv").write_text("\n".join(["path,label", *rows]))
+    touch(root, *(row.partition("/")[2].partition(",")[0] for row in rows))
+    if inside:
+        monkeypatch.chdir(root.parent)
+    with pytest.raises(ValueError, match=r"counts from data\.root") as error:
+        read(root, table=root.parent / "t.csv", test_fraction=0.5)
+    base = Path() if inside else root.parent
+    assert str(error.value).endswith(
+        f": path 'clips/cat1.mp4' counts from data.root ({root}), and there is no "
+        f"{root}/clips/cat1.mp4; but there is {base / 'clips/cat1.mp4'}. Set data.root to {base}, "
+        "or leave the folder out of the paths."
+    )
+    touch(root, "clips/dog2.mp4")  # one that is there says that the root is meant
+    assert len(read(root, table=root.parent / "t.csv", test_fraction=0.5)) == 4

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
@@ -22,6 +23,7 @@ from rbft.runtime.fault_tolerance import (
     Stopped,
     explain_errors,
     format_fatal_error,
+    note_report,
     take_signals,
     writing,
 )
@@ -207,7 +209,35 @@ def test_a_full_disk_while_a_small_file_is_written() -> None:
     text = format_fatal_error(OSError(errno.ENOSPC, "No space left on device", "logs/test.json"))
     assert text is not None
     assert text.startswith("error: logs/test.json cannot be written: No space left on device. ")
-    assert format_fatal_error(PermissionError(errno.EACCES, "Permission denied", "logs")) is None
+    assert format_fatal_error(PermissionError(errno.EACCES, "Permission denied")) is None
+
+
+def test_a_place_that_cannot_be_written_is_named() -> None:
+    text = format_fatal_error(PermissionError(errno.EACCES, "Permission denied", "logs"))
+    assert text == (
+        "error: logs cannot be read or written: Permission denied. Correct that, or name another "
+        "place: trainer.default_root_dir for runs, --output for what a command writes, $RBFT_CACHE "
+        "for what is cached."
+    )
+
+
+def test_what_lightning_refuses_is_said_in_a_line() -> None:
+    text = format_fatal_error(MisconfigurationException("No supported gpu backend found!"))
+    assert text == (
+        "error: Lightning refuses the settings of the Trainer: No supported gpu backend found!"
+    )
+
+
+def test_a_traceback_ends_with_where_to_go_with_it() -> None:
+    error = RuntimeError("broken")
+    note_report(error, "a.yaml")
+    note_report(error, "b.yaml")
+    assert error.__notes__ == [
+        "This looks like a fault of rbft, not of yours: report it with this traceback and a.yaml."
+    ]
+    explained = OSError(errno.ENOSPC, "No space left on device", "logs")
+    note_report(explained, "a.yaml")
+    assert not hasattr(explained, "__notes__")
 
 
 def test_other_errors_keep_their_traceback() -> None:

@@ -420,3 +420,9 @@ def test_an_interrupted_wait_frees_the_lock(tmp_path, monkeypatch):
         lock.file.unlink()
     with lock:
         pass
+
+
+def test_a_place_where_no_file_can_be_made_is_refused() -> None:
+    """Not waited for: the kernel says of /proc that a file there does not exist."""
+    with pytest.raises(ValueError, match=r"^--output /proc/a cannot be written: No such file or "):
+        Lock(Path("/proc/a"), "--output").__enter__()
