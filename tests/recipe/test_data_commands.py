@@ -160,6 +160,13 @@ def test_weights_alone_predict_what_they_predict_with_the_experiment(
         for row, one in zip(rows, found, strict=True):
             assert (one.label, one.probabilities) == (row["label"], row["probabilities"])
             assert one.rationale == row["rationale"]
+        more = ("--output=half.jsonl", "--trainer.precision=bf16-true")
+        rbft(own.folder, "predict", f"--weights={moved}", *asked, *more)
+        paths = [row["path"] for row in rows]
+        rounded = load(moved, settings={"trainer.precision": "bf16-true"})
+        half = rounded.predict(paths, rationale=True)
+        for row, one, exact in zip(read_lines(Path("half.jsonl")), half, found, strict=True):
+            assert one.probabilities == row["probabilities"] != exact.probabilities
         # What README and page show, as it stands there.
         for name in ("clip", "a", "b"):
             shutil.copy(rows[0]["path"], f"{name}.mp4")

@@ -12,7 +12,9 @@ import torch
 
 import rbft
 from rbft import load
+from rbft.backbone.loading import fingerprint
 from rbft.clip import Clip
+from rbft.runtime.files import write_json
 from rbft.video.sampling import VideoError, decode_video
 from rbft.video_classifier import VideoClassifier, _clip
 from tests.recipe.runs import ROOT
@@ -136,6 +138,28 @@ def test_a_rationale_on_request(model: VideoClassifier, videos: list[Path]) -> N
     assert plain.rationale is None
     assert explained.rationale
     assert explained.probabilities == pytest.approx(plain.probabilities, abs=1e-6)
+
+
+def test_a_threshold_decides_the_label(
+    qwen: Path, videos: list[Path], tmp_path: Path, model: VideoClassifier
+) -> None:
+    shares = [one.probabilities["alarm"] for one in model.predict(videos)]
+    low, high = sorted(shares)[2:4]
+    folder = whole_weights(tmp_path / "mine", qwen)
+    chosen = {"wanted": {"positive": "alarm"}, "threshold": (low + high) / 2}
+    write_json(folder / "decision.json", {"weights": fingerprint(str(folder)), **chosen})
+    decided = load(folder).predict(videos)
+    assert [one.label for one in decided] == [
+        "alarm" if share >= high else "quiet" for share in shares
+    ]
+    assert {one.likeliest for one in decided} == {"quiet"}
+
+
+def test_written_answers_have_no_probabilities(weights: Path, videos: list[Path]) -> None:
+    found = load(weights, settings={"model.answer": "generate"}).predict(videos[0])
+    assert found.probabilities == {}
+    assert found.text
+    assert found.label in ("quiet", "alarm", None)
 
 
 def test_the_frames_that_the_model_sees(model: VideoClassifier, videos: list[Path]) -> None:
