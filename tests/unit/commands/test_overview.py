@@ -87,6 +87,7 @@ def test_the_overview_fits_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
             "error: there is no command 'train'. Did you mean fit? ",
         ),
         (["init", "--domain=x"], 2, "", "error: classes must be set: add --classes."),
+        (["init", "--domain=x", "--classes=[a, b]"], 0, "Wrote card.yaml: put your own words ", ""),
         (["fit", "--help"], 0, "usage: python -m rbft fit [EXPERIMENT ...]", ""),
         (["fit", "miniature", "--help", "lora"], 0, "  --model.lora  settings|null", ""),
         (["help", "fit", "trainer"], 0, "The Trainer of Lightning (trainer):", ""),
@@ -106,6 +107,7 @@ def test_what_needs_no_torch_does_without_it(
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     done = subprocess.run(
         [sys.executable, "-m", "rbft", *args],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
