@@ -22,8 +22,10 @@ def test_a_wheel_runs_the_miniature_from_any_folder(tmp_path: Path) -> None:
     made.mkdir()
     empty.mkdir()
     for name in SOURCES:  # a build leaves files beside them
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, made / name, **({"symlinks": True} if copy is shutil.copytree else {}))
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, made / name, symlinks=True)
+        else:
+            shutil.copy(ROOT / name, made / name)
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "-w", tmp_path, made], check=True)
     (wheel,) = tmp_path.glob("*.whl")
