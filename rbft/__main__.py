@@ -71,8 +71,18 @@ def _run(name: str) -> None:
 
 def console() -> None:
     """The program: also before anything is imported, Ctrl-C ends it without a traceback."""
-    # The imports take seconds, in which there is nothing to save yet.
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+    from rbft.runtime.parent import die_with_parent
+
+    die_with_parent()
+    if "LOCAL_RANK" in os.environ:
+        # A terminal sends it to all. The first process says what is saved and ends; when another
+        # one is gone before, its launcher kills it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # That a connection is gone, with fifty lines of addresses.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    else:
+        # The imports take seconds, in which there is nothing to save yet.
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
     status: object = None
     try:
         main()

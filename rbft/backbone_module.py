@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from rbft.backbone.attention import tower_inputs
@@ -136,6 +136,22 @@ class BackboneModule(LightningModule):
         if isinstance(strategy, FSDP2):
             half = precision == "bf16-mixed"
             shard(self.backbone, self.family.blocks(self.backbone), strategy, half=half)
+
+    def load_alone(self, trainer: Trainer) -> None:
+        """Loads the weights to be asked outside of a Trainer's loops, as its loops would.
+
+        Args:
+            trainer: Says the precision and the one device.
+        """
+        strategy, precision = trainer.strategy, trainer.precision_plugin
+        device = strategy.root_device
+        trainer.accelerator.setup_device(device)
+        with strategy.tensor_init_context(), precision.module_init_context():
+            self.backbone = self.loader.load(str(trainer.precision), device, training=False)
+        self.prepare(training=False)
+        precision.convert_module(self)
+        self.to(device)
+        self.eval()
 
     def vision(self, batch: Batch) -> dict[str, Any]:
         """Arguments of the backbone's forward that show it the batch's clips."""

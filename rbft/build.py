@@ -15,10 +15,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from rbft.analysis.thresholds import Wanted
 from rbft.backbone_module import BackboneModule
+from rbft.callbacks.board import Board
 from rbft.callbacks.history import HISTORY, History
 from rbft.callbacks.own_loggers import OwnLoggers, given_loggers, with_names
 from rbft.callbacks.pictures import Pictures
@@ -31,7 +31,7 @@ from rbft.runs.folder import Run
 from rbft.runtime.experiment_file import own_message
 from rbft.runtime.fault_tolerance import explain_errors, take_signals
 from rbft.runtime.pace import Pace
-from rbft.stages import stage_names
+from rbft.stages import find_stage, stage_names
 from rbft.training.checkpoints import StepCheckpoint, WholeCheckpoints
 
 LOGS = "lightning_logs"
@@ -201,7 +201,7 @@ def build(
         collating: Arguments of the module's `collators`.
         pace: What the run has measured, and what it does after this step; None is this step alone.
     """
-    settings = experiment.settings
+    settings, whole = experiment.settings, experiment
     seed_everything(settings.seed_everything, workers=True, verbose=False)
     experiment = experiment.changed(model__stage=stage, model__weights=weights)
     own = settings.trainer.get("logger") if folder is not None else False
@@ -214,9 +214,9 @@ def build(
     shown = settings.trainer.enable_progress_bar is not False and not given_bar
     callbacks.append(StepProgress(title, pace or Pace(), shown=shown))
     if folder is not None:
-        hparams, given = _hparams(settings, folder), given_loggers(objects.trainer.get("logger"))
+        hparams, given = _hparams(whole, folder), given_loggers(objects.trainer.get("logger"))
         # The first one is the Trainer's `logger`, to which Pictures writes.
-        board = TensorBoardLogger(experiment.logs, settings.name, folder, default_hp_metric=False)
+        board = Board(experiment.logs, settings.name, folder)
         logger = [board, *given]
         if trains:
             callbacks.append(History(experiment.run.folder / HISTORY, folder))
@@ -299,25 +299,41 @@ def _several(given: Any) -> list[Any]:
     return given if isinstance(given, list) else [] if given is None else [given]
 
 
-def _hparams(settings: Namespace, stage: str) -> dict[str, Any]:
-    """Settings that tell runs apart in TensorBoard's table."""
+def _hparams(experiment: Experiment, place: str) -> dict[str, Any]:
+    """What tells runs and their stages apart in TensorBoard's table.
+
+    Settings of training stand only where it made the weights: not with the bare backbone, nor with
+    weights of another run.
+    """
+    settings = experiment.settings
     model, data = settings.model, settings.data
-    return {
+    found = {
         "run": settings.name,
-        "stage": stage,
+        "stage": place,
         "backbone": model.backbone,
         "benchmark": data.class_path.rsplit(".", 1)[-1],
-        "learning_rate": model.learning_rate,
-        "epochs": settings.trainer.max_epochs,
-        "rationale_ratio": data.init_args.rationale_ratio,
-        "rationale_prompt": data.init_args.rationale_prompt,
         "seed": settings.seed_everything,
     }
+    if place not in experiment.stages:
+        return found
+    found |= {"learning_rate": model.learning_rate, "epochs": settings.trainer.max_epochs}
+    so_far = experiment.stages[: experiment.stages.index(place) + 1]
+    if any(find_stage(name).needs_rationales for name in so_far):
+        found["rationale_prompt"] = data.init_args.rationale_prompt
+        found["rationale_ratio"] = data.init_args.rationale_ratio
+    return found
 
 
 def with_precision(settings: Namespace) -> Namespace:
     """The settings with a precision where none is given: bfloat16 where the GPU has it."""
     made = settings.clone()
-    if torch.cuda.is_available() and made.trainer.precision is None:
-        made.trainer.precision = "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    if made.trainer.precision is None:
+        made.trainer.precision = default_precision()
     return made
+
+
+def default_precision() -> str | None:
+    """What `trainer.precision` is on this machine where nothing is said."""
+    if not torch.cuda.is_available():
+        return None
+    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"

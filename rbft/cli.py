@@ -39,15 +39,16 @@ from rbft.runtime.experiment_file import ExperimentFile, explain
 from rbft.runtime.experiments import own_path
 from rbft.runtime.fault_tolerance import (
     Stopped,
-    die_with_parent,
     exit_process,
     format_fatal_error,
     leave_process_group,
     note_report,
     signals,
 )
+from rbft.runtime.parent import die_with_parent, end_if_left_alone
 from rbft.runtime.ranges import check_ranges
 from rbft.stages import STAGES
+from rbft.weights_folder import with_own_settings
 
 StageName: Any = Literal[tuple(STAGES)]
 BENCHMARKS = (SmartHome, MultiHateClip, VideoFolder, Miniature)
@@ -113,6 +114,11 @@ class RBFTCLI(LightningCLI):
             self._subcommand_method_arguments[name] = added
             self._subcommand_parsers[name] = command
             commands.add_subcommand(name, command, help=summary)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Reads the command line, with what a weights folder says of itself."""
+        given = sys.argv[1:] if args is None else list(args)
+        self.config = parser.parse_args(with_own_settings(given))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Settings of the experiment as a whole."""
@@ -192,13 +198,16 @@ class RBFTCLI(LightningCLI):
 
     def _set_seed(self) -> None:
         if takes_experiment(find_command(str(self.subcommand))):
-            # All numbers by their dotted names, before anything is done with the first of them.
-            values = {name.replace(".init_args", ""): v for name, v in self.settings.items()}
-            check_ranges("", values)
+            self._check_ranges()
             super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
         """Reads no settings from a checkpoint, and so not the file either."""
+
+    def _check_ranges(self) -> None:
+        # All numbers by their dotted names, before anything is done with the first of them.
+        values = {name.replace(".init_args", ""): v for name, v in self.settings.items()}
+        check_ranges("", values)
 
     def instantiate_classes(self) -> None:
         """Builds nothing: every step of the method has objects of its own, see `rbft.build`."""
@@ -252,6 +261,9 @@ def with_own_files(settings: Namespace) -> Namespace:
 class _Parsed(RBFTCLI):
     """A command line that is read and not run."""
 
+    def _set_seed(self) -> None:
+        self._check_ranges()
+
     def _run_subcommand(self, subcommand: str) -> None:
         pass
 
@@ -301,6 +313,10 @@ def main(args: list[str] | None = None) -> None:
         exit_process(end.code if isinstance(end.code, int) else 1)
         raise
     except (Exception, Stopped) as error:
+        end_if_left_alone()
+        if signals.received is not None and not signals.held:
+            # What else is raised is what became of an import, or of a call, that it broke off.
+            error = Stopped(signals.received) if not isinstance(error, Stopped) else error
         text = format_fatal_error(error)
         note_report(error, "the command line")
         status = error.status if isinstance(error, Stopped) else 1 if text is None else 2

@@ -23,9 +23,8 @@ from rbft.data.verified import verified_beside
 from rbft.decision import check_decision
 from rbft.masking.settings import MASKING, Masks
 from rbft.module import RBFTModule
-from rbft.runs.folder import CARD, CLIPS, ZERO_SHOT, Run, provenance, read_json, read_provenance
+from rbft.runs.folder import CARD, CLIPS, ZERO_SHOT, provenance, read_json, read_provenance
 from rbft.runs.record import (
-    SETTINGS,
     ClipRecord,
     Record,
     card_differences,
@@ -38,9 +37,10 @@ from rbft.runtime.console import print_rank_zero
 from rbft.runtime.differences import flat
 from rbft.runtime.pace import Pace
 from rbft.stage_settings import check_stage_settings
-from rbft.stages import RATIONALE_STAGE, Stage, find_stage, stage_names
+from rbft.stages import RATIONALE_STAGE, Stage, find_stage
 from rbft.training.fsdp2 import check_strategy
 from rbft.video.frame_settings import determining
+from rbft.weights_folder import find_weights_folder
 
 TRAINING_SPLITS = ("train", "val")
 
@@ -321,33 +321,12 @@ def check_inputs(
     return Inputs(experiment, data, model, trainer, backbone)
 
 
-def last_stage(folder: Path) -> str:
-    """Name of the last finished stage of a run.
-
-    Args:
-        folder: The run's.
-
-    Raises:
-        ValueError: If none is finished.
-    """
-    run, file = Run(folder), folder / SETTINGS
-    stages = stage_names(yaml.safe_load(file.read_text(encoding="utf-8"))["stages"])
-    done = [stage for stage in stages if run.trained(stage)]
-    if not done:
-        raise ValueError(
-            f"The run {folder} has no finished stage ({', '.join(stages)}). Run fit first, or give "
-            "--weights backbone or a weights folder."
-        )
-    return done[-1]
-
-
 def find_weights(experiment: Experiment, weights: str) -> tuple[str, str, Path | None]:
     """Place of the results, stage and weights folder that a command's `--weights` names.
 
     Args:
         experiment: The settings.
-        weights: `run`, `backbone`, a weights folder, or the folder of a run, which stands for the
-            weights of its last stage.
+        weights: `run`, `backbone`, or a folder, see `rbft.weights_folder.find_weights_folder`.
 
     Raises:
         ValueError: If there are no such weights.
@@ -356,16 +335,12 @@ def find_weights(experiment: Experiment, weights: str) -> tuple[str, str, Path |
     if weights == "backbone":
         return ZERO_SHOT, "label", None
     if weights != "run":
-        folder, name = Path(weights), Path(weights).name
-        if (folder / SETTINGS).is_file():
-            last = last_stage(folder)
-            folder, name = Run(folder).weights(last), f"{folder.name}-{last}"
+        given = Path(weights)
+        folder = find_weights_folder(given)
         found = read_provenance(folder)
-        if found is None:
-            raise ValueError(
-                f"--weights {weights} is no weights folder of rbft. Allowed are run, backbone, "
-                f"a folder such as {run.weights('label')}, or the folder of a run."
-            )
+        assert found is not None
+        own = given in (folder, folder.parent)
+        name = given.name if own else f"{given.name}-{folder.parent.name}"
         # The name alone is no proof: most weights folders are called weights.
         known = weights_fingerprint(folder, experiment.settings.model.backbone)[:8]
         return f"{name}-{known}", found["stages"][-1], folder

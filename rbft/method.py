@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 
 from rbft.backbone.adapters import base_note, find_base
 from rbft.backbone.positions import POSITION_RULE
-from rbft.build import build
+from rbft.build import build, default_precision
 from rbft.callbacks.best import BestWeights
 from rbft.callbacks.checks import TrainableParts
 from rbft.callbacks.cut import CutRationales
@@ -45,6 +45,7 @@ from rbft.runs.folder import (
     read_provenance,
     revision,
 )
+from rbft.runs.inference import INFERENCE, inference_note
 from rbft.runs.record import ANEW, comparable, digest, indented, scoring_of
 from rbft.runs.usage import LOOK, USAGE, Usage
 from rbft.runtime.console import logged_to, print_rank_zero
@@ -207,6 +208,7 @@ class Method:
         facts: dict[str, Any] = {"backbone_name": model.backbone, "run": self.settings.name}
         facts |= {"revision": revision(), "card": inputs.card.digest}
         facts |= {"clips": inputs.training_clips}
+        facts[INFERENCE] = inference_note(self.settings, default_precision())
         if model.lora is not None:
             facts["base"] = base_note(find_base(model.backbone, weights))
         paper = find_stage(stage).paper

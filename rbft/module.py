@@ -272,7 +272,8 @@ class RBFTModule(BackboneModule):
         # knows where it stopped.
         steps = self.data.steps(self.trainer.world_size, self.trainer.max_epochs or 1)
         schedule = cosine_schedule(optimizer, steps, self.warmup_ratio)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        named = {"scheduler": schedule, "interval": "step", "name": "lr"}
+        return {"optimizer": optimizer, "lr_scheduler": named}
 
     def forward(self, batch: Batch) -> Float[Tensor, "answer vocab"]:
         """Logits at the positions that predict an answer token, clip after clip."""
@@ -371,7 +372,7 @@ class RBFTModule(BackboneModule):
         if not is_scaled(self.trainer):  # a gradient scaler passes over such a step by itself
             # The optimiser's kernel reads it on the device, long before the host learns of it.
             optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
-        self.log_dict({"train/loss": loss, "train/grad_norm": norm, "data/replaced": replaced})
+        self.log_dict({"train/loss": loss, "train/grad_norm": norm, "train/replaced": replaced})
         if len(parts := figures[FIRST_PART:]):
             self.log_dict({f"train/loss_{n}": v for n, v in zip(PARTS, parts, strict=True)})
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,10 +12,10 @@ from jaxtyping import Float, UInt8
 from rbft.attention.maps import Map
 from rbft.masking.boxes import Box
 from rbft.runtime.files import atomically
+from rbft.runtime.fonts import Pen
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from PIL.ImageFont import FreeTypeFont
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
@@ -126,25 +125,25 @@ def write_strip(
     count = min(FRAMES, len(clip.shown), max(3, WIDEST // (width + GAP)))
     chosen = np.linspace(0, len(clip.shown) - 1, count).round().astype(int).tolist()
     columns = [clip.shown[place] for place in chosen]
-    title, text, small = _font(15, bold=True), _font(13), _font(11)
+    title, text, small = Pen(15, bold=True), Pen(13), Pen(11)
     head, line, foot = 26, 22, 20
     rows = len(maps) + plain
     bar_room = BAR + 64
     content = count * (width + GAP) - GAP
     least = max(
         [
-            title.getlength(clip.title),
-            *(text.getlength(_row_title(n, one, maps)) for n, one in enumerate(maps)),
+            title.length(clip.title),
+            *(text.length(_row_title(n, one, maps)) for n, one in enumerate(maps)),
         ]
     )
     total = MARGIN * 2 + max(content + bar_room, int(least) + 1)
     tall = MARGIN + head + rows * (line + height + GAP) + foot + MARGIN // 2
     picture = Image.new("RGB", (total, tall), "white")
     draw = ImageDraw.Draw(picture)
-    draw.text((MARGIN, MARGIN - 4), _plain(clip.title), INK, title)
+    title.draw(draw, (MARGIN, MARGIN - 4), clip.title, INK)
     top = MARGIN + head
     if plain:
-        draw.text((MARGIN, top), "frames", FAINT, text)
+        text.draw(draw, (MARGIN, top), "frames", FAINT)
         for column, (frame, _) in enumerate(columns):
             shown = np.asarray(_resized(clip.frames[frame], size))
             spot = (MARGIN + column * (width + GAP), top + line)
@@ -153,15 +152,16 @@ def write_strip(
     first = top + line
     for number, one in enumerate(maps):
         heat = scaled(one.values)
-        draw.text((MARGIN, top), _row_title(number, one, maps), INK, text)
+        text.draw(draw, (MARGIN, top), _row_title(number, one, maps), INK)
         for column, (frame, place) in enumerate(columns):
             shown = overlay(clip.frames[frame], heat[place], size, colours)
             spot = (MARGIN + column * (width + GAP), top + line)
             picture.paste(_outlined(shown, clip.boxes[frame]), spot)
         top += line + height + GAP
     for column, (frame, _) in enumerate(columns):
-        middle = MARGIN + column * (width + GAP) + width / 2
-        draw.text((middle, top - GAP + 4), _time(clip, frame), FAINT, small, anchor="mt")
+        time = _time(clip, frame)
+        left = MARGIN + column * (width + GAP) + (width - small.length(time)) / 2
+        small.draw(draw, (left, top - GAP + 2), time, FAINT)
     left = MARGIN + content + 2 * GAP
     _colour_bar(picture, (left, first), (BAR, top - GAP - first), colours)
     with atomically(path) as part:
@@ -197,21 +197,21 @@ def _film_frames(clip: ShownClip, maps: Sequence[RunMap], colours: Colours) -> I
 
     size = shown_size(clip.frames.shape[1], clip.frames.shape[2], FILM_MOST)
     height, width = size
-    title, text = _font(15, bold=True), _font(13)
+    title, text = Pen(15, bold=True), Pen(13)
     heats = [scaled(one.values) for one in maps]
     lines = [_row_title(n, one, maps).split("   ") for n, one in enumerate(maps)]
-    panel = max(width, *(int(text.getlength(part)) + 1 for parts in lines for part in parts))
+    panel = max(width, *(int(text.length(part)) + 1 for parts in lines for part in parts))
     content = len(maps) * (panel + 2 * GAP) - 2 * GAP
-    total = MARGIN * 2 + max(content + BAR + 64, int(title.getlength(clip.title)) + 1)
+    total = MARGIN * 2 + max(content + BAR + 64, int(title.length(clip.title)) + 1)
     above = MARGIN + 26 + 20 * max(map(len, lines))
     tall = above + height + 26 + MARGIN // 2
     base = Image.new("RGB", (total + total % 2, tall + tall % 2), "white")  # yuv420p: even sides
     draw = ImageDraw.Draw(base)
-    draw.text((MARGIN, MARGIN - 4), _plain(clip.title), INK, title)
+    title.draw(draw, (MARGIN, MARGIN - 4), clip.title, INK)
     for number, parts in enumerate(lines):
         for row, part in enumerate(parts):
             left = MARGIN + number * (panel + 2 * GAP)
-            draw.text((left, MARGIN + 24 + 20 * row), part, INK, text)
+            text.draw(draw, (left, MARGIN + 24 + 20 * row), part, INK)
     _colour_bar(base, (MARGIN + content + 2 * GAP, above), (BAR, height), colours)
     for frame, place in clip.shown:
         picture = base.copy()
@@ -220,7 +220,7 @@ def _film_frames(clip: ShownClip, maps: Sequence[RunMap], colours: Colours) -> I
             left = MARGIN + number * (panel + 2 * GAP)
             picture.paste(_outlined(shown, clip.boxes[frame]), (left, above))
         spot = (MARGIN, above + height + 6)
-        ImageDraw.Draw(picture).text(spot, _time(clip, frame), FAINT, text)
+        text.draw(ImageDraw.Draw(picture), spot, _time(clip, frame), FAINT)
         yield np.asarray(picture)
 
 
@@ -241,7 +241,7 @@ def shown_size(height: int, width: int, most: int) -> tuple[int, int]:
 
 def _row_title(number: int, one: RunMap, maps: Sequence[RunMap]) -> str:
     letter = f"({chr(ord('a') + number)}) " if len(maps) > 1 else ""
-    return _plain(f"{letter}{one.run}   {one.answer}")
+    return f"{letter}{one.run}   {one.answer}"
 
 
 def _time(clip: ShownClip, frame: int) -> str:
@@ -258,10 +258,10 @@ def _colour_bar(
     ramp = colormaps[colours](np.linspace(1, 0, height))[:, None, :3]
     paint = (np.repeat(ramp, width, axis=1) * 255).round().astype(np.uint8)
     picture.paste(Image.fromarray(paint), spot)
-    draw, small = ImageDraw.Draw(picture), _font(11)
+    draw, small = ImageDraw.Draw(picture), Pen(11)
     for share, name in ((0.0, "1"), (0.5, "0.5"), (1.0, "0")):
-        anchor = {0.0: "lt", 0.5: "lm", 1.0: "ls"}[share]
-        draw.text((left + width + 5, top + round(share * height)), name, FAINT, small, anchor)
+        spot = (left + width + 5, top + round(share * (height - small.size)) - 2)
+        small.draw(draw, spot, name, FAINT)
 
 
 def _outlined(picture: Picture, boxes: Sequence[Box] | None) -> "Image":
@@ -284,18 +284,3 @@ def _resized(frame: Picture, size: tuple[int, int]) -> "Image":
     height, width = size
     way = Image.Resampling.NEAREST if height % frame.shape[0] == 0 else Image.Resampling.LANCZOS
     return Image.fromarray(frame).resize((width, height), way)
-
-
-def _plain(text: str) -> str:
-    """Text that a font can draw: names of files that are no UTF-8 hold surrogates."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-@cache
-def _font(size: int, *, bold: bool = False) -> "FreeTypeFont":
-    """Matplotlib's own font, which is there wherever matplotlib is."""
-    import matplotlib
-    from PIL import ImageFont
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf", name)), size)

@@ -79,8 +79,10 @@ def find_base(backbone: str, weights: Path | None) -> str:
 
 
 def base_note(source: str) -> dict[str, str]:
-    """The entry of rbft.json that describes an adapter's base."""
-    return {"name": source, "fingerprint": fingerprint(source)}
+    """The entry of rbft.json that describes an adapter's base: hub id or whole path of a folder."""
+    folder = Path(source)
+    name = str(folder.resolve()) if folder.is_dir() else source
+    return {"name": name, "fingerprint": fingerprint(source)}
 
 
 def weights_fingerprint(weights: Path, backbone: str) -> str:

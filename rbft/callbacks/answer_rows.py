@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rbft.analysis.thresholds import decide
+
 
 def answer_row(outputs: Any, batch: Any, place: int, classes: Sequence[str]) -> dict[str, Any]:
     """The answer to one clip.
@@ -32,6 +34,42 @@ def answer_row(outputs: Any, batch: Any, place: int, classes: Sequence[str]) -> 
     if outputs.rationales is not None:
         row["rationale"] = outputs.rationales[place]
     return row
+
+
+def prediction_row(
+    outputs: Any,
+    batch: Any,
+    place: int,
+    classes: Sequence[str],
+    threshold: tuple[str, float] | None = None,
+) -> dict[str, Any]:
+    """What is predicted of one clip.
+
+    Args:
+        outputs: See `answer_row`.
+        batch: See `answer_row`.
+        place: See `answer_row`.
+        classes: See `answer_row`.
+        threshold: A class, and its probability from which on it is the label; None takes the
+            likeliest class.
+
+    Returns:
+        `label`, and as far as there is: `probabilities` by class, `margin` between the two largest,
+        `likeliest` where a threshold decides the label, `text`, `rationale` and `error`.
+    """
+    answer = answer_row(outputs, batch, place, classes)
+    row: dict[str, Any] = {"label": answer.pop("prediction")}
+    if "probabilities" in answer:
+        row["probabilities"] = answer.pop("probabilities")
+        first, second = sorted(outputs.probabilities[place].tolist(), reverse=True)[:2]
+        row["margin"] = seven_digits(first - second)
+        if threshold is not None:
+            row["likeliest"] = row["label"]
+            shares = outputs.probabilities[place].double().cpu().numpy()[None]
+            (decided,) = decide(shares, tuple(classes), *threshold)
+            row["label"] = classes[decided]
+    answer.pop("tied", None)
+    return {**row, **answer}
 
 
 def seven_digits(value: float) -> float:

@@ -10,7 +10,8 @@ from rbft.runtime.console import print_rank_zero
 class CutRationales(Callback):
     """Says how many of the rationales that a stage learns were cut off, and logs their share.
 
-    `data/cut_rationales` in TensorBoard, from 0 to 1. Does nothing in a stage without rationales.
+    `train/cut_rationales` in TensorBoard, from 0 to 1, where it is not 0. Does nothing in a stage
+    without rationales.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -20,7 +21,7 @@ class CutRationales(Callback):
             return
         counts = module.data.rationales("train").counts()
         for logger in trainer.loggers:
-            logger.log_metrics({"data/cut_rationales": counts["share_cut"]}, trainer.global_step)
+            logger.log_metrics({"train/cut_rationales": counts["share_cut"]}, trainer.global_step)
         note = cut_note(counts["cut"], counts["learnt"], module.max_new_tokens)
         if note:
             print_rank_zero(f"{module.stage.paper}: {note}")

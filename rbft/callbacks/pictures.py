@@ -1,19 +1,25 @@
 """What one looks at in TensorBoard: clips with answers, the confusion matrix, the settings."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import UInt8
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from rbft.callbacks.answer_rows import answer_row
+from rbft.callbacks.board import Board
 from rbft.clip import Clip
 from rbft.inference.metrics import confusion_figure
+from rbft.runtime.fonts import Pen
 from rbft.video.sampling import VideoError
 
 FRAMES = 8  # frames shown of a clip
+INK, RIGHT, WRONG = (24, 24, 28), (0, 110, 50), (180, 20, 20)
+LINES = 24  # of text as high as the picture is wide: legible however small it is shown
+LEAST = 11  # pixels of the letters
+Line = tuple[str, tuple[int, int, int]]  # a text and its colour
 
 
 def film_strip(frames: UInt8[Tensor, "frames 3 height width"]) -> UInt8[Tensor, "3 high wide"]:
@@ -22,6 +28,32 @@ def film_strip(frames: UInt8[Tensor, "frames 3 height width"]) -> UInt8[Tensor, 
 
     chosen = torch.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().long()
     return make_grid(frames[chosen], nrow=4, padding=2, pad_value=255)
+
+
+def captioned(
+    picture: UInt8[Tensor, "3 high wide"], lines: Sequence[Line]
+) -> UInt8[Tensor, "3 higher wide"]:
+    """The picture with lines of text above it, the first one bold.
+
+    What is too long is shortened in its middle.
+
+    Args:
+        picture: RGB.
+        lines: Texts of any script, with their colours.
+    """
+    from PIL import Image, ImageDraw
+    from torchvision.transforms.functional import pil_to_tensor
+
+    wide = picture.shape[2]
+    size = max(LEAST, wide // LINES)
+    step, margin = round(1.35 * size), size // 3
+    head = Image.new("RGB", (wide, step * len(lines) + margin), "white")
+    draw = ImageDraw.Draw(head)
+    for number, (text, colour) in enumerate(lines):
+        pen = Pen(size, bold=not number)
+        shown = pen.shortened(text, wide - 2 * margin)
+        pen.draw(draw, (margin, number * step), shown, colour)
+    return torch.cat([pil_to_tensor(head), picture], dim=1)
 
 
 class Pictures(Callback):
@@ -35,25 +67,32 @@ class Pictures(Callback):
 
     def __init__(self, settings: str, hparams: dict[str, Any], samples: int = 4) -> None:
         self.settings, self.hparams, self.samples = settings, hparams, samples
-        self.answers: dict[int, tuple[Clip, str, str]] = {}
+        self.answers: dict[int, tuple[Clip, int, str, str]] = {}
 
-    def _writer(self, trainer: Trainer) -> Any:
+    def _board(self, trainer: Trainer) -> Board | None:
         logger = trainer.logger
-        if trainer.is_global_zero and isinstance(logger, TensorBoardLogger):
-            return logger.experiment
-        return None
+        return logger if trainer.is_global_zero and isinstance(logger, Board) else None
 
     def _show(
-        self, trainer: Trainer, module: Any, clip: Clip, place: str, text: str, step: int
+        self,
+        board: Board,
+        module: Any,
+        clip: Clip,
+        place: str,
+        text: str,
+        step: int,
+        answer: Line | None = None,
     ) -> None:
-        writer = self._writer(trainer)
+        """Writes a clip as a picture with id, label and answer, and the text about it."""
+        writer, label = board.experiment, _label(module.card.classes, clip)
         try:
             frames = module.data.reader.decode(clip).frames
         except VideoError as error:
             text = f"{text}\n\n{error}"
         else:
-            writer.add_image(place, film_strip(frames), step)
-        text = f"**{clip.id}**\n\n{text}"
+            lines = [(clip.id, INK), (f"label: {label}", INK), *([answer] if answer else [])]
+            writer.add_image(place, captioned(film_strip(frames), lines), step)
+        text = f"**{clip.id}**\n\nlabel: {label}\n\n{text}"
         # File names that are no UTF-8 hold surrogates, which TensorBoard cannot write.
         text = text.encode(errors="backslashreplace").decode()
         writer.add_text(place, text, step)
@@ -61,16 +100,17 @@ class Pictures(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the settings and what is learnt from a few clips."""
         module: Any = pl_module
-        writer = self._writer(trainer)
-        if writer is None:
+        board = self._board(trainer)
+        if board is None:
             return
-        writer.add_text("settings", f"```yaml\n{self.settings}\n```", trainer.global_step)
+        step = trainer.global_step
+        board.experiment.add_text("settings", f"```yaml\n{self.settings}\n```", step)
         stage, card = module.stage, module.card
         texts = module.data.rationales("train").texts if stage.needs_rationales else {}
         for number, clip in enumerate(module.data.clips("train")[: self.samples]):
             asked, answer = stage.prompt(card, clip), stage.target(card, clip, texts.get(clip.id))
             text = f"asked: {asked}\n\nto answer: {answer}"
-            self._show(trainer, module, clip, f"learnt/clip_{number}", text, trainer.global_step)
+            self._show(board, module, clip, f"videos/train_{number}", text, step)
 
     def on_test_batch_end(
         self,
@@ -90,24 +130,31 @@ class Pictures(Callback):
                 said = answer["prediction"] or "no class"
                 if "probabilities" in answer:
                     said += f" ({max(answer['probabilities'].values()):.0%})"
-                self.answers[index] = (batch.clips[place], said, answer.get("text", ""))
+                found = int(outputs.prediction[place])
+                self.answers[index] = (batch.clips[place], found, said, answer.get("text", ""))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the confusion matrix, a few clips with the model's answers, and the hparams."""
         module: Any = pl_module
         figures = {k: float(v) for k, v in module.test_metrics.compute().items()}
         confusion = module.test_metrics.confusion()
-        writer = self._writer(trainer)
-        if writer is None:
+        board = self._board(trainer)
+        if board is None:
             return
-        split = module.data.feed.scored_split
-        figure = confusion_figure(confusion, module.card.classes)
-        writer.add_figure(f"{split}/confusion", figure, module.trained_steps)
-        for index, (clip, said, text) in sorted(self.answers.items()):
-            truth = "unknown" if clip.label is None else module.card.classes[clip.label]
-            shown = f"label: {truth}\n\nprediction: {said}\n\n{text}"
-            self._show(trainer, module, clip, f"{split}/clip_{index}", shown, module.trained_steps)
-        logger: Any = trainer.logger
-        final = {f"{split}/{name}": value for name, value in figures.items()}
-        logger.log_hyperparams(self.hparams, final, step=module.trained_steps)
-        logger.save()
+        split, step = module.data.feed.scored_split, module.trained_steps
+        classes = module.card.classes
+        figure = confusion_figure(confusion, classes)
+        board.experiment.add_figure(f"{split}/confusion", figure, step)
+        for index, (clip, found, said, text) in sorted(self.answers.items()):
+            answer = f"prediction: {said}"
+            colour = INK if clip.label is None else RIGHT if found == clip.label else WRONG
+            shown = f"{answer}\n\n{text}"
+            place = f"videos/{split}_{index}"
+            self._show(board, module, clip, place, shown, step, (answer, colour))
+        scores = {f"{split}/{name}": value for name, value in figures.items()}
+        board.log_row(self.hparams, scores, step)
+        board.save()
+
+
+def _label(classes: Sequence[str], clip: Clip) -> str:
+    return "unknown" if clip.label is None else classes[clip.label]

@@ -9,8 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rbft.analysis.thresholds import decide
-from rbft.callbacks.answer_rows import answer_row, seven_digits
+from rbft.callbacks.answer_rows import prediction_row
 from rbft.clip import Clip
 from rbft.runtime.differences import differences
 from rbft.runtime.files import write_json, write_text
@@ -101,11 +100,11 @@ class PredictionWriter(Callback):
             self.finish()
         trainer.strategy.barrier("joined")
 
-    def finish(self) -> int:
+    def finish(self) -> list[dict[str, Any]]:
         """Joins the lines in the order of the videos and writes the table.
 
         Returns:
-            The number of videos that could not be decoded.
+            The lines. Those about videos that could not be decoded have an `error`.
         """
         found = self._read()
         rows = [found[str(clip.path)] for clip in self.clips]
@@ -127,25 +126,13 @@ class PredictionWriter(Callback):
         text = table.getvalue().encode(errors="backslashreplace").decode()
         write_text(self.output.with_suffix(".csv"), text)
         self.lines.join(rows)
-        return sum("error" in row for row in rows)
+        return rows
 
     def _row(self, outputs: Any, batch: Any, place: int) -> dict[str, Any]:
         clip = batch.clips[place]
         path = str(clip.path)
         row: dict[str, Any] = {"id": clip.id, "path": path, "video": self.videos[path]}
-        answer = answer_row(outputs, batch, place, self.classes)
-        row["label"] = answer.pop("prediction")
-        if "probabilities" in answer:
-            row["probabilities"] = answer.pop("probabilities")
-            first, second = sorted(outputs.probabilities[place].tolist(), reverse=True)[:2]
-            row["margin"] = seven_digits(first - second)
-            if self.threshold is not None:
-                row["likeliest"] = row["label"]
-                shares = outputs.probabilities[place].double().cpu().numpy()[None]
-                (decided,) = decide(shares, tuple(self.classes), *self.threshold)
-                row["label"] = self.classes[decided]
-        answer.pop("tied", None)
-        return {**row, **answer}
+        return row | prediction_row(outputs, batch, place, self.classes, self.threshold)
 
     def _read(self, *, stale: bool = False) -> dict[str, dict[str, Any]]:
         """Line by path; a prediction wins over an error, a later line over an earlier one.

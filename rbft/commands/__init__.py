@@ -15,6 +15,7 @@ COMMANDS = {
     "test": "score",
     "validate": "score",
     "predict": "predict",
+    "demo": "demo",
     "export": "export",
     "compare": "compare",
     "mask": "mask",

@@ -17,6 +17,7 @@ from rbft.card import Card
 from rbft.clip import Clip
 from rbft.decision import DECISION, describe
 from rbft.runs.folder import PROVENANCE, read_json, read_provenance
+from rbft.runs.inference import INFERENCE
 from rbft.runtime.files import atomically, write_json
 from rbft.runtime.lock import Lock
 from rbft.stages import CLASS, RATIONALE, Stage, find_stage
@@ -94,8 +95,7 @@ def _publish(
         for name in BASE_FILES:
             _take_over(base, name, part, wanted)
         shutil.copyfile(weights / "card.yaml", part / "card.yaml")
-        note = read_provenance(weights) or {}
-        write_json(part / PROVENANCE, {key: value for key, value in note.items() if key != "base"})
+        write_json(part / PROVENANCE, _exported(read_provenance(weights) or {}))
         if threshold is not None:
             # Merged and rounded they are other weights, which the threshold is for from here on.
             chosen = read_json(threshold)
@@ -103,6 +103,14 @@ def _publish(
             write_json(part / DECISION, {**chosen, **own})
         text = model_card(weights, base, str(wanted).removeprefix("torch."), threshold)
         (part / "README.md").write_text(text, encoding="utf-8")
+
+
+def _exported(note: Mapping[str, Any]) -> dict[str, Any]:
+    """What is noted with whole weights: no base, and no storage in 4 bits, which was that of it."""
+    made = {key: value for key, value in note.items() if key != "base"}
+    if INFERENCE in made:
+        made[INFERENCE] = {**made[INFERENCE], "model.quantize": None}
+    return made
 
 
 def merged_model(weights: Path, base: str, dtype: torch.dtype, trust: bool = False) -> Any:
@@ -155,7 +163,16 @@ def model_card(weights: Path, base: str, dtype: str, threshold: Path | None = No
         f"# {note.get('run') or card.name}",
         f"`{model}`, fine-tuned with rbft (rationale-bootstrapped fine-tuning, stages "
         f"{' -> '.join(note['stages'])}) to classify videos into {words}.",
-        "## How to load it",
+        "## How to classify a clip",
+        "With rbft, which takes the frames and puts the prompt as in training:",
+        "```python\n"
+        "from rbft import load\n\n"
+        'model = load("FOLDER")\n'
+        'print(model.predict("clip.mp4", rationale=True))\n'
+        "```",
+        "Or `python -m rbft predict --weights FOLDER --videos clip.mp4`, and "
+        "`python -m rbft demo --weights FOLDER` for a web page.",
+        "## How to load it with transformers",
         "```python\n"
         "from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
         'model = AutoModelForImageTextToText.from_pretrained("FOLDER", dtype="auto")\n'

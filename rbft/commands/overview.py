@@ -23,7 +23,8 @@ EXAMPLES = {
     "batch": "batch smarthome_gpt4o",
     "test": "test smarthome_qwen25",
     "validate": "validate smarthome_qwen25 --data.val_fraction 0.1",
-    "predict": "predict smarthome_qwen25 --videos clips/",
+    "predict": "predict --weights lightning_logs/house --videos clips/",
+    "demo": "demo --weights lightning_logs/house",
     "export": "export smarthome_qwen25 --output merged",
     "compare": 'compare --configs "[miniature, miniature_direct]" --seeds 5',
     "mask": "mask smarthome_masked_objects --names [person]",
@@ -31,10 +32,11 @@ EXAMPLES = {
     "report": "report",
     "attention": 'attention --runs "[direct, ours]"',
     "scan": "scan smarthome_qwen25",
-    "init": 'init --domain "conveyor belt" --classes "[pass, fail]"',
+    "init": 'init --domain "conveyor belt" --videos videos',
     "experiments": "experiments --show miniature",
     "cache": "cache --clear frames",
 }
+VIDEOS = "--videos"  # an option that may have several values
 # What other programs call these.
 SYNONYMS = {
     "train": "fit",
@@ -53,6 +55,8 @@ SYNONYMS = {
     "save": "export",
     "new": "init",
     "check": "scan",
+    "web": "demo",
+    "gradio": "demo",
     "grade": "judge",
 }
 
@@ -116,7 +120,7 @@ def in_full(args: Sequence[str]) -> list[str]:
     """A command line with what may be left out: `fit miniature --dry_run`.
 
     Experiments right behind the command, files or names, are `--config`, and an option that is true
-    or false is true where no value follows.
+    or false is true where no value follows. `--videos` takes as many as follow.
 
     Args:
         args: The command line behind the program's name.
@@ -131,7 +135,18 @@ def in_full(args: Sequence[str]) -> list[str]:
     for place, one in enumerate(rest):
         alone = place + 1 == len(rest) or rest[place + 1].startswith("-")
         made.append(f"{one}=true" if one in switches and alone else one)
-    return made
+    return _each_video(made)
+
+
+def _each_video(args: list[str]) -> list[str]:
+    """The same with an option for each of several videos, as a shell leaves `--videos *.mp4`."""
+    if VIDEOS not in args:
+        return args
+    first = args.index(VIDEOS) + 1
+    end = next((n for n in range(first, len(args)) if args[n].startswith("--")), len(args))
+    if end - first < 2:
+        return args
+    return [*args[: first - 1], *(f"{VIDEOS}+={one}" for one in args[first:end]), *args[end:]]
 
 
 def _is_experiment(given: str) -> bool:

@@ -1,5 +1,6 @@
 """`predict`: classify any videos."""
 
+import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -9,12 +10,12 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from rbft.build import Experiment, build
 from rbft.callbacks.predictions import PredictionWriter
 from rbft.clip import Clip
-from rbft.decision import find_decision
-from rbft.inputs import check_inputs, find_weights
+from rbft.commands.prediction_summary import failures, first_rows
+from rbft.prediction import set_up
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.digests import file_digest
+from rbft.runtime.fault_tolerance import leave_process_group
 from rbft.runtime.lock import Lock
-from rbft.stages import find_stage
 
 
 def predict(
@@ -26,16 +27,19 @@ def predict(
 ) -> None:
     """Write class and class probabilities of videos, one JSON line each and as a table.
 
-    Started again with the same output, it goes on where it stopped.
+    With a weights folder, no experiment is needed: the folder says how the model is asked.
+    Started again with the same output, it goes on where it stopped. Where a video fails, it
+    goes on with the others and ends with exit status 1.
 
     Args:
         experiment: The settings.
-        videos: A video file, a folder that is searched for them, a file that lists them (.txt
-            with one path a line, or .csv with a column path), or several such:
-            [a.mp4, folder].
+        videos: A video file, a folder that is searched for them, a pattern ("clips/*.mp4"), a file
+            that lists them (.txt with one path a line, # before a comment, or .csv with a column
+            path), or several such: [a.mp4, folder].
         output: The file to write, .jsonl; the table goes into a .csv file beside it.
-        weights: run takes the run's last finished stage (or model.stage), backbone the bare
-            backbone (zero-shot); anything else is a weights folder.
+        weights: The folder of a run, a weights folder or an exported one. With an experiment also
+            run, the run's last finished stage (or model.stage), and backbone, the bare backbone
+            (zero-shot).
         rationale: Also have the model write a rationale for each video.
     """
     if experiment.endpoint is not None:
@@ -45,28 +49,24 @@ def predict(
         )
     given = [videos] if isinstance(videos, Path) else videos
     with Lock(output, "--output"):
-        _predict(experiment, given, output, weights, rationale)
+        failed = _predict(experiment, given, output, weights, rationale)
+    if failed:
+        leave_process_group()
+        sys.exit(1)
 
 
 def _predict(
     experiment: Experiment, videos: list[Path], output: Path, weights: str, rationale: bool
-) -> None:
-    inputs = check_inputs(experiment, benchmark=False)
-    _, stage, folder = find_weights(experiment, weights)
-    stage = find_stage(stage).classifier.name
-    if folder is not None:
-        inputs.check_words(folder, find_stage(stage))
-    data = inputs.data
-    conditions = inputs.conditions(stage, folder)
-    made_from = {**conditions, "rationale": rationale}
-    decision = None if folder is None else find_decision(folder, conditions["weights"])
-    if decision is not None:
-        if experiment.settings.model.answer != "score":
-            raise ValueError(
-                f"The threshold in {decision.file} needs the probabilities of the classes, but "
-                f"model.answer is {experiment.settings.model.answer}. Set it to score, or remove "
-                "the file."
-            )
+) -> int:
+    """Predicts what is missing.
+
+    Returns:
+        The number of videos that could not be predicted; 0 in all processes but the first.
+    """
+    setup = set_up(experiment, weights)
+    data = setup.inputs.data
+    made_from = {**setup.conditions, "rationale": rationale}
+    if (decision := setup.decision) is not None:
         made_from["decision"] = decision.determining
         print_rank_zero(
             f"A video is '{decision.positive}' from a probability of {decision.threshold:.4g} on, "
@@ -75,28 +75,32 @@ def _predict(
     clips = data.clips_from_videos(videos)
     for note in data.notes:
         print_rank_zero(note)
-    threshold = None if decision is None else (decision.positive, decision.threshold)
     content = partial(_content, data.cache_folder)
-    writer = PredictionWriter(output, clips, data.card.classes, made_from, content, threshold)
+    writer = PredictionWriter(output, clips, data.card.classes, made_from, content, setup.threshold)
     count, todo = len(writer.clips), len(writer.todo)
     if todo < count:
         print_rank_zero(f"{count - todo} of {count} videos stand in {output} already.")
     if todo:
         build(
             experiment,
-            stage,
-            folder,
+            setup.stage,
+            setup.folder,
             f"Predicting {todo} videos",
             [writer],
             feed={"predict_clips": writer.todo},
             collating={"rationale": rationale},
         ).predict()
-    if not _get_rank():
-        failed = writer.finish()
-        table = output.with_suffix(".csv")
-        print_rank_zero(f"Wrote {count - failed} predictions to {output} and {table}.")
-        if failed:
-            print_rank_zero(f"{failed} videos cannot be decoded; their lines hold the error.")
+    if _get_rank():
+        return 0
+    rows = writer.finish()
+    failed = sum("error" in row for row in rows)
+    if failed < count:
+        print_rank_zero(first_rows(rows, setup.model))
+    table = output.with_suffix(".csv")
+    print_rank_zero(f"Wrote {count - failed} predictions to {output} and {table}.")
+    if failed:
+        print_rank_zero(failures(rows))
+    return failed
 
 
 def _content(cache_folder: Path, clip: Clip) -> str | None:

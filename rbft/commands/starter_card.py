@@ -46,13 +46,16 @@ def starter_card(domain: str, classes: Sequence[str]) -> str:
     return text
 
 
-def write_starter(domain: str, classes: Sequence[str], output: Path) -> Path:
+def write_starter(
+    domain: str, classes: Sequence[str], output: Path, videos: Path | None = None
+) -> Path:
     """Writes a starter card, and beside it an experiment on a folder of videos that uses it.
 
     Args:
         domain: See `starter_card`.
         classes: See `starter_card`.
         output: The card file to write.
+        videos: Folder of the videos; None writes "videos".
 
     Returns:
         The experiment file, `<stem>_experiment.yaml`.
@@ -65,7 +68,7 @@ def write_starter(domain: str, classes: Sequence[str], output: Path) -> Path:
         if file.exists():
             raise ValueError(f"{file} exists. Give --output another name, or remove it.")
     text = starter_card(domain, classes)
-    data = {"root": "videos", "card": str(output)}
+    data = {"root": str(videos or "videos"), "card": str(output)}
     entries = {
         "name": experiment.stem,
         "model": {"backbone": BACKBONE},

@@ -25,8 +25,8 @@ from rbft.annotations.lookup import (
 from rbft.annotations.tables import TableRow, check_unique, read_table, shown
 from rbft.clip import Clip
 from rbft.data.base import VideoDataModule
+from rbft.data.class_folders import METADATA, SPLIT_FOLDERS, has_split_folders
 from rbft.data.splits import (
-    SPLIT_NAMES,
     check_classes,
     check_known,
     read_splits,
@@ -35,10 +35,7 @@ from rbft.data.splits import (
 )
 from rbft.runtime.ranges import check_ranges
 
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"  # Hugging Face's column, or the end of its name
-# Folders that are splits; Hugging Face's VideoFolder knows the last two besides ours.
-SPLIT_FOLDERS = SPLIT_NAMES | {"eval": "test", "evaluation": "test"}
 WILDCARDS = "*?["
 
 
@@ -474,9 +471,8 @@ class VideoFolder(VideoDataModule):
     def _folders(self, videos: list[Path]) -> tuple[str, list[Entry]]:
         """Clips in a folder per class, with or without folders for the splits above."""
         parts = [path.relative_to(self.root).parts for path in videos]
-        tops = {below[0] for below in parts}
-        named_as_class = tops <= {*self.card.classes, *self.card.words.values()}
-        has_splits = not named_as_class and all(top.casefold() in SPLIT_FOLDERS for top in tops)
+        named = {*self.card.classes, *self.card.words.values()}
+        has_splits = has_split_folders({below[0] for below in parts}, named)
         depth = 2 if has_splits else 1
         entries = []
         for path, below in zip(videos, parts, strict=True):

@@ -18,6 +18,9 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
+from rbft.runtime.console import width
+from rbft.runtime.fonts import drawable_classes, families
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -164,12 +167,13 @@ def confusion_figure(
     Args:
         matrix: As from `ClassificationMetrics.confusion`; the column of unparsed answers is shown
             where there are any.
-        classes: Class names in order.
+        classes: Class names in order, of any script; see `rbft.runtime.fonts`.
     """
     from matplotlib.figure import Figure
 
     matrix = matrix.cpu()
-    columns = [*classes, "unparsed"]
+    names = drawable_classes(classes)
+    columns = [*names, "unparsed"]
     if int(matrix[:, -1].sum()) == 0:
         matrix, columns = matrix[:, :-1], columns[:-1]
     share = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
@@ -178,14 +182,17 @@ def confusion_figure(
     figure = Figure(figsize=(wide + 1.8, high + 1.0), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    slanted = max(map(len, columns)) > 12
+    slanted = max(map(width, columns)) > 12
+    # A dollar sign in a name begins no formula.
+    style = {"fontfamily": families(columns), "parse_math": False}
     axes.set_xticks(
         range(len(columns)),
         columns,
         rotation=30 if slanted else 0,
         ha="right" if slanted else "center",
+        **style,
     )
-    axes.set_yticks(range(len(classes)), list(classes))
+    axes.set_yticks(range(len(classes)), names, **style)
     axes.set_xlabel("prediction")
     axes.set_ylabel("label")
     for row in range(len(classes)):

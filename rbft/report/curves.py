@@ -4,6 +4,8 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from rbft.runs.tags import name_of
+
 HEADER, CHECKSUM = struct.Struct("<Q"), 4  # length and its checksum, data and its checksum
 LONGEST = 1 << 30  # bytes of a record above which the length is taken for damaged
 
@@ -23,21 +25,22 @@ def read_curves(files: Sequence[Path]) -> tuple[Mapping[str, Curve], list[str]]:
         files: Event files.
 
     Returns:
-        Step and value by tag, in the order of the steps, and what is wrong with files, a text each.
+        Step and value by metric, in the order of the steps, and what is wrong with files, a text
+        each.
     """
     found: dict[str, dict[int, tuple[float, float]]] = {}
     problems = []
     for file in sorted(files):
         try:
             for tag, step, when, value in _scalars(file):
-                points = found.setdefault(tag, {})
+                points = found.setdefault(name_of(tag), {})
                 if step not in points or points[step][0] <= when:
                     points[step] = (when, value)
         except (DamagedEventsError, OSError) as error:
             problems.append(f"{file.name}: {error}")
     curves = {
-        tag: tuple((step, points[step][1]) for step in sorted(points))
-        for tag, points in found.items()
+        name: tuple((step, points[step][1]) for step in sorted(points))
+        for name, points in found.items()
     }
     return curves, problems
 

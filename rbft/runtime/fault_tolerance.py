@@ -16,6 +16,7 @@ from types import FrameType
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
@@ -134,24 +135,6 @@ def _nothing() -> None:
     pass
 
 
-def die_with_parent(every: float = 0.5) -> None:
-    """Ends this process as soon as the one that started it is gone.
-
-    A process that is left alone would wait in a collective, for ever or for half an hour, and keep
-    its device. Does nothing in a process that no launcher has started.
-    """
-    if "LOCAL_RANK" not in os.environ:
-        return
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(every)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="die-with-parent").start()
-
-
 def leave_process_group() -> None:
     """Ends the processes' group when all have come to the end."""
     if torch.distributed.is_initialized():
@@ -165,15 +148,15 @@ def exit_process(status: int) -> None:
     Without the interpreter's own end, in which the threads of collectives whose other side is gone
     abort or wait.
     """
-    if not torch.distributed.is_initialized():
-        return
     started_by_lightning = "LOCAL_RANK" in os.environ and not (
         "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
     )
-    if started_by_lightning and torch.distributed.get_rank():
+    if started_by_lightning and _get_rank():
         # Lightning kills the first process when it sees another end first; its status and
-        # message are the ones that count.
+        # message are the ones that count. This one ends with it.
         time.sleep(PATIENCE)
+    if not torch.distributed.is_initialized():
+        return
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -162,6 +162,36 @@ def test_a_weights_folder_can_be_tested_without_naming_its_settings(run, tmp_pat
     assert found["metrics"] == read_json(run.run / "label/test.json")["metrics"]
 
 
+def test_an_adapter_predicts_without_its_experiment(any_run, tmp_path, cache, capsys):
+    videos = ",".join(map(str, sorted(cache.rglob("*test-000?.mp4"))[:3]))
+    given = (f"--videos=[{videos}]", "--trainer.enable_progress_bar=false")
+    rbft(any_run.folder, "predict", *any_run.options, *given, f"--output={tmp_path}/known.jsonl")
+    mine = shutil.copytree(any_run.run / "label/weights", tmp_path / "mine")
+    rbft(tmp_path, "predict", "--weights=mine", *given, "--output=alone.jsonl")
+    expected = (tmp_path / "known.jsonl").read_bytes()
+    assert (tmp_path / "alone.jsonl").read_bytes() == expected != b""
+    note = read_json(mine / "rbft.json")
+    if "base" not in note:  # whole weights
+        return
+    # The base lies elsewhere.
+    base = shutil.copytree(note["base"]["name"], tmp_path / "base")
+    note["base"]["name"] = str(tmp_path / "gone")
+    (mine / "rbft.json").write_text(json.dumps(note))
+    alone = ("predict", "--weights=mine", *given, "--output=moved.jsonl")
+    with pytest.raises(SystemExit, match="2"):
+        rbft(tmp_path, *alone)
+    assert "Say where it lies now: --model.backbone FOLDER." in capsys.readouterr().err
+    rbft(tmp_path, *alone, f"--model.backbone={base}")
+    assert (tmp_path / "moved.jsonl").read_bytes() == expected
+    # Another base is no base of it.
+    (base / "config.json").write_text((base / "config.json").read_text() + " ")
+    with pytest.raises(SystemExit, match="2"):
+        rbft(tmp_path, *alone, f"--model.backbone={base}", "--output=other.jsonl")
+    assert (
+        f"error: weights folder mine is an adapter of {tmp_path}/gone (" in capsys.readouterr().err
+    )
+
+
 def test_a_stage_alone_goes_on_from_an_adapter(run, tmp_path):
     more = ("--model.stage=label", f"--model.weights={run.run}/rationale/weights")
     rbft(tmp_path, "fit", *run.options, *more)

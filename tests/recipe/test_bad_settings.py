@@ -180,8 +180,9 @@ CASES = {
     ),
     "weights to test that are not there": (
         "test {good} --weights=nowhere",
-        "error: --weights nowhere is no weights folder of rbft. Allowed are run, backbone, a "
-        "folder such as lightning_logs/small/label/weights, or the folder of a run.\n",
+        "error: --weights nowhere does not exist. Give a folder that rbft left: that of a run "
+        "(lightning_logs/<run>), one of its weights folders (<run>/<stage>/weights), or one that "
+        "export wrote.\n",
     ),
     "no validation split": (
         "validate {good} --weights=backbone",

@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from rbft.backbone.adapters import weights_fingerprint
+from rbft.runs.tags import name_of
 from tests.recipe.killing import run, run_two
 from tests.recipe.runs import LOGS, ROOT, outcome, rbft, read_json, read_lines, small, weights_file
 
@@ -68,7 +69,7 @@ def scalars(folder: Path, stage: str) -> dict[str, list[float]]:
     for file in (folder / LOGS / "small" / stage).glob("events*"):
         events = EventAccumulator(str(file)).Reload()
         for name in events.Tags()["scalars"]:
-            found[name] = [event.value for event in events.Scalars(name)]
+            found[name_of(name)] = [event.value for event in events.Scalars(name)]
     return found
 
 

@@ -1,11 +1,13 @@
 """Commands about data: scan, init, predict, export, cache, and the README's recipes with them."""
 
 import csv
+import io
 import json
 import os
 import re
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -14,8 +16,10 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rbft import load
 from rbft.card import Card
 from rbft.commands.help_page import asked_group, help_page
+from rbft.commands.overview import in_full
 from rbft.data.videofolder import VideoFolder
 from rbft.miniature import folders
 from rbft.video.frame_settings import FrameSettings
@@ -25,6 +29,7 @@ from tests.recipe.runs import (
     ROOT,
     STAGES,
     VIDEO_INDICES,
+    command_blocks,
     rationales,
     rbft,
     rbft_process,
@@ -43,8 +48,7 @@ def chapter(title: str) -> str:
 
 def commands(text: str) -> list[list[str]]:
     """The command lines of a text, in order."""
-    blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "".join(command_blocks(text)).replace("\\\n", " ").splitlines()
     return [shlex.split(line) for line in lines if line.startswith("python -m rbft")]
 
 
@@ -119,6 +123,84 @@ def test_the_gpu_s_line_is_a_valid_one(own: Own, capsys: pytest.CaptureFixture[s
     assert "root: videos" in printed
 
 
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_weights_alone_predict_what_they_predict_with_the_experiment(
+    own: Own, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The README's command, the experiment's, those of moved weights, and Python."""
+    (first,) = (command for command in own.commands if command[3] == "predict")
+    assert not any("config" in part or "backbone" in part for part in first)
+    expected = (own.folder / "predictions.jsonl").read_bytes()
+    asked = ("--videos=videos/test", "--rationale=true")
+    rbft(own.folder, "predict", *own.options, *asked, "--output=by_experiment.jsonl")
+    assert (own.folder / "by_experiment.jsonl").read_bytes() == expected
+    run_folder = own.folder / LOGS / "house_experiment"
+    moved = shutil.copytree(run_folder / "label/weights", tmp_path / "mine")
+    rbft(own.folder, "predict", f"--weights={moved}", *asked, "--output=moved.jsonl")
+    assert (own.folder / "moved.jsonl").read_bytes() == expected
+    shown = capsys.readouterr().out.splitlines()
+    place = next(
+        n for n, line in enumerate(shown) if line.startswith("Weights: ") and "mine" in line
+    )
+    assert shown[place + 1] == "         run house_experiment, trained on rationale -> label"
+    assert shown[place + 3].split() == ["video", "class", "probability"]
+    rows = read_lines(own.folder / "moved.jsonl")
+    for line, row in zip(shown[place + 5 : place + 10], rows, strict=False):
+        share = row["probabilities"][row["label"]]
+        assert line.split() == [row["path"], row["label"], f"{share:.4f}"]
+    assert max(map(len, shown[place:])) <= 80
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(own.folder)
+        model = load("lightning_logs/house_experiment")
+        found = model.predict([row["path"] for row in rows], rationale=True)
+        for row, one in zip(rows, found, strict=True):
+            assert (one.label, one.probabilities) == (row["label"], row["probabilities"])
+            assert one.rationale == row["rationale"]
+        # What README and page show, as it stands there.
+        for name in ("clip", "a", "b"):
+            shutil.copy(rows[0]["path"], f"{name}.mp4")
+        Path("many.txt").write_text("a.mp4\nb.mp4\n")
+        for page in (ROOT / "README.md", ROOT / "docs/predict.md"):
+            blocks = python_blocks(page)
+            assert "load(" in blocks[0]
+            exec("\n".join(blocks), {"open": opened})
+    said = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("Prediction(path=PosixPath('clip.mp4')") for line in said) == 2
+    assert sum(line.startswith(("a.mp4 ", "b.mp4 ")) for line in said) == 4
+
+    note = read_json(moved / "rbft.json")
+    del note["inference"]
+    (moved / "rbft.json").write_text(json.dumps(note))
+    with pytest.raises(SystemExit, match="2"):
+        rbft(own.folder, "predict", f"--weights={moved}", *asked, "--output=old.jsonl")
+    assert "an earlier version of rbft left it" in capsys.readouterr().err
+    rbft(own.folder, "predict", *own.options, *asked, f"--weights={moved}", "--output=old.jsonl")
+    assert (own.folder / "old.jsonl").read_bytes() == expected
+
+
+def opened(file: str) -> io.StringIO:
+    """The docs leave a file open."""
+    return io.StringIO(Path(file).read_text(encoding="utf-8"))
+
+
+def test_the_commands_of_the_page_about_prediction(own: Own) -> None:
+    page = (ROOT / "docs/predict.md").read_text(encoding="utf-8")
+    predict, demo = commands(page)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(own.folder)
+        patch.setattr("sys.argv", ["rbft"])
+        rbft(own.folder, *in_full(predict[3:]))
+        patch.setitem(sys.modules, "gradio", None)
+        with pytest.raises(SystemExit, match="2"):  # it has come to where Gradio is needed
+            rbft(own.folder, *demo[3:])
+    options = set(re.findall(r"`(?:[^`]* )?(--[a-z_.]+)", page))
+    assert {"--videos", "--weights", "--config", "--port", "--host"} <= options
+
+
 def test_predict_takes_up_what_is_there(own: Own, capsys: pytest.CaptureFixture[str]) -> None:
     broken = own.folder / "broken.mp4"
     broken.write_bytes(next(own.folder.rglob("videos/test/*/*.mp4")).read_bytes()[:2000])
@@ -126,7 +208,8 @@ def test_predict_takes_up_what_is_there(own: Own, capsys: pytest.CaptureFixture[
     names = [str(path.relative_to(own.folder)) for path in own.folder.rglob("videos/test/*/*.mp4")]
     listed.write_text("\n".join([*names[:2], "broken.mp4", "gone.mp4"]), encoding="utf-8")
     predict = ["predict", *own.options, "--videos=list.txt", "--output=out/p.jsonl"]
-    rbft(own.folder, *predict)
+    with pytest.raises(SystemExit, match="1"):
+        rbft(own.folder, *predict)
     rows = read_lines(own.folder / "out/p.jsonl")
     assert [row["path"] for row in rows] == listed.read_text(encoding="utf-8").split("\n")
     assert rows[3]["error"] == "Video gone.mp4 does not exist."
@@ -134,10 +217,12 @@ def test_predict_takes_up_what_is_there(own: Own, capsys: pytest.CaptureFixture[
     assert all("error" not in row and row["margin"] >= 0 for row in rows[:2])
     out = capsys.readouterr().out
     assert "Wrote 2 predictions to out/p.jsonl and out/p.csv." in out
-    assert "2 videos cannot be decoded; their lines hold the error." in out
+    assert "2 of 4 videos could not be predicted:\n  Video broken.mp4 " in out
+    assert "\n  Video gone.mp4 does not exist.\n" in out
 
     broken.write_bytes((own.folder / names[2]).read_bytes())
-    rbft(own.folder, *predict)
+    with pytest.raises(SystemExit, match="1"):
+        rbft(own.folder, *predict)
     assert "2 of 4 videos stand in out/p.jsonl already." in capsys.readouterr().out
     again = read_lines(own.folder / "out/p.jsonl")
     assert again[:2] == rows[:2]
@@ -281,7 +366,7 @@ def test_a_run_goes_on_past_files_that_cannot_be_decoded(
         events = EventAccumulator(str(folder / stage))
         events.Reload()
         # Once in each of the two epochs.
-        assert sum(event.value for event in events.Scalars("data/replaced")) == 2
+        assert sum(event.value for event in events.Scalars("train/replaced")) == 2
     said = [
         line for line in process.stderr.splitlines() if "takes the place of train/fail/b c" in line
     ]
@@ -384,11 +469,11 @@ def test_init_writes_nothing_over(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == (
         "Wrote my_card.yaml: put your own words into it.\n"
         "Wrote my_card_experiment.yaml: say there where your videos are (data.init_args.root).\n"
-        "Then: python -m rbft scan --config my_card_experiment.yaml\n"
+        "Then: python -m rbft scan my_card_experiment.yaml\n"
     )
     for wrong, message in (
         (init, "my_card.yaml exists. Give --output another name, or remove it."),
-        (init[:2], "classes must be set: add --classes."),
+        (init[:2], "The classes must be known: add --videos FOLDER, with a folder of clips for"),
         ((*init[:2], "--classes=[pass]", "--output=b.yaml"), "needs at least 2"),
     ):
         with pytest.raises(SystemExit, match="2"):

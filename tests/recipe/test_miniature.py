@@ -36,7 +36,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def losses(folder: Path) -> list[float]:
     events = EventAccumulator(str(folder))
     events.Reload()
-    return [event.value for event in events.Scalars("train/loss")]
+    return [event.value for event in events.Scalars("loss/train")]
 
 
 def test_the_first_line_of_the_readme_runs_the_whole_method(checkout, capsys):

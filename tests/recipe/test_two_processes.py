@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from rbft.runs.tags import tag_of
 from tests.recipe.killing import run_two
 from tests.recipe.runs import (
     EXPERIMENTS,
@@ -91,13 +92,13 @@ def runs(
 
 
 def scalars(folder: Path, stage: str, name: str) -> list[float]:
-    """A curve of TensorBoard."""
+    """A metric's curve in TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for file in sorted((folder / LOGS / "small" / stage).glob("events*")):
         events = EventAccumulator(str(file)).Reload()
-        if name in events.Tags()["scalars"]:
-            return [event.value for event in events.Scalars(name)]
+        if tag_of(name) in events.Tags()["scalars"]:
+            return [event.value for event in events.Scalars(tag_of(name))]
     raise AssertionError(f"no curve {name}")
 
 

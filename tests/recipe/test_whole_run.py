@@ -138,10 +138,10 @@ def test_rationales_that_were_cut_off_are_counted_where_people_look(finished):
     (events,) = (
         accumulator
         for file in (finished.run / "rationale").glob("events*")
-        if "data/cut_rationales"
+        if "train/cut_rationales"
         in (accumulator := EventAccumulator(str(file)).Reload()).Tags()["scalars"]
     )
-    shares = [event.value for event in events.Scalars("data/cut_rationales")]
+    shares = [event.value for event in events.Scalars("train/cut_rationales")]
     assert shares == [pytest.approx(cut / 14, abs=1e-4)]
     made = read_json(rationales(finished.folder).with_suffix(".provenance.json"))
     assert made["generation"] == {
@@ -251,7 +251,7 @@ def test_results_stand_where_the_stage_s_curves_end(finished):
         steps = read_json(note)["steps"] if note.exists() else 0
         assert steps == (8 if place in STAGES else 0)  # four steps an epoch
         events = EventAccumulator(str(finished.run / place)).Reload()
-        assert {event.step for event in events.Scalars("test/accuracy")} == {steps}
+        assert {event.step for event in events.Scalars("accuracy/test")} == {steps}
 
 
 def test_each_training_clip_has_one_rationale_and_no_label(finished):
@@ -390,9 +390,7 @@ def test_test_scores_again(finished, copy, capsys):
 def test_test_scores_the_backbone(finished, tmp_path):
     rbft(tmp_path, "test", *finished.options, "--weights=backbone")
     found = outcome(tmp_path)
-    assert set(found) == {"small/zero_shot/test.json", "small/zero_shot/test_predictions.jsonl"} | {
-        name for name in found if name.endswith("hparams.yaml")
-    }
+    assert set(found) == {"small/zero_shot/test.json", "small/zero_shot/test_predictions.jsonl"}
     expected = outcome(finished.folder)
     assert all(expected[name] == value for name, value in found.items())
 

@@ -1,6 +1,10 @@
 """What the command line hands to the method, and builds; nothing is loaded or trained."""
 
+import errno
 import logging
+import os
+import signal
+import time
 import warnings
 from dataclasses import dataclass
 from inspect import signature
@@ -17,7 +21,7 @@ from rbft.build import Experiment, build
 from rbft.cli import main, silence_known_warnings
 from rbft.commands import COMMANDS, find_command, takes_experiment
 from rbft.miniature.data import Miniature
-from rbft.runtime.fault_tolerance import Stopped
+from rbft.runtime.fault_tolerance import Stopped, signals
 from rbft.training.checkpoints import WholeCheckpoints
 from tests.recipe.runs import small
 
@@ -277,3 +281,34 @@ def test_how_a_command_ends(monkeypatch, capsys, several, rank):
     assert (status, left, said) == (2, [2], "")
     status, said = end(SystemExit("no"))
     assert (status, left, said) == ("no", [1], "")
+
+
+def test_what_a_signal_breaks_off_is_no_fault(monkeypatch, capsys):
+    """Libraries turn what is raised amid their imports into errors of their own."""
+
+    def broken_off(args: list[str] | None) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except BaseException as error:
+            raise ModuleNotFoundError("Could not import module 'AutoProcessor'.") from error
+
+    monkeypatch.setattr(rbft.cli, "_run", broken_off)
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+        main([])
+    assert "stopped by SIGTERM; saved: " in capsys.readouterr().err
+
+
+def test_an_error_while_a_signal_waits_is_said(monkeypatch, capsys):
+    """What is being saved because of the signal may fail."""
+
+    def fails(args: list[str] | None) -> None:
+        signals.hold()
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise OSError(errno.ENOSPC, "No space left on device", "step=3.ckpt")
+
+    monkeypatch.setattr(rbft.cli, "_run", fails)
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    signals.held = False
+    assert "error: step=3.ckpt cannot be written: No space left" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The program ends at once, but behind what has asked to be called at the end."""
 
+import os
 import subprocess
 import sys
 
@@ -47,3 +48,30 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
     ended = subprocess.run(script, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == "RuntimeError: a fault"
+
+
+WAITS = """
+import os, signal
+from rbft import __main__ as program
+
+def main():  # as amid the imports
+    os.kill(os.getpid(), signal.SIGINT)
+    print("goes on")
+program.main = main
+program.console()
+"""
+
+
+@pytest.mark.parametrize(("rank", "status", "said"), [(None, 130, ""), ("1", 0, "goes on\n")])
+def test_ctrl_c_amid_the_imports_ends_the_first_process_alone(rank, status, said) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
+    environment |= {} if rank is None else {"LOCAL_RANK": rank}
+    ended = subprocess.run(
+        [sys.executable, "-c", WAITS],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=environment,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (status, said, "")

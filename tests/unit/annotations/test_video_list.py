@@ -27,7 +27,8 @@ def test_files_folders_and_lists_in_order(folder: Path) -> None:
     ]
     assert notes == [
         f"--videos {folder}: left alone 3 files that are no videos: 1 .csv, 1 .txt, 1 .md (first: "
-        f"{folder}/list.csv)."
+        f"{folder}/list.csv).",
+        f"--videos names 4 files again (first: {folder}/b.mp4); each counts once.",
     ]
     found, notes = find_videos([folder / "list.csv"])
     assert notes == []
@@ -55,3 +56,55 @@ def test_every_container_in_a_folder(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).touch()
     assert find_videos([tmp_path]) == ([(str(tmp_path / n), tmp_path / n) for n in names], [])
+
+
+def test_patterns_where_the_shell_left_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "deep/[1].mp4").touch()
+
+    def names(pattern: str) -> list[str]:
+        found, _ = find_videos([folder / pattern])
+        return [str(path.relative_to(folder)) for _, path in found]
+
+    assert names("*.mp4") == ["b.mp4"]
+    assert names("?.M*") == ["a.MOV"]
+    assert names("*") == ["a.MOV", "b.mp4", "deep/[1].mp4", "deep/c.webm"]
+    assert names("**/*.mp4") == ["b.mp4", "deep/[1].mp4"]
+    assert names("**") == ["a.MOV", "b.mp4", "deep/[1].mp4", "deep/c.webm"]
+    assert names("deep/[1].mp4") == ["deep/[1].mp4"]  # a file of this name
+    assert names("*.md") == ["notes.md"]  # asked for by its ending
+    assert find_videos([folder / "*"])[1] == [
+        f"--videos {folder}/*: left alone 1 files that are no videos: 1 .md (first: "
+        f"{folder}/notes.md)."
+    ]
+    with pytest.raises(ValueError, match=r"^--videos .*/\*\.avi: no file fits this pattern\.$"):
+        names("*.avi")
+    monkeypatch.setenv("HOME", str(folder))
+    assert find_videos([Path("~/b.mp4")])[0] == [(str(folder / "b.mp4"), folder / "b.mp4")]
+
+
+def test_addresses_are_no_files(folder: Path) -> None:
+    said = r" is a URL, and videos are read from the disk\. Download it first and give the file\.$"
+    with pytest.raises(ValueError, match=rf"^--videos https://x\.org/a/b\.mp4\?c=1{said}"):
+        find_videos([Path("https://x.org/a/b.mp4?c=1")])
+    (folder / "list.txt").write_text("b.mp4\ns3://bucket/a.mp4\n")
+    with pytest.raises(ValueError, match=rf"list\.txt, line 2: s3://bucket/a\.mp4{said}"):
+        find_videos([folder / "list.txt"])
+    (folder / "list.csv").write_text("path\nhttp://x/a.mp4\n")
+    with pytest.raises(ValueError, match=rf"list\.csv, line 2: http://x/a\.mp4{said}"):
+        find_videos([folder / "list.csv"])
+    with pytest.raises(ValueError, match=r"--videos C:/clips/a\.mp4 does not exist"):
+        find_videos([Path("C:/clips/a.mp4")])
+
+
+def test_comments_and_blank_lines_in_lists(folder: Path) -> None:
+    (folder / "list.txt").write_text("# mine\n\nb.mp4\n  # a.MOV\n./#c.mp4\n")
+    found, _ = find_videos([folder / "list.txt"])
+    assert [path.name for _, path in found] == ["b.mp4", "#c.mp4"]
+
+
+def test_files_that_are_named_twice_are_noted(folder: Path) -> None:
+    given = [folder / "b.mp4", folder / "*.mp4", folder / "a.MOV", folder / "a.MOV"]
+    _, notes = find_videos(given)
+    assert notes == [f"--videos names 2 files again (first: {folder}/b.mp4); each counts once."]
+    _, notes = find_videos(given[:2])
+    assert notes == [f"--videos names 1 file again (first: {folder}/b.mp4); each counts once."]

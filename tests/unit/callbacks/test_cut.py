@@ -51,7 +51,7 @@ def test_said_and_logged_before_training(
     events = EventAccumulator(logger.log_dir).Reload()
     curves = events.Tags()["scalars"]
     if logged is None:
-        assert "data/cut_rationales" not in curves
+        assert "train/cut_rationales" not in curves
     else:
-        values = [event.value for event in events.Scalars("data/cut_rationales")]
+        values = [event.value for event in events.Scalars("train/cut_rationales")]
         assert values == [pytest.approx(logged, abs=1e-4)]

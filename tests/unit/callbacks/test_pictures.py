@@ -1,12 +1,17 @@
+from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch import Callback, Trainer
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rbft.callbacks.pictures import FRAMES, Pictures, film_strip
+from rbft.callbacks.board import Board
+from rbft.callbacks.pictures import FRAMES, INK, RIGHT, WRONG, Pictures, captioned, film_strip
 from rbft.module import RBFTModule
 from tests.examples import CARD, MODULE_SETTINGS, Damaged, Yard, fed, module, trainer
 
@@ -25,8 +30,14 @@ def pictures(**settings: int) -> Pictures:
     return Pictures("name: yard", {"run": "yard", "seed": 0}, **settings)
 
 
-def logger(folder: Path) -> TensorBoardLogger:
-    return TensorBoardLogger(folder, "yard", "label", default_hp_metric=False)
+def logger(folder: Path) -> Board:
+    return Board(folder, "yard", "label")
+
+
+def image(events: EventAccumulator, name: str) -> np.ndarray:
+    """Height x width x 3, RGB."""
+    content = events.Images(name)[0].encoded_image_string
+    return np.asarray(Image.open(BytesIO(content)).convert("RGB")).astype(int)
 
 
 @pytest.mark.parametrize(
@@ -43,22 +54,46 @@ def test_a_film_strip(frames: int, shown: list[list[int]]) -> None:
     assert (strip[:, :2] == 255).all()
 
 
+def test_lines_stand_above_the_picture() -> None:
+    """Legible however wide the picture is: TensorBoard shows all of them as wide."""
+    heights = []
+    for wide in (234, 1690):
+        picture = torch.full((3, 20, wide), 7, dtype=torch.uint8)
+        lines = [("a" * 200, INK), ("label: alarm", INK), ("prediction: quiet", WRONG)]
+        found = captioned(picture, lines)
+        assert (found[:, -20:] == 7).all()
+        head = found[:, :-20].permute(1, 2, 0).int()
+        rows = [int(row) for row in (head.amin((1, 2)) < 128).nonzero()[:, 0]]
+        gaps = [one for one, other in pairwise(rows) if other - one > 2]
+        assert len(gaps) >= 2  # three lines
+        heights.append(head.shape[0] / wide)
+        last = head[gaps[-1] + 1 :].reshape(-1, 3)
+        assert (last[last.sum(1).argmin()] - torch.tensor(WRONG)).abs().max() < 40
+        side = head[:, -wide // 100 :]
+        assert (side == 255).all(), "what is too long is shortened"
+    assert heights[1] == pytest.approx(heights[0], rel=0.25)
+
+
 def test_what_is_shown_of_training(qwen: Path, tmp_path: Path) -> None:
     model = RBFTModule(str(qwen), CARD, stage="rationale_class", **MODULE_SETTINGS)
     yard = Yard(tmp_path / "card.yaml", {"train": 3})
     run = trainer(tmp_path, callbacks=[pictures(samples=2)], logger=logger(tmp_path))
     run.fit(model, fed(yard, model))
     events = read(tmp_path / "yard/label")
-    assert events.Tags()["images"] == ["learnt/clip_0", "learnt/clip_1"]
+    assert events.Tags()["images"] == ["videos/train_0", "videos/train_1"]
     assert text(events, "settings") == "```yaml\nname: yard\n```"
-    assert text(events, "learnt/clip_1") == (
-        "**train_1**\n\nasked: You are a Guard. Describe it.\nIs it normal or abnormal? Clip 1.\n\n"
+    assert text(events, "videos/train_1") == (
+        "**train_1**\n\nlabel: alarm\n\n"
+        "asked: You are a Guard. Describe it.\nIs it normal or abnormal? Clip 1.\n\n"
         "to answer: A person walks on and on past the yard.\nabnormal"
     )
-    assert {"train/loss", "train/grad_norm"} <= set(events.Tags()["scalars"])
-    # 8 of the 10 frames, 84 x 56 pixels each, in two rows.
-    image = events.Images("learnt/clip_1")[0]
-    assert (image.height, image.width) == (2 * 84 + 6, 4 * 56 + 10)
+    assert {"loss/train", "train/grad_norm"} <= set(events.Tags()["scalars"])
+    # 8 of the 10 frames, 84 x 56 pixels each, in two rows, below two lines of text.
+    found = image(events, "videos/train_1")
+    strip = film_strip(yard.reader.decode(yard.clips("train")[1]).frames)
+    assert found.shape[1] == 4 * 56 + 10
+    assert (found[-(2 * 84 + 6) :] == strip.permute(1, 2, 0).numpy()).all()
+    assert found[: -(2 * 84 + 6)].min() < 100
 
 
 @pytest.mark.parametrize("answer", ["score", "generate"])
@@ -69,19 +104,47 @@ def test_what_is_shown_of_a_scored_split(qwen: Path, tmp_path: Path, answer: str
     run = trainer(tmp_path, callbacks=[pictures()], logger=logger(tmp_path))
     (values,) = run.test(model, fed(yard, model), verbose=False)
     events = read(tmp_path / "yard/label")
-    shown = [f"test/clip_{n}" for n in range(4)]
-    assert sorted(events.Tags()["images"]) == [*shown, "test/confusion"]
-    said = text(events, "test/clip_1")
+    shown = [f"videos/test_{n}" for n in range(4)]
+    assert sorted(events.Tags()["images"]) == ["test/confusion", *shown]
+    said = text(events, "videos/test_1")
     assert said.startswith("**test_1**\n\nlabel: alarm\n\nprediction: ")
     assert ("%)" in said) == (answer == "score")
     scalars = events.Tags()["scalars"]
-    assert events.Scalars("test/accuracy")[0].value == pytest.approx(values["test/accuracy"])
+    assert events.Scalars("accuracy/test")[0].value == pytest.approx(values["test/accuracy"])
     # Where the curves of training end; a new Trainer's own count, 0, would also undo `epoch`.
     assert {event.step for name in scalars for event in events.Scalars(name)} == {7}
     assert {event.step for event in events.Images("test/confusion")} == {7}
-    assert "epoch" not in scalars
+    assert not {"epoch", "train/epoch"} & set(scalars)
     assert {f"test/f1/{name}" for name in CARD.classes} <= set(scalars)
     assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_an_answer_is_green_where_it_is_right_and_red_where_it_is_wrong(
+    qwen: Path, tmp_path: Path, right: bool
+) -> None:
+    yard = Yard(tmp_path / "card.yaml", {"test": 1})
+    (clip,) = yard.clips("test")
+    shower = pictures()
+    run = trainer(tmp_path, callbacks=[shower], logger=logger(tmp_path))
+
+    class Answer(Callback):
+        """Has the model say what it should."""
+
+        def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+            assert clip.label is not None
+            found = clip.label if right else 1 - clip.label
+            shower.answers[0] = (clip, found, CARD.classes[found], "")
+
+    run.callbacks.append(Answer())  # type: ignore[attr-defined]
+    model = module(qwen)
+    run.test(model, fed(yard, model), verbose=False)
+    found = image(read(tmp_path / "yard/label"), "videos/test_0")
+    strip = film_strip(yard.reader.decode(clip).frames)
+    head = found[: -strip.shape[1]].reshape(-1, 3)
+    wanted, other = (RIGHT, WRONG) if right else (WRONG, RIGHT)
+    apart = [abs(head - np.array(colour)).max(1).min() for colour in (wanted, other)]
+    assert apart[0] < 40 < apart[1]
 
 
 def test_of_an_undecodable_clip_the_error_is_shown(qwen: Path, tmp_path: Path) -> None:
@@ -90,8 +153,8 @@ def test_of_an_undecodable_clip_the_error_is_shown(qwen: Path, tmp_path: Path) -
     model = module(qwen)
     run.test(model, fed(yard, model), verbose=False)
     events = read(tmp_path / "yard/label")
-    assert sorted(events.Tags()["images"]) == ["test/clip_0", "test/confusion"]
-    said = text(events, "test/clip_1")
+    assert sorted(events.Tags()["images"]) == ["test/confusion", "videos/test_0"]
+    said = text(events, "videos/test_1")
     assert said == (
         "**test_1**\n\nlabel: alarm\n\nprediction: no class\n\n\n\nVideo test_1.mp4 is damaged."
     )

@@ -12,6 +12,10 @@ from rbft.clip import Clip
 from tests.examples import CARD, Damaged, Yard, clips, fed, module, trainer
 
 
+def _failed(rows: list[dict[str, Any]]) -> int:
+    return sum("error" in row for row in rows)
+
+
 def content(clip: Clip) -> str:
     return f"content of {clip.id}"
 
@@ -125,7 +129,7 @@ def test_an_interrupted_run_goes_on(qwen: Path, tmp_path: Path) -> None:
 
 
 def test_an_undecodable_video_has_an_error_and_is_tried_again(qwen: Path, tmp_path: Path) -> None:
-    assert again(qwen, tmp_path, damaged=True).finish() == 1
+    assert _failed(again(qwen, tmp_path, damaged=True).finish()) == 1
     rows = [json.loads(line) for line in (tmp_path / OUTPUT).read_text().splitlines()]
     assert rows[1] == {
         "id": "test_1",
@@ -144,7 +148,7 @@ def test_an_undecodable_video_has_an_error_and_is_tried_again(qwen: Path, tmp_pa
     assert float(table[0]["probability_quiet"]) == rows[0]["probabilities"]["quiet"]
     mended = again(qwen, tmp_path)
     assert [clip.id for clip in mended.todo] == ["test_1"]
-    assert mended.finish() == 0
+    assert _failed(mended.finish()) == 0
     rows = [json.loads(line) for line in (tmp_path / OUTPUT).read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"test_{n}" for n in range(5)]
 
@@ -220,6 +224,6 @@ def test_a_video_that_has_changed_since_is_predicted_anew(tmp_path: Path) -> Non
     error = {"id": "train_1", "path": "train_1.mp4", "video": content(videos[1]), "error": "x"}
     lines = [*lines[:2], error, {**lines[2], "video": content(videos[2])}]
     output.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
-    assert writer.finish() == 1
+    assert _failed(writer.finish()) == 1
     found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert [line.get("error") for line in found] == [None, "x", None]

@@ -10,6 +10,7 @@ import torch
 import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from rbft import load
 from rbft.backbone.adapters import LoRA, add_adapters, base_note
 from rbft.backbone.loading import fingerprint, load_config, load_model, load_processor
 from rbft.backbone.positions import POSITION_RULE
@@ -18,11 +19,14 @@ from rbft.collator import Collator
 from rbft.commands.export_weights import base_licence, export_weights, model_card
 from rbft.decision import find_decision
 from rbft.runs.folder import PROVENANCE, provenance, read_json
+from rbft.runs.inference import INFERENCE
 from rbft.runtime.files import write_json
 from rbft.stages import STAGES
 from tests.examples import CARD, examples, prompt_of
 from tests.tiny import tiny_processor
 from tests.trust import OPENED, note_trust
+from tests.videos import make_video
+from tests.weights import NOTE
 
 
 @pytest.fixture
@@ -39,6 +43,7 @@ def weights(qwen: Path, tmp_path: Path) -> Path:
     CARD.save(folder / "card.yaml")
     facts = {"stages": ["rationale", "label"], "backbone": "abc", "run": "yard_run"}
     facts |= {"backbone_name": str(qwen), "revision": "1234", "base": base_note(str(qwen))}
+    facts |= {INFERENCE: {**NOTE, "model.quantize": "4bit"}}
     write_json(folder / PROVENANCE, provenance(POSITION_RULE, **facts))
     return folder
 
@@ -75,6 +80,26 @@ def test_the_base_decides_precision_and_form(
     assert AutoProcessor.from_pretrained(output).chat_template
     assert not list(output.parent.glob(".*")), "parts are left"
     assert all(file.stat().st_mode & 0o777 == 0o644 for file in output.iterdir())
+
+
+def test_the_model_card_s_lines_classify_a_clip(
+    weights: Path, qwen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    export_weights(weights, str(qwen), output, "float32")
+    assert read_json(output / PROVENANCE)[INFERENCE] == NOTE
+    clip = make_video(tmp_path / "my clip.mp4", frames=30)
+    readme = (output / "README.md").read_text(encoding="utf-8")
+    block, _ = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(block.replace("FOLDER", str(output)).replace("clip.mp4", str(clip)), made)
+    found = load(output).predict(clip, rationale=True)
+    assert capsys.readouterr().out.splitlines()[-1] == str(found)
+    assert found.label in CARD.classes
+    assert found.rationale
+    # The adapter was merged: it says what the adapter says.
+    adapter = load(weights, settings={"model.quantize": None}).predict(clip)
+    assert found.probabilities == pytest.approx(adapter.probabilities, abs=1e-5)
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -61,6 +61,12 @@ def test_other_names_lead_to_commands() -> None:
         ("compare a.yaml", "compare a.yaml"),  # takes --configs
         ("export --matched", "export --matched"),  # no option of it: refused later
         ("train a.yaml", "train a.yaml"),
+        ("predict --videos a.mp4", "predict --videos a.mp4"),
+        (
+            "predict --videos a.mp4 b.mp4 -c.mp4 --rationale",
+            "predict --videos+=a.mp4 --videos+=b.mp4 --videos+=-c.mp4 --rationale=true",
+        ),
+        ("predict a.yaml --videos x y", "predict --config=a.yaml --videos+=x --videos+=y"),
     ],
 )
 def test_what_may_be_left_out(given: str, made: str) -> None:
@@ -86,7 +92,7 @@ def test_the_overview_fits_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
             "",
             "error: there is no command 'train'. Did you mean fit? ",
         ),
-        (["init", "--domain=x"], 2, "", "error: classes must be set: add --classes."),
+        (["init", "--domain=x"], 2, "", "error: The classes must be known: add --videos FOLDER"),
         (["init", "--domain=x", "--classes=[a, b]"], 0, "Wrote card.yaml: put your own words ", ""),
         (["fit", "--help"], 0, "usage: python -m rbft fit [EXPERIMENT ...]", ""),
         (["fit", "miniature", "--help", "lora"], 0, "  --model.lora  settings|null", ""),

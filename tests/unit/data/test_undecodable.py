@@ -167,7 +167,7 @@ class Logged(Callback):
         self.replaced: list[float] = []
 
     def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
-        self.replaced.append(float(trainer.callback_metrics.get("data/replaced", 0)))
+        self.replaced.append(float(trainer.callback_metrics.get("train/replaced", 0)))
 
 
 def test_replaced_clips_are_counted_and_named(

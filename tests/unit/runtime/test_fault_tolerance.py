@@ -156,7 +156,7 @@ def test_lightning_handles_no_signals(tmp_path: Path) -> None:
 
 def test_a_process_ends_with_the_one_that_started_it() -> None:
     child = (
-        "import os, time; from rbft.runtime.fault_tolerance import die_with_parent; "
+        "import os, time; from rbft.runtime.parent import die_with_parent; "
         "os.environ['LOCAL_RANK'] = '1'; die_with_parent(0.05); print(os.getpid(), flush=True); "
         "time.sleep(60)"
     )

@@ -1,0 +1,192 @@
+"""What a weights folder says of itself, so that prediction needs no experiment."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import yaml
+
+from rbft.backbone.adapters import is_adapter
+from rbft.runs.folder import CARD, PROVENANCE, Run, read_provenance
+from rbft.runs.inference import INFERENCE, inference_options
+from rbft.runs.record import SETTINGS
+from rbft.runtime.experiment_file import read_chain
+from rbft.runtime.experiments import find_experiment
+from rbft.stages import stage_names
+
+SELF_CONTAINED = ("predict", "demo")  # commands that a weights folder is enough for
+WEIGHTS, CONFIGS, VIDEOS = "--weights", ("--config", "-c"), ("--videos", "--videos+")
+BACKBONE = "--model.backbone"
+NAMES = ("run", "backbone")  # what --weights may be besides a folder; both need an experiment
+DATA = "rbft.data.unlabelled.Unlabelled"
+# What shows something and runs nothing.
+SHOWING = ("--help", "-h", "--print_config", "--data.help")
+
+
+def last_stage(folder: Path) -> str:
+    """Name of the last finished stage of a run.
+
+    Args:
+        folder: The run's.
+
+    Raises:
+        ValueError: If none is finished.
+    """
+    run, file = Run(folder), folder / SETTINGS
+    stages = stage_names(yaml.safe_load(file.read_text(encoding="utf-8"))["stages"])
+    done = [stage for stage in stages if run.trained(stage)]
+    if not done:
+        raise ValueError(
+            f"The run {folder} has no finished stage ({', '.join(stages)}). Run fit first, or give "
+            "--weights backbone or a weights folder."
+        )
+    return done[-1]
+
+
+def find_weights_folder(given: Path) -> Path:
+    """The weights folder that is meant.
+
+    Args:
+        given: A weights folder, the folder of a stage that holds one, or that of a run, whose last
+            finished stage is taken.
+
+    Raises:
+        ValueError: If it is none of these, or no stage of the run is finished.
+    """
+    if (given / PROVENANCE).is_file():
+        return given
+    if (given / "weights" / PROVENANCE).is_file():
+        return given / "weights"
+    if (given / SETTINGS).is_file():
+        return Run(given).weights(last_stage(given))
+    if not given.exists():
+        raise ValueError(
+            f"--weights {given} does not exist. Give a folder that rbft left: that of a run "
+            "(lightning_logs/<run>), one of its weights folders (<run>/<stage>/weights), or one "
+            "that export wrote."
+        )
+    alone = sorted(given.glob(f"*/weights/{PROVENANCE}")) if given.is_dir() else []
+    if len(alone) == 1:  # of a stage that was trained by itself
+        return alone[0].parent
+    if alone:
+        stages = ", ".join(file.parents[1].name for file in alone)
+        raise ValueError(
+            f"--weights {given} holds weights of several stages ({stages}). Name one of them: "
+            f"--weights {alone[-1].parent}."
+        )
+    raise ValueError(
+        f"--weights {given} is no weights folder of rbft: it holds no {PROVENANCE}. Give a folder "
+        "that rbft left: that of a run (lightning_logs/<run>), one of its weights folders "
+        "(<run>/<stage>/weights), or one that export wrote. For a backbone that rbft did not "
+        "train, name an experiment (--config) and --weights backbone."
+    )
+
+
+def own_options(folder: Path, *, backbone: bool = True) -> list[str]:
+    """What a weights folder says of itself, as options of the command line.
+
+    Args:
+        folder: The weights folder.
+        backbone: Whether the base of an adapter must be there; it need not where another is named.
+
+    Raises:
+        ValueError: If it does not say enough, or the base of an adapter is gone.
+    """
+    note = read_provenance(folder) or {}
+    lacks = [
+        said
+        for missing, said in (
+            (INFERENCE not in note, "which frames the model is shown and how it is asked"),
+            (not (folder / CARD).is_file(), f"its words ({CARD})"),
+        )
+        if missing
+    ]
+    if lacks:
+        run = f", run '{note['run']}'" if note.get("run") else ""
+        raise ValueError(
+            f"weights folder {folder} does not say {' and '.join(lacks)}: an earlier version of "
+            f"rbft left it, or a file was lost. Name the experiment that made it{run}, with "
+            "--config (in Python: load(..., config=...)), or export it anew."
+        )
+    options = [f"--stages=[{','.join(note['stages'])}]", f"--data={DATA}"]
+    options += [f"--data.card={folder / CARD}", *inference_options(note[INFERENCE])]
+    if not is_adapter(folder):
+        return [*options, f"{BACKBONE}={folder}"]
+    if not backbone:
+        return options
+    base = note.get("base")
+    if base is None:
+        raise ValueError(
+            f"weights folder {folder} is an adapter that does not say which weights it was trained "
+            f"on. Name them: {BACKBONE} FOLDER."
+        )
+    # An id of the hub has one slash and no folder need exist.
+    name = Path(base["name"])
+    if not name.is_dir() and (name.is_absolute() or len(name.parts) != 2):
+        raise ValueError(
+            f"weights folder {folder} is an adapter of {name} (fingerprint {base['fingerprint']}), "
+            f"which is no longer there. Say where it lies now: {BACKBONE} FOLDER."
+        )
+    return [*options, f"{BACKBONE}={name}"]
+
+
+def with_own_settings(args: Sequence[str]) -> list[str]:
+    """A command line of `predict` or `demo` with what the named weights folder says of itself.
+
+    It stands first, so that everything that is given wins over it. Where an experiment is named,
+    nothing is added.
+
+    Args:
+        args: The command line behind the program's name.
+
+    Raises:
+        ValueError: If neither weights nor an experiment are named, or see `find_weights_folder` and
+            `own_options`.
+    """
+    if not args or args[0] not in SELF_CONTAINED:
+        return [*args]
+    command, *rest = args
+    showing = any(one.partition("=")[0] in SHOWING for one in rest)
+    if showing or _names_experiment(rest):
+        return [*args]
+    weights = _values(rest, WEIGHTS)[-1:]
+    if not weights or weights[0] in NAMES:
+        named = (
+            f" {WEIGHTS} {weights[0]} takes an experiment, and none is named." if weights else ""
+        )
+        raise ValueError(
+            f"{command} needs a model.{named} Add {WEIGHTS} FOLDER, the folder of a run "
+            "(lightning_logs/<run>) or one that export wrote, or name an experiment (--config)."
+        )
+    if command == "predict" and not _values(rest, *VIDEOS):
+        raise ValueError(
+            "predict needs videos: add --videos with files, folders, patterns or a list of them."
+        )
+    folder = find_weights_folder(Path(weights[0]))
+    return [command, *own_options(folder, backbone=not _values(rest, BACKBONE)), *rest]
+
+
+def _values(args: Sequence[str], *names: str) -> list[str]:
+    """The values of an option, in order."""
+    found = []
+    for one, following in pairwise([*args, ""]):
+        name, sign, value = one.partition("=")
+        if name in names:
+            found.append(value if sign else following)
+    return found
+
+
+def _names_experiment(args: Sequence[str]) -> bool:
+    """Whether a command line names a benchmark, by itself or in a file."""
+    if _values(args, "--data"):
+        return True
+    for file in _values(args, *CONFIGS):
+        try:
+            contents = read_chain(find_experiment(file).resolve())
+        except ValueError:
+            return True  # the parser says what is wrong with it
+        for content in contents:
+            data = content.get("data")
+            if isinstance(data, str) or (isinstance(data, dict) and "class_path" in data):
+                return True
+    return False

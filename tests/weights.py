@@ -1,0 +1,69 @@
+"""Weights folders as rbft leaves them, without training."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rbft.backbone.adapters import LoRA, add_adapters, base_note
+from rbft.backbone.loading import fingerprint, load_model
+from rbft.backbone.positions import POSITION_RULE
+from rbft.runs.folder import PROVENANCE, provenance
+from rbft.runs.inference import INFERENCE
+from rbft.runtime.files import write_json
+from tests.examples import CARD
+from tests.tiny import tiny_processor
+
+NOTE: dict[str, Any] = {
+    "data.fps": 2.0,
+    "data.num_frames": None,
+    "data.min_pixels": 784,
+    "data.max_pixels": 3136,
+    "data.min_frames": 2,
+    "data.max_frames": 6,
+    "data.sampling": "frame",
+    "data.damaged": "error",
+    "data.reader": None,
+    "data.eval_batch_size": 3,
+    "model.answer": "score",
+    "model.max_new_tokens": 5,
+    "model.quantize": None,
+    "model.self_consistency": None,
+    "model.attention": "sdpa",
+    "model.packing": True,
+    "model.liger": False,
+    "model.cudnn_attention": False,
+    "trainer.precision": None,
+}
+
+
+def whole_weights(folder: Path, backbone: Path, **facts: Any) -> Path:
+    """A folder of whole weights.
+
+    Args:
+        folder: What is made.
+        backbone: Its weights and processor.
+        **facts: Further entries of the note, in place of those that there are.
+    """
+    shutil.copytree(backbone, folder)
+    return _note(folder, backbone, **facts)
+
+
+def adapter(folder: Path, backbone: Path, **facts: Any) -> Path:
+    """A folder with an adapter that changes what the backbone says."""
+    model: Any = load_model(str(backbone), "sdpa", False)
+    add_adapters(model, LoRA(rank=4, alpha=8), None, merger=True)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05
+    model.save_pretrained(folder)
+    tiny_processor("qwen2_5_vl").save_pretrained(folder)
+    return _note(folder, backbone, **{"base": base_note(str(backbone)), **facts})
+
+
+def _note(folder: Path, backbone: Path, **facts: Any) -> Path:
+    CARD.save(folder / "card.yaml")
+    made = {"stages": ["rationale", "label"], "backbone": fingerprint(str(backbone))}
+    made |= {"backbone_name": str(backbone), "run": "yard_run", INFERENCE: NOTE, **facts}
+    kept = {name: value for name, value in made.items() if value is not None}
+    write_json(folder / PROVENANCE, provenance(POSITION_RULE, **kept))
+    return folder
