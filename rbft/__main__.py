@@ -36,7 +36,10 @@ def main() -> None:
         run_light(name, args[1:])
     else:
         if name in COMMANDS:
+            from rbft.weights_folder import with_own_settings
+
             _or_refuse(check_settings, name, args[1:])
+            _or_refuse(with_own_settings, args)
         _run(name)
 
 

@@ -201,13 +201,13 @@ class RBFTCLI(LightningCLI):
             self._check_ranges()
             super()._set_seed()
 
-    def _parse_ckpt_path(self) -> None:
-        """Reads no settings from a checkpoint, and so not the file either."""
-
     def _check_ranges(self) -> None:
         # All numbers by their dotted names, before anything is done with the first of them.
         values = {name.replace(".init_args", ""): v for name, v in self.settings.items()}
         check_ranges("", values)
+
+    def _parse_ckpt_path(self) -> None:
+        """Reads no settings from a checkpoint, and so not the file either."""
 
     def instantiate_classes(self) -> None:
         """Builds nothing: every step of the method has objects of its own, see `rbft.build`."""

@@ -272,8 +272,10 @@ class RBFTModule(BackboneModule):
         # knows where it stopped.
         steps = self.data.steps(self.trainer.world_size, self.trainer.max_epochs or 1)
         schedule = cosine_schedule(optimizer, steps, self.warmup_ratio)
-        named = {"scheduler": schedule, "interval": "step", "name": "lr"}
-        return {"optimizer": optimizer, "lr_scheduler": named}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
+        }
 
     def forward(self, batch: Batch) -> Float[Tensor, "answer vocab"]:
         """Logits at the positions that predict an answer token, clip after clip."""

@@ -1,4 +1,7 @@
-"""What a weights folder says of itself, so that prediction needs no experiment."""
+"""What a weights folder says of itself, so that prediction needs no experiment.
+
+Nothing here imports torch: what is wrong with a folder is said at once.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -6,8 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from rbft.backbone.adapters import is_adapter
-from rbft.runs.folder import CARD, PROVENANCE, Run, read_provenance
+from rbft.runs.folder import ADAPTER, CARD, PROVENANCE, Run, read_provenance
 from rbft.runs.inference import INFERENCE, inference_options
 from rbft.runs.record import SETTINGS
 from rbft.runtime.experiment_file import read_chain
@@ -110,7 +112,7 @@ def own_options(folder: Path, *, backbone: bool = True) -> list[str]:
         )
     options = [f"--stages=[{','.join(note['stages'])}]", f"--data={DATA}"]
     options += [f"--data.card={folder / CARD}", *inference_options(note[INFERENCE])]
-    if not is_adapter(folder):
+    if not (folder / ADAPTER).is_file():
         return [*options, f"{BACKBONE}={folder}"]
     if not backbone:
         return options

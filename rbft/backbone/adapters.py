@@ -12,10 +12,10 @@ import torch
 
 from rbft.backbone.kernels import leave_casts_to_autocast
 from rbft.backbone.loading import fingerprint, frozen_dtype
-from rbft.runs.folder import read_provenance
+from rbft.runs.folder import ADAPTER, read_provenance
 from rbft.runtime.ranges import check_ranges
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 # The whole path: bare names (gate_proj, ...) and peft's "all-linear" match the vision tower too.
 TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 MERGER = "merger"  # its module's name, in both families

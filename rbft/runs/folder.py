@@ -11,6 +11,7 @@ from typing import Any
 LIBRARIES = ("rbft", "torch", "transformers", "lightning", "peft", "torchmetrics")
 PROVENANCE = "rbft.json"  # in a weights folder: what made it
 CARD, CLIPS = "card.yaml", "clips.json"  # in a run's and in a weights folder: words and clips
+ADAPTER = "adapter_config.json"  # peft's, in a weights folder that is no whole model
 ZERO_SHOT = "zero_shot"
 LOG = "log.txt"  # in a run's folder: all that was said, with the time
 # In PROVENANCE and in results the number of rationales that were learnt whose writer was told the

@@ -133,6 +133,8 @@ def test_what_is_given_wins_and_an_experiment_needs_nothing(qwen: Path, tmp_path
         assert with_own_settings(["predict", *more]) == ["predict", *own, *more]
         assert with_own_settings(["demo", *more]) == ["demo", *own, *more]
         assert with_own_settings(["test", *more]) == ["test", *more]
+    tiny = ["--config=hardware/tiny", f"--weights={folder}", "--videos=a.mp4"]
+    assert with_own_settings(["predict", *tiny]) == ["predict", *own, *tiny]
     experiment, built = tmp_path / "experiment.yaml", tmp_path / "built.yaml"
     experiment.write_text("data: {class_path: Miniature}\n")
     built.write_text("config: experiment.yaml\nname: built\n")
@@ -141,6 +143,7 @@ def test_what_is_given_wins_and_an_experiment_needs_nothing(qwen: Path, tmp_path
         ["-c", str(built), f"--weights={folder}"],
         ["--config=gone.yaml", f"--weights={folder}"],  # which is refused later
         ["--data=Miniature", f"--weights={folder}"],
+        ["--config=miniature", f"--weights={folder}"],  # one of rbft's
         ["--help"],
         [],
     ):

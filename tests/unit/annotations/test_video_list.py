@@ -76,6 +76,11 @@ def test_patterns_where_the_shell_left_them(folder: Path, monkeypatch: pytest.Mo
         f"--videos {folder}/*: left alone 1 files that are no videos: 1 .md (first: "
         f"{folder}/notes.md)."
     ]
+    (folder / "read.me").touch()
+    assert find_videos([folder / "*"])[1] == [
+        f"--videos {folder}/*: left alone 2 files that are no videos: 1 .md, 1 .me (first: "
+        f"{folder}/notes.md)."
+    ]
     with pytest.raises(ValueError, match=r"^--videos .*/\*\.avi: no file fits this pattern\.$"):
         names("*.avi")
     monkeypatch.setenv("HOME", str(folder))

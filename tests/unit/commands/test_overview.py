@@ -94,6 +94,8 @@ def test_the_overview_fits_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (["init", "--domain=x"], 2, "", "error: The classes must be known: add --videos FOLDER"),
         (["init", "--domain=x", "--classes=[a, b]"], 0, "Wrote card.yaml: put your own words ", ""),
+        (["predict", "--weights=nowhere", "--videos=x"], 2, "", "error: --weights nowhere does no"),
+        (["demo"], 2, "", "error: demo needs a model. Add --weights FOLDER, the folder of a run"),
         (["fit", "--help"], 0, "usage: python -m rbft fit [EXPERIMENT ...]", ""),
         (["fit", "miniature", "--help", "lora"], 0, "  --model.lora  settings|null", ""),
         (["help", "fit", "trainer"], 0, "The Trainer of Lightning (trainer):", ""),

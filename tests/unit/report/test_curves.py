@@ -31,6 +31,15 @@ def test_the_scalars_are_those_that_tensorboard_reads(tmp_path: Path):
     assert set(curves) == {"train/loss", "val/accuracy"}
 
 
+def test_curves_are_found_by_the_names_of_their_metrics(tmp_path: Path):
+    """TensorBoard has some of them the other way round."""
+    points = [(1, 0.5), (2, 0.25)]
+    write_curves(tmp_path, dict.fromkeys(("loss/train", "accuracy/val", "val/f1/macro"), points))
+    curves, _ = read_curves(list(tmp_path.glob("events*")))
+    assert set(curves) == {"train/loss", "val/accuracy", "val/f1/macro"}
+    assert curves["train/loss"] == tuple(points)
+
+
 def test_of_a_stage_that_was_resumed_the_later_points_count(tmp_path: Path):
     write_curves(tmp_path, {"train/loss": [(1, 0.9), (2, 0.8), (3, 0.7)]})
     write_curves(tmp_path, {"train/loss": [(3, 0.6), (2, 0.5), (4, 0.4)]})
