@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
+from rbft.commands import COMMANDS
 from rbft.commands.options import DATA, TRAINER, Option, benchmarks, options
 from rbft.commands.overview import command
 from rbft.runtime.experiment_file import read_chain
 from rbft.runtime.experiments import find_experiment, settings_paths
-from rbft.runtime.near_misses import unknown_setting
+from rbft.runtime.near_misses import near_misses, unknown_setting
 
 # What jsonargparse takes besides: a file for all settings of a group.
 GROUPS = ("model", "trainer")
@@ -36,7 +37,7 @@ def check_settings(name: str, args: Sequence[str]) -> None:
         if data and benchmark is not None and benchmark not in benchmarks():
             continue
         if not _is_known(key, every):
-            raise ValueError(unknown_setting(key, {one.name for one in every}))
+            raise ValueError(_unknown(key, name))
         if data and benchmark is not None:
             _check_benchmark(key, benchmark, every)
 
@@ -61,6 +62,15 @@ def _is_known(key: str, every: Sequence[Option]) -> bool:
     if key in GROUPS and any(one.topic == TRAINER for one in every):
         return True
     return any(key == one.name or (one.is_open and key.startswith(f"{one.name}.")) for one in every)
+
+
+def _unknown(key: str, command: str) -> str:
+    """What is said of a setting that the command does not have."""
+    known = {one.name for one in options(command)}
+    owners = [name for name in COMMANDS if any(one.name == key for one in options(name))]
+    if owners and not near_misses(key, known):
+        return f"{key} is an option of {' and '.join(owners)}, not of {command}. Leave it out."
+    return unknown_setting(key, known)
 
 
 def _check_benchmark(key: str, benchmark: str, every: Sequence[Option]) -> None:

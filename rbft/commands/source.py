@@ -7,6 +7,7 @@ without, since annotations, defaults and docstrings stand in the source.
 import ast
 import inspect
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
@@ -311,6 +312,9 @@ def _last(node: ast.expr) -> str:
 
 
 def _file(module: str) -> Path:
+    loaded = getattr(sys.modules.get(module), "__file__", None)
+    if loaded is not None:
+        return Path(loaded)
     package, *parts = module.split(".")
     spec = find_spec(package)  # of a whole package: nothing is imported
     assert spec is not None

@@ -20,7 +20,9 @@ _early: deque[str] = deque(maxlen=200)
 
 def print_rank_zero(text: str) -> None:
     """Prints a line or a table; characters that the terminal has not become question marks."""
-    # Here, since it imports torch, which takes seconds and is not needed to make tables.
+    if "torch" not in sys.modules:  # a command of one process, which is not made to wait for it
+        _write(text)
+        return
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     rank_zero_only(_write)(text)

@@ -63,7 +63,10 @@ def test_the_benchmark_reads_its_clips(tmp_path, monkeypatch):
 
 def test_the_command_prints_the_classes(tmp_path, monkeypatch, qwen, capsys):
     module = ModuleType("rbft.commands.classes")
-    exec(example("Add a command", "python"), module.__dict__)
+    file = tmp_path / "classes.py"
+    file.write_text(example("Add a command", "python"), encoding="utf-8")
+    module.__file__ = str(file)  # its options are read there
+    exec(file.read_text(encoding="utf-8"), module.__dict__)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(COMMANDS, "classes", "classes")
     rbft(tmp_path, "classes", *small(qwen))

@@ -41,6 +41,7 @@ def refused(line: str) -> str:
             "model.lora.dropout?",
         ),
         ("fit --zzzzzz", "there is no setting 'zzzzzz'."),
+        ("scan --dry_run=true", "dry_run is an option of fit, not of scan. Leave it out."),
         ("compare --seed 3", "there is no setting 'seed'. Did you mean seeds?"),
         (
             "fit miniature --data.root x",
@@ -94,7 +95,7 @@ def test_settings_of_a_file_are_looked_at_too(tmp_path: Path) -> None:
     assert refused(f"fit {file} --data Miniature").startswith("data.vague is a setting of ")
     file.write_text("model: {lora: {rank: 8}, costs: {a: {b: 2}}}\ndry_run: true\n")
     check_settings("fit", [f"--config={file}"])
-    assert refused(f"test {file}") == "there is no setting 'dry_run'."
+    assert refused(f"test {file}") == "dry_run is an option of fit, not of test. Leave it out."
 
 
 def test_other_names_are_no_names_of_ours_and_lead_to_ours() -> None:

@@ -93,6 +93,7 @@ def test_the_overview_fits_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
             "error: there is no command 'train'. Did you mean fit? ",
         ),
         (["init", "--domain=x"], 2, "", "error: The classes must be known: add --videos FOLDER"),
+        (["init", "--domain=x", "--classes=[a, b]"], 0, "Wrote card.yaml: put your own words ", ""),
         (["predict", "--weights=nowhere", "--videos=x"], 2, "", "error: --weights nowhere does no"),
         (["demo"], 2, "", "error: demo needs a model. Add --weights FOLDER, the folder of a run"),
         (["fit", "--help"], 0, "usage: python -m rbft fit [EXPERIMENT ...]", ""),
@@ -114,6 +115,7 @@ def test_what_needs_no_torch_does_without_it(
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     done = subprocess.run(
         [sys.executable, "-m", "rbft", *args],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,
