@@ -148,11 +148,12 @@ def with_own_settings(args: Sequence[str]) -> list[str]:
     if not args or args[0] not in SELF_CONTAINED:
         return [*args]
     command, *rest = args
-    showing = any(one.partition("=")[0] in SHOWING for one in rest)
-    if showing or _names_experiment(rest):
-        return [*args]
     weights = _values(rest, WEIGHTS)[-1:]
-    if not weights or weights[0] in NAMES:
+    named_none = not weights or weights[0] in NAMES
+    showing = any(one.partition("=")[0] in SHOWING for one in rest)
+    if _names_experiment(rest) or (showing and named_none):
+        return [*args]
+    if named_none:
         named = (
             f" {WEIGHTS} {weights[0]} takes an experiment, and none is named." if weights else ""
         )
@@ -160,7 +161,7 @@ def with_own_settings(args: Sequence[str]) -> list[str]:
             f"{command} needs a model.{named} Add {WEIGHTS} FOLDER, the folder of a run "
             "(lightning_logs/<run>) or one that export wrote, or name an experiment (--config)."
         )
-    if command == "predict" and not _values(rest, *VIDEOS):
+    if command == "predict" and not showing and not _values(rest, *VIDEOS):
         raise ValueError(
             "predict needs videos: add --videos with files, folders, patterns or a list of them."
         )

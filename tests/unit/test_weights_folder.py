@@ -133,6 +133,8 @@ def test_what_is_given_wins_and_an_experiment_needs_nothing(qwen: Path, tmp_path
         assert with_own_settings(["predict", *more]) == ["predict", *own, *more]
         assert with_own_settings(["demo", *more]) == ["demo", *own, *more]
         assert with_own_settings(["test", *more]) == ["test", *more]
+    shown = [f"--weights={folder}", "--print_config"]
+    assert with_own_settings(["predict", *shown]) == ["predict", *own, *shown]
     tiny = ["--config=hardware/tiny", f"--weights={folder}", "--videos=a.mp4"]
     assert with_own_settings(["predict", *tiny]) == ["predict", *own, *tiny]
     experiment, built = tmp_path / "experiment.yaml", tmp_path / "built.yaml"
@@ -145,6 +147,7 @@ def test_what_is_given_wins_and_an_experiment_needs_nothing(qwen: Path, tmp_path
         ["--data=Miniature", f"--weights={folder}"],
         ["--config=miniature", f"--weights={folder}"],  # one of rbft's
         ["--help"],
+        ["--weights=run", "--print_config"],
         [],
     ):
         args = ["predict", *more] if more else []
