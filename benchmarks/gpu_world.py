@@ -60,11 +60,20 @@ def random_weights(device: torch.device) -> Iterator[None]:
     """Has transformers make weights on the device where it would read them."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    def make(source: str, *, trust_remote_code: bool = False, **how: Any) -> Any:
+    def make(
+        source: str,
+        *,
+        trust_remote_code: bool = False,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **how: Any,
+    ) -> Any:
         config = AutoConfig.from_pretrained(source)
         torch.manual_seed(0)
         with device:
-            return AutoModelForImageTextToText.from_config(config, **how).eval()
+            model = AutoModelForImageTextToText.from_config(config, **how).eval()
+        nothing = dict.fromkeys(("missing_keys", "mismatched_keys", "unexpected_keys"), ())
+        return (model, nothing) if output_loading_info else model
 
     with patch.object(AutoModelForImageTextToText, "from_pretrained", make):
         yield
