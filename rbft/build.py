@@ -19,7 +19,6 @@ from lightning.pytorch.cli import LightningArgumentParser
 from rbft.analysis.thresholds import Wanted
 from rbft.backbone_module import BackboneModule
 from rbft.callbacks.board import Board
-from rbft.callbacks.history import HISTORY, History
 from rbft.callbacks.own_loggers import OwnLoggers, given_loggers, with_names
 from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.progress import StepProgress
@@ -209,7 +208,6 @@ def build(
     objects = experiment.changed(trainer__logger=named).objects()
     made: Any = objects.model if module is None else module(objects.model)
     callbacks, logger = list(callbacks), False
-    trains = any(isinstance(one, StepCheckpoint) for one in callbacks)
     given_bar = any(isinstance(one, ProgressBar) for one in _several(objects.trainer["callbacks"]))
     shown = settings.trainer.enable_progress_bar is not False and not given_bar
     callbacks.append(StepProgress(title, pace or Pace(), shown=shown))
@@ -218,8 +216,6 @@ def build(
         # The first one is the Trainer's `logger`, to which Pictures writes.
         board = Board(experiment.logs, settings.name, folder)
         logger = [board, *given]
-        if trains:
-            callbacks.append(History(experiment.run.folder / HISTORY, folder))
         callbacks.append(Pictures(experiment.as_yaml(), hparams))
         if given:
             callbacks.append(OwnLoggers(given, hparams))
@@ -227,7 +223,7 @@ def build(
         objects,
         logger=logger,
         callbacks=callbacks,
-        enable_checkpointing=trains,
+        enable_checkpointing=any(isinstance(one, StepCheckpoint) for one in callbacks),
         enable_progress_bar=given_bar,
         plugins=[WholeCheckpoints()],
         enable_model_summary=False,

@@ -21,7 +21,7 @@ from rbft.callbacks.best import BestWeights
 from rbft.callbacks.checks import TrainableParts
 from rbft.callbacks.cut import CutRationales
 from rbft.callbacks.handoff import StageHandoff
-from rbft.callbacks.history import CURVES, HISTORY, draw_curves
+from rbft.callbacks.history import CURVES, HISTORY, History, draw_curves
 from rbft.callbacks.results import ResultsWriter
 from rbft.callbacks.throughput import Throughput
 from rbft.data.base import Feed, VideoDataModule
@@ -242,6 +242,8 @@ class Method:
         callbacks = [
             TrainableParts(self.shown),
             Throughput(),
+            # Behind what logs speed, before what keeps a validation's score: then it is not repeated.
+            History(self.run.folder / HISTORY, stage),
             CutRationales(),
             LearningRateMonitor("step"),
             *([] if best is None else [best]),

@@ -39,15 +39,19 @@ class History(Callback):
     def __init__(self, file: Path, stage: str) -> None:
         self.file, self.stage = file, stage
         self.columns: list[str] = []
+        self.begun = False
         self.row: dict[str, Any] = {}  # the last one, which a validation adds to
         self.place = 0  # where it begins in the file, in bytes
 
     def begin(self, step: int) -> None:
-        """Takes out what is trained again.
+        """Takes out what is trained again; a second call does nothing.
 
         Args:
             step: Steps that were trained before, 0 at the beginning.
         """
+        if self.begun:
+            return
+        self.begun = True
         columns, rows = read_history(self.file)
         self.columns = columns or [*FIRST_COLUMNS]
         kept = [r for r in rows if r["stage"] != self.stage or int(r["step"]) <= step]
@@ -62,6 +66,7 @@ class History(Callback):
             step: The step, from 1.
             metrics: Value by name.
         """
+        self.begin(step)  # a validation that is repeated comes before training begins
         place = {"stage": self.stage, "step": str(step)}
         same = bool(self.row) and all(self.row[name] == value for name, value in place.items())
         self.row = {**(self.row if same else place), **metrics}

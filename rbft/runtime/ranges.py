@@ -61,6 +61,7 @@ RANGES = {
     "cpu_threads": Range(1, note="null leaves it to torch"),
     "seed_everything": SEED,
     "gpu_gb": Range(0, above=True, note="it is the GPU's memory in GiB"),
+    "port": Range(1, 65535, note="it is a port of this machine"),
     "max_mb": Range(0, above=True, note="it is megabytes"),
     "repeats": COUNT,
     "masked_share": Range(0, 1, below=True, note="0 masks nothing"),

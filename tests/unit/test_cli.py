@@ -286,6 +286,8 @@ def test_how_a_command_ends(monkeypatch, capsys, several, rank):
 def test_what_a_signal_breaks_off_is_no_fault(monkeypatch, capsys):
     """Libraries turn what is raised amid their imports into errors of their own."""
 
+    monkeypatch.setattr(signals, "received", None)  # put back in the end
+
     def broken_off(args: list[str] | None) -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -302,6 +304,9 @@ def test_what_a_signal_breaks_off_is_no_fault(monkeypatch, capsys):
 def test_an_error_while_a_signal_waits_is_said(monkeypatch, capsys):
     """What is being saved because of the signal may fail."""
 
+    monkeypatch.setattr(signals, "received", None)  # put back in the end
+    monkeypatch.setattr(signals, "held", False)
+
     def fails(args: list[str] | None) -> None:
         signals.hold()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -310,5 +315,4 @@ def test_an_error_while_a_signal_waits_is_said(monkeypatch, capsys):
     monkeypatch.setattr(rbft.cli, "_run", fails)
     with pytest.raises(SystemExit, match="2"):
         main([])
-    signals.held = False
     assert "error: step=3.ckpt cannot be written: No space left" in capsys.readouterr().err

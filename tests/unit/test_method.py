@@ -427,12 +427,12 @@ def test_what_training_is_handed(bench, capsys):
         assert step.kinds == [
             TrainableParts,
             Throughput,
+            History,
             CutRationales,
             LearningRateMonitor,
             StepCheckpoint,
             StageHandoff,
             StepProgress,
-            History,
             Pictures,
         ]
         assert step.callback(LearningRateMonitor).logging_interval == "step"

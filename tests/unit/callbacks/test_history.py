@@ -51,8 +51,8 @@ def test_a_stage_that_goes_on_takes_out_what_is_trained_again(tmp_path: Path) ->
     with file.open("a") as stream:
         stream.write("rationale,6")  # cut off by a kill
     again = History(file, "rationale")
+    again.add(3, {"val/loss": 0.25})  # a validation that is repeated, before training begins
     again.begin(3)
-    again.add(3, {"val/loss": 0.25})  # a validation that is repeated
     again.add(4, {"train/loss": 40.0})
     assert [(row["step"], row["train/loss"], row["val/loss"]) for row in rows(file)] == [
         ("1", "1.0", "0.5"),

@@ -625,7 +625,8 @@ def test_videos_of_files_and_folders(card_file: Path) -> None:
     found = yard.clips_from_videos([single, folder])
     assert yard.notes == [
         f"--videos {folder}: left alone 1 files that are no videos: 1 .txt (first: "
-        f"{folder}/notes.txt)."
+        f"{folder}/notes.txt).",
+        f"--videos names 1 file again (first: {single}); each counts once.",
     ]
     assert [clip.path for clip in found] == [
         single,
