@@ -242,7 +242,7 @@ class Method:
         callbacks = [
             TrainableParts(self.shown),
             Throughput(),
-            # Behind what logs speed, before what keeps a validation's score: then it is not repeated.
+            # Behind what logs speed, before what keeps a validation's score, as it is not repeated.
             History(self.run.folder / HISTORY, stage),
             CutRationales(),
             LearningRateMonitor("step"),
