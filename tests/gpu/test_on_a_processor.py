@@ -76,6 +76,7 @@ finder.find_spec = classmethod(
 """
 
 
+@pytest.mark.long
 def test_a_check_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, with few packages; what is known is not run again."""
     (tmp_path / "sitecustomize.py").write_text(HIDING, encoding="utf-8")

@@ -66,6 +66,7 @@ def refusal(folder: Path, capsys: Any, *arguments: str) -> str:
     return capsys.readouterr().err.rstrip().removeprefix("error: ").rpartition("\r")[2]
 
 
+@pytest.mark.long
 def test_the_command_of_the_docs(folder, capsys, monkeypatch):
     options = COMMANDS[3][4:]
     # Killed as it writes the second map of the first run; each is opened, then renamed.

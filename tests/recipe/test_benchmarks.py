@@ -270,6 +270,7 @@ def test_a_server_is_asked_and_compared(server: HTTPServer, tmp_path: Path):
     )
 
 
+@pytest.mark.long
 def test_frames_are_compared_with_those_of_other_readers():
     pytest.importorskip("decord")
     pytest.importorskip("qwen_vl_utils")

@@ -152,6 +152,7 @@ def test_killed_while_the_teacher_is_asked(options, tmp_path, cache):
     assert outcome(killed) == outcome(whole)
 
 
+@pytest.mark.long
 def test_two_processes_minimise_the_same(options, tmp_path, cache):
     """The weighted loss, its parts and the expected cost are those of one process."""
     chosen = [*options, "--stages=[rationale_class,label_reward]", "--model.answer_weight=5"]

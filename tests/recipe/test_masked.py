@@ -29,6 +29,7 @@ def run(folder: Path, command: str, *more: str) -> None:
     rbft(folder, *words[3:], *extra, *FEW.get(words[3], []), *more)
 
 
+@pytest.mark.long
 def test_table_5_of_the_miniature(tmp_path, capsys):
     for name in ("experiments", "rbft"):
         (tmp_path / name).symlink_to(ROOT / name)

@@ -32,6 +32,7 @@ def measured(script: Any, clips: Any, *case: Any, rate: float = 1e12, **settings
     return script.measure(script.Case(*case, **settings), "tiny", clips, device, 8)
 
 
+@pytest.mark.long
 def test_it_prints_a_row_for_each_case() -> None:
     said = run("roofline.py", "--size=tiny", "--frames", "4", "--again", "1", "0", tiny=False)
     rows = [line.split() for line in said.splitlines() if line.split()[:1] in (["full"], ["lora"])]

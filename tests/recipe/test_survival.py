@@ -93,6 +93,7 @@ def test_a_checkpoint_appears_whole(reference):
     assert len({change.rpartition("-")[2] for change in renamed}) == len(renamed)
 
 
+@pytest.mark.long
 def test_what_is_drawn_at_random_is_drawn_again(backbones, tmp_path_factory, tmp_path, cache):
     """Adapters with dropout: the third step of a stage drops the same, resumed or not."""
     lora = ("--model.lora.rank=4", "--model.lora.alpha=8", "--model.lora.dropout=0.2")

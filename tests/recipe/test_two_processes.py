@@ -177,6 +177,7 @@ def test_what_was_trained_in_shares_is_exported_whole(sharded, tmp_path):
     assert not any(torch.equal(found[name], base[name]) for name in found)
 
 
+@pytest.mark.long
 def test_predictions_for_fewer_videos_than_processes(sharded, cache):
     video = sorted(cache.rglob("*test-0000.mp4"))[0]
     process = rbft_process(sharded.two, "predict", *sharded.double, f"--videos={video}")
@@ -232,6 +233,7 @@ def test_in_half_precision_as_the_overlay_has_it(options, tmp_path, cache):
         assert row["probabilities"] == pytest.approx(known["probabilities"], abs=1e-4)
 
 
+@pytest.mark.long
 def test_adapters_are_the_same(options, tmp_path, cache):
     """LoRA with the merger, where all weights are in shares."""
     lora = ["--stages=[label]", "--score_each_stage=false", "--model.lora.rank=8"]
