@@ -6,6 +6,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from rbft.commands import find_command
+from rbft.runtime.console import REPORT
 from rbft.runtime.experiment_file import explain
 from rbft.runtime.files import os_error_text
 
@@ -40,8 +41,5 @@ def run_light(name: str, args: list[str]) -> None:
         if text is not None:
             sys.stderr.write(f"error: {text}\n")
             sys.exit(2)
-        error.add_note(
-            "This looks like a fault of rbft, not of yours: report it with this traceback and the "
-            "command line."
-        )
+        error.add_note(f"{REPORT} the command line.")
         raise

@@ -103,7 +103,8 @@ class Method:
                 self._run_stages(ckpt_path)
                 if self.steps and not _get_rank():
                     draw_curves(self.run.folder / HISTORY, self.run.folder / CURVES)
-                print_rank_zero(closing(self.inputs, time.monotonic() - began))
+                passed = time.monotonic() - began
+                print_rank_zero(closing(self.inputs, passed if self.steps else None))
 
     def _logged(self) -> AbstractContextManager[None]:
         """Adds what is said to the run's log."""

@@ -19,12 +19,12 @@ _said: ContextVar[bool] = ContextVar("said", default=True)
 SOON = 3.0  # seconds that are worth a word
 
 
-def closing(inputs: Inputs, seconds: float) -> str:
+def closing(inputs: Inputs, seconds: float | None) -> str:
     """The last lines of a run.
 
     Args:
         inputs: What the experiment is made from.
-        seconds: How long this start took.
+        seconds: How long this start took; None where nothing was left to do.
     """
     later = _next(inputs.experiment) if _said.get() else []
     place, took = _place(inputs, seconds)
@@ -41,16 +41,14 @@ def one_of_several() -> Iterator[None]:
         _said.reset(token)
 
 
-def _place(inputs: Inputs, seconds: float) -> tuple[str, str]:
+def _place(inputs: Inputs, seconds: float | None) -> tuple[str, str]:
     """Where everything is, and how long it took."""
     folder = inputs.experiment.run.folder
     files = [name for name in (CURVES, HISTORY, LOG) if (folder / name).exists()]
     processes = inputs.trainer.world_size
     spent = sum(one.seconds for one in read_usage(folder).values()) / processes
-    took = clock(seconds)
-    if seconds < SOON < spent:  # nothing was left to do
-        took = clock(spent)
-    elif spent - seconds > SOON:
+    took = clock(spent if seconds is None else seconds)
+    if seconds is not None and spent - seconds > SOON:
         took += f", {clock(spent)} with the starts before"
     also = f" ({', '.join(files)})" if files else ""
     return f"Everything is in {folder}{also}.", f"It took {took}."

@@ -36,7 +36,7 @@ NOTE: dict[str, Any] = {
 }
 
 
-def whole_weights(folder: Path, backbone: Path, **facts: Any) -> Path:
+def whole_weights(folder: Path, backbone: Path, /, **facts: Any) -> Path:
     """A folder of whole weights.
 
     Args:
@@ -48,7 +48,7 @@ def whole_weights(folder: Path, backbone: Path, **facts: Any) -> Path:
     return _note(folder, backbone, **facts)
 
 
-def adapter(folder: Path, backbone: Path, **facts: Any) -> Path:
+def adapter(folder: Path, backbone: Path, /, **facts: Any) -> Path:
     """A folder with an adapter that changes what the backbone says."""
     model: Any = load_model(str(backbone), "sdpa", False)
     add_adapters(model, LoRA(rank=4, alpha=8), None, merger=True)
@@ -60,7 +60,7 @@ def adapter(folder: Path, backbone: Path, **facts: Any) -> Path:
     return _note(folder, backbone, **{"base": base_note(str(backbone)), **facts})
 
 
-def _note(folder: Path, backbone: Path, **facts: Any) -> Path:
+def _note(folder: Path, backbone: Path, /, **facts: Any) -> Path:
     CARD.save(folder / "card.yaml")
     made = {"stages": ["rationale", "label"], "backbone": fingerprint(str(backbone))}
     made |= {"backbone_name": str(backbone), "run": "yard_run", INFERENCE: NOTE, **facts}

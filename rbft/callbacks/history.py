@@ -100,7 +100,7 @@ class History(Callback):
         """Writes the row of a step that is whole."""
         step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
         if step > self.before and step % every == 0 and trainer.is_global_zero:
-            self.add(step, {**self.rates, **_found(trainer, ("train/", "speed/", "data/"))})
+            self.add(step, {**self.rates, **_found(trainer, ("train/", "speed/"))})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds the metrics of the validation."""

@@ -9,6 +9,7 @@ from rbft.runtime.console import print_rank_zero
 from rbft.runtime.pace import Pace, Work
 from rbft.runtime.progress import Facts, ProgressLine, clock, speed
 
+VALIDATION = ("val/loss", "val/accuracy", "val/f1/macro")  # what a line says of a validation
 FIRST = 2  # optimiser steps after which the time left is said; the first one is slow
 
 
@@ -54,7 +55,7 @@ class StepProgress(Callback):
         if 0 < trainer.max_steps < self.steps:
             self.steps = trainer.max_steps
         self.first = trainer.global_step
-        self.seen = self.counted = 0
+        self.counted = 0
         self._begin(self.steps, self.first)
         if self.first:
             print_rank_zero(f"Resuming {self.title} at step {self.first} of {self.steps}")
@@ -135,12 +136,8 @@ class StepProgress(Callback):
         """Says what came of it, in a line that stays."""
         if self.line is None:
             return
-        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        shown = [
-            f"{name} {found[name]:.4g}"
-            for name in ("val/loss", "val/accuracy", "val/f1/macro")
-            if name in found
-        ]
+        found = trainer.callback_metrics
+        shown = [f"{name} {float(found[name]):.4g}" for name in VALIDATION if name in found]
         print_rank_zero(f"{self.title}, step {trainer.global_step}: {', '.join(shown)}")
         self.line.say("training")
 
@@ -170,21 +167,6 @@ class StepProgress(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Counts the clips."""
-        self._count(trainer, batch)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Counts the clips."""
-        self._count(trainer, batch)
-
-    def _count(self, trainer: Trainer, batch: Any) -> None:
         if self.line is None:
             return
         # The last batches of several processes may hold clips that fill them up.
@@ -192,6 +174,8 @@ class StepProgress(Callback):
         passed = time.monotonic() - self.started
         self.pace.seconds[self.work] = passed / self.clips
         self.line.update(self.clips, lambda: self._counted(passed))
+
+    on_predict_batch_end = on_test_batch_end
 
     def _counted(self, passed: float) -> Facts:
         own = (self.total - self.clips) * passed / self.clips
@@ -203,17 +187,12 @@ class StepProgress(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says how long it took."""
-        self._end_clips()
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says how long it took."""
-        self._end_clips()
-
-    def _end_clips(self) -> None:
         if self.line is not None:
             passed = time.monotonic() - self.began
             each = speed(self.clips / passed) if passed else "0"
             self.line.close([(f"{self.clips} clips in {clock(passed)}", 0), (f"{each} clips/s", 1)])
+
+    on_predict_end = on_test_end
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 COLUMNS = 80  # of a terminal
+REPORT = "This looks like a fault of rbft, not of yours: report it with this traceback and"
 
 _log: TextIO | None = None
 # What was said before a run's folder was known; the run's log begins with it.

@@ -21,6 +21,7 @@ from lightning.pytorch import Trainer
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
+from rbft.runtime.console import REPORT
 from rbft.runtime.files import os_error_text
 
 # SLURM sends the first before it takes a job off a node, and by --signal=SIGUSR1@90 the second
@@ -30,7 +31,6 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PACKAGE = Path(__file__).parents[1]
 AGAIN = "The same command goes on from there."
 PATIENCE = 60.0  # seconds
-REPORT = "This looks like a fault of rbft, not of yours: report it"
 
 
 class Stopped(BaseException):
@@ -189,7 +189,7 @@ def note_report(error: BaseException, beside: str) -> None:
     """
     noted = any(one.startswith(REPORT) for one in getattr(error, "__notes__", ()))
     if not noted and format_fatal_error(error) is None:
-        error.add_note(f"{REPORT} with this traceback and {beside}.")
+        error.add_note(f"{REPORT} {beside}.")
 
 
 @contextmanager

@@ -49,6 +49,7 @@ from rbft.inputs import check_inputs
 from rbft.method import Method
 from rbft.module import RBFTModule
 from rbft.rationale_module import RationaleModule, RationaleWriter
+from rbft.run_end import one_of_several
 from rbft.runs.folder import read_json
 from rbft.runs.record import digest
 from rbft.runtime.digests import LENGTH
@@ -1398,3 +1399,71 @@ def test_a_logger_that_cannot_be_made(bench, monkeypatch, several):
         Experiment.objects(method)
     with pytest.raises(ValueError, match=r"^Problem with given class_path"):  # no logger's fault
         Experiment.objects(bench.method(trainer__logger=None))
+
+
+def test_each_step_knows_what_comes_after_it(bench, monkeypatch):
+    """So that its progress line tells the time that is left of the whole run."""
+    seen: list[tuple[str, dict[str, int]]] = []
+
+    class Seen(StepProgress):
+        def __init__(self, title: str, pace: Any, **how: Any) -> None:
+            super().__init__(title, pace, **how)
+            seen.append((title, dict(pace.ahead)))
+
+    monkeypatch.setattr("rbft.build.StepProgress", Seen)
+    bench.method().fit(None)
+    data = bench.build_data()
+    train, test = (len(data.clips(split)) for split in ("train", "test"))
+    assert seen == [
+        ("Stage 0 (writing rationales)", {"score": 3 * test, "train": 6 * train}),  # three epochs
+        ("Scoring test (zero_shot)", {"train": 6 * train, "score": 2 * test}),
+        ("Stage I (rationales)", {"score": 2 * test, "train": 3 * train}),
+        ("Scoring test (rationale)", {"train": 3 * train, "score": test}),
+        ("Stage II (labels)", {"score": test}),
+        ("Scoring test (label)", {}),
+    ]
+    # What is finished is not counted; the answers of P+R+C are texts that must be written.
+    seen.clear()
+    shutil.rmtree(bench.run / "label")
+    bench.method().fit(None)
+    assert seen == [("Stage II (labels)", {"score": test}), ("Scoring test (label)", {})]
+    seen.clear()
+    bench.method(name="other", stages=["rationale_class"], score_each_stage=False).fit(None)
+    assert seen == [("P+R+C (Table 3)", {"answer": test}), ("Scoring test (rationale_class)", {})]
+
+
+def test_the_end_says_where_how_long_and_what_comes_next(bench, capsys):
+    def end() -> list[str]:
+        return capsys.readouterr().out.splitlines()[-6:]
+
+    bench.method().fit(None)
+    logs, run = bench.folder / "logs", bench.run
+    place, clips, *following = end()
+    assert place == f"Everything is in {run} (log.txt)."  # nothing was really trained
+    # The clips of this benchmark have no files.
+    lost = r"8 lost \(rbft scan lists them\)"
+    assert re.fullmatch(rf"Clips: 4 to train, 2 to test, {lost}\. It took 0:\d\d\.", clips)
+    assert following == [
+        "Next:",
+        f"  python -m rbft predict --weights {run} --videos FOLDER",
+        f"  python -m rbft report --logs {logs}",
+        f"  tensorboard --logdir {logs}",
+    ]
+    # An earlier start, of two minutes; then one in which nothing is left to do.
+    write_json(run / "usage/1-00000000.json", {"training": {"seconds": 120.0}})
+    bench.method().fit(None)
+    assert re.search(r" It took 2:0\d\.$", end()[1])
+    shutil.rmtree(run / "label")
+    bench.method().fit(None)
+    assert re.search(r" It took 0:\d\d, 2:\d\d with the starts before\.$", end()[1])
+    # A stage alone: the run's folder does not stand for its weights.
+    given = run / "rationale/weights"
+    bench.method(name="alone", model__stage="label", model__weights=given).fit(None)
+    weights = logs / "alone/label/weights"
+    assert end()[3] == f"  python -m rbft predict --weights {weights} --videos FOLDER"
+
+
+def test_where_runs_are_parts_of_something_it_says_what_comes_next(bench, capsys):
+    with one_of_several():
+        bench.method().fit(None)
+    assert "Next:" not in capsys.readouterr().out

@@ -11,41 +11,31 @@ import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from rbft import load
-from rbft.backbone.adapters import LoRA, add_adapters, base_note
 from rbft.backbone.loading import fingerprint, load_config, load_model, load_processor
 from rbft.backbone.positions import POSITION_RULE
 from rbft.card import Card
 from rbft.collator import Collator
 from rbft.commands.export_weights import base_licence, export_weights, model_card
 from rbft.decision import find_decision
-from rbft.runs.folder import PROVENANCE, provenance, read_json
+from rbft.runs.folder import PROVENANCE, read_json
 from rbft.runs.inference import INFERENCE
 from rbft.runtime.files import write_json
 from rbft.stages import STAGES
 from tests.examples import CARD, examples, prompt_of
-from tests.tiny import tiny_processor
 from tests.trust import OPENED, note_trust
 from tests.videos import make_video
-from tests.weights import NOTE
+from tests.weights import NOTE, adapter
 
 
 @pytest.fixture
 def weights(qwen: Path, tmp_path: Path) -> Path:
     """An adapter as a run leaves it."""
-    folder = tmp_path / "run/label/weights"
-    model: Any = load_model(str(qwen), "sdpa", False)
-    add_adapters(model, LoRA(rank=4, alpha=8), None, merger=True)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.05
-    model.save_pretrained(folder)
-    tiny_processor("qwen2_5_vl").save_pretrained(folder)
-    CARD.save(folder / "card.yaml")
-    facts = {"stages": ["rationale", "label"], "backbone": "abc", "run": "yard_run"}
-    facts |= {"backbone_name": str(qwen), "revision": "1234", "base": base_note(str(qwen))}
-    facts |= {INFERENCE: {**NOTE, "model.quantize": "4bit"}}
-    write_json(folder / PROVENANCE, provenance(POSITION_RULE, **facts))
-    return folder
+    facts: dict[str, Any] = {
+        "backbone": "abc",
+        "revision": "1234",
+        INFERENCE: {**NOTE, "model.quantize": "4bit"},
+    }
+    return adapter(tmp_path / "run/label/weights", qwen, **facts)
 
 
 @pytest.fixture

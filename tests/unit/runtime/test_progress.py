@@ -166,7 +166,7 @@ def test_the_rest_of_a_run_is_told_from_what_was_measured() -> None:
     assert pace.rest() == pytest.approx(100 * 0.3 + 300 * 0.1)  # a training step is three passes
     pace.seconds = {"train": 0.6}
     assert pace.rest() == pytest.approx(100 * 0.6 + 300 * 0.2)
-    pace.ahead = {"answer": 10, "train": 0}
+    pace.ahead = {"train": 0, "answer": 10}
     assert pace.rest() is None  # how long an answer with a rationale is, nobody knows yet
     pace.seconds["write"] = 2.0
     assert pace.rest() == pytest.approx(20)
