@@ -20,9 +20,12 @@ from rbft.clip import Clip
 from rbft.collator import Collator
 from rbft.data.dataset import ClipDataset
 from rbft.data.sampler import SampleSlot
+from rbft.data.windows import Windows
 from rbft.prediction import set_up
-from rbft.video.packet_index import VideoError, list_frames
-from rbft.video.sampling import Video
+from rbft.runtime.ranges import check_ranges
+from rbft.video.listings import known_frames
+from rbft.video.packet_index import VideoError
+from rbft.video.sampling import Video, decode_video
 
 Source = str | os.PathLike[str]
 
@@ -39,6 +42,8 @@ class Prediction:
         text: What the model wrote to find the class; empty where it only compared class words.
         likeliest: The likeliest class, where a threshold decides the label; else None.
         error: What is wrong with the file; empty where nothing is.
+        start: Seconds from the file's start at which the window begins; None of a whole video.
+        end: Seconds at which it ends.
     """
 
     path: Path
@@ -48,6 +53,8 @@ class Prediction:
     text: str = ""
     likeliest: str | None = None
     error: str = ""
+    start: float | None = None
+    end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -135,16 +142,51 @@ class VideoClassifier:
             VideoError: If the one file cannot be used; a ValueError.
             ValueError: If the model's scores are not finite.
         """
-        size = self._data.eval_batch_size if batch_size is None else batch_size
-        if size < 1:
-            raise ValueError(f"batch_size ({size}) must be 1 or more.")
+        size = self._batch_size(batch_size)
         if isinstance(videos, str | os.PathLike):
-            (one,) = self._each([videos], rationale, 1)
+            (one,) = self._each([_clip(videos)], rationale, 1)
             if one.error:
                 raise VideoError(one.error)
             return one
-        found = self._each(videos, rationale, size)
+        found = self._each(map(_clip, videos), rationale, size)
         return list(found) if isinstance(videos, Sequence) else found
+
+    def predict_windows(
+        self,
+        video: Source,
+        *,
+        every: float | int,
+        window: float | int | None = None,
+        rationale: bool = False,
+        batch_size: int | None = None,
+    ) -> Iterator[Prediction]:
+        """The class of a window that runs over a video: what happens when in a long recording.
+
+        Args:
+            video: A path.
+            every: Seconds from the beginning of one window to that of the next.
+            window: Seconds that a window lasts; None is as long as `every`. A last one that has
+                less than half of it is left out, unless it is the only one.
+            rationale: See `predict`.
+            batch_size: Windows that the model is shown together, see `predict`.
+
+        Returns:
+            An iterator over the windows in their order, each with its `start` and `end`: it decodes
+            a batch at a time and keeps none. A window whose frames cannot be decoded has an
+            `error`.
+
+        Raises:
+            VideoError: If the file cannot be used.
+            ValueError: If a number is out of range.
+        """
+        given = {"every": float(every), "window": float(every if window is None else window)}
+        check_ranges("", given)
+        size, clip = self._batch_size(batch_size), _clip(video)
+        _refuse_url(clip)
+        windows = Windows(*given.values()).of(clip, self._data.frames)
+        if windows == [clip]:
+            self._decode(clip)  # says what is wrong
+        return self._each(windows, rationale, size)
 
     def frames(self, video: Source) -> list[SeenFrame]:
         """The frames of a video that the model is shown, at the size at which it is shown them.
@@ -157,7 +199,7 @@ class VideoClassifier:
         """
         clip = _clip(video)
         shown = self._data.reader.decode(clip)
-        seconds = list_frames(clip.path).seconds
+        seconds = known_frames(clip.path).seconds
         return [
             SeenFrame(
                 seconds[place] if place < len(seconds) else place / shown.fps,
@@ -166,11 +208,17 @@ class VideoClassifier:
             for place, frame in zip(shown.indices, shown.frames, strict=True)
         ]
 
-    def _each(self, videos: Iterable[Source], rationale: bool, size: int) -> Iterator[Prediction]:
-        waiting = iter(videos)
+    def _batch_size(self, given: int | None) -> int:
+        size = self._data.eval_batch_size if given is None else given
+        if size < 1:
+            raise ValueError(f"batch_size ({size}) must be 1 or more.")
+        return size
+
+    def _each(self, clips: Iterable[Clip], rationale: bool, size: int) -> Iterator[Prediction]:
+        waiting = iter(clips)
         with ThreadPoolExecutor(max(1, self._data.num_workers)) as pool:
             while given := list(islice(waiting, size)):
-                yield from self._batch([_clip(one) for one in given], rationale, pool)
+                yield from self._batch(given, rationale, pool)
 
     def _batch(
         self, clips: list[Clip], rationale: bool, pool: ThreadPoolExecutor
@@ -188,11 +236,21 @@ class VideoClassifier:
         return [_prediction(clip, row) for clip, row in zip(clips, rows, strict=True)]
 
     def _load(self, clip: Clip) -> tuple[Video, str]:
-        try:
-            refuse_url(clip.path)
-        except ValueError as error:
-            raise VideoError(str(error)) from error
-        return self._data.reader.decode(clip), ""
+        _refuse_url(clip)
+        return self._decode(clip), ""
+
+    def _decode(self, clip: Clip) -> Video:
+        if clip.end is None:
+            return self._data.reader.decode(clip)
+        # Windows are decoded once: kept, they would push other clips out of the cache.
+        return decode_video(clip.path, self._data.frames, start=clip.start, end=clip.end)
+
+
+def _refuse_url(clip: Clip) -> None:
+    try:
+        refuse_url(clip.path)
+    except ValueError as error:
+        raise VideoError(str(error)) from error
 
 
 def _clip(video: Source) -> Clip:
@@ -203,4 +261,5 @@ def _clip(video: Source) -> Clip:
 
 def _prediction(clip: Clip, row: dict[str, Any]) -> Prediction:
     names = ("probabilities", "rationale", "text", "likeliest", "error")
-    return Prediction(clip.path, row["label"], **{name: row[name] for name in names if name in row})
+    found = {name: row[name] for name in names if name in row}
+    return Prediction(clip.path, row["label"], **found, start=clip.start, end=clip.end)

@@ -61,6 +61,8 @@ RANGES = {
     "cpu_threads": Range(1, note="null leaves it to torch"),
     "seed_everything": SEED,
     "gpu_gb": Range(0, above=True, note="it is the GPU's memory in GiB"),
+    "every": Range(0, above=True, note="it is seconds of video time; null takes whole videos"),
+    "window": Range(0, above=True, note="it is seconds of video time; null is as long as every"),
     "port": Range(1, 65535, note="it is a port of this machine"),
     "max_mb": Range(0, above=True, note="it is megabytes"),
     "repeats": COUNT,

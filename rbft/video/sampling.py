@@ -7,7 +7,7 @@ positions are computed.
 """
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -20,12 +20,12 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from rbft.video.frame_settings import FrameSettings
+from rbft.video.listings import known_frames
 from rbft.video.packet_index import (
     MAX_ASPECT_RATIO,
     FrameList,
     VideoError,
     VideoInfo,
-    list_frames,
     probe,
 )
 from rbft.video.readers import IndexMismatch, Picture, check_damage, find_reader
@@ -151,13 +151,13 @@ def decode_video(
         ValueError: If a setting is out of range, or see `FrameMask.painter`.
     """
     read = find_reader(settings.reader)
-    listing = list_frames(path)
+    listing = known_frames(path)
     if listing.info.truncated and settings.damaged == "error":
         raise VideoError.of(path, f"is truncated: {listing.info.truncated}.")
     try:
         return _decode(listing, read, settings, start, end, mask)
     except IndexMismatch:
-        return _decode(list_frames(path, decode=True), read, settings, start, end, mask)
+        return _decode(known_frames(path, decode=True), read, settings, start, end, mask)
 
 
 def _decode(
@@ -351,13 +351,12 @@ def sample_times(
     """
     begin = max(0.0, start or 0.0)
     stop = duration if end is None else end + duration if end < 0 else end
-    inside = [number for number, time in enumerate(seconds) if begin <= time <= stop]
-    if not inside:
+    first, last = bisect_left(seconds, begin), bisect_right(seconds, stop) - 1
+    if first > last:
         raise NoFrames(
             f"no frame lies between start {start} s and end {end} s; the file has {duration:.2f} s "
             f"({len(seconds)} frames)."
         )
-    first, last = inside[0], inside[-1]
     used = last - first + 1
     span = seconds[last] - seconds[first]
     rate = (used - 1) / span if span else len(seconds) / duration

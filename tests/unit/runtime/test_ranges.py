@@ -55,6 +55,8 @@ WRONG: dict[str, tuple[float, str]] = {
     "seed_everything": (-1, SEED),
     "gpu_gb": (0, "must be above 0; it is the GPU's memory in GiB."),
     "repeats": (0, ONE),
+    "every": (0, "must be above 0; it is seconds of video time; null takes whole videos."),
+    "window": (0, "must be above 0; it is seconds of video time; null is as long as every."),
     "port": (0, "must be from 1 to 65535; it is a port of this machine."),
     "max_mb": (0, "must be above 0; it is megabytes."),
     "masked_share": (1, "must be 0 or more and below 1; 0 masks nothing."),
