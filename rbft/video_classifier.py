@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from rbft.annotations.images import images_of_row
 from rbft.annotations.video_list import refuse_url
 from rbft.build import Experiment, quiet_trainer
 from rbft.callbacks.answer_rows import prediction_row
@@ -127,9 +128,10 @@ class VideoClassifier:
         """The class of a video, or of several.
 
         Args:
-            videos: A path, or several. Of a list or another sequence comes a list of predictions,
-                of any other iterable an iterator: it takes a batch of paths, gives their
-                predictions one by one, in order, and keeps none of them.
+            videos: A path of a video, a still image or a folder of images (`data.image_fps` then
+                says how fast they follow each other), or several. Of a list or another sequence
+                comes a list of predictions, of any other iterable an iterator: it takes a batch of
+                paths, gives their predictions one by one, in order, and keeps none of them.
             rationale: Also have the model write a rationale of each video.
             batch_size: Videos that the model is shown together; None takes that of the weights'
                 note, 1 asks for no path before the one in hand is answered.
@@ -181,8 +183,7 @@ class VideoClassifier:
         """
         given = {"every": float(every), "window": float(every if window is None else window)}
         check_ranges("", given)
-        size, clip = self._batch_size(batch_size), _clip(video)
-        _refuse_url(clip)
+        size, clip = self._batch_size(batch_size), self._with_images(_clip(video))
         windows = Windows(*given.values()).of(clip, self._data.frames)
         if windows == [clip]:
             self._decode(clip)  # says what is wrong
@@ -197,9 +198,9 @@ class VideoClassifier:
         Raises:
             VideoError: If the file cannot be used.
         """
-        clip = _clip(video)
+        clip = self._with_images(_clip(video))
         shown = self._data.reader.decode(clip)
-        seconds = known_frames(clip.path).seconds
+        seconds = known_frames(clip.source).seconds
         return [
             SeenFrame(
                 seconds[place] if place < len(seconds) else place / shown.fps,
@@ -236,21 +237,27 @@ class VideoClassifier:
         return [_prediction(clip, row) for clip, row in zip(clips, rows, strict=True)]
 
     def _load(self, clip: Clip) -> tuple[Video, str]:
-        _refuse_url(clip)
-        return self._decode(clip), ""
+        return self._decode(self._with_images(clip)), ""
+
+    def _with_images(self, clip: Clip) -> Clip:
+        """The clip, of a folder its images.
+
+        Raises:
+            VideoError: If it is a URL, or a folder of which the images cannot be taken.
+        """
+        try:
+            refuse_url(clip.path)
+            fps = self._data.image_fps
+            found = clip.images or images_of_row(clip.path.parent, clip.path, None, None, fps)
+        except ValueError as error:
+            raise VideoError(str(error)) from error
+        return replace(clip, images=found)
 
     def _decode(self, clip: Clip) -> Video:
         if clip.end is None:
             return self._data.reader.decode(clip)
         # Windows are decoded once: kept, they would push other clips out of the cache.
-        return decode_video(clip.path, self._data.frames, start=clip.start, end=clip.end)
-
-
-def _refuse_url(clip: Clip) -> None:
-    try:
-        refuse_url(clip.path)
-    except ValueError as error:
-        raise VideoError(str(error)) from error
+        return decode_video(clip.source, self._data.frames, start=clip.start, end=clip.end)
 
 
 def _clip(video: Source) -> Clip:

@@ -24,6 +24,10 @@ class Entry:
         text: Its own text, for prompts.
         reference: A human rationale.
         url: Where the file can be had.
+        images: The images that are its frames, from the root on; None where its path is a file or a
+            folder.
+        times: When each image of it is shown, in seconds.
+        fps: Images of it per second.
     """
 
     where: str
@@ -36,6 +40,9 @@ class Entry:
     text: str = ""
     reference: str | None = None
     url: str | None = None
+    images: tuple[str, ...] | None = None
+    times: tuple[float, ...] | None = None
+    fps: float | None = None
 
 
 def segment_id(video: str, entry: Entry) -> str:

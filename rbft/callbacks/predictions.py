@@ -64,7 +64,7 @@ class PredictionWriter(Callback):
         files: dict[str, Clip] = {}
         for clip in clips:
             first.setdefault(_place(clip), clip)
-            files.setdefault(str(clip.path), clip)
+            files.setdefault(clip.name, clip)
         self.clips = list(first.values())
         self.videos = {path: content(clip) for path, clip in files.items()}
         self.made_from = json.loads(json.dumps(made_from))
@@ -131,7 +131,7 @@ class PredictionWriter(Callback):
 
     def _row(self, outputs: Any, batch: Any, place: int) -> dict[str, Any]:
         clip = batch.clips[place]
-        path = str(clip.path)
+        path = clip.name
         row: dict[str, Any] = {"id": clip.id, "path": path, "video": self.videos[path]}
         row |= {} if clip.end is None else {"start": clip.start, "end": clip.end}
         return row | prediction_row(outputs, batch, place, self.classes, self.threshold)
@@ -185,4 +185,4 @@ class PredictionWriter(Callback):
 
 
 def _place(clip: Clip) -> Place:
-    return str(clip.path), clip.start, clip.end
+    return clip.name, clip.start, clip.end

@@ -22,6 +22,7 @@ from rbft.runtime.digests import file_digest
 from rbft.runtime.fault_tolerance import leave_process_group
 from rbft.runtime.lock import Lock
 from rbft.runtime.progress import track
+from rbft.video.images import images_digest, timed_digest
 
 
 def predict(
@@ -168,5 +169,7 @@ def _draw(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], output: Pat
 def _content(cache_folder: Path, clip: Clip) -> str | None:
     """Content digest of a video as it is now; None where it cannot be read."""
     with suppress(OSError):
+        if clip.images is not None:
+            return timed_digest(images_digest(clip.images, cache_folder), clip.images)
         return file_digest(clip.path, cache_folder)
     return None

@@ -76,13 +76,14 @@ class Windows:
             The clip itself where its file cannot be used: decoding it says what is wrong.
         """
         try:
-            info = known_frames(clip.path).info
+            info = known_frames(clip.source).info
         except VideoError:
             return [clip]
         if info.truncated and frames.damaged == "error":
             return [clip]
         # As `rbft.video.sampling` counts the seconds of a clip's start and end.
-        duration = info.duration if frames.sampling == "time" else info.frames / info.fps
+        by_time = frames.sampling == "time" or clip.images is not None
+        duration = info.duration if by_time else info.frames / info.fps
         return [
             replace(clip, id=f"{clip.id}_{start:.10g}_{end:.10g}", start=start, end=end)
             for start, end in self.over(duration)
@@ -96,10 +97,12 @@ class Windows:
             frames: See `of`.
         """
         try:
-            listing = known_frames(clip.path)
+            listing = known_frames(clip.source)
         except VideoError:
             return []
         found = []
+        if listing.images is not None:
+            return []
         if listing.packets is None and self.length > self.every:
             found.append(
                 f"{clip.path}: its frames are found only by decoding it from its start, once for "

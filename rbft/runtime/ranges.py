@@ -76,6 +76,7 @@ RANGES = {
     "temperature": Range(0, note=TO_SERVER),
     "top_logprobs": LOGPROBS,
     "data.fps": Range(0, above=True, note="it is frames per second of video time"),
+    "data.image_fps": Range(0, above=True, note="it is images per second"),
     "data.num_frames": Range(2, note="null samples by data.fps"),
     "data.min_pixels": NOT_NEGATIVE,
     "data.max_pixels": Range(784, note="a token shows 28 x 28 pixels"),

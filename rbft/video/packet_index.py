@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rbft.clip import Images
 from rbft.video.completeness import find_truncation
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class FrameList:
             reader then notices errors as it decodes.
         reader_independent: Whether decord and torchcodec, which number frames on their own,
             give the same pictures for the same numbers.
+        images: The images that the frames are; None of a video.
     """
 
     path: Path
@@ -130,15 +132,7 @@ class FrameList:
     packets: PacketIndex | None
     damaged: frozenset[int]
     reader_independent: bool
-
-
-def probe(path: Path) -> VideoInfo:
-    """Frame count, rate and size of a video; decodes as little as will tell.
-
-    Raises:
-        VideoError: If the file is missing, empty, no video, too elongated or cannot be decoded.
-    """
-    return list_frames(path).info
+    images: Images | None = None
 
 
 def list_frames(path: Path, *, decode: bool = False) -> FrameList:
@@ -149,7 +143,7 @@ def list_frames(path: Path, *, decode: bool = False) -> FrameList:
         decode: Decode the whole file to list them, even where its packets would do.
 
     Raises:
-        VideoError: See `probe`.
+        VideoError: If the file is missing, empty, no video, too elongated or cannot be decoded.
     """
     cut = _find_truncation(path)
     with open_file(path) as container:

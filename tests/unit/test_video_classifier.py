@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import rbft
 from rbft import load, video_classifier
@@ -19,7 +20,7 @@ from rbft.runtime.files import write_json
 from rbft.video.sampling import VideoError, decode_video
 from rbft.video_classifier import VideoClassifier, _clip
 from tests.recipe.runs import ROOT
-from tests.videos import make_video
+from tests.videos import make_video, picture
 from tests.weights import adapter, whole_weights
 
 
@@ -170,6 +171,28 @@ def test_a_window_is_the_segment_of_those_seconds(
         model.predict_windows(videos[0], every=0)
     with pytest.raises(ValueError, match=r"^window \(-1\) must be above 0; it is seconds of vid"):
         model.predict_windows(videos[0], every=1, window=-1)
+
+
+def test_images_are_clips(weights: Path, model: VideoClassifier, tmp_path: Path) -> None:
+    """A still, and a folder whose setting says how fast its images follow each other."""
+    film = make_video(tmp_path / "a.mkv", 20, 56, 84, codec="ffv1", pixels="bgr0")
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(20):
+        Image.fromarray(picture(number, 56, 84)).save(folder / f"{number}.png")
+    timed = load(weights, settings={"data.image_fps": 10})
+    expected = model.predict(film)
+    found, still = timed.predict([folder, folder / "7.png"])
+    assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-6)
+    assert (found.path, still.path) == (folder, folder / "7.png")
+    one = make_video(tmp_path / "one.mkv", 1, 56, 84, codec="ffv1", pixels="bgr0", first=7)
+    of_one = model.predict(one).probabilities
+    assert still.probabilities == pytest.approx(of_one, abs=1e-6)
+    assert [frame.seconds for frame in timed.frames(folder)][-1] == pytest.approx(1.9)
+    windows = timed.predict_windows(folder, every=1)
+    assert [(window.start, window.end) for window in windows] == [(0, 1), (1, 2)]
+    (failed,) = model.predict([folder])
+    assert failed.error.startswith(f"{folder} is 20 images, and nothing says when they are shown.")
 
 
 def test_windows_are_decoded_as_they_are_asked_for(

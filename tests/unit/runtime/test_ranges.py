@@ -86,6 +86,7 @@ WRONG: dict[str, tuple[float, str]] = {
     "endpoint.max_tokens": (-1, NO_LIMIT),
     "endpoint.max_money": (-0.5, NO_LIMIT),
     "data.fps": (0, "must be above 0; it is frames per second of video time."),
+    "data.image_fps": (0, "must be above 0; it is images per second."),
     "data.num_frames": (1, "must be 2 or more; null samples by data.fps."),
     "data.min_pixels": (-1, NULL),
     "data.max_pixels": (783, "must be 784 or more; a token shows 28 x 28 pixels."),

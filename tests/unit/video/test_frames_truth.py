@@ -15,7 +15,8 @@ import torch
 from rbft.video import readers
 from rbft.video.completeness import find_truncation
 from rbft.video.frame_settings import FrameSettings
-from rbft.video.packet_index import FrameList, VideoError, list_frames, probe
+from rbft.video.listings import probe
+from rbft.video.packet_index import FrameList, VideoError, list_frames
 from rbft.video.readers import IndexMismatch, read_pyav
 from rbft.video.sampling import decode_video
 from tests.variants import FROM_FFMPEG, MADE, UPRIGHT, decode_all, make_variant
