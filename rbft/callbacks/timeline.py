@@ -146,10 +146,8 @@ def _draw_curves(
 
 
 def _draw_band(axes: "Axes", rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
-    """The class of each window; where windows overlap, each up to the beginning of the next."""
-    starts = [row["start"] for row in rows]
-    ends = [min(row["end"], after) for row, after in zip(rows, [*starts[1:], np.inf], strict=True)]
-    spans = zip(starts, ends, [_colour(row, colours) for row in rows], strict=True)
+    """The class of each window; where windows overlap, the later one covers that before it."""
+    spans = [(row["start"], row["end"], _colour(row, colours)) for row in rows]
     for colour, same in groupby(spans, key=lambda span: span[2]):
         axes.broken_barh([(a, b - a) for a, b, _ in same], (0, 1), facecolors=colour)
     axes.set_ylim(0, 1)

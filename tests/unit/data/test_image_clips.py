@@ -1,6 +1,7 @@
 """Images as clips of a data set: read, scanned, compared, kept, beside videos in a batch."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -217,6 +218,31 @@ def test_the_same_images_are_a_leak_whatever_their_names_and_times(root: Path) -
     assert described["train"][1]["video"] == described["test"][2]["video"]
     other = read(root, table=table(root, {**rows[0], "fps": 2}, *rows[1:]))
     assert describe_clips(other)["train"][0]["video"] != described["train"][0]["video"]
+
+
+def test_an_image_in_the_place_of_another_is_seen(root: Path) -> None:
+    """Of the same size and time of change, by all that knows the clip."""
+    files = [still(root / f"a/{number}.bmp", number) for number in range(3)]
+    row = {"id": "a", "path": "a", "fps": 1, "label": "quiet", "split": "train"}
+    other = {**row, "id": "b", "path": "a/1.bmp", "label": "alarm"}
+
+    def known() -> tuple[str, str, list[int]]:
+        data = read(root, table=table(root, row, other))
+        clip = data.all_clips[0]
+        (scanned, _) = data.files.manifest.rows
+        shown = numbers(data.reader.decode(clip).frames)
+        return str(scanned.digest), data.files.content(clip), shown
+
+    before = known()
+    assert known() == before
+    status = files[2].stat()
+    still(files[2], 99)
+    os.utime(files[2], ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert files[2].stat().st_size == status.st_size
+    after = known()
+    assert (before[2], after[2]) == ([0, 2], [0, 99])
+    assert before[0] != after[0]
+    assert before[1] != after[1]
 
 
 def test_what_is_wrong_with_images_is_said_by_name(root: Path) -> None:

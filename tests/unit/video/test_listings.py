@@ -180,7 +180,9 @@ def test_what_must_be_decoded_from_its_start_is_decoded_once(
     assert len(opened) == 4
 
 
-def test_a_long_file_stays_open(long_files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_file_stays_open(
+    long_files: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(readers, "KEPT_FROM", 1000)
     monkeypatch.setattr(readers, "_threads", threading.local())
     opened: list[Path] = []
@@ -206,6 +208,10 @@ def test_a_long_file_stays_open(long_files: list[Path], monkeypatch: pytest.Monk
     monkeypatch.setattr("os.getpid", lambda: -1)
     decode_video(other, SETTINGS, start=50.0, end=52.0)
     assert opened == [path, other, other]
+    # One whose packets have the same times.
+    options = {"g": "50", "bf": "2", "sc_threshold": "0"}
+    same = old(make_video(tmp_path / "b.mkv", 1500, 32, 32, 25, options=options, first=5000))
+    assert numbers(decode_video(same, SETTINGS, start=50.0, end=52.0).frames)[0] == 6250
     monkeypatch.setattr(readers, "KEPT_FROM", 2000)
     decode_video(other, SETTINGS)
     assert not hasattr(readers._threads, "opened")
