@@ -33,6 +33,7 @@ class Clip:
     end: float | None = None
     url: str | None = None
     refused: str = ""
+    labels: tuple[int, ...] | None = None
 
 
 class Probe:

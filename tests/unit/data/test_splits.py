@@ -22,6 +22,7 @@ class Row:
     id: str
     label: int | None
     split: str = "train"
+    labels: tuple[int, ...] | None = None
 
 
 def rows(*counts):
