@@ -209,9 +209,10 @@ def empty_classes(clips: Sequence[SplitRow], classes: Sequence[str], what: str) 
         empty = [name for index, name in enumerate(classes) if not counts[index]]
         others = [name for name in classes if name not in empty]
         if any(clip.split == split for clip in clips) and empty:
+            mean = f"the macro F1 is the mean over {', '.join(others)}" if others else "no macro F1"
             notes.append(
                 f"{what} has no {split} clip of {', '.join(empty)}: there is no F1 of that, and "
-                f"the macro F1 is the mean over {', '.join(others)}."
+                f"{mean}."
             )
     return notes
 
