@@ -244,8 +244,8 @@ def write_thresholds(file: Path, wanted: Wanted, val: Path, test: Path, weights:
         if kind in scores[split]
     ]
     said = shown_thresholds(chosen)
-    there = known.labels.any(axis=0)
-    lacking = [name for name, has in zip(known.classes, there, strict=True) if not has]
+    counts = known.labels.sum(axis=0).tolist()
+    lacking = [name for name, count in zip(known.classes, counts, strict=True) if not count]
     none = (
         f" No val clip has {', '.join(lacking)}: one half stays the threshold of that."
         if lacking

@@ -520,11 +520,14 @@ def _count(
     batch: Batch,
 ) -> None:
     """Adds a batch's clips to the metrics."""
+    counted = batch.weight > 0
     if isinstance(classified, Classified):
-        metrics.update(classified.prediction, batch.label, batch.weight > 0)
-    else:
-        shares, answered = classified.probabilities, classified.answered
-        metrics.update(shares, answered, batch.labels, batch.weight > 0)
+        assert isinstance(metrics, ClassificationMetrics)
+        metrics.update(classified.prediction, batch.label, counted)
+        return
+    assert isinstance(metrics, MultiLabelMetrics)
+    assert batch.labels is not None
+    metrics.update(classified.probabilities, classified.answered, batch.labels, counted)
 
 
 def check_stage(checkpoint: dict[str, Any], stage: str) -> None:

@@ -106,7 +106,7 @@ class MultiLabelClips:
     @property
     def answered(self) -> Bool[np.ndarray, " clips"]:
         """Which clips have an answer."""
-        return ~np.isnan(self.probabilities).any(axis=1)
+        return _answered(self.probabilities)
 
     @property
     def digest(self) -> str:
@@ -166,7 +166,7 @@ def multilabel_scores(
         clips.
     """
     n = len(labels)
-    answered = ~np.isnan(probabilities).any(axis=1)
+    answered = _answered(probabilities)
     right = (labels == predicted).all(axis=1) & answered
     hits, said = (labels & predicted).sum(axis=0), predicted.sum(axis=0)
     have = labels.sum(axis=0)
@@ -346,6 +346,12 @@ def _f1_figures(
         return np.column_stack([f1, macro, micro])
 
     return figures
+
+
+def _answered(
+    probabilities: Float[np.ndarray, "clips classes"],
+) -> Bool[np.ndarray, " clips"]:
+    return np.logical_not(np.isnan(probabilities).sum(axis=1))
 
 
 def _choose(clips: MultiLabelClips, used: Bool[np.ndarray, " clips"]) -> dict[str, float]:

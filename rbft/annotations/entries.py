@@ -79,7 +79,8 @@ def count_votes(
                         f"{vote.where}: {what} of {shown(video)} is {shown(other)}, but "
                         f"{shown(one)} in {first.where}; votes on one video must agree in that."
                     )
-        counts = Counter(vote.label for vote in votes).most_common()
+        labels = [vote.label for vote in votes if vote.label is not None]
+        counts = Counter(labels).most_common()
         if len(counts) > 1 and counts[0][1] == counts[1][1]:
             said = ", ".join(f"{count} {classes[label]}" for label, count in counts)
             ties.append(f"{shown(video)}: {said} ({first.where})")

@@ -160,7 +160,8 @@ class VideoFolder(VideoDataModule):
                     "(docs/own_clips.md), or set data.repeats to segments or votes."
                 )
             firsts, entries, said = join_labels(ids, entries)
-            ids, videos, paths = ([own[n] for n in firsts] for own in (ids, videos, paths))
+            ids, videos = [ids[n] for n in firsts], [videos[n] for n in firsts]
+            paths = [paths[n] for n in firsts]
             self.notes.append(f"VideoFolder: {said}.")
         elif self.repeats == "segments":
             self.notes.append(f"VideoFolder: {len(ids)} segments of {len(set(videos))} videos.")

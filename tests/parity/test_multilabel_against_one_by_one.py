@@ -110,8 +110,9 @@ def test_validation(qwen: Path, tmp_path: Path, stage: str) -> None:
             else:
                 batches = [pet_collator(qwen, stage)([example])]
             for one in batches:
-                logits = model.backbone(**forward_inputs(one.answer), **one.video).logits
-                labels = one.answer.labels[0]
+                answer = answer_of(one)
+                logits = model.backbone(**forward_inputs(answer), **one.video).logits
+                labels = answer.labels[0]
                 places = (labels != -100).nonzero()[:, 0]
                 nll += float(token_nll(logits[0, places - 1].clone(), labels[places]).sum())
                 tokens += len(places)

@@ -221,7 +221,8 @@ def test_a_threshold_for_each_class(tmp_path):
 
 def test_one_threshold_in_words(tmp_path, scored):
     (tmp_path / "weights").mkdir()
-    write_decision(tmp_path / "decision.json", WANTED, *scored, "abc")
+    val, test = scored
+    write_decision(tmp_path / "decision.json", WANTED, val, test, "abc")
     decided = find_decision(tmp_path / "weights", "abc")
     assert decided is not None
     assert decided.said == "A video is 'alarm' from a probability of 0.25 on"

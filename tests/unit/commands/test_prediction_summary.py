@@ -79,7 +79,7 @@ def test_videos_with_several_classes(monkeypatch, tmp_path):
     assert first_rows(rows, "x").splitlines()[2:] == [
         "video  class                     probability",
         "--------------------------------------------",
-        "a.mp4  cat, dog              0.9000, 0.6000",
+        "a.mp4  cat, dog               0.9000, 0.6000",
         "b.mp4  (none of the classes)",
         "--------------------------------------------",
     ]

@@ -117,6 +117,7 @@ def test_of_several_questions_the_longest_counts(tmp_path, qwen):
         rows = answer_of(batch).lengths
         assert len(rows) == 3
         # The longest prompt is that of the second class, whose answer may be the shorter one.
+        assert batch.targets is not None
         answers = [len(one) for one in batch.targets.answers]
         prompts = [row - own for row, own in zip(rows, answers, strict=True)]
         one = found[example.clip.id]
