@@ -17,6 +17,7 @@ from rbft.commands.judge import judge
 from rbft.commands.mask import mask
 from rbft.commands.rationales import check_sentence
 from rbft.endpoint import score_with_endpoint
+from rbft.engines.settings import EndpointSettings
 from rbft.inputs import Inputs
 from tests.several import PETS, Pets
 
@@ -35,7 +36,7 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mock:
     made.changed.return_value = made
     made.logs, made.masking, made.stages = tmp_path, None, ["label"]
     made.settings = Mock(cpu_threads=None)
-    made.endpoint = Mock()
+    made.endpoint = EndpointSettings(model="x")
     inputs = Mock(spec=Inputs, card=PETS)
     for module in (judging, attention_maps):
         monkeypatch.setattr(module, "check_inputs", lambda *_, **__: inputs)
