@@ -83,6 +83,8 @@ class Clip:
         url: Where the file can be had, for the user's own downloader.
         refused: Why the file must not be opened (a link out of the benchmark's folder), else empty.
         images: The images that are its frames; None where it is a file.
+        labels: Indices of all its classes, in order, where the card lets a clip have several, or
+            none; None where it has one (`label`) or they are unknown.
     """
 
     id: str
@@ -106,6 +108,18 @@ class Clip:
     def name(self) -> str:
         """What its file or its images are called, alike for no others."""
         return str(self.path) if self.images is None else self.images.name
+
+    labels: tuple[int, ...] | None = None
+
+    def class_names(self, classes: Sequence[str]) -> str | list[str] | None:
+        """The name of its class, or a list of them where it may have several; None if unknown.
+
+        Args:
+            classes: Names of the card's classes.
+        """
+        if self.labels is not None:
+            return [classes[label] for label in self.labels]
+        return None if self.label is None else classes[self.label]
 
 
 def interval(start: float | None, end: float | None, duration: float | None) -> tuple[float, float]:

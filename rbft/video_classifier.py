@@ -13,6 +13,7 @@ import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from rbft.analysis.multilabel import LABELS
 from rbft.annotations.images import images_of_row
 from rbft.annotations.video_list import refuse_url
 from rbft.build import Experiment, quiet_trainer
@@ -45,6 +46,9 @@ class Prediction:
         error: What is wrong with the file; empty where nothing is.
         start: Seconds from the file's start at which the window begins; None of a whole video.
         end: Seconds at which it ends.
+        labels: Where the card lets a video have several classes (its key several): all that the
+            model finds in it, which may be none; `label` is None then. None on other cards, and
+            where the file cannot be decoded.
     """
 
     path: Path
@@ -56,6 +60,7 @@ class Prediction:
     error: str = ""
     start: float | None = None
     end: float | None = None
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -269,4 +274,6 @@ def _clip(video: Source) -> Clip:
 def _prediction(clip: Clip, row: dict[str, Any]) -> Prediction:
     names = ("probabilities", "rationale", "text", "likeliest", "error")
     found = {name: row[name] for name in names if name in row}
-    return Prediction(clip.path, row["label"], **found, start=clip.start, end=clip.end)
+    if row.get(LABELS) is not None:
+        found[LABELS] = tuple(row[LABELS])
+    return Prediction(clip.path, row.get("label"), **found, start=clip.start, end=clip.end)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rbft.analysis.multilabel import LABELS
 from rbft.runtime.files import atomically
 from rbft.runtime.fonts import drawable, drawable_classes, families
 
@@ -29,7 +30,8 @@ def draw_timeline(
     """Draws the probability of each class over the time of a file, and below it the class.
 
     The ten classes that are the likeliest on average have a colour each, the others share grey. A
-    window whose frames could not be decoded is black.
+    window whose frames could not be decoded is black. Where a window may have several classes,
+    there are probabilities alone.
 
     Args:
         rows: The rows of the file's windows, in order of their start: start, end, label, and
@@ -46,12 +48,15 @@ def draw_timeline(
     colours = _colours(rows, scored, classes)
     names = dict(zip(classes, drawable_classes(classes), strict=True))
     figure = Figure(figsize=(11, 3.6 if scored else 1.8), dpi=110, layout="constrained")
-    heights = [5, 1] if scored else [1]
+    # Of several classes at once there is no band.
+    banded = not any(LABELS in row for row in rows)
+    heights = [5] * bool(scored) + [1] * banded or [1]
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
-    *curves, band = panels[:, 0]
     if scored:
-        _draw_curves(curves[0], rows, classes, colours)
-    _draw_band(band, rows, colours)
+        _draw_curves(panels[0, 0], rows, classes, colours)
+    band = panels[-1, 0]
+    if banded:
+        _draw_band(band, rows, colours)
     end = float(max(row["end"] for row in rows))
     band.set_xlim(rows[0]["start"], end)
     band.xaxis.set_major_locator(MultipleLocator(tick_step(end - rows[0]["start"])))
@@ -61,6 +66,7 @@ def draw_timeline(
         NO_CLASS: "(no class)" if any(_colour(row, colours) == NO_CLASS for row in rows) else "",
         FAILED: "(not decoded)" if any("error" in row for row in rows) else "",
     }
+    said = said if banded else {}
     entries = [
         *((colour, names[name]) for name, colour in colours.items() if colour != OTHERS),
         *([(OTHERS, "other classes")] if OTHERS in colours.values() else []),
@@ -116,7 +122,7 @@ def _colours(
             name: sum(row["probabilities"].get(name, 0.0) for row in scored) for name in classes
         }
     else:
-        weight = {name: float(sum(row["label"] == name for row in rows)) for name in classes}
+        weight = {name: float(sum(row.get("label") == name for row in rows)) for name in classes}
     chosen = set(sorted(classes, key=lambda name: -weight[name])[:SHOWN])
     own = iter(range(SHOWN))
     return {name: f"C{next(own)}" if name in chosen else OTHERS for name in classes}
@@ -158,4 +164,4 @@ def _draw_band(axes: "Axes", rows: Sequence[Mapping[str, Any]], colours: Mapping
 def _colour(row: Mapping[str, Any], colours: Mapping[str, str]) -> str:
     if "error" in row:
         return FAILED
-    return NO_CLASS if row["label"] is None else colours[row["label"]]
+    return NO_CLASS if row.get("label") is None else colours[row["label"]]

@@ -68,6 +68,19 @@ def test_of_overlapping_windows_each_lasts_until_the_next(tmp_path: Path) -> Non
     assert found == pytest.approx({"quiet": 0.25, "alarm": 0.75}, abs=0.01)
 
 
+def test_of_several_classes_there_are_probabilities_alone(tmp_path: Path) -> None:
+    made = rows(["quiet", "alarm", "!"])
+    draw_timeline(made, CLASSES, "a.mp4", tmp_path / "one.png")
+    for row in made:
+        row["labels"] = None if row.pop("label") is None else ["quiet", "alarm"]
+    draw_timeline(made, CLASSES, "a.mp4", tmp_path / "several.png")
+    with Image.open(tmp_path / "several.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert ((pixels == C0).all(-1).sum(1) < pixels.shape[1] / 2).all()  # lines, and no band
+    assert (pixels == C0).all(-1).sum() > 300
+    draw_timeline(made[2:], CLASSES, "a.mp4", tmp_path / "none.png")  # nothing but errors
+
+
 def test_between_windows_there_is_nothing(tmp_path: Path) -> None:
     made = rows(["quiet", "alarm"])
     made[1] |= {"start": 30, "end": 40}
