@@ -72,6 +72,8 @@ FREE_SETTINGS = (
     "data.init_args.split_file",
     "data.init_args.trim",
     "data.init_args.root",
+    "data.init_args.images",
+    "data.init_args.image_fps",
     "data.init_args.table",
     "data.init_args.tables",
     "data.init_args.class_list",
