@@ -11,6 +11,7 @@ from rbft.backbone.adapters import LoRA, add_adapters, find_base, is_adapter, we
 from rbft.backbone.family import Family
 from rbft.backbone.kernels import apply_kernels, set_cudnn_attention
 from rbft.backbone.loading import generation_settings, load_config, load_model, load_processor
+from rbft.backbone.targets import linear_layers
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class BackboneLoader:
     def family(self) -> Family:
         """The backbone's family."""
         return self._config_and_family[1]
+
+    @cached_property
+    def linear_layers(self) -> list[str]:
+        """Names of the backbone's linear layers; makes it on the meta device."""
+        return linear_layers(self.config, self.trust)
 
     @cached_property
     def processor(self) -> Any:

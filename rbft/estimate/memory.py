@@ -15,6 +15,11 @@ them (`n` = 3, `m` = 2) where autocast or an adapter casts it:
               8 c D           qkv and its input, rotated queries and keys, output, its copy
               m c D + 4 c I   inputs of gate and up, and the four above (Qwen2-VL: c D + 3 c I)
 
+With DoRA a linear layer also saves 2 c for each of its outputs: those of the layer and those of
+the adapter. In every forward pass it computes the norms of its weights, and for them the product
+of the adapter's matrices with an identity: (4 + c) in^2 + 12 in out bytes for a moment, which
+count as part of a block's backward pass (in and out are the layer's widths).
+
 `H`, `K`, `I` are the widths of hidden state, keys and MLP in the decoder, `D` and `I` those in the
 vision tower. Fused attention saves no scores. With gradient checkpointing a block saves only its
 input, `r H` or `c D`, and the activations above exist for one block at a time. Where only a share
@@ -187,6 +192,7 @@ def step_memory(
     if vision:
         gradient = 3 * c * vision_down_proj(model).in_features + 2 * tower_state
         block = max(block, patches * (gradient + (tower if all_recomputed else 0)))
+    block += max([0, *(_norm_bytes(layer, c) for layer in decomposed_layers(model))])
     if settings.four_bit:  # the weights of one layer, dequantised to be multiplied
         block += text.hidden_size * text.intermediate_size * c
     logits = answers * text.vocab_size
@@ -220,11 +226,13 @@ def decoder_bytes_per_token(model: Any, config: Any, settings: MemorySettings) -
     hidden = text.hidden_size
     keys = hidden // text.num_attention_heads * text.num_key_value_heads
     copies = 5 if r != c or _adapters_cast_inputs(model, c) else 2
+    decomposed = sum(layer.out_features for layer in decomposed_layers(model))
     return (
         2 * (4 + r) * hidden
         + copies * c * hidden
         + 2 * c * (hidden + keys)
         + 4 * c * text.intermediate_size
+        + 2 * c * decomposed // text.num_hidden_layers
     )
 
 
@@ -320,6 +328,17 @@ def _adapters_cast_inputs(model: Any, compute_bytes: int) -> bool:
         for layer in model.modules()
         for adapter in getattr(layer, "lora_A", {}).values()
     )
+
+
+def decomposed_layers(model: Any) -> list[Any]:
+    """The linear layers with DoRA adapters."""
+    return [layer for layer in model.modules() if len(getattr(layer, "lora_magnitude_vector", ()))]
+
+
+def _norm_bytes(layer: Any, compute_bytes: int) -> int:
+    """What a layer with DoRA takes while it computes the norms of its weights."""
+    inputs, outputs = layer.in_features, layer.out_features
+    return (4 + compute_bytes) * inputs**2 + 12 * inputs * outputs
 
 
 def vision_down_proj(model: Any) -> nn.Linear:
