@@ -13,6 +13,7 @@ from rbft.runtime.files import write_json
 from tests.examples import CARD
 from tests.tiny import tiny_processor
 
+LORA = LoRA(rank=4, alpha=8)
 NOTE: dict[str, Any] = {
     "data.fps": 2.0,
     "data.num_frames": None,
@@ -48,10 +49,20 @@ def whole_weights(folder: Path, backbone: Path, /, **facts: Any) -> Path:
     return _note(folder, backbone, **facts)
 
 
-def adapter(folder: Path, backbone: Path, /, **facts: Any) -> Path:
-    """A folder with an adapter that changes what the backbone says."""
+def adapter(
+    folder: Path, backbone: Path, /, lora: LoRA = LORA, *, merger: bool = True, **facts: Any
+) -> Path:
+    """A folder with an adapter that changes what the backbone says.
+
+    Args:
+        folder: What is made.
+        backbone: Its base.
+        lora: Its options.
+        merger: Whether the merger was trained with it.
+        **facts: Further entries of the note, in place of those that there are.
+    """
     model: Any = load_model(str(backbone), "sdpa", False)
-    add_adapters(model, LoRA(rank=4, alpha=8), None, merger=True)
+    add_adapters(model, lora, None, merger=merger)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.05
