@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from rbft.backbone.adapters import (
@@ -322,6 +323,17 @@ def test_what_was_trained_is_there_again(
     assert one.keys() == other.keys()
     assert any("merger" in name for name in one) == before
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_dropout_is_that_of_the_settings(qwen: Path, tmp_path: Path) -> None:
+    """It is no part of what an adapter is."""
+    folder = adapter(qwen, tmp_path, merger=False)
+    for lora, expected in ((LoRA(rank=4, alpha=8, dropout=0.25), {0.25}), (SETTINGS, {None})):
+        model = load_model(str(qwen), "sdpa", False)
+        add_adapters(model, lora, folder, merger=False)
+        layers = [part for part in model.modules() if isinstance(part, LoraLayer)]
+        found = {getattr(layer.lora_dropout["default"], "p", None) for layer in layers}
+        assert found == expected
 
 
 def test_a_merger_that_was_frozen_so_far_starts_from_the_base(qwen: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def names(backbones: dict[str, Path]) -> list[str]:
         (["gate_proj", "self_attn.o_proj"], [1], {1: (ALL[3], ALL[4])}),
         (["model.language_model.layers.0.mlp.up_proj"], None, {0: (ALL[5],)}),
         (r".*self_attn\.(q|k)_proj|.*1.*down_proj", None, {0: ALL[:2], 1: (*ALL[:2], ALL[6])}),
+        (r".*layers\.0|.*up_proj", None, {0: ALL[5:6], 1: ALL[5:6]}),
         (".*", [0], {0: ALL}),
     ],
 )
