@@ -249,7 +249,9 @@ class RBFTModule(BackboneModule):
         """Refuses settings that cannot be trained; loads nothing."""
         loader = self.loader
         check_adapters(loader.lora, loader.quantize, loader.weights, self.learning_rates)
-        check_targets(loader.lora, loader.weights, lambda: loader.linear_layers)
+        check_targets(
+            loader.lora, loader.weights, self.family, self.config, lambda: loader.linear_layers
+        )
 
     def setup(self, stage: str) -> None:
         """Refuses settings that cannot be trained."""

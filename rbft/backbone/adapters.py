@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rbft.backbone.family import FAMILIES, Family
 from rbft.backbone.kernels import leave_casts_to_autocast
 from rbft.backbone.loading import fingerprint, frozen_dtype
 from rbft.backbone.targets import check_choice, check_layers, target_pattern
@@ -19,9 +20,6 @@ from rbft.runs.folder import ADAPTER, base_source, read_provenance
 from rbft.runtime.ranges import check_ranges
 
 CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
-# The whole path: bare names (gate_proj, ...) and peft's "all-linear" match the vision tower too.
-TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-MERGER = "merger"  # its module's name, in both families
 PREFIX = "base_model.model."  # before every name in a peft file
 # What peft's LoraConfig may say of an adapter. All else of it (biases that train, adapters on
 # embeddings, other starts, which change the base) must be as it is by default.
@@ -65,10 +63,13 @@ class LoRA:
         check_ranges("model.lora.", vars(self))
         check_choice(self.target_modules, self.layers_to_transform)
 
-    @property
-    def targets(self) -> str:
-        """The layers with adapters, as a regular expression of their whole names."""
-        return target_pattern(TARGETS, self.target_modules, self.layers_to_transform)
+    def targets(self, every: str) -> str:
+        """The layers with adapters, as a regular expression of their whole names.
+
+        Args:
+            every: That of all layers that may have some, `Family.targets`.
+        """
+        return target_pattern(every, self.target_modules, self.layers_to_transform)
 
 
 def is_adapter(weights: Path | None) -> bool:
@@ -186,13 +187,19 @@ def check_adapters(
 
 
 def check_targets(
-    lora: LoRA | None, weights: Path | None, linear_layers: Callable[[], Sequence[str]]
+    lora: LoRA | None,
+    weights: Path | None,
+    family: Family,
+    config: Any,
+    linear_layers: Callable[[], Sequence[str]],
 ) -> None:
     """Refuses layers that the backbone does not have or that an adapter is not of.
 
     Args:
         lora: The adapters to train; None trains none.
         weights: Weights folder to start from.
+        family: The backbone's family.
+        config: The backbone's configuration.
         linear_layers: Gives the names of the backbone's linear layers; asked where they matter.
 
     Raises:
@@ -202,18 +209,19 @@ def check_targets(
 
     if lora is None:
         return
-    if lora.targets != TARGETS:
-        check_layers(linear_layers(), TARGETS, lora.target_modules, lora.layers_to_transform)
+    pattern = lora.targets(family.targets)
+    if pattern != family.targets:
+        check_layers(linear_layers(), family.targets, lora.target_modules, lora.layers_to_transform)
     if weights is None or not is_adapter(weights):
         return
-    config = read_config(weights)
-    if config.target_modules == lora.targets and not config.exclude_modules:
+    known = read_config(weights, family.mergers(config))
+    if known.target_modules == pattern and not known.exclude_modules:
         return
     names = linear_layers()
-    own = {name for name in names if check_target_module_exists(config, name)}
-    wanted = {name for name in names if re.fullmatch(lora.targets, name)}
+    own = {name for name in names if check_target_module_exists(known, name)}
+    wanted = {name for name in names if re.fullmatch(pattern, name)}
     if own != wanted:
-        said = config.target_modules
+        said = known.target_modules
         said = sorted(said) if isinstance(said, set) else said
         raise ValueError(
             f"model.weights {weights} is an adapter of {len(own)} linear layers, but model.lora "
@@ -275,6 +283,8 @@ def add_adapters(
     from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    family = FAMILIES[model.config.model_type]
+    mergers = family.mergers(model.config)
     if weights is None:
         assert lora is not None
         config = LoraConfig(
@@ -283,15 +293,15 @@ def add_adapters(
             lora_dropout=lora.dropout,
             use_dora=lora.use_dora,
             use_rslora=lora.use_rslora,
-            target_modules=lora.targets,
-            modules_to_save=[MERGER] if merger else None,
+            target_modules=lora.targets(family.targets),
+            modules_to_save=mergers if merger else None,
             task_type="CAUSAL_LM",
         )
     else:
-        config = read_config(weights)
+        config = read_config(weights, mergers)
         if lora is not None:
             config.lora_dropout = lora.dropout
-            config.modules_to_save = config.modules_to_save or ([MERGER] if merger else None)
+            config.modules_to_save = config.modules_to_save or (mergers if merger else None)
     config.inference_mode = False  # peft would keep the values in the frozen weights' dtype
     model.add_adapter(config)
     adapted = [name for name, part in model.named_modules() if hasattr(part, "lora_A")]
@@ -312,8 +322,9 @@ def add_adapters(
     state = {
         name.removeprefix(PREFIX): tensor for name, tensor in load_file(weights / WEIGHTS).items()
     }
-    if not any(f".{MERGER}." in name for name in state):  # it was frozen so far
-        state |= {name: tensor for name, tensor in expected.items() if f".{MERGER}." in name}
+    merging = {name: value for name, value in expected.items() if family.part(name) == "merger"}
+    if not merging.keys() & state.keys():  # it was frozen so far
+        state |= merging
     if wrong := sorted(expected.keys() ^ state.keys()):
         raise ValueError(
             f"{weights / WEIGHTS} does not fit its backbone: {len(wrong)} tensors are in one of "
@@ -323,8 +334,13 @@ def add_adapters(
     set_peft_model_state_dict(model, state)
 
 
-def read_config(folder: Path) -> Any:
+def read_config(folder: Path, mergers: Sequence[str] | None = None) -> Any:
     """The LoraConfig of peft in an adapter folder.
+
+    Args:
+        folder: The weights folder.
+        mergers: The modules of the backbone that may have been trained with it, `Family.mergers`;
+            None takes any.
 
     Raises:
         ValueError: If it is of a kind that rbft does not take; names what it is.
@@ -351,9 +367,11 @@ def read_config(folder: Path) -> Any:
             other[one.name] = value
     if config.init_lora_weights in STARTS:
         other.pop("init_lora_weights", None)
-    saved = [name for name in config.modules_to_save or () if name.rpartition(".")[2] != MERGER]
-    if saved:
-        other["modules_to_save"] = saved
+    saved = () if mergers is None else config.modules_to_save or ()
+    if beside := [
+        n for n in saved if not any(f".{n}".endswith(f".{one}") for one in mergers or ())
+    ]:
+        other["modules_to_save"] = beside
     for name, value in other.items():
         raise ValueError(
             f"{folder} is an adapter with {name} {value}, which rbft does not take. {MERGE}"

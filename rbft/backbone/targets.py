@@ -96,7 +96,7 @@ def check_layers(
         ValueError: Naming what is not there, and what is.
     """
     there = [name for name in names if re.fullmatch(every, name)]
-    elsewhere = [name for name in names if name not in there]
+    elsewhere = [name for name in names if not re.search(r"\.language_model\.layers\.", name)]
     ends = dict.fromkeys(re.sub(r".*\.layers\.\d+\.", "", name) for name in there)
     allowed = f"Its linear layers are {', '.join(ends)}."
     blocks = {int(found[1]) for name in there if (found := re.search(r"\.layers\.(\d+)\.", name))}

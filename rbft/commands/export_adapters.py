@@ -19,11 +19,18 @@ from rbft.backbone.adapters import (
     read_config,
     weights_fingerprint,
 )
+from rbft.backbone.family import Family
 from rbft.backbone.loading import fingerprint, load_config, model_files
 from rbft.card import Card
-from rbft.commands.export_weights import DTYPES, base_licence, prompt_text, short_name
+from rbft.commands.export_weights import (
+    DTYPES,
+    base_licence,
+    prompt_rule_text,
+    prompt_text,
+    short_name,
+)
 from rbft.decision import DECISION, find_decision
-from rbft.runs.folder import CARD, PROVENANCE, read_json, read_provenance
+from rbft.runs.folder import CARD, PROMPT_RULE, PROVENANCE, read_json, read_provenance
 from rbft.runs.inference import INFERENCE
 from rbft.runtime.files import atomically, write_json, write_text
 from rbft.runtime.lock import Lock
@@ -33,6 +40,7 @@ BASE, README = "base", "README.md"  # beside the folders of the adapters
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 DOCUMENTS = ("README*", "LICENSE*", "NOTICE*")  # go with the base's weights
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank may be
+TEMPLATE = "chat_template.jinja"
 CONTEXT = 32768  # tokens of a request, as in docs/serving.md
 
 
@@ -154,7 +162,7 @@ def export_adapters(
     if output.exists():
         raise ValueError(f"--output {output} exists. Name a folder that does not, or remove it.")
     base = adapters[0].base
-    config, _ = load_config(base, trust)
+    config, family = load_config(base, trust)
     wanted = config.dtype if dtype == "base" else DTYPES.get(dtype or "")
     files = _base_files(base)
     every = [*files, *(file for one in adapters for file in model_files(one.folder))]
@@ -169,7 +177,7 @@ def export_adapters(
         with atomically(output) as part:
             _copy(files, Path(base), part / BASE)
             for one in adapters:
-                _write_adapter(one, part / one.name, wanted)
+                _write_adapter(one, part / one.name, wanted, family)
             write_text(part / README, readme(adapters))
 
 
@@ -189,10 +197,12 @@ def _copy(files: Iterable[Path], source: Path, target: Path) -> None:
         shutil.copyfile(file, copied)
 
 
-def _write_adapter(one: Adapter, folder: Path, dtype: Any) -> None:
+def _write_adapter(one: Adapter, folder: Path, dtype: Any, family: Family) -> None:
     copied = Path(one.base).is_dir()
     # Not the list of training clips, which is nobody else's business.
     _copy([*model_files(one.folder), one.folder / CARD], one.folder, folder)
+    if (template := folder / TEMPLATE).is_file():
+        write_text(template, family.chat_template(template.read_text(encoding="utf-8")))
     if dtype is not None:
         state = load_file(one.folder / WEIGHTS)
         cast = {name: tensor.to(dtype) for name, tensor in state.items()}
@@ -272,12 +282,13 @@ def readme(adapters: Sequence[Adapter]) -> str:
             for one in adapters
         ),
         f"Positions: {first.note['positions']}.",
+        prompt_rule_text(first.note),
         "## What they were made with",
         f"Libraries: {versions}.",
         "## Licence of the base",
         said,
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _serving(adapters: Sequence[Adapter], base: str) -> list[str]:
@@ -291,12 +302,14 @@ def _serving(adapters: Sequence[Adapter], base: str) -> list[str]:
         rank = max(one.rank for one in group)
         modules = " ".join(f"{one.name}=FOLDER/{one.name}" for one in group)
         largest = next((known for known in RANKS if known >= rank), rank)
+        own = f"--chat-template FOLDER/{group[0].name}/{TEMPLATE} "
+        template = own if PROMPT_RULE in group[0].note else ""
         parts.append(
             f"```\nvllm serve {base} --enable-lora --max-loras {len(group)} "
             f"--max-lora-rank {largest} \\\n    --lora-modules {modules} \\\n"
             """    --limit-mm-per-prompt '{"video": 1, "image": 0}' \\\n"""
             f"    --media-io-kwargs '{media}' \\\n    --mm-processor-kwargs '{pixels}' \\\n"
-            f"    --max-model-len {CONTEXT} --generation-config vllm\n```"
+            f"    {template}--max-model-len {CONTEXT} --generation-config vllm\n```"
         )
     if parts:
         served = [one.name for group in together.values() for one in group]

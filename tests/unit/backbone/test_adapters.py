@@ -11,7 +11,6 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from rbft.backbone.adapters import (
-    TARGETS,
     LoRA,
     add_adapters,
     base_note,
@@ -128,33 +127,37 @@ def test_an_adapter_keeps_its_kind(
 
 
 def test_an_adapter_keeps_its_layers(qwen: Path, tmp_path: Path) -> None:
-    names = linear_layers(load_config(str(qwen))[0])
+    config, family = load_config(str(qwen))
+    names = linear_layers(config)
     asked: list[int] = []
 
     def given() -> list[str]:
         asked.append(1)
         return names
 
+    def check(lora: LoRA | None) -> None:
+        check_targets(lora, folder, family, config, given)
+
     folder = adapter(qwen, tmp_path / "adapter")
-    check_targets(None, folder, given)
-    check_targets(SETTINGS, folder, given)
+    check(None)
+    check(SETTINGS)
     assert not asked, "the backbone was made for nothing"
     lora = LoRA(rank=4, alpha=8, target_modules=["q_proj", "v_proj"])
     with pytest.raises(ValueError, match="linear layers") as error:
-        check_targets(lora, folder, given)
+        check(lora)
     assert str(error.value) == (
         f"model.weights {folder} is an adapter of 14 linear layers, but model.lora asks for 4 "
         "(first that differs: model.language_model.layers.0.mlp.down_proj). An adapter is trained "
         "on as it is: set model.lora.target_modules and model.lora.layers_to_transform to its "
-        f"layers (in its adapter_config.json: {TARGETS})."
+        f"layers (in its adapter_config.json: {family.targets})."
     )
     # The same layers in other words, as somebody else has written them.
-    config = json.loads((folder / "adapter_config.json").read_text())
-    config |= {"target_modules": ["v_proj", "q_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    check_targets(lora, folder, given)
+    known = json.loads((folder / "adapter_config.json").read_text())
+    known |= {"target_modules": ["v_proj", "q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(known))
+    check(lora)
     with pytest.raises(ValueError, match=re.escape("(in its adapter_config.json: ['q_proj', 'v_p")):
-        check_targets(SETTINGS, folder, given)
+        check(SETTINGS)
 
 
 def test_the_layers_are_looked_at_before_anything_is_loaded(qwen: Path) -> None:
@@ -183,7 +186,7 @@ def test_an_adapter_of_a_kind_that_is_not_taken(
         config = {"feedforward_modules": [], "target_modules": ["q_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match="is an adapter") as error:
-        read_config(folder)
+        read_config(folder, ["merger"])
     middle = "" if "peft_type" in change else ", which rbft does not take"
     assert str(error.value) == (
         f"{folder} is an adapter {said}{middle}. Merge it into whole weights with peft "

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from rbft.backbone.adapters import TARGETS, LoRA
+from rbft.backbone.adapters import LoRA
 from rbft.backbone.loading import load_config
+from rbft.backbone.qwen2_vl import TARGETS
 from rbft.backbone.targets import check_layers, linear_layers, target_pattern
+from tests.tiny import tiny_config
 
 ALL = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
@@ -41,25 +43,38 @@ def test_the_layers_that_are_meant(
 ) -> None:
     lora = LoRA(target_modules=modules, layers_to_transform=layers)
     check_layers(names, TARGETS, modules, layers)
-    assert [name for name in names if re.fullmatch(lora.targets, name)] == [
+    assert [name for name in names if re.fullmatch(lora.targets(TARGETS), name)] == [
         f"model.language_model.layers.{block}.{end}"
         for block, ends in expected.items()
         for end in ends
     ]
 
 
+def test_experts_are_no_layers_of_their_own() -> None:
+    names = linear_layers(tiny_config("qwen3_vl_moe"))
+    for name in ("gate_proj", "gate"):  # of an expert, and what chooses the experts
+        with pytest.raises(ValueError, match="no linear layer") as error:
+            check_layers(names, TARGETS, [name], None)
+        assert str(error.value) == (
+            f"model.lora.target_modules names '{name}', which is no linear layer of the language "
+            "model's blocks. Its linear layers are self_attn.q_proj, self_attn.k_proj, "
+            "self_attn.v_proj, self_attn.o_proj."
+        )
+
+
 def test_names_and_numbers_are_whole_ones() -> None:
     lora = LoRA(target_modules=["q_proj"], layers_to_transform=[1])
     block = "model.language_model.layers"
-    assert re.fullmatch(lora.targets, f"{block}.1.self_attn.q_proj")
+    assert re.fullmatch(lora.targets(TARGETS), f"{block}.1.self_attn.q_proj")
     for other in (f"{block}.11.self_attn.q_proj", f"{block}.1.self_attn.k_proj"):
-        assert not re.fullmatch(lora.targets, other)
+        assert not re.fullmatch(lora.targets(TARGETS), other)
     assert not re.fullmatch(target_pattern(".*", ["proj"], None), f"{block}.1.self_attn.q_proj")
     assert not re.fullmatch(target_pattern(".*", ["q.proj"], None), f"{block}.1.self_attn.q_proj")
 
 
 def test_without_a_choice_the_expression_is_the_family_s() -> None:
-    assert LoRA().targets == LoRA(target_modules="all-linear").targets == TARGETS
+    for lora in (LoRA(), LoRA(target_modules="all-linear")):
+        assert lora.targets(TARGETS) == TARGETS
 
 
 @pytest.mark.parametrize(

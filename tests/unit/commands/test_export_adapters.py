@@ -11,19 +11,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from rbft import load
 from rbft.backbone.adapters import LoRA, base_note, weights_fingerprint
+from rbft.backbone.family import FAMILIES
 from rbft.backbone.loading import fingerprint
 from rbft.commands.export_adapters import Adapter, export_adapters, find_adapters, readme
 from rbft.commands.export_weights import merged_model
 from rbft.decision import find_decision
-from rbft.runs.folder import PROVENANCE, read_json
+from rbft.runs.folder import PROMPT_RULE, PROVENANCE, read_json
 from rbft.runs.inference import INFERENCE
 from rbft.runtime.files import write_json
-from tests.tiny import tiny_backbone
-from tests.videos import make_video
+from tests.tiny import tiny_backbone, tiny_processor
 from tests.weights import adapter, whole_weights
 
 HALL = LoRA(rank=16, alpha=8, use_rslora=True, target_modules=["q_proj", "down_proj"])
@@ -86,14 +85,6 @@ def test_the_base_is_there_once_and_each_adapter_as_it_was_trained(
     assert str(exported) not in text
 
 
-def test_an_adapter_of_the_folder_predicts_as_it_did(
-    exported: Path, folders: dict[str, Path], tmp_path: Path
-) -> None:
-    clip = make_video(tmp_path / "clip.mp4", frames=30)
-    found, known = (load(one).predict(clip) for one in (exported / "hall", folders["hall"]))
-    assert found.probabilities == known.probabilities
-
-
 def test_the_readme_s_lines_open_them_in_peft(exported: Path, folders: dict[str, Path]) -> None:
     text = (exported / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -135,6 +126,7 @@ def test_one_server_has_the_adapters_that_vllm_serves(exported: Path) -> None:
     assert told["adapters"] == ["yard=FOLDER/yard", "hall=FOLDER/hall"]
     assert (told["--max-loras"], told["--max-lora-rank"]) == ("2", "16")
     assert "--enable-lora" in told
+    assert "--chat-template" not in told
     frames = json.loads(told["--media-io-kwargs"])
     assert frames == {"video": {"video_backend": "qwen3_vl", "fps": 2.0}}
     pixels = json.loads(told["--mm-processor-kwargs"])
@@ -174,6 +166,27 @@ def test_a_base_of_the_hub_is_named_and_other_frames_are_served_apart(
     assert json.loads(two["--mm-processor-kwargs"])["max_pixels"] == 6272
     assert (two["--max-loras"], one["--max-lora-rank"], two["--max-lora-rank"]) == ("1", "8", "16")
     assert "Adapters that were trained on other frames are served apart" in text
+
+
+def test_a_prompt_that_software_makes_in_several_ways(
+    backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    """A template goes with the adapters, and the server is told of it."""
+    base, rule = backbones["qwen3_vl"], "times before pairs"
+    folder = adapter(tmp_path / "yard", base, LoRA(rank=4, alpha=8), merger=False)
+    tiny_processor("qwen3_vl").save_pretrained(folder)
+    write_json(folder / PROVENANCE, {**read_json(folder / PROVENANCE), PROMPT_RULE: rule})
+    export_adapters(find_adapters({"yard": folder}, str(base)), tmp_path / "out")
+    text = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    (told,) = served(text)
+    assert told["--chat-template"] == "FOLDER/yard/chat_template.jinja"
+    assert f"Clips in the prompt: {rule}, as the backbone was trained." in text
+    template, known = (
+        (one / "chat_template.jinja").read_text(encoding="utf-8")
+        for one in (tmp_path / "out/yard", folder)
+    )
+    assert template == FAMILIES["qwen3_vl"].chat_template(known) != known
+    assert AutoProcessor.from_pretrained(tmp_path / "out/yard").chat_template == template
 
 
 def test_ranks_and_scales_of_single_layers_are_not_served(
