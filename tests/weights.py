@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rbft.backbone.adapters import LoRA, add_adapters, base_note
 from rbft.backbone.loading import fingerprint, load_model
 from rbft.backbone.positions import POSITION_RULE
@@ -50,7 +52,14 @@ def whole_weights(folder: Path, backbone: Path, /, **facts: Any) -> Path:
 
 
 def adapter(
-    folder: Path, backbone: Path, /, lora: LoRA = LORA, *, merger: bool = True, **facts: Any
+    folder: Path,
+    backbone: Path,
+    /,
+    lora: LoRA = LORA,
+    *,
+    merger: bool = True,
+    noise: float | None = None,
+    **facts: Any,
 ) -> Path:
     """A folder with an adapter that changes what the backbone says.
 
@@ -59,13 +68,14 @@ def adapter(
         backbone: Its base.
         lora: Its options.
         merger: Whether the merger was trained with it.
+        noise: Standard deviation of what is added to its weights; None adds the same to all.
         **facts: Further entries of the note, in place of those that there are.
     """
     model: Any = load_model(str(backbone), "sdpa", False)
     add_adapters(model, lora, None, merger=merger)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data += 0.05
+            parameter.data += 0.05 if noise is None else noise * torch.randn_like(parameter)
     model.save_pretrained(folder)
     tiny_processor("qwen2_5_vl").save_pretrained(folder)
     return _note(folder, backbone, **{"base": base_note(str(backbone)), **facts})

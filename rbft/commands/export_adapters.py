@@ -73,7 +73,7 @@ class Adapter:
     @property
     def rank(self) -> int:
         """Its largest rank."""
-        return max(self.config.r, *self.config.rank_pattern.values(), 0)
+        return max(self.config.r, *(self.config.rank_pattern or {}).values(), 0)
 
     @property
     def kind(self) -> str:
@@ -82,7 +82,9 @@ class Adapter:
         names = {"rsLoRA": config.use_rslora, "DoRA": config.use_dora}
         kind = " and ".join(name for name, holds in names.items() if holds) or "LoRA"
         merger = ", and the merger" if config.modules_to_save else ""
-        return f"{kind}, rank {config.r}, alpha {config.lora_alpha}{merger}"
+        quantized = (self.note.get(INFERENCE) or {}).get("model.quantize")
+        stored = f", on the base in {quantized.replace('bit', ' bits')}" if quantized else ""
+        return f"{kind}, rank {config.r}, alpha {config.lora_alpha}{merger}{stored}"
 
     @property
     def unserved(self) -> list[str]:
@@ -240,7 +242,8 @@ def readme(adapters: Sequence[Adapter]) -> str:
         f"{' -> '.join(one.note['stages'])} | {one.kind} |"
         for one in adapters
     ]
-    where = "in `base`" if copied else f"`{base}`"
+    revision = first.note["base"]["fingerprint"].rpartition("@")[2]
+    where = "in `base`" if copied else f"`{base}` (revision `{revision}`)"
     others = [
         f'model.load_adapter("FOLDER/{one.name}", adapter_name="{one.name}")'
         for one in adapters[1:]

@@ -153,10 +153,14 @@ def test_a_base_of_the_hub_is_named_and_other_frames_are_served_apart(
     hub = "Qwen/Qwen2.5-VL-7B-Instruct"
     other = shutil.copytree(folders["hall"], tmp_path / "hall")
     note = read_json(other / PROVENANCE)
-    note[INFERENCE] |= {"data.num_frames": 8, "data.max_pixels": 6272}
+    note[INFERENCE] |= {"data.num_frames": 8, "data.max_pixels": 6272, "model.quantize": "4bit"}
     write_json(other / PROVENANCE, note)
-    adapters = [Adapter(n, f, hub, None) for n, f in (("yard", folders["yard"]), ("hall", other))]
-    text = readme(adapters)
+    yard = shutil.copytree(folders["yard"], tmp_path / "yard")
+    known = read_json(yard / PROVENANCE)
+    write_json(yard / PROVENANCE, {**known, "base": {"name": hub, "fingerprint": f"{hub}@1a2b"}})
+    text = readme([Adapter("yard", yard, hub, None), Adapter("hall", other, hub, None)])
+    assert f"2 adapters of one base, `{hub}` (revision `1a2b`), fine-tuned" in text
+    assert "rsLoRA, rank 16, alpha 8, on the base in 4 bits |" in text
     assert f"base_model: {hub}\n" in text
     assert f'from_pretrained("{hub}", dtype="auto")' in text
     one, two = served(text)
