@@ -94,8 +94,6 @@ class Adapter:
             "it is decomposed (model.lora.use_dora), which vLLM does not compute": config.use_dora,
             "the merger was trained with it (model.merger_learning_rate above 0), and vLLM takes "
             "no weights beside the adapters'": config.modules_to_save,
-            "its layers have ranks or scales of their own (rank_pattern, alpha_pattern), which "
-            "vLLM does not read": config.rank_pattern or config.alpha_pattern,
         }
         return [reason for reason, holds in reasons.items() if holds]
 

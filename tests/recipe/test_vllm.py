@@ -100,23 +100,27 @@ def test_classes_are_those_of_the_backbone(server: Serving, tmp_path: Path) -> N
 
 
 def test_adapters_of_one_base_are_those_that_were_exported(tmp_path: Path) -> None:
-    """Served by the command of the README that `export --adapters` writes."""
+    """Served by the command of the README that `export --adapters` writes.
+
+    What is added to the weights is small: rbft's probabilities are of the class word and the end of
+    the turn, those of a server of the word alone, and the end must be as good as certain.
+    """
     kinds = {
         "yard": LoRA(rank=4, alpha=8),
         "hall": LoRA(rank=8, alpha=8, use_rslora=True, target_modules=["q_proj", "down_proj"]),
     }
     for name, lora in kinds.items():
         torch.manual_seed(len(name) + lora.rank)
-        folder = adapter(tmp_path / name, BASE, lora, merger=False, noise=0.3)
+        noise = 0.12 if lora.rank == 4 else 0.08
+        folder = adapter(tmp_path / name, BASE, lora, merger=False, noise=noise)
         for file in BASE.glob("*"):
             if file.is_file() and not file.name.startswith(("model", "config")):
                 shutil.copyfile(file, folder / file.name)
         shutil.copyfile(Miniature.card_file, folder / "card.yaml")
     export = [f"--adapters=[{', '.join(f'{name}={name}' for name in kinds)}]", "--output=both"]
     rbft(tmp_path, "export", *export)
-    (line,) = re.findall(
-        r"```\n(vllm serve .*?)```", (tmp_path / "both/README.md").read_text(), re.S
-    )
+    text = (tmp_path / "both/README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"```\n(vllm serve .*?)```", text.replace("\\\n", " "), re.DOTALL)
     words = shlex.split(line.replace("FOLDER", str(tmp_path / "both")))
     end = words.index("--limit-mm-per-prompt")  # frames are each request's here
     options = small(BASE, "--data.test_size=20", *FRAMES)
@@ -137,7 +141,7 @@ def test_adapters_of_one_base_are_those_that_were_exported(tmp_path: Path) -> No
         for one, other in zip(own, theirs, strict=True):
             assert other == pytest.approx(one, abs=1e-3)
     apart = zip(found["yard"][0], found["hall"][0], strict=True)
-    assert max(abs(one[0] - other[0]) for one, other in apart) > 0.05
+    assert max(abs(one[0] - other[0]) for one, other in apart) > 0.005
 
 
 def test_structured_labels_are_class_words(spelling: Serving, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_the_readme_s_lines_open_them_in_peft(exported: Path, folders: dict[str,
 def served(text: str) -> list[dict[str, Any]]:
     """The options of the commands `vllm serve` of a README, each with its values."""
     found = []
-    for block in re.findall(r"```\n(vllm serve .*?)```", text, re.DOTALL):
+    for block in re.findall(r"```\n(vllm serve .*?)```", text.replace("\\\n", " "), re.DOTALL):
         words = shlex.split(block)
         told: dict[str, Any] = {"base": words[2]}
         for one, following in pairwise(words):
@@ -193,22 +193,15 @@ def test_a_prompt_that_software_makes_in_several_ways(
     assert AutoProcessor.from_pretrained(tmp_path / "out/yard").chat_template == template
 
 
-def test_ranks_and_scales_of_single_layers_are_not_served(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
-    for number, pattern in enumerate(
-        ({"rank_pattern": {"q_proj": 32}}, {"alpha_pattern": {"q": 2}})
-    ):
-        folder = shutil.copytree(folders["yard"], tmp_path / f"{number}")
-        config = read_json(folder / "adapter_config.json")
-        write_json(folder / "adapter_config.json", {**config, **pattern})
-        one = Adapter("own", folder, "Qwen/Qwen2.5-VL-7B-Instruct", None)
-        assert one.unserved == [
-            "its layers have ranks or scales of their own (rank_pattern, alpha_pattern), which "
-            "vLLM does not read"
-        ]
-        assert one.rank == (4 if number else 32)
-        assert "vllm serve" not in readme([one])
+def test_the_largest_rank_of_a_layer_counts(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["yard"], tmp_path / "own")
+    config = read_json(folder / "adapter_config.json")
+    patterns = {"rank_pattern": {"q_proj": 32, "v_proj": 2}, "alpha_pattern": {"q_proj": 9}}
+    write_json(folder / "adapter_config.json", {**config, **patterns})
+    one = Adapter("own", folder, "Qwen/Qwen2.5-VL-7B-Instruct", None)
+    assert one.unserved == []
+    (told,) = served(readme([one]))
+    assert told["--max-lora-rank"] == "32"
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", torch.bfloat16), ("base", None)])
