@@ -17,6 +17,11 @@ them (`n` = 3, `m` = 2) where autocast or an adapter casts it:
               m c D + 4 c I   inputs of gate and up, and the four above (Qwen2-VL: c D + 3 c I,
                               Qwen3-VL: c D + 2 c I)
 
+With DoRA a linear layer also saves 2 c for each of its outputs: those of the layer and those of
+the adapter. In every forward pass it computes the norms of its weights, and for them the product
+of the adapter's matrices with an identity: (4 + c) in^2 + 12 in out bytes for a moment, which
+count as part of a block's backward pass (in and out are the layer's widths).
+
 `H`, `Q`, `K`, `I` are the widths of hidden state, queries, keys and MLP in the decoder, `D` and `I`
 those in the vision tower. Fused attention saves no scores. With gradient checkpointing a block
 saves only its input, `r H` or `c D`, and the activations above exist for one block at a time. Where
@@ -190,6 +195,7 @@ def step_memory(
     if vision:
         gradient = 3 * c * vision_down_proj(model).in_features + 2 * tower_state
         block = max(block, patches * (gradient + (tower if all_recomputed else 0)))
+    block += max([0, *(_norm_bytes(layer, c) for layer in decomposed_layers(model))])
     if settings.four_bit:  # the weights of one layer, dequantised to be multiplied
         block += text.hidden_size * text.intermediate_size * c
     logits = answers * text.vocab_size
@@ -224,12 +230,14 @@ def decoder_bytes_per_token(model: Any, config: Any, settings: MemorySettings) -
     keys = head_width(text) * text.num_key_value_heads
     normalised = hasattr(model.model.language_model.layers[0].self_attn, "q_norm")
     copies = 5 if r != c or _adapters_cast_inputs(model, c) else 2
+    decomposed = sum(layer.out_features for layer in decomposed_layers(model))
     return (
         2 * (4 + r) * hidden
         + copies * c * hidden
         + 2 * c * (queries + keys)
         + 4 * c * mlp_width(text)
         + normalised * (4 + c) * (queries + keys)
+        + 2 * c * decomposed // text.num_hidden_layers
     )
 
 
@@ -327,6 +335,17 @@ def _adapters_cast_inputs(model: Any, compute_bytes: int) -> bool:
         for layer in model.modules()
         for adapter in getattr(layer, "lora_A", {}).values()
     )
+
+
+def decomposed_layers(model: Any) -> list[Any]:
+    """The linear layers with DoRA adapters."""
+    return [layer for layer in model.modules() if len(getattr(layer, "lora_magnitude_vector", ()))]
+
+
+def _norm_bytes(layer: Any, compute_bytes: int) -> int:
+    """What a layer with DoRA takes while it computes the norms of its weights."""
+    inputs, outputs = layer.in_features, layer.out_features
+    return (4 + compute_bytes) * inputs**2 + 12 * inputs * outputs
 
 
 def vision_down_proj(model: Any) -> nn.Linear:

@@ -121,6 +121,10 @@ EARLIER = {
     "model.answer_weight": 1.0,
     "model.costs": None,
     "model.self_consistency": None,
+    "model.lora.use_dora": False,
+    "model.lora.use_rslora": False,
+    "model.lora.target_modules": None,
+    "model.lora.layers_to_transform": None,
     "rationales_from": "backbone",
 }
 
