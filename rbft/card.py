@@ -6,8 +6,9 @@ the prompts. It is saved with the weights and with the rationales that were made
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -31,12 +32,16 @@ class Card:
             rationale (P_rationale); more rationale prompts may follow (`less`, `least`). A text
             may use `{persona}`, `{words}` (the class words, "normal or abnormal") and `{text}`
             (the clip's own text, where the data module gives one).
+        values: Class name to its number, where the classes are levels of one scale (1 to 5):
+            answers then have an expected value, a mean absolute error and a rank correlation.
+            None where they are not.
     """
 
     name: str
     persona: str
     words: dict[str, str]
     prompts: dict[str, str]
+    values: Mapping[str, int | float] | None = None
 
     def __post_init__(self) -> None:
         where = f"Card '{self.name}'"
@@ -65,6 +70,32 @@ class Card:
                         f"{where}: prompts.{name} uses {{{field}}}; allowed are {{persona}}, "
                         "{words} and {text}. Write {{ and }} for plain braces."
                     )
+        if self.values is not None:
+            self._check_values(where, self.values)
+            # In class order and of one type, so that cards that say the same have one digest.
+            levels = {name: float(self.values[name]) for name in self.words}
+            object.__setattr__(self, "values", levels)
+
+    def _check_values(self, where: str, values: Mapping[str, int | float]) -> None:
+        lacking = [name for name in self.words if name not in values]
+        foreign = [name for name in values if name not in self.words]
+        if lacking or foreign:
+            what = f"lacks {', '.join(lacking)}" if lacking else f"has {', '.join(foreign)}"
+            raise ValueError(
+                f"{where}: values {what}; the classes are {', '.join(self.words)}. Give each class "
+                "its number, or leave values out."
+            )
+        for name, value in values.items():
+            if not math.isfinite(value) or [*values.values()].count(value) > 1:
+                raise ValueError(
+                    f"{where}: values.{name} is {value:g}, which is not finite or stands twice. "
+                    "Give each class a number of its own."
+                )
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The number of each class, in class order; empty where classes are no levels."""
+        return tuple(map(float, (self.values or {}).values()))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -72,9 +103,15 @@ class Card:
         return tuple(self.words)
 
     @property
+    def content(self) -> dict[str, Any]:
+        """Everything on the card, without what a card may have and this one has not."""
+        every = asdict(self)
+        return {one.name: every[one.name] for one in fields(self) if every[one.name] != one.default}
+
+    @property
     def digest(self) -> str:
         """Short hash of everything on the card."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.content).encode()).hexdigest()[:12]
 
     def prompt(self, name: str, text: str = "") -> str:
         """The prompt of that name with its fields filled in.
@@ -133,8 +170,8 @@ class Card:
         """Reads a card file.
 
         A card that differs from another in a few lines names it as `extends`, by its path from
-        its own folder, and says only what differs: name, persona, words (all of them) and single
-        prompts.
+        its own folder, and says only what differs: name, persona, words (all of them), values (all
+        of them) and single prompts.
 
         Raises:
             ValueError: If the file is missing, is no YAML mapping or has a wrong key, or extends a
@@ -154,14 +191,18 @@ class Card:
             content = {**base, **own}
             if isinstance(before, dict) and isinstance(after, dict):
                 content["prompts"] = {**before, **after}
-        keys = [field.name for field in fields(cls)]
-        if not isinstance(content, dict) or sorted(content) != sorted(keys):
+        needed = [field.name for field in fields(cls) if field.default is MISSING]
+        further = [field.name for field in fields(cls) if field.default is not MISSING]
+        if not isinstance(content, dict) or not {*needed} <= {*content} <= {*needed, *further}:
             got = (
                 ", ".join(map(str, content))
                 if isinstance(content, dict)
                 else type(content).__name__
             )
-            raise ValueError(f"Card file {path} must have the keys {', '.join(keys)}; got {got}.")
+            raise ValueError(
+                f"Card file {path} must have the keys {', '.join(needed)}, and may have "
+                f"{', '.join(further)}; got {got}."
+            )
         for key in ("words", "prompts"):
             value = content[key]
             if not isinstance(value, dict) or not all(
@@ -171,15 +212,28 @@ class Card:
                     f"Card file {path}: {key} must map names to texts; got {value!r}. "
                     'Put words that YAML reads as true or false in quotes ("yes").'
                 )
+        values = content.get("values")
+        if values is not None and not _maps_to_numbers(values):
+            raise ValueError(
+                f"Card file {path}: values must map class names to numbers; got {values!r}. Put "
+                'names that YAML reads as numbers in quotes ("1").'
+            )
         return cls(**content)
 
     def text(self) -> str:
         """The card as YAML."""
-        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True, width=96)
+        return yaml.safe_dump(self.content, sort_keys=False, allow_unicode=True, width=96)
 
     def save(self, path: Path) -> None:
         """Writes the card as YAML."""
         write_text(path, self.text())
+
+
+def _maps_to_numbers(values: Any) -> bool:
+    return isinstance(values, dict) and all(
+        isinstance(name, str) and isinstance(value, int | float) and not isinstance(value, bool)
+        for name, value in values.items()
+    )
 
 
 def _read(path: Path) -> Any:

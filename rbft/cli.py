@@ -159,7 +159,8 @@ class RBFTCLI(LightningCLI):
             type=str,
             default=LOSS,
             help="The validation metric of keep best: val/loss (the smaller the better), "
-            "val/accuracy, val/f1/macro or val/f1/<class>. Of equal scores the earlier one counts.",
+            "val/accuracy, val/f1/macro or val/f1/<class>; on a scale also val/mae, val/mae/answer "
+            "(the smaller the better) and val/spearman. Of equal scores the earlier one counts.",
         )
         parser.add_argument(
             "--patience",

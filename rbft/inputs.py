@@ -220,7 +220,7 @@ class Inputs:
             return
         file = weights / CARD
         if file.exists() and (
-            changes := card_differences(asdict(Card.load(file)), asdict(self.card))
+            changes := card_differences(Card.load(file).content, self.card.content)
         ):
             print_rank_zero(
                 f"model.weights {weights} was trained with another card:\n{indented(changes)}"

@@ -196,8 +196,8 @@ class RBFTModule(BackboneModule):
         self.answer_weight, self.costs = answer_weight, cost_matrix(costs, card.classes)
         self.packing = packing and attention != "eager"
         self.rationale_sampling, self.self_consistency = rationale_sampling, self_consistency
-        self.val_metrics = ClassificationMetrics(card.classes)
-        self.test_metrics = ClassificationMetrics(card.classes)
+        self.val_metrics = ClassificationMetrics(card.classes, card.levels)
+        self.test_metrics = ClassificationMetrics(card.classes, card.levels)
         self.monitor = StepMonitor()
         # Checkpoints hold the trainable parameters alone, see rbft/training/checkpoints.py.
         self.strict_loading = False
@@ -394,7 +394,9 @@ class RBFTModule(BackboneModule):
         reads = prefill(self.backbone, prompts, self.vision(batch), batch.shared)
         read = next(reads)
         classified = self.classifier.classify(self.backbone, batch, read.copy())
-        self.val_metrics.update(classified.prediction, batch.label, batch.weight > 0)
+        self.val_metrics.update(
+            classified.prediction, batch.label, batch.weight > 0, classified.probabilities
+        )
         # A clip that cannot be decoded counts as a wrong answer, but has no likelihood.
         seen = [float(not error) for error in batch.errors]
         weight = batch.weight * to_device(seen, batch.weight.device)
@@ -465,7 +467,9 @@ class RBFTModule(BackboneModule):
         """The classification of the batch."""
         with naming_clips(batch):
             classified = self.classify(batch)
-        self.test_metrics.update(classified.prediction, batch.label, batch.weight > 0)
+        self.test_metrics.update(
+            classified.prediction, batch.label, batch.weight > 0, classified.probabilities
+        )
         return {"classified": classified}
 
     def on_test_epoch_end(self) -> None:

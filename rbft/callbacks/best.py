@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from rbft.analysis.levels import LEVEL_SCORES, MAE, MAE_ANSWER
 from rbft.data.base import VideoDataModule
 from rbft.runs.folder import read_json
 from rbft.runtime.console import print_rank_zero
@@ -16,19 +17,22 @@ from rbft.runtime.files import atomically, remove, write_json
 from rbft.training.checkpoints import trainable_names, validation_due
 from rbft.training.fsdp2 import check_trainable, full_state
 
-LOSS = "val/loss"  # the smaller the better; of all other metrics the greater
+LOSS = "val/loss"
+SMALLER = (LOSS, f"val/{MAE}", f"val/{MAE_ANSWER}")  # the better; of all other metrics the greater
 # In the folder of the checkpoints, with which they go.
 BEST, SCORES = "best.pt", "validations.json"
 DUE = "rbft_validation_due"  # the key in a checkpoint
 
 
-def metric_names(classes: Sequence[str]) -> list[str]:
+def metric_names(classes: Sequence[str], *, ordered: bool = False) -> list[str]:
     """Names of the validation metrics that `keep_metric` can be.
 
     Args:
         classes: Names of the classes.
+        ordered: Whether the classes are levels of a scale.
     """
-    return [LOSS, "val/accuracy", "val/f1/macro", *(f"val/f1/{name}" for name in classes)]
+    names = [LOSS, "val/accuracy", "val/f1/macro", *(f"val/f1/{name}" for name in classes)]
+    return [*names, *(f"val/{name}" for name in LEVEL_SCORES)] if ordered else names
 
 
 def check_keep(
@@ -57,7 +61,7 @@ def check_keep(
                 "Add --keep best, or leave patience out."
             )
         return
-    allowed = metric_names(data.card.classes)
+    allowed = metric_names(data.card.classes, ordered=bool(data.card.levels))
     if metric not in allowed:
         raise ValueError(f"keep_metric is '{metric}'; allowed are {', '.join(allowed)}.")
     clips, name = data.clips("val"), type(data).__name__
@@ -117,7 +121,7 @@ class BestWeights(Callback):
     @property
     def best(self) -> dict[str, Any] | None:
         """Step and score of the best validation so far, the first of equal ones."""
-        sign = -1 if self.metric == LOSS else 1
+        sign = -1 if self.metric in SMALLER else 1
         return max(self.scores, key=lambda one: sign * one["score"], default=None)
 
     @property

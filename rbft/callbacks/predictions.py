@@ -35,6 +35,8 @@ class PredictionWriter(Callback):
         content: Gives the digest of a clip's file; None where it cannot be read.
         threshold: A class, and its probability from which on it is the label; the likeliest class
             stands beside it then, as `likeliest`.
+        levels: The value of each class, where they are levels of a scale; the expected value stands
+            in the lines then, as `expected`.
 
     Raises:
         ValueError: If the output was made from something else, by something else, or of videos
@@ -49,6 +51,7 @@ class PredictionWriter(Callback):
         made_from: dict[str, Any],
         content: Callable[[Clip], str | None],
         threshold: tuple[str, float] | None = None,
+        levels: Sequence[float] = (),
     ) -> None:
         if output.suffix != ".jsonl":
             raise ValueError(
@@ -56,6 +59,7 @@ class PredictionWriter(Callback):
                 f"{output.with_suffix('.csv').name} beside it."
             )
         self.output, self.classes, self.threshold = output, list(classes), threshold
+        self.levels = levels
         self.lines = JsonLines(output)
         first: dict[Path, Clip] = {}
         for clip in clips:
@@ -115,6 +119,7 @@ class PredictionWriter(Callback):
             "label",
             *(f"probability_{name}" for name in self.classes),
         ]
+        columns += ["expected"] * bool(self.levels)
         columns += ["likeliest"] * (self.threshold is not None)
         columns += ["margin", "text", "rationale", "error"]
         table = io.StringIO(newline="")
@@ -132,7 +137,9 @@ class PredictionWriter(Callback):
         clip = batch.clips[place]
         path = str(clip.path)
         row: dict[str, Any] = {"id": clip.id, "path": path, "video": self.videos[path]}
-        return row | prediction_row(outputs, batch, place, self.classes, self.threshold)
+        return row | prediction_row(
+            outputs, batch, place, self.classes, self.threshold, self.levels
+        )
 
     def _read(self, *, stale: bool = False) -> dict[str, dict[str, Any]]:
         """Line by path; a prediction wins over an error, a later line over an earlier one.

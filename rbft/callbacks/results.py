@@ -37,7 +37,7 @@ class ResultsWriter(Callback):
         self.tokens: list[int] = []
 
     def _collect(self, module: Any, outputs: Any, batch: Any) -> None:
-        classes = module.card.classes
+        classes, levels = module.card.classes, module.card.levels
         for place, (index, weight) in enumerate(
             zip(batch.index.tolist(), batch.weight.tolist(), strict=True)
         ):
@@ -45,7 +45,7 @@ class ResultsWriter(Callback):
                 clip = batch.clips[place]
                 label = None if clip.label is None else classes[clip.label]
                 row = {"index": index, "id": clip.id, "label": label}
-                row |= answer_row(outputs, batch, place, classes)
+                row |= answer_row(outputs, batch, place, classes, levels)
                 if batch.frames and (masked := batch.frames[place].get("masked")):
                     row["masked"] = masked
                 self.rows.append(row)

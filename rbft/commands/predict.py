@@ -76,7 +76,9 @@ def _predict(
     for note in data.notes:
         print_rank_zero(note)
     content = partial(_content, data.cache_folder)
-    writer = PredictionWriter(output, clips, data.card.classes, made_from, content, setup.threshold)
+    writer = PredictionWriter(
+        output, clips, data.card.classes, made_from, content, setup.threshold, data.card.levels
+    )
     count, todo = len(writer.clips), len(writer.todo)
     if todo < count:
         print_rank_zero(f"{count - todo} of {count} videos stand in {output} already.")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ FIELDS = {
     "end": "segment",
     "reference": "reference",
     "text": "text",
+    "votes": "share of votes",
 }
 # Settings that decide what a score is, by their place in the settings.
 SCORING = {
@@ -116,6 +117,8 @@ EARLIER = {
     "data.init_args.masking": None,
     "data.init_args.rationale_control": None,
     "data.init_args.label_share": 0.5,
+    "data.init_args.soft_labels": False,
+    "data.init_args.vague_share": 0.5,
     "model.answer_weight": 1.0,
     "model.costs": None,
     "model.self_consistency": None,
@@ -291,7 +294,7 @@ def check_card(file: Path, card: Card) -> None:
     """
     if not file.exists():
         return
-    changes = card_differences(asdict(Card.load(file)), asdict(card))
+    changes = card_differences(Card.load(file).content, card.content)
     if changes:
         raise ValueError(
             f"The run {file.parent} was started with another card:\n{indented(changes)}\nPut the "
