@@ -22,6 +22,8 @@ class Clip:
         end: Seconds from the file's start at which it ends; negative counts from the file's end.
         url: Where the file can be had, for the user's own downloader.
         refused: Why the file must not be opened (a link out of the benchmark's folder), else empty.
+        votes: Annotators' votes for each class of the card, as counts or as shares; None where the
+            annotations have none.
     """
 
     id: str
@@ -34,6 +36,18 @@ class Clip:
     end: float | None = None
     url: str | None = None
     refused: str = ""
+    votes: tuple[float, ...] | None = None
+
+    def soft_label(self, classes: int) -> list[float]:
+        """The share of the votes that each class has; all of it has the label where none are known.
+
+        Args:
+            classes: Number of classes.
+        """
+        if self.votes is None:
+            return [float(index == self.label) for index in range(classes)]
+        total = sum(self.votes)
+        return [count / total for count in self.votes]
 
 
 def interval(start: float | None, end: float | None, duration: float | None) -> tuple[float, float]:

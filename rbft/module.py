@@ -315,7 +315,10 @@ class RBFTModule(BackboneModule):
         if targets.of_class is None:
             return answer_nll(self(batch), targets.ids, weights, batch.total), None
         nll = token_nll(self(batch), targets.ids)
-        parts = part_losses(nll.detach(), targets.of_class, batch.weight[targets.clips])
+        seen = batch.weight[targets.clips]
+        if targets.rows is not None and targets.weights is not None:  # by votes
+            seen = seen * (targets.weights / self.answer_weight).where(targets.of_class, 1.0)
+        parts = part_losses(nll.detach(), targets.of_class, seen)
         return (nll * weights).sum() / batch.total, parts
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
