@@ -414,8 +414,7 @@ def run_step(
         with counted:
             with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
                 if case.train == "lora":  # as `rbft.backbone.vision_features.embed_features` does
-                    merge = model.config.vision_config.spatial_merge_size
-                    inputs |= embed_features(model, kept, merge)
+                    inputs |= embed_features(model, family, kept)
                 logits = model(**inputs, use_cache=False).logits.flatten(0, -2)
                 loss = answer_nll(logits, *targets)
             counted.part = "head"

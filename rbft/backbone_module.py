@@ -160,7 +160,7 @@ class BackboneModule(LightningModule):
             tower = tower_inputs(vision._attn_implementation, batch.tower, batch.weight.device)
             return {**batch.video, **tower}
         features = tower_features(self.backbone, self.family, batch, self.data.feature_cache)
-        return embed_features(self.backbone, features, self.config.vision_config.spatial_merge_size)
+        return embed_features(self.backbone, self.family, features)
 
     def on_validation_start(self) -> None:
         """Gathers the weights, where they are sharded."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -17,6 +17,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 
 from rbft.analysis.thresholds import Wanted
+from rbft.backbone.family import token_side
+from rbft.backbone.loading import load_config
 from rbft.backbone_module import BackboneModule
 from rbft.callbacks.board import Board
 from rbft.callbacks.own_loggers import OwnLoggers, given_loggers, with_names
@@ -152,13 +154,22 @@ class Experiment:
             ValueError: If a class refuses its settings.
         """
         made = _instantiate(self.parser, self.settings)
+        made.data.resize_to_tokens(token_side(made.model.config))
         return Objects(made.data, made.model, vars(made.trainer))
 
     def data(self) -> VideoDataModule:
-        """The benchmark alone, which needs no backbone."""
+        """The benchmark alone, which needs no backbone; the size of frames is that of its tokens.
+
+        Where there is no backbone, frames are as large as for Qwen2-VL and Qwen2.5-VL.
+        """
         parser = type(self.parser)()
         parser.add_lightning_class_args(VideoDataModule, "data", subclass_mode=True)
-        return _instantiate(parser, parser.parse_object({"data": self.settings.data})).data
+        data = _instantiate(parser, parser.parse_object({"data": self.settings.data})).data
+        model = self.settings.model
+        with suppress(ValueError):
+            config, _ = load_config(model.backbone, model.trust_remote_code)
+            data.resize_to_tokens(token_side(config))
+        return data
 
 
 def quiet_trainer(objects: Objects, **trainer: Any) -> Trainer:

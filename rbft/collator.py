@@ -18,6 +18,7 @@ from rbft.data.dataset import Example, Supervision
 from rbft.stages import CLASS, RATIONALE, SEPARATOR, Stage
 from rbft.video.feature_cache import EncodedVideo
 from rbft.video.sampling import Video
+from rbft.video.times import PairTimes
 
 
 @dataclass(frozen=True)
@@ -207,15 +208,23 @@ class Collator:
         """The clip as one of each class that has a share; others are not computed."""
         return [(replace(clip, label=label), share) for label, share in enumerate(shares) if share]
 
-    def prompt_ids(self, prompt: str, video_tokens: int) -> list[int]:
-        """Token ids of one user turn, video first, up to where the assistant answers."""
+    def prompt_ids(self, prompt: str, times: PairTimes, video_tokens: int) -> list[int]:
+        """Token ids of one user turn, video first, up to where the assistant answers.
+
+        Args:
+            prompt: What is asked about the clip.
+            times: When the clip's frame pairs are shown.
+            video_tokens: Tokens of the clip.
+        """
         content = [{"type": "video"}, {"type": "text", "text": prompt}]
-        text = self.processor.apply_chat_template(
+        turn = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
+        text = self.family.prompt_text(turn, times)
         ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        place = ids.index(self.config.video_token_id)
-        return ids[:place] + [self.config.video_token_id] * video_tokens + ids[place + 1 :]
+        video = self.config.video_token_id
+        run = [video] * (video_tokens // ids.count(video))
+        return [token for each in ids for token in (run if each == video else (each,))]
 
     def __call__(self, examples: list[Example]) -> Batch:
         """One batch of the examples in order."""
@@ -325,16 +334,19 @@ class Collator:
     ) -> list[list[int]]:
         merged = self.config.vision_config.spatial_merge_size**2
         return [
-            self.prompt_ids(stage.prompt(card, e.clip), grid[0] * grid[1] * grid[2] // merged)
+            self.prompt_ids(
+                stage.prompt(card, e.clip),
+                e.video.pair_times,
+                grid[0] * grid[1] * grid[2] // merged,
+            )
             for e, grid in zip(examples, grids, strict=True)
         ]
 
     def _positions(
         self, rows: list[Tensor], examples: list[Example], grids: list[list[int]]
     ) -> list[Int[Tensor, "3 _"]]:
-        patch = self.config.vision_config.temporal_patch_size
         return [
-            self.family.position_ids(row, grid, e.video.seconds_per_pair(patch), self.config)
+            self.family.position_ids(row, grid, e.video.pair_times, self.config)
             for row, grid, e in zip(rows, grids, examples, strict=True)
         ]
 

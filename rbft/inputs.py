@@ -191,6 +191,7 @@ class Inputs:
         asked = "\n".join(data.card.prompt(name) for name in writer.stage.prompts)
         made_from = provenance(
             POSITION_RULE,
+            self.model.family.prompt_rule,
             backbone=self.fingerprint(writer.weights) if writer.weights else self.backbone,
             prompt=asked,
             frames=determining(asdict(data.frames)),

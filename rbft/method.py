@@ -235,7 +235,8 @@ class Method:
             facts["rationale_tokens"] = sum(one["tokens"] for one in store.all_records())
         if told:  # stands in every stage that follows, and in their results
             facts[TOLD] = told
-        origin = provenance(POSITION_RULE, stages=history, backbone=backbone, **facts)
+        rule = inputs.model.family.prompt_rule
+        origin = provenance(POSITION_RULE, rule, stages=history, backbone=backbone, **facts)
         taught = {split: inputs.clips[split] for split in TRAINING_SPLITS}
         folder, settings, best = self.run.checkpoints(stage), self.settings, None
         if settings.keep == "best":

@@ -6,11 +6,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from rbft.backbone_module import BackboneModule
 from rbft.build import Experiment, build
 from rbft.clip import Clip
 from rbft.module import RBFTModule
 from rbft.rationale_module import RationaleModule
-from rbft.video.sampling import PATCH
 
 Size = tuple[int, int]  # height and width of the frames as the model saw them, in pixels
 # Is given a clip's id, what the model wrote about it, how large its frames were, and what could not
@@ -39,6 +39,8 @@ class TextTaker(Callback):
     ) -> None:
         """Hands on the batch's texts before the next one begins."""
         (written,) = outputs
+        assert isinstance(pl_module, BackboneModule)
+        patch = pl_module.config.vision_config.patch_size
         for clip, text, grid, weight, error in zip(
             batch.clips,
             written.texts,
@@ -48,7 +50,8 @@ class TextTaker(Callback):
             strict=True,
         ):
             if weight:
-                self.take(clip.id, text, (grid[1] * PATCH, grid[2] * PATCH), error)
+                size = grid[1] * patch, grid[2] * patch
+                self.take(clip.id, text, size, error)
 
 
 def single_frame(clip: Clip, frame: int, fps: float) -> Clip:

@@ -178,7 +178,7 @@ class VideoClassifier:
         self, clips: list[Clip], rationale: bool, pool: ThreadPoolExecutor
     ) -> list[Prediction]:
         """The predictions of one batch; its videos are decoded side by side."""
-        dataset = ClipDataset(clips, self._load, None)
+        dataset = ClipDataset(clips, self._load, None, side=self._data.frames.side)
         examples = list(pool.map(dataset.__getitem__, map(SampleSlot, range(len(clips)))))
         batch = self._collator(rationale)(examples).to(self.device)
         with torch.inference_mode(), self._precision.predict_step_context():

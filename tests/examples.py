@@ -30,6 +30,7 @@ from rbft.rationale_module import RationaleModule
 from rbft.runtime.digests import LENGTH
 from rbft.stages import STAGES, Stage
 from rbft.video.sampling import Video, VideoError, patch_grid
+from rbft.video.times import PairTimes, pair_times
 
 CARD = Card(
     name="yard",
@@ -231,7 +232,10 @@ class YardFiles(ClipFiles):
 
     def grid(self, clip: Clip) -> tuple[int, int, int]:
         frames, height, width = SHAPES[int(clip.id.rpartition("_")[2]) % len(SHAPES)]
-        return patch_grid(frames, (height, width))
+        return patch_grid(frames, (height, width), self.frames.side)
+
+    def pair_times(self, clip: Clip) -> PairTimes:
+        return pair_times(range(self.grid(clip)[0] * 2), 1.0, 1.0)
 
     def digest(self, clip: Clip) -> str:
         return hashlib.sha256(clip.id.encode()).hexdigest()[:LENGTH]

@@ -1,4 +1,4 @@
-"""Tiny random backbones of both families, with a processor, made offline in a second.
+"""Tiny random backbones of all families, with a processor, made offline in a second.
 
 The architecture, the chat template's turns and the ways through processor, tokenizer and
 `generate` are the real ones; sizes, vocabulary and weights are not.
@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import torch
 
-FamilyName = Literal["qwen2_vl", "qwen2_5_vl"]
-FAMILY_NAMES: tuple[FamilyName, ...] = ("qwen2_vl", "qwen2_5_vl")
+FamilyName = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
+# Those that most tests run over; one with experts differs in the decoder's MLP alone.
+FAMILY_NAMES: tuple[FamilyName, ...] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -25,6 +26,9 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 VOCABULARY = 384  # 256 bytes, merges, special tokens
+# Pixels per side of a patch, in all families here: the clips of the tests suit them all. That of
+# the published Qwen3-VL is 16.
+PATCH = 14
 # What Qwen-VL's template makes of user and assistant turns, a system turn first.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -100,16 +104,27 @@ def merge_punctuation(folder: Path) -> None:
     tiny_tokenizer(">\u010a", ".\u010a").save_pretrained(folder)  # the line break's byte
 
 
-def tiny_processor(family: FamilyName) -> Any:
+def tiny_processor(family: FamilyName, patch: int = PATCH) -> Any:
     """The family's processor with the tiny tokenizer."""
     from transformers import (
         Qwen2_5_VLProcessor,
         Qwen2VLImageProcessor,
         Qwen2VLProcessor,
         Qwen2VLVideoProcessor,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
     )
 
     pixels = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
+    if family.startswith("qwen3_vl"):
+        return Qwen3VLProcessor(
+            image_processor=Qwen2VLImageProcessor(size=dict(pixels), patch_size=patch),
+            tokenizer=tiny_tokenizer(),
+            video_processor=Qwen3VLVideoProcessor(
+                size=dict(pixels), patch_size=patch, cap_pixels_per_frame=False
+            ),
+            chat_template=CHAT_TEMPLATE,
+        )
     kind = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}[family]
     return kind(
         image_processor=Qwen2VLImageProcessor(size=dict(pixels)),
@@ -119,9 +134,9 @@ def tiny_processor(family: FamilyName) -> Any:
     )
 
 
-def tiny_config(family: FamilyName) -> Any:
+def tiny_config(family: FamilyName, patch: int = PATCH) -> Any:
     """The family's configuration: two blocks in the decoder, two in the vision tower."""
-    from transformers import Qwen2_5_VLConfig, Qwen2VLConfig
+    from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig, Qwen3VLMoeConfig
 
     ids = {
         token: tiny_tokenizer().convert_tokens_to_ids(f"<|{token}|>")
@@ -157,6 +172,28 @@ def tiny_config(family: FamilyName) -> Any:
         "image_token_id": ids["image_pad"],
         "video_token_id": ids["video_pad"],
     }
+    if family.startswith("qwen3_vl"):
+        text |= {"head_dim": 32}  # not the width over the heads, as in the small published ones
+        text["rope_parameters"] = {
+            "rope_type": "default",
+            "rope_theta": 5e6,
+            "mrope_section": [6, 5, 5],
+            "mrope_interleaved": True,
+        }
+        vision = {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "patch_size": patch,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        }
+        if family == "qwen3_vl":
+            return Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
+        text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+        return Qwen3VLMoeConfig(text_config=text, vision_config=vision, **tokens)
     if family == "qwen2_vl":
         vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2}
         return Qwen2VLConfig(text_config=text, vision_config=vision, **tokens)
@@ -172,20 +209,22 @@ def tiny_config(family: FamilyName) -> Any:
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)
 
 
-def tiny_model(family: FamilyName, seed: int = 0) -> Any:
+def tiny_model(family: FamilyName, seed: int = 0, patch: int = PATCH) -> Any:
     """A model of the family with random weights (about 200,000), in evaluation mode.
 
     The caller's random state is left as it was.
     """
-    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+    import transformers
 
     kind = {
-        "qwen2_vl": Qwen2VLForConditionalGeneration,
-        "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+        "qwen2_vl": transformers.Qwen2VLForConditionalGeneration,
+        "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
+        "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
+        "qwen3_vl_moe": transformers.Qwen3VLMoeForConditionalGeneration,
     }[family]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = kind(tiny_config(family))
+        model = kind(tiny_config(family, patch))
         for name, parameter in model.named_parameters():
             # Norms start at 1 and biases at 0: a swapped or lost one would go unnoticed.
             if parameter.ndim == 1:
@@ -194,8 +233,10 @@ def tiny_model(family: FamilyName, seed: int = 0) -> Any:
     return model.eval()
 
 
-def tiny_backbone(folder: Path, family: FamilyName = "qwen2_5_vl", seed: int = 0) -> Path:
+def tiny_backbone(
+    folder: Path, family: FamilyName = "qwen2_5_vl", seed: int = 0, patch: int = PATCH
+) -> Path:
     """Saves model and processor as a `from_pretrained` folder, and returns the folder."""
-    tiny_model(family, seed).save_pretrained(folder)
-    tiny_processor(family).save_pretrained(folder)
+    tiny_model(family, seed, patch).save_pretrained(folder)
+    tiny_processor(family, patch).save_pretrained(folder)
     return folder

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rbft.attention.maps import Map
-from rbft.video.sampling import TEMPORAL_PATCH, Video
+from rbft.video.sampling import Video
+from rbft.video.times import TEMPORAL_PATCH
 
 GREY = 127
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rbft.attention.capture import Rows, capture_heads, capture_last_rows, rollout_row
-from rbft.video.sampling import TEMPORAL_PATCH
+from rbft.video.times import TEMPORAL_PATCH
 
 Kind = Literal["mean", "relative", "rollout"]
 Map = Float[np.ndarray, "slices rows columns"]

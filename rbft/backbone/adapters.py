@@ -10,15 +10,13 @@ from typing import Any
 
 import torch
 
+from rbft.backbone.family import FAMILIES
 from rbft.backbone.kernels import leave_casts_to_autocast
 from rbft.backbone.loading import fingerprint, frozen_dtype
 from rbft.runs.folder import ADAPTER, read_provenance
 from rbft.runtime.ranges import check_ranges
 
 CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
-# The whole path: bare names (gate_proj, ...) and peft's "all-linear" match the vision tower too.
-TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-MERGER = "merger"  # its module's name, in both families
 PREFIX = "base_model.model."  # before every name in a peft file
 
 
@@ -199,6 +197,7 @@ def add_adapters(
     from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    family = FAMILIES[model.config.model_type]
     config: Any = None if weights is None else _read_config(weights)
     if lora is not None:
         merger = merger or bool(config and config.modules_to_save)
@@ -206,8 +205,8 @@ def add_adapters(
             r=lora.rank,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules=TARGETS,
-            modules_to_save=[MERGER] if merger else None,
+            target_modules=family.targets,
+            modules_to_save=family.mergers(model.config) if merger else None,
             task_type="CAUSAL_LM",
         )
     config.inference_mode = False  # peft would keep the values in the frozen weights' dtype
@@ -224,8 +223,9 @@ def add_adapters(
     state = {
         name.removeprefix(PREFIX): tensor for name, tensor in load_file(weights / WEIGHTS).items()
     }
-    if not any(f".{MERGER}." in name for name in state):  # it was frozen so far
-        state |= {name: tensor for name, tensor in expected.items() if f".{MERGER}." in name}
+    merging = {name: value for name, value in expected.items() if family.part(name) == "merger"}
+    if not merging.keys() & state.keys():  # it was frozen so far
+        state |= merging
     if wrong := sorted(expected.keys() ^ state.keys()):
         raise ValueError(
             f"{weights / WEIGHTS} does not fit its backbone: {len(wrong)} tensors are in one of "

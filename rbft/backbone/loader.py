@@ -10,7 +10,13 @@ import torch
 from rbft.backbone.adapters import LoRA, add_adapters, find_base, is_adapter, weights_dtype
 from rbft.backbone.family import Family
 from rbft.backbone.kernels import apply_kernels, set_cudnn_attention
-from rbft.backbone.loading import generation_settings, load_config, load_model, load_processor
+from rbft.backbone.loading import (
+    check_prompt_rule,
+    generation_settings,
+    load_config,
+    load_model,
+    load_processor,
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,11 @@ class BackboneLoader:
     @cached_property
     def _config_and_family(self) -> tuple[Any, Family]:
         given = self.weights is not None and self.base == str(self.weights)
-        return load_config(self.base, self.trust, "model.weights" if given else "model.backbone")
+        setting = "model.weights" if given else "model.backbone"
+        config, family = load_config(self.base, self.trust, setting)
+        if self.weights is not None:
+            check_prompt_rule(self.weights, family)
+        return config, family
 
     @property
     def config(self) -> Any:

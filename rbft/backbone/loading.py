@@ -17,7 +17,7 @@ from rbft.backbone.embeddings import copy_video_tokens
 from rbft.backbone.family import FAMILIES, PARTS, Family
 from rbft.backbone.hub import check_hub
 from rbft.backbone.kernels import use_linear_patch_embedding
-from rbft.runs.folder import read_provenance
+from rbft.runs.folder import PROMPT_RULE, PROVENANCE, read_provenance
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.digests import folder_digest
 
@@ -66,8 +66,8 @@ def load_config(
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{setting} '{source}' cannot be read: {_first_line(error)} Give a folder that "
-            "holds config.json, model weights and processor, or the hub id of a Qwen2-VL or "
-            "Qwen2.5-VL."
+            "holds config.json, model weights and processor, or the hub id of a Qwen2-VL, "
+            "Qwen2.5-VL or Qwen3-VL."
         ) from error
     family = FAMILIES.get(config.model_type)
     if family is None:
@@ -76,6 +76,25 @@ def load_config(
             f"{', '.join(FAMILIES)}. See CONTRIBUTING.md for how to add a family."
         )
     return config, family
+
+
+def check_prompt_rule(weights: Path, family: Family) -> None:
+    """Refuses weights that were trained on prompts in which clips stood in another way.
+
+    Args:
+        weights: A weights folder.
+        family: Its family.
+
+    Raises:
+        ValueError: Naming both ways.
+    """
+    rule = (read_provenance(weights) or {}).get(PROMPT_RULE)
+    if rule is not None and rule != family.prompt_rule:
+        raise ValueError(
+            f"weights folder {weights} was trained on prompts with '{rule}' ({PROVENANCE}: "
+            f"{PROMPT_RULE}), and this version makes them with '{family.prompt_rule}'. Use the "
+            "version that the folder names, or train anew."
+        )
 
 
 def load_processor(source: str, trust: bool = False) -> "ProcessorMixin":

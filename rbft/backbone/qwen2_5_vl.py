@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rbft.backbone.qwen2_vl import Qwen2VL
+from rbft.video.times import PairTimes
 
 
 class Qwen2_5VL(Qwen2VL):  # noqa: N801 (the architecture's own name)
@@ -15,9 +16,13 @@ class Qwen2_5VL(Qwen2VL):  # noqa: N801 (the architecture's own name)
 
     model_type = "qwen2_5_vl"
 
-    def time_step(self, seconds_per_pair: float, config: Any) -> float:
-        """Positions from one frame pair to the next, `tokens_per_second` to a second."""
-        return config.vision_config.tokens_per_second * seconds_per_pair
+    def time_positions(self, times: PairTimes, config: Any) -> list[float]:
+        """Positions of the frame pairs on the time axis, `tokens_per_second` to a second."""
+        # The product in this order: it is truncated, and rounding must be that of transformers.
+        rate, step = config.vision_config.tokens_per_second, times.step
+        if step is not None:
+            return [pair * (rate * step) for pair in range(len(times.starts))]
+        return [rate * start for start in times.starts]
 
     def features(
         self, visual: Any, pixels: Float[Tensor, "patches _"], grids: Int[Tensor, "clips 3"]

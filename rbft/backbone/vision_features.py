@@ -101,18 +101,14 @@ def tower_features(
     return [found for found in cached.features if found is not None]
 
 
-def embed_features(backbone: Any, features: list[Tensor], merge_size: int) -> dict[str, Any]:
+def embed_features(backbone: Any, family: Family, features: list[Tensor]) -> dict[str, Any]:
     """Arguments of the backbone's forward with video embeddings instead of pixels.
 
     Runs the merger, which may be trainable, on the tower's outputs.
 
     Args:
         backbone: The model.
+        family: Its family.
         features: The tower's output for each clip.
-        merge_size: Patches that the merger joins per side.
     """
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    tokens = backbone.model.visual.merger(torch.cat(features))
-    clips = tokens.split([len(own) // merge_size**2 for own in features])
-    return {"mm_encoder_outputs": {"video": BaseModelOutputWithPooling(pooler_output=clips)}}
+    return {"mm_encoder_outputs": {"video": family.merge(backbone.model.visual, features)}}

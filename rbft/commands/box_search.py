@@ -33,7 +33,12 @@ Namer = Literal["list", "backbone", "endpoint"]
 Find = Callable[[Clip, Video, Sequence[int], Sequence[str]], list[list[Box]]]
 NAMED = 3  # clips and frames that a message names
 # How the backbones write boxes, by their model type.
-OWN_FORMS: dict[str, FormatName] = {"qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2.5"}
+OWN_FORMS: dict[str, FormatName] = {
+    "qwen2_vl": "qwen2",
+    "qwen2_5_vl": "qwen2.5",
+    "qwen3_vl": "qwen3",
+    "qwen3_vl_moe": "qwen3",
+}
 Item = TypeVar("Item")
 
 

@@ -16,7 +16,7 @@ from rbft.backbone.loading import fingerprint, load_config, load_processor
 from rbft.card import Card
 from rbft.clip import Clip
 from rbft.decision import DECISION, describe
-from rbft.runs.folder import PROVENANCE, read_json, read_provenance
+from rbft.runs.folder import PROMPT_RULE, PROVENANCE, read_json, read_provenance
 from rbft.runs.inference import INFERENCE
 from rbft.runtime.files import atomically, write_json
 from rbft.runtime.lock import Lock
@@ -78,7 +78,7 @@ def _publish(
 ) -> None:
     if output.exists():
         raise ValueError(f"--output {output} exists. Name a folder that does not, or remove it.")
-    config, _ = load_config(base, trust)
+    config, family = load_config(base, trust)
     wanted: Any = DTYPES.get(dtype) or config.dtype or torch.float32
     model = merged_model(weights, base, wanted, trust)
     needed = sum(tensor.nbytes for tensor in model.state_dict().values())
@@ -90,7 +90,8 @@ def _publish(
         )
     with atomically(output) as part:
         model.save_pretrained(part)
-        processor = load_processor(str(weights), trust)
+        processor: Any = load_processor(str(weights), trust)
+        processor.chat_template = family.chat_template(processor.chat_template)
         processor.save_pretrained(part)
         for name in BASE_FILES:
             _take_over(base, name, part, wanted)
@@ -181,6 +182,7 @@ def model_card(weights: Path, base: str, dtype: str, threshold: Path | None = No
         _prompt(card, find_stage(note["stages"][-1])),
         f"Positions: {note['positions']}. Serve it with an engine that follows this rule (vLLM "
         "does; transformers 5.3 to 5.23 do not for clips longer than a few seconds).",
+        _prompt_rule(note),
         _settings(weights),
         _results(weights),
         "" if threshold is None else _threshold(threshold),
@@ -209,6 +211,17 @@ def _prompt(card: Card, stage: Stage) -> str:
             "transcript; for a clip without any, nothing, and no blanks at the prompt's end."
         )
     return "\n\n".join(parts)
+
+
+def _prompt_rule(note: Mapping[str, Any]) -> str:
+    """How a clip stands in the prompt, where software does it in several ways."""
+    if PROMPT_RULE not in note:
+        return ""
+    return (
+        f"Clips in the prompt: {note[PROMPT_RULE]}, as the backbone was trained. The chat template "
+        "here has transformers and vLLM build such prompts; with the backbone's own, transformers "
+        "5.10 to 5.23 put a pair of vision_start and vision_end around all of a clip."
+    )
 
 
 def base_licence(base: str) -> tuple[str | None, str]:

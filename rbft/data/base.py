@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -249,6 +249,14 @@ class VideoDataModule(LightningDataModule):
         self.feed = Feed()
         self.current_batch: Any = None  # the batch that the model works on
         self.notes: list[str] = []  # what a person should know about the data, see `check`
+
+    def resize_to_tokens(self, side: int) -> None:
+        """Has frames resized for a backbone whose tokens have so many pixels per side.
+
+        Args:
+            side: See `rbft.video.frame_settings.FrameSettings`.
+        """
+        self.frames = replace(self.frames, side=side)
 
     def with_feed(self, feed: Feed) -> "VideoDataModule":
         """The same benchmark, whose loaders serve a feed; what was read is not read again."""
@@ -566,6 +574,7 @@ class VideoDataModule(LightningDataModule):
                 None if learnt is None else learnt.why_without(clips),
                 self.feed.collators[split].reads_rationales,
                 self._soft_labels() if split == "train" else None,
+                self.frames.side,
             ),
             batch_sampler=sampler,
             collate_fn=self.feed.collators[split],

@@ -13,6 +13,7 @@ from rbft.data.manifest import Manifest, ManifestRow, scan
 from rbft.runtime.digests import file_digest
 from rbft.video.frame_settings import FrameSettings
 from rbft.video.sampling import VideoInfo, patch_grid, plan_frames, probe
+from rbft.video.times import PairTimes, pair_times
 
 SCAN_THREADS = 8  # opening a file waits for the disk more than for the processor
 log = logging.getLogger(__name__)
@@ -101,16 +102,34 @@ class ClipFiles:
         Raises:
             ValueError: If the clip's file is not usable, or a setting is out of range.
         """
+        indices, size = self._plan(clip, self._info(clip))
+        return patch_grid(len(indices), size, self.frames.side)
+
+    def pair_times(self, clip: Clip) -> PairTimes:
+        """When the frame pairs are shown of a clip as the model sees it.
+
+        With `sampling` time up to what the frames' own times, which are not known here, change.
+
+        Raises:
+            ValueError: See `grid`.
+        """
+        info = self._info(clip)
+        indices, _ = self._plan(clip, info)
+        rate = len(indices) / (indices[-1] - indices[0] + 1) * info.fps
+        return pair_times(indices, info.fps, rate)
+
+    def _plan(self, clip: Clip, info: VideoInfo) -> tuple[list[int], tuple[int, int]]:
+        return plan_frames(info, self.frames, start=clip.start, end=clip.end)
+
+    def _info(self, clip: Clip) -> VideoInfo:
+        """What is known about a clip's file."""
         row = self._rows.get(clip.id)
         if row is None or row.path != str(clip.path):
-            info = probe(clip.path)
-        elif row.frames is None or row.fps is None or row.width is None or row.height is None:
+            return probe(clip.path)
+        if row.frames is None or row.fps is None or row.width is None or row.height is None:
             raise ValueError(f"Clip {clip.id} is not usable: {clip.path} {row.reason}.")
-        else:
-            seconds = row.duration or row.frames / row.fps
-            info = VideoInfo(row.frames, row.fps, row.width, row.height, seconds)
-        indices, size = plan_frames(info, self.frames, start=clip.start, end=clip.end)
-        return patch_grid(len(indices), size)
+        seconds = row.duration or row.frames / row.fps
+        return VideoInfo(row.frames, row.fps, row.width, row.height, seconds)
 
     def patches(self, clip: Clip) -> int:
         """Patches of a clip; 0 where it will turn out not to be decodable."""

@@ -15,7 +15,6 @@ from rbft.video.feature_cache import EncodedVideo
 from rbft.video.sampling import Video, VideoError
 
 REPLACEMENTS = 10  # clips that are tried in the place of one that cannot be decoded
-NO_PICTURE = Video(torch.zeros(2, 3, 28, 28, dtype=torch.uint8), [0, 1], 2, 1.0)
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,15 @@ def replacements(clips: Sequence[Clip], index: int, needed: Mapping[str, Any] | 
     return list(islice(same, REPLACEMENTS))
 
 
+def no_picture(side: int) -> Video:
+    """A black pair of frames, of one token.
+
+    Args:
+        side: Pixels per side of a token.
+    """
+    return Video(torch.zeros(2, 3, side, side, dtype=torch.uint8), [0, 1], 2, 1.0)
+
+
 class ClipDataset(Dataset[Example]):
     """Clips of one split; an item is asked for by its `SampleSlot`.
 
@@ -108,6 +116,7 @@ class ClipDataset(Dataset[Example]):
             clips that cannot be decoded.
         read_in: For each turn of the stage whether it needs rationales.
         soft_labels: Probability of each class by id; None where none are asked for.
+        side: Pixels per side of a token, the size of what stands for a clip that cannot be decoded.
     """
 
     def __init__(
@@ -120,7 +129,9 @@ class ClipDataset(Dataset[Example]):
         broken: Mapping[str, str] | None = None,
         read_in: Sequence[bool] = (True,),
         soft_labels: Mapping[str, Sequence[float]] | None = None,
+        side: int = 28,
     ) -> None:
+        self.side = side
         self.clips, self.load, self.rationales = clips, load, rationales
         self.answer_tokens, self.cut, self.broken = answer_tokens, cut, broken or {}
         self.read_in, self.soft_labels = read_in, soft_labels
@@ -137,7 +148,7 @@ class ClipDataset(Dataset[Example]):
             clip = self.clips[draw.index]
             rationale = None if self.rationales is None else self.rationales.get(clip.id, "")
             cut = clip.id in self.cut
-            return Example(clip, NO_PICTURE, rationale, draw, str(error), cut=cut)
+            return Example(clip, no_picture(self.side), rationale, draw, str(error), cut=cut)
 
     def _needed(self, draw: SampleSlot) -> Mapping[str, Any] | None:
         """What a clip must have besides its video, by id; None where nothing is needed."""

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from rbft.video.sampling import TEMPORAL_PATCH, Video
+from rbft.video.sampling import Video
+from rbft.video.times import TEMPORAL_PATCH
 
 LENGTH = 32  # hexadecimal characters of a digest
 
@@ -82,8 +83,9 @@ class AsVideo:
         if height % self.side or width % self.side:
             raise ValueError(
                 f"Frames of {width}x{height} pixels would be resized by the server: both sides "
-                f"must be multiples of {self.side}, and those of rbft's own sampling are of 28. "
-                "Set the side of the model's tokens, or send the frames as images."
+                f"must be multiples of {self.side}, as those are that rbft takes for a backbone "
+                "with such tokens. Set the side of the model's tokens, or send the frames as "
+                "images."
             )
         pixels = height * width
         url = "data:video/jpeg;base64," + ",".join(map(_base64, pngs(video.frames)))

@@ -32,7 +32,7 @@ from rbft.runtime.console import table
 from rbft.stages import CLASS, RATIONALE, STAGES, Stage, find_stage
 from rbft.training.fsdp2 import is_sharded
 from rbft.training.optim import freeze, parameter_groups, parameter_table
-from rbft.video.sampling import PATCH, TEMPORAL_PATCH
+from rbft.video.times import TEMPORAL_PATCH
 
 GIB = 2**30
 CUDA_CONTEXT_BYTES = 1.0 * GIB  # what CUDA and its libraries take
@@ -494,7 +494,8 @@ def disk_table(plan: Plan, found: Mapping[str, SplitTokens], backbone: Any) -> s
         for clip, count in zip(own.clips, own.tokens, strict=True)
     }
     patches = sum(math.prod(grid) for grid in grids.values())
-    frames = patches * PATCH**2 * TEMPORAL_PATCH * 3
+    vision = plan.model.config.vision_config
+    frames = patches * vision.patch_size**2 * TEMPORAL_PATCH * 3
     trained = sum(p.numel() * p.element_size() for p in backbone.parameters() if p.requires_grad)
     whole = sum(p.numel() * p.element_size() for p in backbone.parameters())
     weights = whole if plan.model.loader.lora is None else trained
@@ -507,7 +508,10 @@ def disk_table(plan: Plan, found: Mapping[str, SplitTokens], backbone: Any) -> s
     if plan.keeps_best and stages:
         rows.append(["best weights", 2 * trained, "while a stage trains, two for a moment"])
     if data.feature_cache.max_bytes:
-        size = patches * tower_width(plan.model.config) * _memory_settings(plan).compute_bytes
+        states = plan.model.family.feature_states(plan.model.config)
+        size = (
+            patches * states * tower_width(plan.model.config) * _memory_settings(plan).compute_bytes
+        )
         note = f"within data.feature_cache_gb {data.feature_cache.max_bytes / 1e9:g}"
         rows.insert(1, ["feature cache", size, note])
     lines = [[name, f"{size / 1e9:.3g}", note] for name, size, note in rows]

@@ -113,6 +113,19 @@ class StepCounter:
             inputs = self._input_gradient[part] and isinstance(module, nn.Linear)
             multiply_adds = module.weight.numel() * (1 + inputs + module.weight.requires_grad)
             self._multiply_adds["head" if name.endswith("lm_head") else part] += multiply_adds
+        self._multiply_adds["language"] += self._expert_multiply_adds(model)
+
+    def _expert_multiply_adds(self, model: nn.Module) -> int:
+        """Of one token in all layers of experts: of each, the few that process a token."""
+        text, total = self.config.text_config, 0
+        inputs = self._input_gradient["language"]
+        for module in model.modules():
+            experts = getattr(module, "num_experts", None)
+            for weight in () if experts is None else module.parameters(recurse=False):
+                # The router's weights are a matrix, of which every token takes all.
+                share = text.num_experts_per_tok / experts if weight.ndim == 3 else 1
+                total += round(weight.numel() * share) * (1 + inputs + weight.requires_grad)
+        return total
 
     def step(self, clip: ClipTokens) -> Flops:
         """Operations of one clip, forward and backward."""
@@ -122,12 +135,44 @@ class StepCounter:
         causal = text.num_hidden_layers * clip.total * (clip.total + 1) // 2
         return Flops(
             linear=sum(2 * rows[name] * number for name, number in self._multiply_adds.items()),
-            attention=4 * causal * text.hidden_size * (3 if self._input_gradient["language"] else 1)
+            attention=4
+            * causal
+            * attention_width(text)
+            * (3 if self._input_gradient["language"] else 1)
             + 4
             * self.family.vision_pairs(clip.grid, self.config)
             * tower_width(self.config)
             * (3 if self._input_gradient["vision"] else 1),
         )
+
+
+def head_width(text: Any) -> int:
+    """Width of an attention head.
+
+    Args:
+        text: Configuration of the language model.
+    """
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
+def attention_width(text: Any) -> int:
+    """Width of all attention heads together, which need not be that of the hidden state.
+
+    Args:
+        text: See `head_width`.
+    """
+    return text.num_attention_heads * head_width(text)
+
+
+def mlp_width(text: Any) -> int:
+    """Width of the MLPs that process a token in one block, all experts that do it together.
+
+    Args:
+        text: See `head_width`.
+    """
+    if (experts := getattr(text, "num_experts_per_tok", None)) is None:
+        return text.intermediate_size
+    return experts * text.moe_intermediate_size
 
 
 def tower_width(config: Any) -> int:

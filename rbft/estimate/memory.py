@@ -9,18 +9,20 @@ them (`n` = 3, `m` = 2) where autocast or an adapter casts it:
 
     decoder   2 (4 + r) H     both norms: input in 32 bits, and normalised
               (n + m) c H     inputs of q, k, v and of gate, up
-              2 c (H + K)     queries, keys, values, and the attention's output
+              2 c (Q + K)     queries, keys, values, and the attention's output
               4 c I           gate, its activation, up, their product
+              (4 + c) (Q + K) where queries and keys are normalised (Qwen3-VL)
     tower     2 (4 + c) D     both norms (LayerNorm: 2 c D)
               8 c D           qkv and its input, rotated queries and keys, output, its copy
-              m c D + 4 c I   inputs of gate and up, and the four above (Qwen2-VL: c D + 3 c I)
+              m c D + 4 c I   inputs of gate and up, and the four above (Qwen2-VL: c D + 3 c I,
+                              Qwen3-VL: c D + 2 c I)
 
-`H`, `K`, `I` are the widths of hidden state, keys and MLP in the decoder, `D` and `I` those in the
-vision tower. Fused attention saves no scores. With gradient checkpointing a block saves only its
-input, `r H` or `c D`, and the activations above exist for one block at a time. Where only a share
-of the blocks is checkpointed, the last block is not: it runs backward first, and its activations
-leave room for those of a recomputed block. The backward pass of a block holds at most three
-gradients of width `I` and two of the hidden state.
+`H`, `Q`, `K`, `I` are the widths of hidden state, queries, keys and MLP in the decoder, `D` and `I`
+those in the vision tower. Fused attention saves no scores. With gradient checkpointing a block
+saves only its input, `r H` or `c D`, and the activations above exist for one block at a time. Where
+only a share of the blocks is checkpointed, the last block is not: it runs backward first, and its
+activations leave room for those of a recomputed block. The backward pass of a block holds at most
+three gradients of width `I` and two of the hidden state.
 
 Weights in another dtype than the compute dtype are cast each time they are used, because Lightning
 turns autocast's cache off. Autograd saves the copies of the merger, the head and the blocks that
@@ -61,7 +63,7 @@ from torch import nn
 from rbft.backbone.blocks import recomputed, stacks
 from rbft.backbone.family import Family
 from rbft.backbone.kernels import CASTS
-from rbft.estimate.flops import ClipTokens, tower_width
+from rbft.estimate.flops import ClipTokens, attention_width, head_width, mlp_width, tower_width
 from rbft.training.loss import LOGITS_CHUNK
 
 OPTIMIZER_STATES = 2  # AdamW's two moments
@@ -178,10 +180,11 @@ def step_memory(
     decoder = decoder_bytes_per_token(model, config, settings)
     tower = tower_bytes_per_patch(model, config, settings)
     state, tower_state = r * text.hidden_size, c * tower_width(config)
-    # The hidden state that enters the decoder, its last norm, and the merger's three layers.
+    # The hidden state that enters the decoder, its last norm, and the three layers of each merger.
     outside = tokens * (2 * r + 4) * text.hidden_size
-    outside += merged * config.vision_config.spatial_merge_size**2 * tower_state * 3
-    gradient = 3 * c * text.intermediate_size + 2 * state
+    merger = config.vision_config.spatial_merge_size**2 * tower_state * 3
+    outside += merged * merger * family.feature_states(config)
+    gradient = 3 * c * mlp_width(text) + 2 * state
     all_recomputed = settings.checkpointing == 1
     block = tokens * (gradient + (decoder if all_recomputed else 0))
     if vision:
@@ -217,14 +220,16 @@ def step_memory(
 def decoder_bytes_per_token(model: Any, config: Any, settings: MemorySettings) -> int:
     """Activations that a decoder block saves for one token; the formula is above."""
     text, c, r = config.text_config, settings.compute_bytes, _residual_bytes(model, settings)
-    hidden = text.hidden_size
-    keys = hidden // text.num_attention_heads * text.num_key_value_heads
+    hidden, queries = text.hidden_size, attention_width(text)
+    keys = head_width(text) * text.num_key_value_heads
+    normalised = hasattr(model.model.language_model.layers[0].self_attn, "q_norm")
     copies = 5 if r != c or _adapters_cast_inputs(model, c) else 2
     return (
         2 * (4 + r) * hidden
         + copies * c * hidden
-        + 2 * c * (hidden + keys)
-        + 4 * c * text.intermediate_size
+        + 2 * c * (queries + keys)
+        + 4 * c * mlp_width(text)
+        + normalised * (4 + c) * (queries + keys)
     )
 
 
@@ -236,7 +241,9 @@ def tower_bytes_per_patch(model: Any, config: Any, settings: MemorySettings) -> 
         norms = 2 * (4 + c) * width
         mlp = copies * c * width + 4 * c * down_proj.in_features
     else:
-        norms, mlp = 2 * c * width, c * width + 3 * c * down_proj.in_features
+        # Qwen2-VL's activation is three operations, Qwen3-VL's one.
+        kept = 2 if hasattr(model.model.visual.blocks[0].mlp, "linear_fc2") else 3
+        norms, mlp = 2 * c * width, c * width + kept * c * down_proj.in_features
     return norms + 8 * c * width + mlp
 
 
@@ -323,9 +330,13 @@ def _adapters_cast_inputs(model: Any, compute_bytes: int) -> bool:
 
 
 def vision_down_proj(model: Any) -> nn.Linear:
-    """The last linear layer of a vision block's MLP; both families use the same module names."""
-    mlp = model.model.visual.blocks[0].mlp
-    return mlp.down_proj if _has_gated_mlp(model) else mlp.fc2
+    """The last linear layer of a vision block's MLP."""
+    *_, last = (
+        layer
+        for layer in model.model.visual.blocks[0].mlp.modules()
+        if isinstance(layer, nn.Linear)
+    )
+    return last
 
 
 def _has_gated_mlp(model: Any) -> bool:

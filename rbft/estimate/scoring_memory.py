@@ -31,11 +31,15 @@ from typing import Any
 
 from rbft.backbone.attention import MASK_CHUNK
 from rbft.backbone.family import Family
-from rbft.estimate.flops import ClipTokens, tower_width
+from rbft.estimate.flops import (
+    ClipTokens,
+    attention_width,
+    head_width,
+    mlp_width,
+    tower_width,
+)
 from rbft.estimate.memory import MemorySettings, vision_down_proj, weight_bytes
 from rbft.training.loss import HEAD_CHUNK
-
-PATCH_VALUES = 1176  # 3 colours x 2 frames x 14 x 14
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,9 @@ def scoring_memory(
     """
     text, c = config.text_config, settings.compute_bytes
     r = model.get_input_embeddings().weight.element_size() if settings.shards == 1 else c
-    hidden, inner, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
-    head = hidden // text.num_attention_heads
+    hidden, inner, layers = text.hidden_size, mlp_width(text), text.num_hidden_layers
+    head, queries = head_width(text), attention_width(text)
+    values = 3 * config.vision_config.temporal_patch_size * config.vision_config.patch_size**2
     keys = head * text.num_key_value_heads
     wide = max(c, r)  # the cache has the larger of both dtypes, and attention makes a copy
     cached, block = 2 * wide * keys * layers, (wide + (2 * c if wide > c else 0)) * keys
@@ -140,13 +145,13 @@ def scoring_memory(
     rotation = (4 * c + max(c, own) + (24 if c < 4 else 16)) * tower
     vision = max(rotation, 3 * c * (tower + vision_down_proj(model).in_features))
     vision += 8 * tower // config.vision_config.num_heads
-    vision += own * PATCH_VALUES if own < 4 else 0
+    vision += own * values if own < 4 else 0
     widest = tokens * 3 * c * inner
     if not task.packed and rows > 1:
         pairs = rows * width**2
         heads = text.num_attention_heads if task.eager else 0
         # Keys and values for each head; the scores and their softmax in 32 bits, or the mask's own.
-        attention = 4 * tokens * c * hidden + pairs * (heads * (c + 4) or c)
+        attention = 4 * tokens * c * queries + pairs * (heads * (c + 4) or c)
         widest = max(widest, attention) + pairs * (r if task.eager else 1)
     prefill = tokens * (3 * r * hidden + 2 * head * r) + widest
 
@@ -171,7 +176,7 @@ def scoring_memory(
         writing = held + growing_cache(rows, task.new_tokens) + rows * text.vocab_size * (c + 16)
     return ScoringMemory(
         weights=weights + other_bytes,
-        pixels=patches * PATCH_VALUES * 4,
+        pixels=patches * values * 4,
         vision_tower=patches * vision + tokens * r * hidden,
         prefill=prefill,
         kv_cache=tokens * cached,

@@ -8,6 +8,9 @@ from rbft.clip import Clip
 from rbft.collator import Collator
 from rbft.data.base import VideoDataModule
 from rbft.estimate.flops import ClipTokens
+from rbft.video.times import PairTimes
+
+NO_TIMES = PairTimes((), (), None)
 
 
 def count_tokens(
@@ -37,13 +40,15 @@ def count_tokens(
     assert stage is not None
 
     @lru_cache
-    def prompt_tokens(prompt: str) -> int:
-        return len(collator.prompt_ids(prompt, 0))
+    def prompt_tokens(prompt: str, times: PairTimes | None) -> int:
+        return len(collator.prompt_ids(prompt, times or NO_TIMES, 0))
 
     counts, failure = {}, None
     for clip in clips:
         try:
             grid = data.files.grid(clip)
+            # Otherwise a clip's times change nothing, and most prompts are alike.
+            times = data.files.pair_times(clip) if collator.family.says_times else None
         except ValueError as error:
             failure = error
             continue
@@ -54,7 +59,7 @@ def count_tokens(
             answer = replace(collator, target_stage=turn).answer_tokens(clip, known or "")
             if turn.needs_rationales and not known:
                 answer += longest_rationale
-            prompt = prompt_tokens(turn.prompt(collator.card, clip))
+            prompt = prompt_tokens(turn.prompt(collator.card, clip), times)
             each.append(ClipTokens(grid, video, prompt, answer))
         counts[clip.id] = max(each, key=lambda one: one.total)
     if failure is not None and not counts:

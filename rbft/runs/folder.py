@@ -10,6 +10,7 @@ from typing import Any
 
 LIBRARIES = ("rbft", "torch", "transformers", "lightning", "peft", "torchmetrics")
 PROVENANCE = "rbft.json"  # in a weights folder: what made it
+PROMPT_RULE = "video_prompt"  # its key of how a clip stands in the prompt
 CARD, CLIPS = "card.yaml", "clips.json"  # in a run's and in a weights folder: words and clips
 ADAPTER = "adapter_config.json"  # peft's, in a weights folder that is no whole model
 ZERO_SHOT = "zero_shot"
@@ -97,14 +98,17 @@ def revision() -> str | None:
     return said.stdout.strip()
 
 
-def provenance(positions: str, **facts: Any) -> dict[str, Any]:
-    """What a folder or file was made from: the given facts, the position rule, versions.
+def provenance(positions: str, prompt_rule: str | None = None, **facts: Any) -> dict[str, Any]:
+    """What a folder or file was made from: the given facts, the rules of prompts, versions.
 
     Args:
         positions: The rule of the rotary positions, see `rbft.backbone.positions`.
+        prompt_rule: How a clip stands in the prompt, see `rbft.backbone.family.Family`; None where
+            there is one way.
         **facts: The rest.
     """
-    return {**facts, "positions": positions, "versions": versions()}
+    rule = {} if prompt_rule is None else {PROMPT_RULE: prompt_rule}
+    return {**facts, "positions": positions, **rule, "versions": versions()}
 
 
 def read_provenance(weights: Path) -> dict[str, Any] | None:

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rbft.video.cache_files import FEATURES
-from rbft.video.sampling import TEMPORAL_PATCH
 from rbft.video.tensor_cache import DiskCache
+from rbft.video.times import PairTimes, pair_times
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,13 @@ class EncodedVideo:
     sampled_fps: float
     shown: dict[str, Any] = field(default_factory=dict)
 
-    def seconds_per_pair(self, temporal_patch_size: int = TEMPORAL_PATCH) -> float:
-        """Seconds of video time that the model sees as one step in time."""
-        return temporal_patch_size / self.sampled_fps
+    @property
+    def pair_times(self) -> PairTimes:
+        """When the frame pairs are shown."""
+        rate, shown = self.sampled_fps, self.shown
+        if not shown:
+            return pair_times(range(2 * self.grid[0]), rate, rate)
+        return pair_times(shown["frames"], shown["fps"], rate, shown.get("times"))
 
 
 class FeatureCache(DiskCache):

@@ -83,5 +83,6 @@ class FrameCache(DiskCache):
         video = decode_video(path, settings, start=start, end=end, mask=mask)
         metadata = {"indices": video.indices, "total_frames": video.total_frames, "fps": video.fps}
         metadata |= {"masked": video.masked} if video.masked else {}
+        metadata |= {} if video.times is None else {"times": video.times}
         self.write(key, video.frames, metadata)
         return video

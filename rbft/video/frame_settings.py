@@ -23,6 +23,9 @@ class FrameSettings:
             time at which they are shown (time).
         damaged: Whether a truncated file, or frames that are decoded with errors, are an error
             or are used as they are.
+        side: Pixels per side of a token, of which height and width are multiples: the patch size
+            times the patches per side that the merger joins. 28 for Qwen2-VL and Qwen2.5-VL, 32 for
+            Qwen3-VL; it comes from the backbone.
     """
 
     fps: float
@@ -34,6 +37,7 @@ class FrameSettings:
     reader: str | None = None
     sampling: Literal["frame", "time"] = "frame"
     damaged: Literal["error", "use"] = "error"
+    side: int = 28
 
 
 def determining(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +46,7 @@ def determining(settings: Mapping[str, Any]) -> dict[str, Any]:
     Settings that were added since, with a default that changes nothing, are left out where they
     have that default: digests and cache keys of before stay valid.
     """
-    same = {"sampling": "frame", "damaged": "error"}
+    same = {"sampling": "frame", "damaged": "error", "side": 28}
     return {
         name: value
         for name, value in settings.items()

@@ -29,6 +29,7 @@ from rbft.video.packet_index import (
     probe,
 )
 from rbft.video.readers import IndexMismatch, Picture, check_damage, find_reader
+from rbft.video.times import TEMPORAL_PATCH, PairTimes, pair_times
 
 __all__ = [
     "FrameMask",
@@ -43,9 +44,7 @@ __all__ = [
     "sample_indices",
 ]
 
-TEMPORAL_PATCH = 2  # the model joins frames to pairs
-PATCH = 14  # pixels per side of a patch, in both families
-FACTOR = 2 * PATCH  # pixels per side of a token: patch size times merge size
+MERGED = 2  # patches per side that the merger joins to one token, in every family
 MAX_FRAME_TOKENS = 768
 
 
@@ -63,6 +62,8 @@ class Video:
         total_frames: Frames of the file, or of the part of it that is used.
         fps: Frames per second of the file.
         masked: What is masked in the frames, as a `FrameMask` reports it; empty where nothing is.
+        times: When each frame is shown, in seconds from the first of them. None where that follows
+            from its number and `fps`.
     """
 
     frames: UInt8[Tensor, "frames 3 height width"]
@@ -70,14 +71,16 @@ class Video:
     total_frames: int
     fps: float
     masked: dict[str, Any] = field(default_factory=dict)
+    times: list[float] | None = None
 
     @property
     def shown(self) -> dict[str, Any]:
         """Which frames of the file these are: their numbers and the file's frames per second.
 
-        And what is masked in them, where anything is.
+        Their times where these do not follow, and what is masked in them, where anything is.
         """
-        shown = {"frames": list(self.indices), "fps": self.fps}
+        shown: dict[str, Any] = {"frames": list(self.indices), "fps": self.fps}
+        shown |= {} if self.times is None else {"times": self.times}
         return {**shown, "masked": self.masked} if self.masked else shown
 
     @property
@@ -85,9 +88,10 @@ class Video:
         """Sampled frames per second of video time, as qwen-vl-utils computes it."""
         return len(self.indices) / self.total_frames * self.fps
 
-    def seconds_per_pair(self, temporal_patch_size: int = TEMPORAL_PATCH) -> float:
-        """Seconds of video time that the model sees as one step in time."""
-        return temporal_patch_size / self.sampled_fps
+    @property
+    def pair_times(self) -> PairTimes:
+        """When the frame pairs are shown."""
+        return pair_times(self.indices, float(self.fps), self.sampled_fps, self.times)
 
 
 @runtime_checkable
@@ -187,7 +191,7 @@ def _decode(
     # Resized in small batches into one tensor: all frames of a long clip in full resolution would
     # not fit into memory.
     frames = torch.empty((len(indices), 3, *size), dtype=torch.uint8)
-    cells = size[0] // FACTOR, size[1] // FACTOR
+    cells = size[0] // settings.side, size[1] // settings.side
     painter = None if mask is None else mask.painter(indices, cells)
     batch, done = [], 0
     for picture in read(listing, indices):
@@ -198,7 +202,9 @@ def _decode(
             frames[own] = _resize(torch.from_numpy(np.stack(batch)), size)
             batch, done = [], own.stop
     assert done == len(indices)
-    return Video(frames, indices, used, rate, {} if painter is None else painter.report)
+    masked = {} if painter is None else painter.report
+    times = even_times(len(indices), used, rate) if settings.sampling == "time" else None
+    return Video(frames, indices, used, rate, masked, times)
 
 
 def plan_frames(
@@ -228,9 +234,29 @@ def plan_frames(
     return indices, _frame_size(info, len(indices), settings)
 
 
-def patch_grid(frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
-    """Frame pairs, patch rows and patch columns of so many frames of that height and width."""
-    return frames // TEMPORAL_PATCH, size[0] // PATCH, size[1] // PATCH
+def patch_grid(frames: int, size: tuple[int, int], side: int = 28) -> tuple[int, int, int]:
+    """Frame pairs, patch rows and patch columns of a clip.
+
+    Args:
+        frames: Number of frames.
+        size: Height and width in pixels.
+        side: Pixels per side of a token, see `FrameSettings`.
+    """
+    return frames // TEMPORAL_PATCH, size[0] * MERGED // side, size[1] * MERGED // side
+
+
+def even_times(frames: int, used: int, fps: float) -> list[float]:
+    """Evenly spaced times of so many frames of a part of a video, the first and last included.
+
+    Args:
+        frames: Frames that stand for the part.
+        used: Frames that the part has.
+        fps: Their average rate.
+
+    Returns:
+        Seconds from the first frame.
+    """
+    return np.linspace(0, (used - 1) / fps, frames).tolist()
 
 
 def frame_range(
@@ -371,6 +397,7 @@ def frame_size(
     min_pixels: int,
     max_pixels: int,
     max_video_tokens: int = 115_200,
+    side: int = 28,
 ) -> tuple[int, int]:
     """Size that frames are resized to: the aspect ratio is kept up to rounding.
 
@@ -385,9 +412,10 @@ def frame_size(
         max_pixels: Larger frames are reduced to this area. At most 768 tokens per frame pair.
         max_video_tokens: Tokens of the whole clip (the default is 90 % of 128,000). It gives way
             where it would leave less than 1.05 x `min_pixels` per frame.
+        side: Pixels per side of a token, see `FrameSettings`.
 
     Returns:
-        Height and width, multiples of 28.
+        Height and width, multiples of `side`.
 
     Raises:
         ValueError: If `min_pixels` exceeds `max_pixels`, or one side is more than 200 times the
@@ -402,20 +430,20 @@ def frame_size(
             f"Frames of {width} x {height} pixels cannot be used: one side may be at most "
             f"{MAX_ASPECT_RATIO} times the other."
         )
-    share = max_video_tokens * FACTOR**2 / num_frames * TEMPORAL_PATCH
-    limit = max(min(MAX_FRAME_TOKENS * FACTOR**2, share), int(min_pixels * 1.05))
+    share = max_video_tokens * side**2 / num_frames * TEMPORAL_PATCH
+    limit = max(min(MAX_FRAME_TOKENS * side**2, share), int(min_pixels * 1.05))
     budget = min(max_pixels, limit)
-    rows = max(FACTOR, round(height / FACTOR) * FACTOR)
-    columns = max(FACTOR, round(width / FACTOR) * FACTOR)
+    rows = max(side, round(height / side) * side)
+    columns = max(side, round(width / side) * side)
     if rows * columns > budget:
         shrink = math.sqrt(height * width / budget)
         # qwen-vl-utils returns 0 for the short side of very elongated frames.
-        rows = max(FACTOR, math.floor(height / shrink / FACTOR) * FACTOR)
-        columns = max(FACTOR, math.floor(width / shrink / FACTOR) * FACTOR)
+        rows = max(side, math.floor(height / shrink / side) * side)
+        columns = max(side, math.floor(width / shrink / side) * side)
     elif rows * columns < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
-        rows = math.ceil(height * grow / FACTOR) * FACTOR
-        columns = math.ceil(width * grow / FACTOR) * FACTOR
+        rows = math.ceil(height * grow / side) * side
+        columns = math.ceil(width * grow / side) * side
     return rows, columns
 
 
@@ -426,6 +454,7 @@ def _frame_size(info: VideoInfo, num_frames: int, settings: FrameSettings) -> tu
         num_frames,
         min_pixels=settings.min_pixels,
         max_pixels=settings.max_pixels,
+        side=settings.side,
     )
 
 

@@ -11,10 +11,11 @@ from peft.tuners.lora import LoraLayer
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForImageTextToText, Trainer
 
-from rbft.backbone.adapters import TARGETS, LoRA, add_adapters
+from rbft.backbone.adapters import LoRA, add_adapters
 from rbft.backbone.attention import forward_inputs
 from rbft.backbone.family import FAMILIES
 from rbft.backbone.loading import load_model, parameter_parts
+from rbft.backbone.qwen2_vl import Qwen2VL
 from rbft.commands.export_weights import merged_model
 from rbft.training.optim import parameter_groups
 from tests.examples import Yard, answer_of, batch_of, collator, examples, fed, module, trainer
@@ -30,7 +31,7 @@ EXPECTED = {f"model.language_model.layers.{block}.{name}" for block in (0, 1) fo
 
 def peft_model(model: Any, **settings: Any) -> PeftModel:
     """As peft itself makes it."""
-    config = LoraConfig(r=4, lora_alpha=8, **{"target_modules": TARGETS, **settings})
+    config = LoraConfig(r=4, lora_alpha=8, **{"target_modules": Qwen2VL.targets, **settings})
     with warnings.catch_warnings():  # see rbft/commands/export_weights.py
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
         return get_peft_model(model, config)  # type: ignore[return-value]
@@ -83,7 +84,7 @@ def test_the_language_model_has_adapters_and_the_vision_tower_has_none(
     assert set(theirs.targeted_module_names) == EXPECTED
     trained = {name for name, value in model.named_parameters() if value.requires_grad}
     adapters = {f"{name}.lora_{side}.default.weight" for name in EXPECTED for side in "AB"}
-    merger = {name for name in trained if name.startswith("model.visual.merger.modules_to_save.")}
+    merger = {name for name in trained if "merger" in name and ".modules_to_save." in name}
     assert trained == adapters | merger
     assert len(merger) == sum("merger" in name for name, _ in tiny_model(family).named_parameters())
 
@@ -127,7 +128,9 @@ def test_groups_against_trainer(backbones: dict[str, Path], family: FamilyName) 
         for value in group["params"]
     }
 
-    reference = peft_model(tiny_model(family), modules_to_save=["merger"])
+    reference = peft_model(
+        tiny_model(family), modules_to_save=FAMILIES[family].mergers(model.config)
+    )
     decayed = set(Trainer.get_decay_parameter_names(None, reference))  # type: ignore[arg-type]
     expected = {}
     for name, value in reference.named_parameters():
@@ -180,8 +183,15 @@ def test_merging_rounds_once(backbone: Path, tmp_path: Path) -> None:
         delta = 2.0 * layer.lora_B.default.weight @ layer.lora_A.default.weight  # alpha / rank
         base = layer.base_layer.weight.bfloat16().float()
         assert torch.equal(whole.get_submodule(name).weight, (base + delta).bfloat16()), name
-    merger = model.model.visual.merger.modules_to_save.default.mlp[0].weight
-    assert torch.equal(whole.model.visual.merger.mlp[0].weight, merger.bfloat16())
+    visual, merged = model.model.visual, whole.model.visual
+    for ours, theirs in zip(
+        [merged.merger, *getattr(merged, "deepstack_merger_list", [])],
+        [visual.merger, *getattr(visual, "deepstack_merger_list", [])],
+        strict=True,
+    ):
+        trained = dict(theirs.modules_to_save.default.named_parameters())
+        for name, value in ours.named_parameters():
+            assert torch.equal(value, trained[name].bfloat16()), name
 
 
 def test_four_bits_change_the_base_and_not_the_adapter(backbone: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from rbft.attention.maps import mean_row, read_map, token_grid, video_map
 from rbft.batch import Batch
 from rbft.data.dataset import Example
 from rbft.data.sampler import SampleSlot
+from rbft.estimate.flops import head_width
 from rbft.inference.generation import prefill, score_candidates
 from rbft.stages import STAGES
 from tests.examples import CARD, clips, collator, module, prompt_of, random_video
@@ -150,7 +151,7 @@ def test_rollout_is_that_of_dense_matrices(backbone: Path, chunk: int | None) ->
     found = rollout_row(heads, chunk)
     torch.testing.assert_close(found.double(), whole[-1], atol=1e-6, rtol=1e-5)
     # Queries and keys of each layer: linear in the tokens.
-    tokens, width = len(found), 16
+    tokens, width = len(found), head_width(model.config.text_config)
     stored = sum(query.numel() + key.numel() for query, key, _ in heads.values())
     assert stored == 2 * tokens * (4 + 2) * width
 

@@ -29,8 +29,6 @@ from tests.examples import (
     writing,
 )
 
-MERGE = 2
-
 
 @pytest.fixture
 def frozen(backbone: Path) -> RBFTModule:
@@ -50,7 +48,7 @@ def test_merged_features_are_the_video_tokens_of_transformers(frozen, tmp_path):
     ours = tower_features(
         frozen.backbone, frozen.family, keyed(collator(Path(frozen.loader.source)), 5, cache), cache
     )
-    shown = embed_features(frozen.backbone, ours, MERGE)["mm_encoder_outputs"][
+    shown = embed_features(frozen.backbone, frozen.family, ours)["mm_encoder_outputs"][
         "video"
     ].pooler_output
     assert len(shown) == len(theirs) == 5
@@ -110,7 +108,7 @@ def test_scores_and_texts_are_the_same(frozen, tmp_path):
     make = collator(Path(frozen.loader.source), prompt_stage="label")
     plain, cache = make(examples(3)), FeatureCache(tmp_path, 1 << 30)
     features = tower_features(frozen.backbone, frozen.family, keyed(make, 3, cache), cache)
-    shown = embed_features(frozen.backbone, features, MERGE)
+    shown = embed_features(frozen.backbone, frozen.family, features)
     words, prompt = [[70, 71, 72], [70, 75]], prompt_of(plain)
     torch.testing.assert_close(
         score_answers(frozen.backbone, prompt, shown, words),

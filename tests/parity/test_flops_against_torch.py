@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rbft.estimate.flops import ClipTokens, Flops, StepCounter
+from rbft.estimate.flops import ClipTokens, Flops, StepCounter, attention_width
 from rbft.module import RBFTModule
 from tests.examples import answer_of, batch_of, collator, examples, module
 
@@ -46,7 +46,7 @@ def without_the_mask(clip: ClipTokens, made: RBFTModule, group_by_missing_prompt
     """What a product over all pairs of tokens takes beyond those that a causal mask leaves."""
     text = made.config.text_config
     pairs = clip.total**2 - clip.total * (clip.total + 1) // 2
-    return 4 * group_by_missing_prompts * text.num_hidden_layers * text.hidden_size * pairs
+    return 4 * group_by_missing_prompts * text.num_hidden_layers * attention_width(text) * pairs
 
 
 @pytest.mark.parametrize("frozen", [(), ("vision",), ("vision", "merger"), ("language",)])
@@ -70,7 +70,9 @@ def test_windows_at_the_border_are_smaller(backbone):
     pixels = torch.randn(WIDE[0] * WIDE[1] * WIDE[2], 3 * 2 * 14 * 14)
     counter = FlopCounterMode(display=False)
     with counter:
-        tower(pixels, grid_thw=torch.tensor([WIDE])).pooler_output.sum().backward()
+        out = tower(pixels, grid_thw=torch.tensor([WIDE]))
+        levels = [out.pooler_output, *(getattr(out, "deepstack_features", None) or [])]
+        torch.stack(levels).sum().backward()
     patches = len(pixels)
     clip = ClipTokens(WIDE, patches // 4, 0, 0)
     whole = StepCounter(made.backbone, made.family, made.config).step(clip)

@@ -181,7 +181,8 @@ def test_reading_prompts_makes_nothing_of_their_length_squared(backbone: Path, a
         with Squares(lengths - {0}) as squares:
             for read in prefill(model, prompts, batch.video, batch.shared):
                 score_candidates(model, read, [[64, 292, 376], [269, 376]])
-        found[packing] = squares.found
+        mlp = model.config.text_config.intermediate_size  # some prompt may be as long
+        found[packing] = [s for s in squares.found if len(s) == 4 or s[-1] != mlp]
     assert found[True] == []
     width = max(batch.shared or prompt_of(batch).lengths)
     assert (4, 1, width, width) in found[False]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rbft.estimate.flops import head_width
 from tests.examples import Yard, fed, module, trainer
 
 FAR = 2000
@@ -47,7 +48,9 @@ def test_angles_at_position_2000(
     tolerance = {torch.bfloat16: 4e-3, torch.float16: 5e-4, torch.float32: 3e-4}[dtype]
     text = model.backbone.model.language_model.rotary_emb
     waves = text(torch.zeros(1, dtype=dtype), torch.full((3, 1, 1), FAR))
-    assert angles_fit(waves, exact(1e6, 16, FAR).repeat(2), tolerance)
+    config = model.config.text_config
+    base, width = config.rope_parameters["rope_theta"], head_width(config)
+    assert angles_fit(waves, exact(base, width, FAR).repeat(2), tolerance)
     tower = model.backbone.model.visual.rotary_pos_emb
     waves = tower(torch.zeros(1, dtype=dtype), torch.tensor([[FAR, FAR - 1]]))
     angles = torch.cat([exact(1e4, 8, FAR), exact(1e4, 8, FAR - 1)]).repeat(2)
@@ -56,7 +59,7 @@ def test_angles_at_position_2000(
     # What the conversion alone would do.
     text.bfloat16()
     waves = text(torch.zeros(1, dtype=dtype), torch.full((3, 1, 1), FAR))
-    assert not angles_fit(waves, exact(1e6, 16, FAR).repeat(2), 0.1)
+    assert not angles_fit(waves, exact(base, width, FAR).repeat(2), 0.1)
 
 
 def test_a_module_can_be_moved(qwen: Path) -> None:

@@ -103,10 +103,19 @@ def check_gradients(model: RBFTModule, reference: Any, loss: Tensor, expected: T
 
 
 @packings
-@pytest.mark.parametrize("stage", ["label", "rationale_class", "class_rationale", "alternating"])
-def test_each_class_by_its_share(qwen: Path, stage: str, packing: bool) -> None:
+def test_each_class_by_its_share(backbone: Path, packing: bool) -> None:
+    check_shares(backbone, "label", packing)
+
+
+@packings
+@pytest.mark.parametrize("stage", ["rationale_class", "class_rationale", "alternating"])
+def test_beside_a_rationale_and_in_turns(qwen: Path, stage: str, packing: bool) -> None:
+    check_shares(qwen, stage, packing)
+
+
+def check_shares(folder: Path, stage: str, packing: bool) -> None:
     weight = 3.0 if len(STAGES[stage].parts) > 1 else 1.0
-    model, reference = model_of(qwen, stage, answer_weight=weight), transformers_model(qwen)
+    model, reference = model_of(folder, stage, answer_weight=weight), transformers_model(folder)
     made = voted()
     if stage == "alternating":  # the turn of labels
         made = [replace(e, draw=replace(e.draw, turn=1)) for e in made]

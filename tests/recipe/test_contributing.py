@@ -10,11 +10,12 @@ import pytest
 import torch
 import yaml
 
-from rbft.backbone.family import FAMILIES
+from rbft.backbone.family import FAMILIES, Family
 from rbft.card import Card
 from rbft.clip import Clip
 from rbft.commands import COMMANDS
 from rbft.stages import STAGES
+from rbft.video.times import pair_times
 from tests.recipe.runs import rbft, small
 
 CARD = Path(__file__).parents[2] / "rbft/miniature/miniature.yaml"
@@ -90,5 +91,8 @@ def test_the_family_places_tokens_by_its_own_clock():
 
     config = tiny_config("qwen2_5_vl")
     ids = torch.tensor([1, *[config.video_token_id] * 2, 1])
-    positions = FAMILIES["whole_seconds"].position_ids(ids, [2, 2, 2], 2.29, config)
+    family, times = FAMILIES["whole_seconds"], pair_times(range(4), 2 / 2.29, 2 / 2.29)
+    assert isinstance(family, Family)
+    positions = family.position_ids(ids, [2, 2, 2], times, config)
     assert positions[0].tolist() == [0, 1, 3, 4]
+    assert family.prompt_text("a <|vision_start|>", times) == "a 2 pairs: <|vision_start|>"

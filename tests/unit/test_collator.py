@@ -13,6 +13,7 @@ from rbft.collator import _shared
 from rbft.data.sampler import SampleSlot
 from rbft.inference.generation import find_class
 from rbft.stages import CLASS, RATIONALE, STAGES, Stage
+from rbft.video.times import PairTimes
 from tests.examples import (
     CARD,
     PAPER_STAGES,
@@ -26,14 +27,16 @@ from tests.examples import (
 )
 
 VIDEO, END, PAD = 383, 376, 377
+TIMES = PairTimes((0.0,), (0.5,), 1.0)
 
 
 def test_the_video_stands_first_in_the_user_s_turn(backbone):
     make = collator(backbone, prompt_stage="label")
-    ids = make.prompt_ids("Is it?", 3)
+    ids = make.prompt_ids("Is it?", TIMES, 3)
+    time = "<0.5 seconds>" if make.family.says_times else ""
     assert make.processor.tokenizer.decode(ids) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        "<|im_start|>user\n<|vision_start|>" + "<|video_pad|>" * 3 + "<|vision_end|>Is it?"
+        f"<|im_start|>user\n{time}<|vision_start|>" + "<|video_pad|>" * 3 + "<|vision_end|>Is it?"
         "<|im_end|>\n<|im_start|>assistant\n"
     )
     place = ids.index(VIDEO)
@@ -71,7 +74,7 @@ def test_a_tokenizer_that_begins_texts_with_a_token_changes_nothing(qwen):
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", PAD)]
     )
     assert make.processor.tokenizer("Is it?")["input_ids"][0] == PAD
-    assert make.prompt_ids("Is it?", 3) == usual.prompt_ids("Is it?", 3)
+    assert make.prompt_ids("Is it?", TIMES, 3) == usual.prompt_ids("Is it?", TIMES, 3)
     assert make.part_ids("normal", last=True) == usual.part_ids("normal", last=True)
 
 

@@ -366,7 +366,7 @@ def test_parts_have_their_own_learning_rates(backbone: Path, tmp_path: Path):
     for group, found in members.items():
         start = {
             "language": ("model.language_model.", "lm_head."),
-            "merger": ("model.visual.merger.",),
+            "merger": ("model.visual.merger.", "model.visual.deepstack_merger_list."),
             "vision": ("model.visual.",),
         }[group.removesuffix("_no_decay")]
         assert all(name.startswith(start) for name in found)

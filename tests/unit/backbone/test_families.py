@@ -5,13 +5,14 @@ import torch
 
 from rbft.backbone.family import FAMILIES, Family
 from rbft.backbone.loading import load_config, load_model
+from rbft.video.times import pair_times
 from tests.tiny import FAMILY_NAMES, FamilyName
 
 VIDEO = 383
 
 
 def test_the_families_are_known_by_their_model_type() -> None:
-    assert set(FAMILIES) == set(FAMILY_NAMES)
+    assert set(FAMILIES) == {*FAMILY_NAMES, "qwen3_vl_moe"}
     for name, family in FAMILIES.items():
         assert family.model_type == name
         assert isinstance(family, Family)
@@ -52,7 +53,8 @@ def test_positions(
 ) -> None:
     config, found = load_config(str(backbones[family]))
     ids = torch.tensor([1, VIDEO, VIDEO, VIDEO, 2])
-    assert found.position_ids(ids, [3, 2, 2], seconds, config).tolist() == positions
+    times = pair_times(range(6), 2 / seconds, 2 / seconds)
+    assert found.position_ids(ids, [3, 2, 2], times, config).tolist() == positions
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)

@@ -14,6 +14,7 @@ from rbft.backbone.kernels import apply_kernels, can_compile, has_liger, set_cud
 from rbft.backbone.loading import available_attention, load_model
 from rbft.module import RBFTModule
 from tests.examples import CARD, MODULE_SETTINGS, Yard, fed, trainer
+from tests.tiny import FAMILY_NAMES
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -83,7 +84,7 @@ def test_liger_replaces_all_but_the_loss(
 ) -> None:
     calls: dict[str, dict[str, Any]] = {}
     package, inner = ModuleType("liger_kernel"), ModuleType("liger_kernel.transformers")
-    for name in ("qwen2_vl", "qwen2_5_vl"):
+    for name in FAMILY_NAMES:
         function = f"apply_liger_kernel_to_{name}"
         setattr(inner, function, lambda name=name, **given: calls.update({name: given}))
     inner.LigerSwiGLUMLP = SimpleNamespace(  # type: ignore[attr-defined]

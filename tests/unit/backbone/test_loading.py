@@ -42,7 +42,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert str(error.value).startswith(f"model.backbone '{tmp_path / 'gone'}' cannot be read: ")
     assert str(error.value).endswith(
         " Give a folder that holds config.json, model weights and processor, or the hub id of a "
-        "Qwen2-VL or Qwen2.5-VL."
+        "Qwen2-VL, Qwen2.5-VL or Qwen3-VL."
     )
 
 
@@ -58,8 +58,8 @@ def test_another_architecture(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is of kind") as error:
         load_config(str(tmp_path))
     assert str(error.value) == (
-        f"model.backbone '{tmp_path}' is of kind 'bert'; supported are qwen2_vl, qwen2_5_vl. See "
-        "CONTRIBUTING.md for how to add a family."
+        f"model.backbone '{tmp_path}' is of kind 'bert'; supported are qwen2_vl, qwen2_5_vl, "
+        "qwen3_vl, qwen3_vl_moe. See CONTRIBUTING.md for how to add a family."
     )
 
 
@@ -86,6 +86,9 @@ def test_the_attention_is_the_one_asked_for(qwen: Path, attention: str) -> None:
     assert config._attn_implementation == attention
 
 
+ENDS = ("weight", "bias")
+
+
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_every_parameter_is_in_exactly_one_part(
     backbones: dict[str, Path], family: FamilyName
@@ -97,18 +100,23 @@ def test_every_parameter_is_in_exactly_one_part(
     every = [name for name, _ in model.named_parameters()]
     assert sorted(name for members in names.values() for name in members) == sorted(every)
 
-    vision, merger = "model.visual.", "model.visual.merger."
+    vision = "model.visual."
+    merger = ("model.visual.merger.", "model.visual.deepstack_merger_list.")
     assert names["merger"] == {name for name in every if name.startswith(merger)}
     assert names["vision"] == {n for n in every if n.startswith(vision)} - names["merger"]
     assert names["language"] == {
         n for n in every if n.startswith(("model.language_model.", "lm_head."))
     }
     # Literally, so that a renaming in transformers is seen.
-    norm = {"qwen2_vl": ["ln_q.weight", "ln_q.bias"], "qwen2_5_vl": ["ln_q.weight"]}[family]
-    assert names["merger"] == {
-        f"model.visual.merger.{name}"
-        for name in (*norm, "mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias")
-    }
+    mlp = ("mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias")
+    both = [f"{name}.{kind}" for name in ("norm", "linear_fc1", "linear_fc2") for kind in ENDS]
+    expected = {
+        "qwen2_vl": ["ln_q.weight", "ln_q.bias", *mlp],
+        "qwen2_5_vl": ["ln_q.weight", *mlp],
+        "qwen3_vl": both,
+    }[family]
+    modules = ["merger", "deepstack_merger_list.0"] if family == "qwen3_vl" else ["merger"]
+    assert names["merger"] == {f"model.visual.{one}.{name}" for one in modules for name in expected}
     assert {"lm_head.weight", "model.language_model.embed_tokens.weight"} <= names["language"]
     assert "model.visual.patch_embed.proj.weight" in names["vision"]
 

@@ -17,7 +17,7 @@ def sequence(before: int, video: int, after: int) -> torch.Tensor:
 
 def test_every_position_of_a_short_clip_is_as_written_out():
     # 2 frame pairs of 4 x 6 patches, merged to 2 x 3; 4 positions from pair to pair.
-    ids = position_ids(sequence(2, 12, 3), VIDEO, [2, 4, 6], 2, 4.0)
+    ids = position_ids(sequence(2, 12, 3), VIDEO, [2, 4, 6], 2, [0.0, 4.0])
     assert ids.tolist() == [
         [0, 1, 2, 2, 2, 2, 2, 2, 6, 6, 6, 6, 6, 6, 7, 8, 9],
         [0, 1, 2, 2, 2, 3, 3, 3, 2, 2, 2, 3, 3, 3, 7, 8, 9],
@@ -44,16 +44,17 @@ def test_every_position_of_a_short_clip_is_as_written_out():
 )
 def test_text_after_the_video_starts_one_past_the_largest_position(grid, time_step, first_after):
     tokens = grid[0] * grid[1] * grid[2] // 4
-    ids = position_ids(sequence(15, tokens, 4), VIDEO, grid, 2, time_step)
+    times = [pair * time_step for pair in range(grid[0])]
+    ids = position_ids(sequence(15, tokens, 4), VIDEO, grid, 2, times)
     assert ids[:, 15 + tokens :].tolist() == [[first_after + i for i in range(4)]] * 3
 
 
 def test_uneven_seconds_are_cut_off_after_the_product():
     # 7 frames out of 200 at 25 fps: 2.2857 s a pair.
-    times = video_positions([4, 2, 2], 0, 2, 2 * 16 / 7)[0]
+    times = video_positions([4, 2, 2], 0, 2, [pair * (2 * 16 / 7) for pair in range(4)])[0]
     assert times.tolist() == [0, 4, 9, 13]
 
 
 def test_a_sequence_cut_inside_the_video_is_an_error():
     with pytest.raises(ValueError, match=r"holds 11 video tokens.*\(2, 4, 6\) gives 12"):
-        position_ids(sequence(2, 11, 3), VIDEO, [2, 4, 6], 2, 4.0)
+        position_ids(sequence(2, 11, 3), VIDEO, [2, 4, 6], 2, [0.0, 4.0])

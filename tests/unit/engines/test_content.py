@@ -74,8 +74,8 @@ def test_frames_that_the_server_would_resize_are_refused(size: tuple[int, int], 
         AsVideo(side).content(clip(size=size))
     assert str(error.value) == (
         f"Frames of {size[1]}x{size[0]} pixels would be resized by the server: both sides must be "
-        f"multiples of {side}, and those of rbft's own sampling are of 28. Set the side of the "
-        "model's tokens, or send the frames as images."
+        f"multiples of {side}, as those are that rbft takes for a backbone with such tokens. Set "
+        "the side of the model's tokens, or send the frames as images."
     )
 
 

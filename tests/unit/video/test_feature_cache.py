@@ -17,7 +17,7 @@ def test_features_come_back_as_they_were(tmp_path: Path, dtype: torch.dtype) -> 
     assert found.features.dtype == dtype
     assert torch.equal(found.features, seen.features)
     assert (found.grid, found.sampled_fps) == ([1, 4, 4], 7 / 8)
-    assert found.seconds_per_pair() == 16 / 7
+    assert found.pair_times.step == 16 / 7
     found.features.zero_()
     again = cache.get("a")
     assert again is not None

@@ -158,7 +158,7 @@ def test_what_a_clip_carries(video: Callable[[str], Path]) -> None:
     assert numbers(clip.frames) == clip.indices
     assert clip.frames.shape == (8, 3, 84, 140)
     assert (clip.total_frames, clip.fps, clip.sampled_fps) == (40, 10, 2)
-    assert clip.seconds_per_pair() == 1
+    assert clip.pair_times.step == 1
     assert clip.frames.is_contiguous()
 
 
@@ -175,7 +175,7 @@ def test_one_frame_is_shown_twice(video: Callable[[str], Path]) -> None:
     clip = decode_video(video("one_frame"), SETTINGS)
     assert clip.indices == [0, 0]
     assert torch.equal(clip.frames[0], clip.frames[1])
-    assert clip.seconds_per_pair() == pytest.approx(1 / 10)
+    assert clip.pair_times.step == pytest.approx(1 / 10)
 
 
 def test_probe(video: Callable[[str], Path]) -> None:
@@ -354,7 +354,7 @@ def test_sampling_by_time() -> None:
     # Seconds for two pictures are those of the true times.
     assert Video(
         torch.zeros(6, 3, 28, 28, dtype=torch.uint8), indices, used, rate
-    ).seconds_per_pair() == pytest.approx(2 / (6 / (7 / 0.6)))
+    ).pair_times.step == pytest.approx(2 / (6 / (7 / 0.6)))
     assert sample_times(seconds, 10.2, SLOW)[0] == [0, 4, 4, 4, 4, 6]  # no more than there are
     assert sample_times(seconds, 10.2, SLOW, start=0.1, end=-1.0)[0] == [3, 5]
     assert sample_times([0.0], 0.1, SLOW) == ([0, 0], 1, 10.0)
