@@ -1,7 +1,8 @@
 """The card: all words of a task, kept as data beside the benchmark.
 
-A card is a YAML file with the classes, the word that the model answers with for each class, and
-the prompts. It is saved with the weights and with the rationales that were made from it.
+A card is a YAML file with the classes, the word that the model answers with for each class (or is
+asked about, where a clip may have several), and the prompts. It is saved with the weights and with
+the rationales that were made from it.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import yaml
 
 from rbft.runtime.files import write_text
 
+ANSWERS = ("yes", "no")  # the keys of `several`, in the order in which the words are compared
 EXTENDS = "extends"  # the key of a card file that names the card it differs from
 
 
@@ -32,6 +34,9 @@ class Card:
             rationale (P_rationale); more rationale prompts may follow (`less`, `least`). A text
             may use `{persona}`, `{words}` (the class words, "normal or abnormal") and `{text}`
             (the clip's own text, where the data module gives one).
+        several: Where a clip may have several of the classes, or none (multi-label): the words
+            that the model answers with, `{yes: "yes", no: "no"}`. `label` is then put once for
+            each class and must use `{word}`, the class's word. None where a clip has one class.
         values: Class name to its number, where the classes are levels of one scale (1 to 5):
             answers then have an expected value, a mean absolute error and a rank correlation.
             None where they are not.
@@ -41,6 +46,7 @@ class Card:
     persona: str
     words: dict[str, str]
     prompts: dict[str, str]
+    several: dict[str, str] | None = None
     values: Mapping[str, int | float] | None = None
 
     def __post_init__(self) -> None:
@@ -64,13 +70,23 @@ class Card:
                     "(the classification query) and rationale (P_rationale)."
                 )
         for name, prompt in self.prompts.items():
+            allowed = ["persona", "words", "text"]
+            allowed += ["word"] if name == "label" and self.several is not None else []
             for _, field, _, _ in Formatter().parse(prompt):
-                if field is not None and field not in ("persona", "words", "text"):
+                if field is not None and field not in allowed:
+                    *first, last = (f"{{{one}}}" for one in allowed)
                     raise ValueError(
-                        f"{where}: prompts.{name} uses {{{field}}}; allowed are {{persona}}, "
-                        "{words} and {text}. Write {{ and }} for plain braces."
+                        f"{where}: prompts.{name} uses {{{field}}}; allowed are "
+                        f"{', '.join(first)} and {last}. Write {{{{ and }}}} for plain braces."
                     )
+        if self.several is not None:
+            self._check_several(where)
         if self.values is not None:
+            if self.several is not None:
+                raise ValueError(
+                    f"{where} has the keys several and values: a clip with several classes has no "
+                    "place on their scale. Leave one of the two out."
+                )
             self._check_values(where, self.values)
             # In class order and of one type, so that cards that say the same have one digest.
             levels = {name: float(self.values[name]) for name in self.words}
@@ -92,6 +108,23 @@ class Card:
                     "Give each class a number of its own."
                 )
 
+    def _check_several(self, where: str) -> None:
+        assert self.several is not None
+        answers = [_normal_form(self.several.get(key, "")) for key in ANSWERS]
+        if [*self.several] != [*ANSWERS] or not all(answers) or len(set(answers)) < len(answers):
+            raise ValueError(
+                f"{where}: several is {self.several}; it must hold the two words that the model "
+                'answers with, first the one for a class that the clip has: {yes: "yes", no: '
+                '"no"}. They must differ by more than case and punctuation.'
+            )
+        fields = [field for _, field, _, _ in Formatter().parse(self.prompts["label"])]
+        if "word" not in fields:
+            raise ValueError(
+                f"{where}: with the key several, prompts.label is put once for each class, but it "
+                'does not use {word}, the class word that it asks about. Such as: "Does the clip '
+                'show {word}? Answer yes or no."'
+            )
+
     @property
     def levels(self) -> tuple[float, ...]:
         """The number of each class, in class order; empty where classes are no levels."""
@@ -101,6 +134,14 @@ class Card:
     def classes(self) -> tuple[str, ...]:
         """Class names in order; a clip's label is an index into them."""
         return tuple(self.words)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The words that answer the prompt `label`, compared to classify a clip.
+
+        Those of the classes, or where a clip may have several, those for yes and no.
+        """
+        return tuple((self.words if self.several is None else self.several).values())
 
     @property
     def content(self) -> dict[str, Any]:
@@ -113,12 +154,29 @@ class Card:
         """Short hash of everything on the card."""
         return hashlib.sha256(json.dumps(self.content).encode()).hexdigest()[:12]
 
-    def prompt(self, name: str, text: str = "") -> str:
+    def refuse_several(self, what: str, instead: str = "") -> None:
+        """Refuses what is for clips of one class.
+
+        Args:
+            what: What it is, as the message begins.
+            instead: What to do, as the message ends.
+
+        Raises:
+            ValueError: If a clip may have several classes.
+        """
+        if self.several is not None:
+            raise ValueError(
+                f"{what} needs clips of one class, but card '{self.name}' has the key several: "
+                f"its clips may have several classes, or none.{instead and f' {instead}'}"
+            )
+
+    def prompt(self, name: str, text: str = "", word: str = "") -> str:
         """The prompt of that name with its fields filled in.
 
         Args:
             name: A key of `prompts`.
             text: The clip's own text for `{text}`.
+            word: The class word for `{word}`.
 
         Raises:
             ValueError: If the card has no prompt of that name.
@@ -130,7 +188,9 @@ class Card:
         *first, last = self.words.values()
         return (
             self.prompts[name]
-            .format(persona=self.persona, words=f"{', '.join(first)} or {last}", text=text)
+            .format(
+                persona=self.persona, words=f"{', '.join(first)} or {last}", text=text, word=word
+            )
             .strip()
         )
 
@@ -148,10 +208,11 @@ class Card:
         """What the model is shown of the card: the words, and prompts with their fields filled in.
 
         Args:
-            prompts: Names of the prompts; `{text}` stays as it is.
+            prompts: Names of the prompts; `{text}` and `{word}` stay as they are.
         """
-        asked = {name: self.prompt(name, "{text}") for name in prompts}
-        return {"words": dict(self.words), "prompts": asked}
+        asked = {name: self.prompt(name, "{text}", "{word}") for name in prompts}
+        shown = {"words": dict(self.words), "prompts": asked}
+        return shown if self.several is None else {**shown, "several": dict(self.several)}
 
     def parse(self, answer: str) -> int | None:
         """The class whose word is the whole answer, up to case, white space and end punctuation.
@@ -203,8 +264,16 @@ class Card:
                 f"Card file {path} must have the keys {', '.join(needed)}, and may have "
                 f"{', '.join(further)}; got {got}."
             )
-        for key in ("words", "prompts"):
-            value = content[key]
+        if isinstance(answers := content.get("several"), dict):
+            # YAML reads the keys yes and no as true and false.
+            names = {True: "yes", False: "no"}
+            answers = {names.get(key, key): value for key, value in answers.items()}
+            order = sorted(answers, key=[*ANSWERS, *answers].index)
+            content = {**content, "several": {key: answers[key] for key in order}}
+        for key in ("words", "prompts", "several"):
+            value = content.get(key)
+            if key in further and value is None:
+                continue
             if not isinstance(value, dict) or not all(
                 isinstance(text, str) for item in value.items() for text in item
             ):

@@ -38,6 +38,7 @@ from rbft.video.frame_settings import determining
 from rbft.video.sampling import Video, VideoError
 
 NAMED = 3  # clips that a message names
+NO_ENDPOINT = "Have a backbone classify (--endpoint null); an endpoint can write its rationales."
 Item = TypeVar("Item")
 
 log = logging.getLogger(__name__)
@@ -216,6 +217,7 @@ def score_with_endpoint(experiment: Experiment, split: str) -> None:
         ValueError: If the split is empty, or see `ClipAsker.ask`.
     """
     data, settings = experiment.data(), endpoint_of(experiment)
+    data.card.refuse_several("An endpoint that classifies", NO_ENDPOINT)
     data.check([])
     for note in data.notes:
         print_rank_zero(note)

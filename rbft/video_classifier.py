@@ -13,6 +13,7 @@ import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from rbft.analysis.multilabel import LABELS
 from rbft.annotations.video_list import refuse_url
 from rbft.build import Experiment, quiet_trainer
 from rbft.callbacks.answer_rows import prediction_row
@@ -40,6 +41,9 @@ class Prediction:
         likeliest: The likeliest class, where a threshold decides the label; else None.
         expected: The expected value, where the card's classes are levels of a scale; else None.
         error: What is wrong with the file; empty where nothing is.
+        labels: Where the card lets a video have several classes (its key several): all that the
+            model finds in it, which may be none; `label` is None then. None on other cards, and
+            where the file cannot be decoded.
     """
 
     path: Path
@@ -49,6 +53,7 @@ class Prediction:
     text: str = ""
     likeliest: str | None = None
     error: str = ""
+    labels: tuple[str, ...] | None = None
     expected: float | None = None
 
 
@@ -206,4 +211,7 @@ def _clip(video: Source) -> Clip:
 
 def _prediction(clip: Clip, row: dict[str, Any]) -> Prediction:
     names = ("probabilities", "rationale", "text", "likeliest", "error", "expected")
-    return Prediction(clip.path, row["label"], **{name: row[name] for name in names if name in row})
+    found = {name: row[name] for name in names if name in row}
+    if row.get(LABELS) is not None:
+        found[LABELS] = tuple(row[LABELS])
+    return Prediction(clip.path, row.get("label"), **found)
