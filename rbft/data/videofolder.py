@@ -419,7 +419,7 @@ class VideoFolder(VideoDataModule):
             if self.votes is not None and (value is None or not str(value).strip()):
                 first, *others = self._most_votes(votes, row.where)
                 tied += [row.where] * bool(others)
-                found = {"label": first}
+                found: dict[str, Any] = {"label": first}
                 value = self.card.classes[first]
             else:
                 named = None
