@@ -35,7 +35,7 @@ SCALE = Card(
     "p",
     {"calm": "calm", "2": "so so", "wild": "wild"},
     {"label": "?", "rationale": "?"},
-    {"calm": 1, "2": 2.5, "wild": 3},
+    values={"calm": 1, "2": 2.5, "wild": 3},
 )
 
 
