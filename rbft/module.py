@@ -92,8 +92,8 @@ class RBFTModule(BackboneModule):
     """The model, its two losses and its classification.
 
     Args:
-        backbone: The base model M_theta: a `from_pretrained` folder or hub id of any Qwen2-VL or
-            Qwen2.5-VL.
+        backbone: The base model M_theta: a `from_pretrained` folder or hub id of any Qwen2-VL,
+            Qwen2.5-VL or Qwen3-VL.
         card: The task's words; taken from the data module.
         stage: What is learnt: rationale (Stage I), label (Stage II), or the compositions
             class_rationale (P+C+R) and rationale_class (P+R+C). null runs the experiment's
@@ -117,8 +117,8 @@ class RBFTModule(BackboneModule):
             eager attention, which pads.
         compile: Have torch.compile make kernels of all that the blocks of decoder and vision tower
             compute in training but attention (norms, rotations, MLPs), where it works.
-        trust_remote_code: Run Python code that comes with the backbone. Qwen2-VL and Qwen2.5-VL
-            need none.
+        trust_remote_code: Run Python code that comes with the backbone. The families that rbft
+            knows need none.
         liger: Use the Liger kernels for norms and MLPs of decoder and vision tower, on a GPU where
             installed.
         cudnn_attention: Let torch take cuDNN's attention on a GPU. It plans anew for every length

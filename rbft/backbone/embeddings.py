@@ -70,8 +70,10 @@ def _embed(
     else:
         video = encoded["video"]
 
-    def tokens(clips: Sequence[Tensor]) -> Tensor:
-        each = torch.cat(list(clips)).to(embeddings.device, embeddings.dtype)
+    def tokens(clips: Sequence[Tensor] | Tensor) -> Tensor:
+        # transformers before 5.18 gives what DeepStack adds for all clips together.
+        each = clips if isinstance(clips, Tensor) else torch.cat(list(clips))
+        each = each.to(embeddings.device, embeddings.dtype)
         return each if sources is None else each[sources]
 
     rows = embeddings.flatten(0, 1).index_copy(0, places, tokens(video.pooler_output))

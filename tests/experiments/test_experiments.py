@@ -93,7 +93,8 @@ def write_multihateclip(folder: Path) -> None:
 
 
 def family(name: str) -> FamilyName:
-    return "qwen2_vl" if "_qwen2_" in f"{name}_" else "qwen2_5_vl"
+    kinds: dict[str, FamilyName] = {"qwen2": "qwen2_vl", "qwen3": "qwen3_vl"}
+    return kinds.get(name.split("_")[1], "qwen2_5_vl")
 
 
 def options(name: str, backbones: dict[str, Path], *more: str) -> list[str]:
@@ -210,6 +211,7 @@ def test_a_file_is_small_and_named_after_itself(name, tmp_path, capsys):
     config = printed_config(tmp_path, capsys, f"--config={file}")
     assert config["name"] == name
     backbones = {"qwen2": "Qwen/Qwen2-VL-7B-Instruct", "qwen25": "Qwen/Qwen2.5-VL-7B-Instruct"}
+    backbones |= {"qwen3": "Qwen/Qwen3-VL-8B-Instruct"}
     benchmark, *rest = name.split("_")
     assert config["data"]["class_path"].rsplit(".", 1)[-1].lower() == benchmark
     assert config["model"]["backbone"] == (

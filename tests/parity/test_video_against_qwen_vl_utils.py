@@ -180,17 +180,24 @@ def test_indices(
     min_pixels=st.integers(28 * 28, 300_000),
     above=st.integers(0, 700_000),
     max_video_tokens=st.just(115_200) | st.integers(1000, 200_000),
+    side=st.sampled_from([28, 32]),
 )
 def test_sizes(
-    height: int, width: int, num_frames: int, min_pixels: int, above: int, max_video_tokens: int
+    height: int,
+    width: int,
+    num_frames: int,
+    min_pixels: int,
+    above: int,
+    max_video_tokens: int,
+    side: int,
 ) -> None:
     assume(max(height, width) <= 200 * min(height, width))
     max_pixels = min_pixels + above
     # The lines of `fetch_video` that stand between the settings and `smart_resize`.
-    most = 768 * 28 * 28
-    share = max_video_tokens * 28 * 28 / num_frames * reference.FRAME_FACTOR
+    most = 768 * side * side
+    share = max_video_tokens * side * side / num_frames * reference.FRAME_FACTOR
     budget = min(max_pixels, max(min(most, share), int(min_pixels * 1.05)))
-    expected = reference.smart_resize(height, width, 28, min_pixels, budget)
+    expected = reference.smart_resize(height, width, side, min_pixels, budget)
     assume(all(expected))
     found = frame_size(
         height,
@@ -199,8 +206,21 @@ def test_sizes(
         min_pixels=min_pixels,
         max_pixels=max_pixels,
         max_video_tokens=max_video_tokens,
+        side=side,
     )
     assert found == expected
+
+
+@pytest.mark.parametrize("name", ["landscape", "phone"])
+def test_frames_for_tokens_of_32_pixels(folder: Path, name: str) -> None:
+    path = folder / f"{name}.mp4"
+    if not path.exists():
+        make_video(path, **FILES[name])
+    frames: Any = reference.fetch_video({"video": str(path), **PAPER}, image_patch_size=16)
+    clip = decode_video(path, FrameSettings(**PAPER, side=32))
+    assert clip.frames.shape == frames.shape
+    assert {length % 32 for length in clip.frames.shape[2:]} == {0}
+    assert (clip.frames.float() - frames).abs().mean() < 0.5
 
 
 def test_the_token_budget_of_long_clips(folder: Path) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error
 
 from rbft import load
 from rbft.card import Card
 from tests.examples import CARD
+from tests.recipe.killing import run_two
 from tests.recipe.runs import EXPERIMENTS, LOGS, digest, rbft, read_json, read_lines, weights_file
 from tests.videos import make_video
 
@@ -116,6 +118,33 @@ def test_levels(qwen: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureF
     assert read_json(written)["metrics"]["mae"] is None  # it answers in no class word yet
     rbft(tmp_path, "report", "--output", "report.html")
     assert "Levels 1 to 4: calm, uneasy, wild" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_two_processes_weigh_and_rank_the_same(qwen: Path, tmp_path: Path, cache: Path) -> None:
+    """Clips have other numbers of answers in each process; levels are ranked over both."""
+    votes = [(3, 1), (1, 1), (2, 0), (1, 2), (1, 0), (0, 4), (1, 0), (0, 1), (1, 0), (0, 1), (2, 0)]
+    rows = [
+        [f"{n}.mp4", split, *own] for n, (split, own) in enumerate(zip(SPLITS, votes, strict=True))
+    ]
+    card = replace(CARD, words={"calm": "ab", "wild": "cd"}, values={"calm": 1, "wild": 5})
+    found = []
+    for place in ("one", "two"):
+        folder = tmp_path / place
+        write_table(folder, ["n_calm", "n_wild"], rows)
+        given = {"columns": {"votes": "n_{label}"}, "soft_labels": True}
+        file = experiment(folder, qwen, card, **given)
+        chosen = options(file, "--stages=[label]", "--trainer.max_epochs=1")
+        if place == "one":
+            rbft(folder, "fit", *chosen)
+        else:
+            both = ("--trainer.devices=2", "--data.batch_size=1")
+            assert run_two(folder, [*chosen, *both]) == 0
+        metrics = read_json(folder / LOGS / "small/label/test.json")["metrics"]
+        found.append((load_file(weights_file(folder, "label")), metrics))
+    (one, ours), (two, theirs) = found
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
+    assert theirs == pytest.approx(ours, abs=1e-3)
+    assert ours["n"] == 3
 
 
 def test_votes(qwen: Path, tmp_path: Path, cache: Path) -> None:

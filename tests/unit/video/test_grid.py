@@ -10,6 +10,8 @@ from rbft.clip import Clip
 from rbft.data.base import VideoDataModule
 from rbft.data.dataset import Example
 from rbft.data.sampler import SampleSlot
+from rbft.estimate.token_counts import count_tokens
+from rbft.stages import STAGES
 from tests.examples import CARD, DATA_SETTINGS, collator
 from tests.videos import make_video
 
@@ -77,6 +79,24 @@ def test_the_grid_is_what_the_collator_makes(
     for clip in clips:
         batch = make([Example(clip, data.reader.decode(clip), None, SampleSlot(0))])
         assert [list(data.files.grid(clip))] == batch.video["video_grid_thw"].tolist(), clip
+
+
+@pytest.mark.parametrize("more", [{}, {"fps": 2.0, "max_frames": 7}, {"num_frames": 6}])
+def test_tokens_of_prompts_that_say_the_times(
+    folder: Path, backbones: dict[str, Path], more: dict[str, Any]
+) -> None:
+    """Without decoding, for tokens of 32 pixels: what the collator makes of the decoded clip."""
+    make = collator(backbones["qwen3_vl"], target_stage="label")
+    data = Files(folder, on_missing="skip", min_coverage=0.1, **more)
+    data.resize_to_tokens(32)
+    clips = data.clips("test")
+    counts = count_tokens(data, make, clips, {}, 0)
+    for clip in clips:
+        video, own = data.reader.decode(clip), counts[clip.id]
+        assert not video.frames.shape[2] % 32
+        ids = make.prompt_ids(STAGES["label"].prompt(make.card, clip), video.pair_times, own.video)
+        assert own.video == video.frames[0::2, 0].numel() // 32**2
+        assert len(ids) == own.video + own.prompt
 
 
 def test_a_video_that_was_not_scanned(folder: Path) -> None:
