@@ -69,12 +69,13 @@ def test_levels_of_a_scale_have_a_table_of_their_own(tmp_path):
     result = json.loads(file.read_text())
     result["values"] = {"normal": 1.0, "abnormal": 5.0}
     result["metrics"] |= {"mae": 1.23456, "mae/answer": 1.2, "spearman": None}
+    result["intervals"]["mae"] = {"low": 1.0, "high": 1.5}
     write(file, json.dumps(result))
     _, levels = section(build_content(gather(tmp_path)), "scores").tables
     assert levels.title == "Levels 1 to 5: normal, abnormal"
     ours, median = levels.rows
     shown = [cell(levels, ours, name) for name in ("MAE", "MAE of the answer", "Spearman")]
-    assert shown == ["1.235", "1.200", "-"]
+    assert shown == ["1.235 [1.000, 1.500]", "1.200", "-"]
     share = result["classes"]["normal"] / 20
     assert cell(levels, median, "MAE") == f"{4 * share:.3f}"
     assert "(normal 1, abnormal 5)" in levels.notes[0]
