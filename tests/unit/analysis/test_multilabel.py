@@ -78,6 +78,7 @@ def test_a_class_that_no_clip_has():
         ([0.6, 0.6, 0.8], [0, 0, 1], 0.7),
         ([0.2, 0.4], [0, 0], 0.5),  # nothing to choose by
         ([0.3, 0.3], [1, 0], 0.0),
+        ([0.2, 0.4, 0.6, 0.8], [1, 0, 0, 1], 0.7),  # all and the last are as good: 2/3
     ],
 )
 def test_the_threshold_with_the_greatest_f1(shares, positive, expected):

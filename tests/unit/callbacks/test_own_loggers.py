@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 
 from rbft.callbacks.own_loggers import OwnLoggers, given_loggers, with_names
 from tests.examples import Yard, fed, module, trainer
+from tests.several import Pets, pet_module
 
 
 class Diary(Logger):
@@ -102,3 +103,17 @@ def test_settings_and_tables_of_a_scored_split(qwen: Path, tmp_path: Path):
     assert full.finished == 0
     callback.close()
     assert full.finished == 1
+
+
+def test_clips_with_several_classes_have_no_confusion_matrix(qwen: Path, tmp_path: Path):
+    plain, full = Diary(), Diary(tables=True)
+    yard, made = Pets(tmp_path, {"test": 2}), pet_module(qwen)
+    callback = OwnLoggers([plain, full], {"run": "house"})
+    board = TensorBoardLogger(tmp_path, "board")
+    scored = trainer(tmp_path, callbacks=[callback], logger=[board, plain, full])
+    scored.test(made, fed(yard, made), verbose=False)
+    assert full.tables.keys() == {"test/metrics"}
+    figures = dict(full.tables["test/metrics"][1])
+    assert figures["n"] == 2
+    assert {"f1/cat", "f1/micro", "ap/macro", "accuracy"} <= figures.keys()
+    assert not [name for metrics, _ in plain.metrics for name in metrics if "confusion" in name]

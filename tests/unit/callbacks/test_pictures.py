@@ -14,7 +14,7 @@ from rbft.callbacks.board import Board
 from rbft.callbacks.pictures import FRAMES, INK, RIGHT, WRONG, Pictures, captioned, film_strip
 from rbft.module import RBFTModule
 from tests.examples import CARD, MODULE_SETTINGS, Damaged, Yard, fed, module, trainer
-from tests.several import Pets, pet_module
+from tests.several import PETS, Pets, pet_module
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -172,11 +172,13 @@ def test_nothing_is_shown_without_tensorboard(qwen: Path, tmp_path: Path) -> Non
 
 def test_clips_with_several_classes(qwen: Path, tmp_path: Path) -> None:
     """All classes and what was said of them; there is no confusion matrix."""
-    yard = Pets(tmp_path, {"test": 4})
+    yard = Pets(tmp_path, {"test": 4, "train": 2})
     shower = pictures()
     run = trainer(tmp_path, callbacks=[shower], logger=logger(tmp_path))
     model = pet_module(qwen)
     run.test(model, fed(yard, model), verbose=False)
+    shower.on_train_start(run, model)
+    shower._board(run).save()
     found = read(tmp_path / "yard/label")
     assert "test/confusion" not in found.Tags()["images"]
     said = [text(found, f"videos/test_{n}") for n in range(4)]
@@ -186,3 +188,6 @@ def test_clips_with_several_classes(qwen: Path, tmp_path: Path) -> None:
     rights = [shower.answers[n][1] for n in range(4)]
     answers = [shower.answers[n][2] for n in range(4)]
     assert rights == [one == label for one, label in zip(answers, wanted, strict=True)]
+    taught = text(found, "videos/train_1")
+    for word, answer in zip(PETS.words.values(), ("abnormal", "normal", "normal"), strict=True):
+        assert f"asked: Clip 1. Does it show {word}?\n\nto answer: {answer}" in taught
