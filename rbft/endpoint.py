@@ -360,8 +360,8 @@ def _metrics(data: VideoDataModule, rows: Sequence[Mapping[str, Any]]) -> Classi
     metrics = ClassificationMetrics(classes, data.card.levels)
     labels = [-1 if row["label"] is None else names.index(row["label"]) for row in rows]
     metrics.update(
-        torch.tensor([names.index(row["prediction"]) for row in rows]),
-        torch.tensor(labels),
+        torch.tensor([names.index(row["prediction"]) for row in rows], dtype=torch.long),
+        torch.tensor(labels, dtype=torch.long),
         torch.ones(len(rows), dtype=torch.bool),
         None if data.card.values is None else _shares(rows, classes),
     )

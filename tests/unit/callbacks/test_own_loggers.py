@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 
 from rbft.callbacks.own_loggers import OwnLoggers, given_loggers, with_names
+from rbft.inference.metrics import ClassificationMetrics
 from tests.examples import Yard, fed, module, trainer
 from tests.several import Pets, pet_module
 
@@ -84,6 +85,7 @@ def test_settings_and_tables_of_a_scored_split(qwen: Path, tmp_path: Path):
     scored = trainer(tmp_path, callbacks=[callback], logger=[board, plain, full])
     scored.test(made, fed(yard, made), verbose=False)
     assert plain.hparams == full.hparams == [{"run": "house", "stage": "label"}]
+    assert isinstance(made.test_metrics, ClassificationMetrics)
     confusion = made.test_metrics.confusion().tolist()
     names = ["quiet", "alarm", "unparsed"]
     columns, rows = full.tables["test/confusion"]

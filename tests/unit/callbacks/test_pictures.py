@@ -173,12 +173,12 @@ def test_nothing_is_shown_without_tensorboard(qwen: Path, tmp_path: Path) -> Non
 def test_clips_with_several_classes(qwen: Path, tmp_path: Path) -> None:
     """All classes and what was said of them; there is no confusion matrix."""
     yard = Pets(tmp_path, {"test": 4, "train": 2})
-    shower = pictures()
-    run = trainer(tmp_path, callbacks=[shower], logger=logger(tmp_path))
+    shower, board = pictures(), logger(tmp_path)
+    run = trainer(tmp_path, callbacks=[shower], logger=board)
     model = pet_module(qwen)
     run.test(model, fed(yard, model), verbose=False)
     shower.on_train_start(run, model)
-    shower._board(run).save()
+    board.save()
     found = read(tmp_path / "yard/label")
     assert "test/confusion" not in found.Tags()["images"]
     said = [text(found, f"videos/test_{n}") for n in range(4)]
