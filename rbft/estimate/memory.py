@@ -12,6 +12,8 @@ them (`n` = 3, `m` = 2) where autocast or an adapter casts it:
               2 c (Q + K)     queries, keys, values, and the attention's output
               4 c I           gate, its activation, up, their product
               (4 + c) (Q + K) where queries and keys are normalised (Qwen3-VL)
+              w (2 k H + 4 I) instead of 4 c I, where k experts process a token: their inputs and
+                              outputs too; autocast leaves them in the weights' dtype, of size w
     tower     2 (4 + c) D     both norms (LayerNorm: 2 c D)
               8 c D           qkv and its input, rotated queries and keys, output, its copy
               m c D + 4 c I   inputs of gate and up, and the four above (Qwen2-VL: c D + 3 c I,
@@ -235,10 +237,21 @@ def decoder_bytes_per_token(model: Any, config: Any, settings: MemorySettings) -
         2 * (4 + r) * hidden
         + copies * c * hidden
         + 2 * c * (queries + keys)
-        + 4 * c * mlp_width(text)
+        + _mlp_bytes_per_token(model, text, c)
         + normalised * (4 + c) * (queries + keys)
         + 2 * c * decomposed // text.num_hidden_layers
     )
+
+
+def _mlp_bytes_per_token(model: Any, text: Any, compute_bytes: int) -> int:
+    """What the MLP of a decoder block saves for one token, but for its input."""
+    mlp = model.model.language_model.layers[0].mlp
+    if not hasattr(mlp, "experts"):
+        return 4 * compute_bytes * mlp_width(text)
+    # Autocast does not reach the product of all experts: it is computed in the weights' dtype.
+    size = max(compute_bytes, mlp.experts.down_proj.element_size())
+    each = text.num_experts_per_tok * text.hidden_size
+    return size * (2 * each + 4 * mlp_width(text))
 
 
 def tower_bytes_per_patch(model: Any, config: Any, settings: MemorySettings) -> int:

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rbft.estimate.flops import ClipTokens, Flops, StepCounter, attention_width
 from rbft.module import RBFTModule
 from tests.examples import answer_of, batch_of, collator, examples, module
+from tests.tiny import tiny_backbone
 
 PARTS = ("language", "merger", "vision")
 # The third axis is no multiple of the window (8 patches), so that windows differ in size.
@@ -59,6 +60,17 @@ def test_a_step_counts_as_torch_counts_it(backbone, frozen):
     batch, clip = one_clip(backbone)
     counted = StepCounter(made.backbone, made.family, made.config).step(clip)
     # Eager attention multiplies all pairs and masks afterwards.
+    extra = without_the_mask(clip, made, group_by_missing_prompts=3)
+    assert measured(made, batch) == counted.total + extra
+
+
+def test_experts_count_as_those_that_process_a_token(tmp_path):
+    folder = tiny_backbone(tmp_path, "qwen3_vl_moe")
+    made = module(folder, "rationale", attention="eager")
+    # One by one: torch's counter does not see into the product of all experts.
+    made.backbone.set_experts_implementation("eager")
+    batch, clip = one_clip(folder)
+    counted = StepCounter(made.backbone, made.family, made.config).step(clip)
     extra = without_the_mask(clip, made, group_by_missing_prompts=3)
     assert measured(made, batch) == counted.total + extra
 

@@ -177,6 +177,36 @@ def kept_bytes(model: nn.Module, run: Any) -> int:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_block_of_experts_keeps_what_the_formula_says(precision):
+    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+    tokens, hidden = 608, 512
+    text = {"vocab_size": 2000, "hidden_size": hidden, "num_hidden_layers": 1, "head_dim": 64}
+    text |= {"num_attention_heads": 8, "num_key_value_heads": 2, "num_experts": 16}
+    text |= {"num_experts_per_tok": 4, "moe_intermediate_size": 192}
+    vision = {"depth": 1, "hidden_size": 64, "num_heads": 2, "intermediate_size": 128}
+    vision |= {"out_hidden_size": hidden, "deepstack_visual_indexes": [0]}
+    with default_dtype(precision) as autocast:
+        model: Any = Qwen3VLMoeForConditionalGeneration(
+            Qwen3VLMoeConfig(text_config=text, vision_config=vision)
+        ).train()
+        decoder = model.model.language_model
+        given = torch.randn(1, tokens, hidden, requires_grad=True)
+        positions = torch.arange(tokens).expand(3, 1, -1)
+        angles = decoder.rotary_emb(given, positions)
+        layer = decoder.layers[0]
+        shared = {"position_embeddings": angles, "attention_mask": None}
+        with autocast:
+            found = kept_bytes(layer, lambda: layer(given, position_ids=positions[0], **shared))
+    experts = layer.mlp.experts  # their weights are multiplied the other way round
+    found -= sum(weight.nbytes for weight in experts.parameters())
+    settings = MemorySettings(compute_bytes_of(precision), False)
+    assert found / tokens == pytest.approx(
+        decoder_bytes_per_token(model, model.config, settings), rel=0.1
+    )
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_a_block_keeps_what_the_formula_says(family, precision):
     tokens = 608  # no other size of the model
