@@ -15,14 +15,14 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, Trainer
 from transformers.video_utils import VideoMetadata
 
 from rbft.backbone import kernels
 from rbft.backbone.adapters import LoRA
 from rbft.backbone.attention import forward_inputs
 from rbft.backbone.family import FAMILIES
-from rbft.backbone.loading import available_packing, load_config
+from rbft.backbone.loading import available_packing, load_config, parameter_parts
 from rbft.backbone.qwen3_vl import END, PAD, START
 from rbft.commands.attention_maps import check_attends
 from rbft.commands.box_search import OWN_FORMS
@@ -31,6 +31,7 @@ from rbft.data.sampler import SampleSlot
 from rbft.inference.generation import extend, greedy_decode, prefill, score_candidates
 from rbft.module import RBFTModule
 from rbft.stages import STAGES
+from rbft.training.optim import parameter_groups
 from rbft.video.sampling import Video
 from rbft.video.times import pair_times
 from tests.examples import (
@@ -330,6 +331,17 @@ def test_maps_of_attention_are_refused(folder: Path, qwen: Path) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         check_attends("seen", load_config(str(folder))[0])
     check_attends("seen", load_config(str(qwen))[0])
+
+
+def test_decay_against_trainer(theirs: Any) -> None:
+    """Its Trainer decays the rates at which states fade too, numbers as biases are."""
+    names = {id(parameter): name for name, parameter in theirs.named_parameters()}
+    parts = parameter_parts(theirs, FAMILIES["qwen3_5"])
+    groups = parameter_groups(parts, {"language": 1e-4, "merger": 3e-5, "vision": 2e-6}, 0.1)
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    rates = {f"model.language_model.layers.{block}.linear_attn.A_log" for block in (0, 2)}
+    assert set(Trainer.get_decay_parameter_names(None, theirs)) == decayed | rates  # type: ignore[arg-type]
+    assert not decayed & rates
 
 
 def test_blocks_of_linear_attention_are_not_compiled(
