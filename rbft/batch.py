@@ -95,12 +95,12 @@ class Targets(Transferable):
             logits predict it.
         ids: What each is.
         clips: The clip that each belongs to, its place in the batch.
-        answers: Token ids of each answer, in the processor's memory: one a clip, or where all
-            classes are looked at one for each class of each clip.
+        answers: Token ids of each answer, in the processor's memory: one a clip, or one for each
+            class of each clip, where all classes are looked at or asked about one by one.
         weights: Weight of each beside that of its clip; None weighs all alike.
         of_class: Whether each belongs to the class, with what ends it; None where the answers
             have one part.
-        rows: The answer that each belongs to, where all classes are looked at; else None.
+        rows: The answer that each belongs to, where a clip has several; else None.
     """
 
     logit_indices: Int[Tensor, " answer"]
@@ -152,6 +152,9 @@ class Batch(Transferable):
         tower: What the vision tower would compute from the grids, see `Family.tower_inputs`.
         frames: For each clip which frames of its file it shows, see `rbft.video.sampling.Video`;
             empty where that is not known.
+        labels: Where clips may have several classes: 1 for each that the clip has, 0 for the
+            others, -1 where they are unknown. `prompt` and the first of `extra_prompts` ask about
+            one class each then. Else None.
     """
 
     video: dict[str, Tensor]
@@ -169,6 +172,7 @@ class Batch(Transferable):
     targets: Targets | None = None
     tower: dict[str, Any] = field(default_factory=dict)
     frames: tuple[dict[str, Any], ...] = ()
+    labels: Int[Tensor, "clips classes"] | None = None
 
     def __len__(self) -> int:
         return len(self.label)

@@ -1,13 +1,14 @@
 """The card: all words of a task, kept as data beside the benchmark.
 
-A card is a YAML file with the classes, the word that the model answers with for each class, and
-the prompts. It is saved with the weights and with the rationales that were made from it.
+A card is a YAML file with the classes, the word that the model answers with for each class (or is
+asked about, where a clip may have several), and the prompts. It is saved with the weights and with
+the rationales that were made from it.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 
 from rbft.runtime.files import write_text
 
+ANSWERS = ("yes", "no")  # the keys of `several`, in the order in which the words are compared
 EXTENDS = "extends"  # the key of a card file that names the card it differs from
 
 
@@ -31,12 +33,16 @@ class Card:
             rationale (P_rationale); more rationale prompts may follow (`less`, `least`). A text
             may use `{persona}`, `{words}` (the class words, "normal or abnormal") and `{text}`
             (the clip's own text, where the data module gives one).
+        several: Where a clip may have several of the classes, or none (multi-label): the words
+            that the model answers with, `{yes: "yes", no: "no"}`. `label` is then put once for
+            each class and must use `{word}`, the class's word. None where a clip has one class.
     """
 
     name: str
     persona: str
     words: dict[str, str]
     prompts: dict[str, str]
+    several: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         where = f"Card '{self.name}'"
@@ -59,12 +65,34 @@ class Card:
                     "(the classification query) and rationale (P_rationale)."
                 )
         for name, prompt in self.prompts.items():
+            allowed = ["persona", "words", "text"]
+            allowed += ["word"] if name == "label" and self.several is not None else []
             for _, field, _, _ in Formatter().parse(prompt):
-                if field is not None and field not in ("persona", "words", "text"):
+                if field is not None and field not in allowed:
+                    *first, last = (f"{{{one}}}" for one in allowed)
                     raise ValueError(
-                        f"{where}: prompts.{name} uses {{{field}}}; allowed are {{persona}}, "
-                        "{words} and {text}. Write {{ and }} for plain braces."
+                        f"{where}: prompts.{name} uses {{{field}}}; allowed are "
+                        f"{', '.join(first)} and {last}. Write {{{{ and }}}} for plain braces."
                     )
+        if self.several is not None:
+            self._check_several(where)
+
+    def _check_several(self, where: str) -> None:
+        assert self.several is not None
+        answers = [_normal_form(self.several.get(key, "")) for key in ANSWERS]
+        if [*self.several] != [*ANSWERS] or not all(answers) or len(set(answers)) < len(answers):
+            raise ValueError(
+                f"{where}: several is {self.several}; it must hold the two words that the model "
+                'answers with, first the one for a class that the clip has: {yes: "yes", no: '
+                '"no"}. They must differ by more than case and punctuation.'
+            )
+        fields = [field for _, field, _, _ in Formatter().parse(self.prompts["label"])]
+        if "word" not in fields:
+            raise ValueError(
+                f"{where}: with the key several, prompts.label is put once for each class, but it "
+                'does not use {word}, the class word that it asks about. Such as: "Does the clip '
+                'show {word}? Answer yes or no."'
+            )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -72,16 +100,47 @@ class Card:
         return tuple(self.words)
 
     @property
+    def answers(self) -> tuple[str, ...]:
+        """The words that answer the prompt `label`, compared to classify a clip.
+
+        Those of the classes, or where a clip may have several, those for yes and no.
+        """
+        return tuple((self.words if self.several is None else self.several).values())
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Everything on the card, without what a card may have and this one has not."""
+        every = asdict(self)
+        return {one.name: every[one.name] for one in fields(self) if every[one.name] != one.default}
+
+    @property
     def digest(self) -> str:
         """Short hash of everything on the card."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.content).encode()).hexdigest()[:12]
 
-    def prompt(self, name: str, text: str = "") -> str:
+    def refuse_several(self, what: str, instead: str = "") -> None:
+        """Refuses what is for clips of one class.
+
+        Args:
+            what: What it is, as the message begins.
+            instead: What to do, as the message ends.
+
+        Raises:
+            ValueError: If a clip may have several classes.
+        """
+        if self.several is not None:
+            raise ValueError(
+                f"{what} needs clips of one class, but card '{self.name}' has the key several: "
+                f"its clips may have several classes, or none.{instead and f' {instead}'}"
+            )
+
+    def prompt(self, name: str, text: str = "", word: str = "") -> str:
         """The prompt of that name with its fields filled in.
 
         Args:
             name: A key of `prompts`.
             text: The clip's own text for `{text}`.
+            word: The class word for `{word}`.
 
         Raises:
             ValueError: If the card has no prompt of that name.
@@ -93,7 +152,9 @@ class Card:
         *first, last = self.words.values()
         return (
             self.prompts[name]
-            .format(persona=self.persona, words=f"{', '.join(first)} or {last}", text=text)
+            .format(
+                persona=self.persona, words=f"{', '.join(first)} or {last}", text=text, word=word
+            )
             .strip()
         )
 
@@ -111,10 +172,11 @@ class Card:
         """What the model is shown of the card: the words, and prompts with their fields filled in.
 
         Args:
-            prompts: Names of the prompts; `{text}` stays as it is.
+            prompts: Names of the prompts; `{text}` and `{word}` stay as they are.
         """
-        asked = {name: self.prompt(name, "{text}") for name in prompts}
-        return {"words": dict(self.words), "prompts": asked}
+        asked = {name: self.prompt(name, "{text}", "{word}") for name in prompts}
+        shown = {"words": dict(self.words), "prompts": asked}
+        return shown if self.several is None else {**shown, "several": dict(self.several)}
 
     def parse(self, answer: str) -> int | None:
         """The class whose word is the whole answer, up to case, white space and end punctuation.
@@ -154,16 +216,28 @@ class Card:
             content = {**base, **own}
             if isinstance(before, dict) and isinstance(after, dict):
                 content["prompts"] = {**before, **after}
-        keys = [field.name for field in fields(cls)]
-        if not isinstance(content, dict) or sorted(content) != sorted(keys):
+        needed = [field.name for field in fields(cls) if field.default is MISSING]
+        further = [field.name for field in fields(cls) if field.default is not MISSING]
+        if not isinstance(content, dict) or not {*needed} <= {*content} <= {*needed, *further}:
             got = (
                 ", ".join(map(str, content))
                 if isinstance(content, dict)
                 else type(content).__name__
             )
-            raise ValueError(f"Card file {path} must have the keys {', '.join(keys)}; got {got}.")
-        for key in ("words", "prompts"):
-            value = content[key]
+            raise ValueError(
+                f"Card file {path} must have the keys {', '.join(needed)}, and may have "
+                f"{', '.join(further)}; got {got}."
+            )
+        if isinstance(answers := content.get("several"), dict):
+            # YAML reads the keys yes and no as true and false.
+            names = {True: "yes", False: "no"}
+            answers = {names.get(key, key): value for key, value in answers.items()}
+            order = sorted(answers, key=[*ANSWERS, *answers].index)
+            content = {**content, "several": {key: answers[key] for key in order}}
+        for key in ("words", "prompts", "several"):
+            value = content.get(key)
+            if key in further and value is None:
+                continue
             if not isinstance(value, dict) or not all(
                 isinstance(text, str) for item in value.items() for text in item
             ):
@@ -175,7 +249,7 @@ class Card:
 
     def text(self) -> str:
         """The card as YAML."""
-        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True, width=96)
+        return yaml.safe_dump(self.content, sort_keys=False, allow_unicode=True, width=96)
 
     def save(self, path: Path) -> None:
         """Writes the card as YAML."""

@@ -159,7 +159,8 @@ class RBFTCLI(LightningCLI):
             type=str,
             default=LOSS,
             help="The validation metric of keep best: val/loss (the smaller the better), "
-            "val/accuracy, val/f1/macro or val/f1/<class>. Of equal scores the earlier one counts.",
+            "val/accuracy, val/f1/macro or val/f1/<class>; where clips may have several classes "
+            "also val/f1/micro and val/ap/macro (mAP). Of equal scores the earlier one counts.",
         )
         parser.add_argument(
             "--patience",
@@ -187,7 +188,8 @@ class RBFTCLI(LightningCLI):
             default=None,
             help="What a miss and a false alarm of a class cost, or the recall that is wanted of "
             "it: a threshold is then chosen on the validation split and used by predict and "
-            "export. null answers with the likeliest class.",
+            "export. Where clips may have several classes, f1 chooses one for each. null answers "
+            "with the likeliest class, or from one half on.",
         )
         parser.link_arguments("data", "model.card", _card_of, apply_on="instantiate")
 

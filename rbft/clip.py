@@ -1,5 +1,6 @@
 """One row of a benchmark: a video, or some seconds of one, and what is known about it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -22,6 +23,8 @@ class Clip:
         end: Seconds from the file's start at which it ends; negative counts from the file's end.
         url: Where the file can be had, for the user's own downloader.
         refused: Why the file must not be opened (a link out of the benchmark's folder), else empty.
+        labels: Indices of all its classes, in order, where the card lets a clip have several, or
+            none; None where it has one (`label`) or they are unknown.
     """
 
     id: str
@@ -34,6 +37,17 @@ class Clip:
     end: float | None = None
     url: str | None = None
     refused: str = ""
+    labels: tuple[int, ...] | None = None
+
+    def class_names(self, classes: Sequence[str]) -> str | list[str] | None:
+        """The name of its class, or a list of them where it may have several; None if unknown.
+
+        Args:
+            classes: Names of the card's classes.
+        """
+        if self.labels is not None:
+            return [classes[label] for label in self.labels]
+        return None if self.label is None else classes[self.label]
 
 
 def interval(start: float | None, end: float | None, duration: float | None) -> tuple[float, float]:

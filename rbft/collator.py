@@ -130,19 +130,26 @@ class Collator:
         return [*ids, tokenizer.eos_token_id]
 
     def class_answers(self, stage: Stage) -> list[list[int]]:
-        """Token ids of each class word with what ends it: the turn, or the separator in P+C+R."""
-        last = stage.parts.index(CLASS) == len(stage.parts) - 1
-        return [self.part_ids(word, last=last) for word in self.card.words.values()]
+        """Token ids of each word that may answer, `Card.answers`, with what ends it.
 
-    def answer_parts(self, clip: Clip, rationale: str | None, cut: bool = False) -> list[list[int]]:
+        That is the turn, or the separator in P+C+R.
+        """
+        last = stage.parts.index(CLASS) == len(stage.parts) - 1
+        return [self.part_ids(word, last=last) for word in self.card.answers]
+
+    def answer_parts(
+        self, clip: Clip, rationale: str | None, cut: bool = False, question: int = 0
+    ) -> list[list[int]]:
         """Token ids of each part of the clip's answer with what ends it, see `answer_ids`."""
         assert self.target_stage is not None
-        *before, end = self.target_stage.target_parts(self.card, clip, rationale)
+        *before, end = self.target_stage.target_parts(self.card, clip, rationale, question)
         ids = [self.part_ids(text, last=False) for text in before]
         cut = cut and self.target_stage.parts[-1] == RATIONALE
         return [*ids, self.part_ids(end, last=True, cut=cut)]
 
-    def answer_ids(self, clip: Clip, rationale: str | None, cut: bool = False) -> list[int]:
+    def answer_ids(
+        self, clip: Clip, rationale: str | None, cut: bool = False, question: int = 0
+    ) -> list[int]:
         """Token ids of the clip's answer, the end of the turn included.
 
         Args:
@@ -150,12 +157,19 @@ class Collator:
             rationale: Its rationale, None where `target_stage` needs none.
             cut: Whether the rationale was cut off when it was written. If it ends the answer, the
                 answer has no end of the turn: the model would learn to stop in mid-sentence.
+            question: Index of the class that is asked about, see `Stage.questions`.
         """
-        return [token for part in self.answer_parts(clip, rationale, cut) for token in part]
+        parts = self.answer_parts(clip, rationale, cut, question)
+        return [token for part in parts for token in part]
 
     def answer_tokens(self, clip: Clip, rationale: str | None, cut: bool = False) -> int:
-        """Length of the clip's answer in tokens, without decoding the video; see `answer_ids`."""
-        return len(self.answer_ids(clip, rationale, cut))
+        """Length of the clip's answer in tokens, without decoding the video; see `answer_ids`.
+
+        Of several questions, that of the longest answer.
+        """
+        assert self.target_stage is not None
+        asked = range(self.target_stage.questions(self.card))
+        return max(len(self.answer_ids(clip, rationale, cut, one)) for one in asked)
 
     def loss_tokens(self, taught: Supervision) -> float:
         """What a clip counts in the loss: the tokens that it learns, each by its weight.
@@ -168,15 +182,18 @@ class Collator:
         return sum(weight for one in self._answers(taught) for weight in one.weights)
 
     def _answers(self, taught: Supervision) -> list[Answer]:
-        """The clip's answer, or where all classes are looked at, one for each class."""
+        """The clip's answers: one a question, or one a class where all of them are looked at."""
         assert self.target_stage is not None
         stage = self.target_stage.turn(taught.turn)
         own = replace(self, target_stage=stage)
         if not stage.all_classes:
-            parts = own.answer_parts(taught.clip, taught.rationale, taught.cut)
-            both = len(parts) > 1
+            both = len(stage.parts) > 1
             weights = {RATIONALE: 1.0, CLASS: self.answer_weight if both else 1.0}
-            return [Answer.of(parts, stage.parts, weights)]
+            asked = [
+                own.answer_parts(taught.clip, taught.rationale, taught.cut, question)
+                for question in range(stage.questions(self.card))
+            ]
+            return [Answer.of(parts, stage.parts, weights) for parts in asked]
         clips = [replace(taught.clip, label=label) for label in range(len(self.card.words))]
         shares = taught.soft_label or [1.0] * len(clips)
         return [
@@ -218,7 +235,11 @@ class Collator:
             if self.prompt_stage is None
             else [(self.prompt_stage, self.card), *self.extra_prompts]
         )
-        rows = [self._prompts(examples, grids, *one) for one in asked]
+        rows = [
+            self._prompts(examples, grids, stage, card, question)
+            for stage, card in asked
+            for question in range(stage.questions(card))
+        ]
         prompts = [self._prompt(own, examples, grids) for own in rows]
         cached = self._cached(examples)
         return Batch(
@@ -228,6 +249,7 @@ class Collator:
             prompt=prompts[0] if prompts else None,
             clips=tuple(e.clip for e in examples),
             label=torch.tensor([-1 if e.clip.label is None else e.clip.label for e in examples]),
+            labels=self._labels(examples),
             index=torch.tensor([e.draw.index for e in examples]),
             weight=torch.tensor([e.draw.weight for e in examples]),
             total=torch.tensor(float(examples[0].draw.total)),
@@ -237,6 +259,16 @@ class Collator:
             cached=cached,
             frames=tuple({} if e.error else e.video.shown for e in examples),
             tower={} if cached else self.family.tower_inputs(video["video_grid_thw"], self.config),
+        )
+
+    def _labels(self, examples: list[Example]) -> Int[Tensor, "clips classes"] | None:
+        """Which classes the clips have, where they may have several."""
+        if self.card.several is None:
+            return None
+        classes = range(len(self.card.words))
+        known = [e.clip.labels for e in examples]
+        return torch.tensor(
+            [[-1 if own is None else int(label in own) for label in classes] for own in known]
         )
 
     def _video(self, examples: list[Example]) -> tuple[dict[str, Tensor], list[list[int]]]:
@@ -271,18 +303,19 @@ class Collator:
         """The rows to learn from, and what they answer about each clip."""
         assert self.target_stage is not None
         stages = [self.target_stage.turn(e.draw.turn) for e in examples]
-        prompts = [
-            self._prompts([e], [grid], stage, self.card)[0]
-            for e, grid, stage in zip(examples, grids, stages, strict=True)
-        ]
         answers = [self._answers(e.supervision) for e in examples]
+        # Of each answer: one question for all classes, or a question for each.
+        prompts: list[list[int]] = []
+        for e, grid, stage, own in zip(examples, grids, stages, answers, strict=True):
+            count = stage.questions(self.card)
+            asked = [self._prompts([e], [grid], stage, self.card, n)[0] for n in range(count)]
+            prompts += asked * (len(own) // count)
         # Tokenized apart: at inference the prompt's tokens are fixed before the answer's begin.
         places = [place for place, own in enumerate(answers) for _ in own]
         flat = [one for own in answers for one in own]
-        rows = [[*prompts[place], *one.ids] for place, one in zip(places, flat, strict=True)]
+        rows = [[*prompt, *one.ids] for prompt, one in zip(prompts, flat, strict=True)]
         labels = [
-            [IGNORED] * len(prompts[place]) + one.labels
-            for place, one in zip(places, flat, strict=True)
+            [IGNORED] * len(prompt) + one.labels for prompt, one in zip(prompts, flat, strict=True)
         ]
         shown, seen = [examples[place] for place in places], [grids[place] for place in places]
         if self.packing:
@@ -309,12 +342,17 @@ class Collator:
         return self._pad(rows, labels, examples, grids, side="left")
 
     def _prompts(
-        self, examples: list[Example], grids: list[list[int]], stage: Stage, card: Card
+        self,
+        examples: list[Example],
+        grids: list[list[int]],
+        stage: Stage,
+        card: Card,
+        question: int = 0,
     ) -> list[list[int]]:
         merged = self.config.vision_config.spatial_merge_size**2
         return [
             self.prompt_ids(
-                stage.prompt(card, e.clip),
+                stage.prompt(card, e.clip, question),
                 e.video.pair_times,
                 grid[0] * grid[1] * grid[2] // merged,
             )

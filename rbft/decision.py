@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rbft.analysis.intervals import Interval, score_intervals
+from rbft.analysis.multilabel import MultiLabelClips, choose_thresholds
+from rbft.analysis.multilabel import cross_fit as cross_fit_thresholds
 from rbft.analysis.scored import ScoredClips
 from rbft.analysis.thresholds import (
     Decided,
@@ -22,11 +24,14 @@ from rbft.analysis.thresholds import (
     of_answers,
 )
 from rbft.data.base import VideoDataModule
+from rbft.inference.metrics import for_json, percent
 from rbft.runs.folder import read_json
 from rbft.runtime.console import table
 from rbft.runtime.files import write_json
 
 DECISION = "decision.json"  # in a stage's folder, beside its weights, or in an exported folder
+THRESHOLDS = "thresholds"  # the key of one for each class, where clips may have several
+SHOWN = ("accuracy", "f1/macro", "f1/micro")
 FOLDS = 5
 
 
@@ -49,6 +54,39 @@ class Decision:
         """What of it decides an answer."""
         return {"positive": self.positive, "threshold": self.threshold}
 
+    @property
+    def chosen(self) -> tuple[str, float]:
+        """The class and the threshold."""
+        return self.positive, self.threshold
+
+    @property
+    def said(self) -> str:
+        """The decision in words."""
+        return f"A video is '{self.positive}' from a probability of {self.threshold:.4g} on"
+
+
+@dataclass(frozen=True)
+class ClassThresholds:
+    """The thresholds that were chosen for weights whose clips may have several classes.
+
+    Attributes:
+        chosen: The least probability of each class that is a yes.
+        file: Where they stand.
+    """
+
+    chosen: Mapping[str, float]
+    file: Path
+
+    @property
+    def determining(self) -> dict[str, Any]:
+        """What of them decides an answer."""
+        return {THRESHOLDS: dict(self.chosen)}
+
+    @property
+    def said(self) -> str:
+        """The decision in words."""
+        return f"A video has a class from these probabilities on: {shown_thresholds(self.chosen)}"
+
 
 def check_decision(wanted: Wanted, data: VideoDataModule, answer: str) -> None:
     """Refuses settings that no threshold could be chosen with, before anything is trained.
@@ -59,10 +97,31 @@ def check_decision(wanted: Wanted, data: VideoDataModule, answer: str) -> None:
         answer: How a clip gets its class, `model.answer`.
 
     Raises:
-        ValueError: If the class is not on the card, answers are written, or the validation split
-            is missing or of one side alone.
+        ValueError: If the class is not on the card, answers are written, the validation split is
+            missing or of one side alone, or the card's clips have one class and several were
+            expected, or the other way round.
     """
     classes = data.card.classes
+    if (data.card.several is not None) != wanted.f1:
+        if wanted.f1:
+            raise ValueError(
+                "decision.f1 chooses a threshold for each class of a card with the key several, "
+                f"but with card '{data.card.name}' a clip has one class. Set decision.positive "
+                "and what its errors cost, or the recall that is wanted."
+            )
+        raise ValueError(
+            f"decision.positive is '{wanted.positive}', but card '{data.card.name}' has the key "
+            "several: a clip may have several classes, each with a threshold of its own. Set "
+            "decision.f1 to true in its place."
+        )
+    if wanted.f1:
+        if not data.clips("val"):
+            raise ValueError(
+                "decision needs a validation split to choose the thresholds on, but "
+                f"{type(data).__name__} has none. Set data.val_fraction to carve one from the "
+                "training clips; the test split is never used for it."
+            )
+        return
     if wanted.positive not in classes:
         raise ValueError(
             f"decision.positive is '{wanted.positive}', but the card's classes are "
@@ -131,7 +190,84 @@ def write_decision(file: Path, wanted: Wanted, val: Path, test: Path, weights: s
     return f"{said}\n{table(rows, headers)}\nThe threshold and its figures: {file}"
 
 
-def find_decision(weights: Path, fingerprint: str) -> Decision | None:
+def write_thresholds(file: Path, wanted: Wanted, val: Path, test: Path, weights: str) -> str:
+    """Chooses a threshold for each class and writes them, with what they come to.
+
+    Args:
+        file: Where they go.
+        wanted: What is wanted, noted with them.
+        val: Results of the validation split, which they are chosen on.
+        test: Results of the test split, with these weights.
+        weights: Fingerprint of the weights.
+
+    Returns:
+        What is shown on the screen.
+
+    Raises:
+        ValueError: See `rbft.analysis.multilabel.choose_thresholds`.
+    """
+    known, others = MultiLabelClips.from_file(val), MultiLabelClips.from_file(test)
+    chosen = choose_thresholds(known)
+    folds = min(FOLDS, len(known.ids))
+    scores = {
+        "val": {"half": known.scores(), THRESHOLDS: known.scores(chosen)},
+        "test": {"half": others.scores(), THRESHOLDS: others.scores(chosen)},
+    }
+    if folds > 1:
+        scores["val"]["cross_fitted"] = cross_fit_thresholds(known, folds)
+    figures = {
+        split: {kind: for_json(one) for kind, one in kinds.items()}
+        for split, kinds in scores.items()
+    }
+    write_json(
+        file,
+        {
+            "weights": weights,
+            "wanted": {"f1": wanted.f1},
+            THRESHOLDS: chosen,
+            "split": known.split,
+            "chosen_on": known.name,
+            "digest": known.digest,
+            "n": len(known.ids),
+            **figures,
+        },
+    )
+    titles = {
+        "half": "one half",
+        THRESHOLDS: "thresholds",
+        "cross_fitted": "thresholds of other folds",
+    }
+    rows = [
+        [f"{split}, {title}", *(percent(scores[split][kind][name]) for name in SHOWN)]
+        for split in scores
+        for kind, title in titles.items()
+        if kind in scores[split]
+    ]
+    said = shown_thresholds(chosen)
+    counts = known.labels.sum(axis=0).tolist()
+    lacking = [name for name, count in zip(known.classes, counts, strict=True) if not count]
+    none = (
+        f" No val clip has {', '.join(lacking)}: one half stays the threshold of that."
+        if lacking
+        else ""
+    )
+    headers = ["", "accuracy", "F1 macro", "F1 micro"]
+    return (
+        f"Thresholds with the greatest F1 on {len(known.ids)} val clips: {said}.{none}\n"
+        f"{table(rows, headers)}\nThe thresholds and their figures: {file}"
+    )
+
+
+def shown_thresholds(chosen: Mapping[str, float]) -> str:
+    """Thresholds in words.
+
+    Args:
+        chosen: The least probability of each class.
+    """
+    return ", ".join(f"{name} {value:.4g}" for name, value in chosen.items())
+
+
+def find_decision(weights: Path, fingerprint: str) -> Decision | ClassThresholds | None:
     """The threshold that was chosen for weights, in their folder (an export) or beside it.
 
     Args:
@@ -151,6 +287,8 @@ def find_decision(weights: Path, fingerprint: str) -> Decision | None:
             f"The threshold in {file} was chosen for other weights than {weights}. Choose it anew "
             "with python -m rbft test and the same decision, or remove the file."
         )
+    if THRESHOLDS in found:
+        return ClassThresholds(found[THRESHOLDS], file)
     return Decision(found["wanted"]["positive"], found["threshold"], file)
 
 

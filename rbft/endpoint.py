@@ -37,6 +37,7 @@ from rbft.video.frame_settings import determining
 from rbft.video.sampling import Video, VideoError
 
 NAMED = 3  # clips that a message names
+NO_ENDPOINT = "Have a backbone classify (--endpoint null); an endpoint can write its rationales."
 Item = TypeVar("Item")
 
 log = logging.getLogger(__name__)
@@ -215,6 +216,7 @@ def score_with_endpoint(experiment: Experiment, split: str) -> None:
         ValueError: If the split is empty, or see `ClipAsker.ask`.
     """
     data, settings = experiment.data(), endpoint_of(experiment)
+    data.card.refuse_several("An endpoint that classifies", NO_ENDPOINT)
     data.check([])
     for note in data.notes:
         print_rank_zero(note)
@@ -344,8 +346,8 @@ def _metrics(data: VideoDataModule, rows: Sequence[Mapping[str, Any]]) -> Classi
     metrics = ClassificationMetrics(classes)
     labels = [-1 if row["label"] is None else names.index(row["label"]) for row in rows]
     metrics.update(
-        torch.tensor([names.index(row["prediction"]) for row in rows]),
-        torch.tensor(labels),
+        torch.tensor([names.index(row["prediction"]) for row in rows], dtype=torch.long),
+        torch.tensor(labels, dtype=torch.long),
         torch.ones(len(rows), dtype=torch.bool),
     )
     return metrics

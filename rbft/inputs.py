@@ -36,7 +36,7 @@ from rbft.runs.record import (
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.differences import flat
 from rbft.runtime.pace import Pace
-from rbft.stage_settings import check_stage_settings
+from rbft.stage_settings import check_several, check_stage_settings
 from rbft.stages import RATIONALE_STAGE, Stage, find_stage
 from rbft.training.fsdp2 import check_strategy
 from rbft.video.frame_settings import determining
@@ -221,7 +221,7 @@ class Inputs:
             return
         file = weights / CARD
         if file.exists() and (
-            changes := card_differences(asdict(Card.load(file)), asdict(self.card))
+            changes := card_differences(Card.load(file).content, self.card.content)
         ):
             print_rank_zero(
                 f"model.weights {weights} was trained with another card:\n{indented(changes)}"
@@ -310,6 +310,7 @@ def check_inputs(
     objects = experiment.objects()
     trainer = quiet_trainer(objects, **(devices or {}))
     data, model = objects.data, objects.model
+    check_several(settings, experiment.stages, data.card)
     data.accumulation(trainer.world_size)
     if experiment.stages:
         check_frozen(data.feature_cache.max_bytes, model.learning_rates["vision"], trainer.strategy)

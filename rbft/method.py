@@ -26,7 +26,7 @@ from rbft.callbacks.results import ResultsWriter
 from rbft.callbacks.throughput import Throughput
 from rbft.data.base import Feed, VideoDataModule
 from rbft.data.rationales import RationaleStore
-from rbft.decision import DECISION, write_decision
+from rbft.decision import DECISION, write_decision, write_thresholds
 from rbft.distillation import name_classes, soft_labels
 from rbft.estimate.dry_run import Plan
 from rbft.inference.result_table import result_table, title_of
@@ -342,7 +342,8 @@ class Method:
         assert val is not None
         assert test is not None
         file = self.run.stage(place) / DECISION
-        print_rank_zero(write_decision(file, wanted, val, test, made["test"]["weights"]))
+        write = write_thresholds if wanted.f1 else write_decision
+        print_rank_zero(write(file, wanted, val, test, made["test"]["weights"]))
 
     def plan(self) -> Plan:
         """What would be done, for the dry run and for what is checked before anything is loaded."""

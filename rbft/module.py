@@ -28,14 +28,20 @@ from rbft.backbone_module import BackboneModule
 from rbft.batch import Batch
 from rbft.card import Card
 from rbft.collator import Collator
-from rbft.inference.classifier import Classified, Classifier, naming_clips, not_finite
+from rbft.inference.classifier import (
+    Classified,
+    ClassifiedEach,
+    Classifier,
+    naming_clips,
+    not_finite,
+)
 from rbft.inference.generation import (
     decode_texts,
     greedy_decode,
     prefill,
     score_own_candidates,
 )
-from rbft.inference.metrics import ClassificationMetrics
+from rbft.inference.metrics import ClassificationMetrics, MultiLabelMetrics
 from rbft.inference.sampling import RationaleSampling, SelfConsistency
 from rbft.runs.folder import read_provenance
 from rbft.runtime.ranges import check_ranges
@@ -197,8 +203,8 @@ class RBFTModule(BackboneModule):
         self.answer_weight, self.costs = answer_weight, cost_matrix(costs, card.classes)
         self.packing = packing and attention != "eager" and available_packing(self.family)
         self.rationale_sampling, self.self_consistency = rationale_sampling, self_consistency
-        self.val_metrics = ClassificationMetrics(card.classes)
-        self.test_metrics = ClassificationMetrics(card.classes)
+        metrics = ClassificationMetrics if card.several is None else MultiLabelMetrics
+        self.val_metrics, self.test_metrics = metrics(card.classes), metrics(card.classes)
         self.monitor = StepMonitor()
         # Checkpoints hold the trainable parameters alone, see rbft/training/checkpoints.py.
         self.strict_loading = False
@@ -383,31 +389,41 @@ class RBFTModule(BackboneModule):
         """Looks at the last step."""
         self.monitor.check_last(self.trainer)
 
-    def validation_step(self, batch: Batch) -> dict[str, Classified]:
+    def validation_step(self, batch: Batch) -> dict[str, Classified | ClassifiedEach]:
         """The stage's loss, and the classification of the stage; each clip is read once."""
         with naming_clips(batch):
             return self._validate(batch)
 
-    def _validate(self, batch: Batch) -> dict[str, Classified]:
+    def _validate(self, batch: Batch) -> dict[str, Classified | ClassifiedEach]:
         assert batch.prompt is not None
         assert batch.targets is not None
         prompts = [batch.prompt, *batch.extra_prompts]
         reads = prefill(self.backbone, prompts, self.vision(batch), batch.shared)
-        read = next(reads)
-        classified = self.classifier.classify(self.backbone, batch, read.copy())
-        self.val_metrics.update(classified.prediction, batch.label, batch.weight > 0)
+        read = None
+        if self.card.several is None:
+            read = next(reads)
+            classified = self.classifier.classify(self.backbone, batch, read.copy())
+        else:
+            classified = self.classifier.classify_each(self.backbone, batch, reads)
+        _count(self.val_metrics, classified, batch)
         # A clip that cannot be decoded counts as a wrong answer, but has no likelihood.
         seen = [float(not error) for error in batch.errors]
         weight = batch.weight * to_device(seen, batch.weight.device)
-        if self.collator.learns_class and classified.scores is not None:
+        if self.collator.learns_class and batch.labels is not None:
+            assert classified.scores is not None
+            # The scores are those of yes and no; a class that the clip has is a yes.
+            scores = classified.scores.gather(2, 1 - batch.labels[..., None]).sum(1)
+        elif self.collator.learns_class and classified.scores is not None:
             scores = classified.scores.gather(1, batch.label[:, None])
         else:
             # What is learnt answers the extra prompt, or else the one that asks for the class.
             answers = [[answer] for answer in batch.targets.answers]
-            scores = score_own_candidates(self.backbone, next(reads, read), answers)
+            prompt = next(reads, read)
+            assert prompt is not None
+            scores = score_own_candidates(self.backbone, prompt, answers)
         finite = scores[:, 0].isfinite()
         if classified.scores is not None:
-            finite = finite & classified.scores.isfinite().all(-1)
+            finite = finite & classified.scores.isfinite().flatten(1).all(-1)
         self._val_finite.append(([clip.id for clip in batch.clips], finite))
         nll = -(scores[:, 0] * weight).sum()
         self._val_loss += torch.stack([nll, weight[batch.targets.clips].sum()])
@@ -445,8 +461,10 @@ class RBFTModule(BackboneModule):
         self._log_metrics("val", self.val_metrics)
         self.val_metrics.reset()
 
-    def classify(self, batch: Batch) -> Classified:
-        """The class of each clip, and a rationale where the batch asks for one besides.
+    def classify(self, batch: Batch) -> Classified | ClassifiedEach:
+        """The class of each clip, or its classes where it may have several.
+
+        And a rationale where the batch asks for one besides.
 
         Raises:
             NotFiniteError: If scores are not finite.
@@ -454,19 +472,22 @@ class RBFTModule(BackboneModule):
         assert batch.prompt is not None
         prompts = [batch.prompt, *batch.extra_prompts]
         reads = prefill(self.backbone, prompts, self.vision(batch), batch.shared)
-        classified = self.classifier.classify(self.backbone, batch, next(reads))
+        if self.card.several is None:
+            classified = self.classifier.classify(self.backbone, batch, next(reads))
+        else:
+            classified = self.classifier.classify_each(self.backbone, batch, reads)
         classified.check_finite()
-        if not batch.extra_prompts:
+        if len(prompts) == self.stage.classifier.questions(self.card):
             return classified
         written = greedy_decode(self.backbone, next(reads), self.generation)
         texts = decode_texts(written, self.processor.tokenizer, self.generation)
         return replace(classified, rationales=texts)
 
-    def test_step(self, batch: Batch) -> dict[str, Classified]:
+    def test_step(self, batch: Batch) -> dict[str, Classified | ClassifiedEach]:
         """The classification of the batch."""
         with naming_clips(batch):
             classified = self.classify(batch)
-        self.test_metrics.update(classified.prediction, batch.label, batch.weight > 0)
+        _count(self.test_metrics, classified, batch)
         return {"classified": classified}
 
     def on_test_epoch_end(self) -> None:
@@ -474,12 +495,12 @@ class RBFTModule(BackboneModule):
         self._log_metrics(self.data.feed.scored_split, self.test_metrics)
         self.log("step", float(self.trained_steps))  # Lightning takes it for the place on the axis
 
-    def _log_metrics(self, split: str, metrics: ClassificationMetrics) -> None:
+    def _log_metrics(self, split: str, metrics: ClassificationMetrics | MultiLabelMetrics) -> None:
         values = metrics.compute().items()
         # A class without a clip has no F1.
         self.log_dict({f"{split}/{n}": value for n, value in values if not math.isnan(value)})
 
-    def predict_step(self, batch: Batch) -> Classified:
+    def predict_step(self, batch: Batch) -> Classified | ClassifiedEach:
         """The classification of the batch."""
         with naming_clips(batch):
             return self.classify(batch)
@@ -492,6 +513,22 @@ class RBFTModule(BackboneModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses the checkpoint of another stage."""
         check_stage(checkpoint, self.stage.name)
+
+
+def _count(
+    metrics: ClassificationMetrics | MultiLabelMetrics,
+    classified: Classified | ClassifiedEach,
+    batch: Batch,
+) -> None:
+    """Adds a batch's clips to the metrics."""
+    counted = batch.weight > 0
+    if isinstance(classified, Classified):
+        assert isinstance(metrics, ClassificationMetrics)
+        metrics.update(classified.prediction, batch.label, counted)
+        return
+    assert isinstance(metrics, MultiLabelMetrics)
+    assert batch.labels is not None
+    metrics.update(classified.probabilities, classified.answered, batch.labels, counted)
 
 
 def check_stage(checkpoint: dict[str, Any], stage: str) -> None:

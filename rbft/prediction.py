@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rbft.build import Experiment
-from rbft.decision import Decision, find_decision
+from rbft.decision import ClassThresholds, Decision, find_decision
 from rbft.inputs import Inputs, check_inputs, find_weights
 from rbft.runs.folder import read_provenance
 from rbft.stages import find_stage
@@ -20,21 +20,24 @@ class Setup:
         inputs: The settings, checked.
         stage: Name of the stage whose question is put.
         folder: The weights folder; None for the bare backbone.
-        decision: The threshold that was chosen for the weights; None where there is none.
+        decision: The threshold that was chosen for the weights, or those of all classes; None
+            where there is none.
         conditions: What determines the answers.
     """
 
     inputs: Inputs
     stage: str
     folder: Path | None
-    decision: Decision | None
+    decision: Decision | ClassThresholds | None
     conditions: dict[str, Any]
 
     @property
-    def threshold(self) -> tuple[str, float] | None:
-        """A class, and its probability from which on it is the label; None where there is none."""
-        found = self.decision
-        return None if found is None else (found.positive, found.threshold)
+    def threshold(self) -> tuple[str, float] | Mapping[str, float] | None:
+        """A class, and its probability from which on it is the label; None where there is none.
+
+        Where a clip may have several classes, the least probability of each.
+        """
+        return None if self.decision is None else self.decision.chosen
 
     @property
     def model(self) -> str:

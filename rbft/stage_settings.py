@@ -6,7 +6,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from rbft.stages import ELICITED, STAGES, Stage, find_stage
+from rbft.card import Card
+from rbft.stages import ELICITED, LABEL, RATIONALE_STAGE, STAGES, Stage, find_stage
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,41 @@ def check_stage_settings(settings: Namespace, stages: Sequence[str], before: Seq
         )
     _check_writer(settings)
     _check_teachers(found, before)
+
+
+def check_several(settings: Namespace, stages: Sequence[str], card: Card) -> None:
+    """Refuses stages and settings that need clips of one class, where the card lets them have more.
+
+    Args:
+        settings: The experiment's, by dotted name.
+        stages: Names of its stages, in order.
+        card: The task's words.
+
+    Raises:
+        ValueError: Naming the setting and the card's key.
+    """
+    if card.several is None:
+        return
+    for stage in map(find_stage, stages):
+        if stage.turns or stage.objective != "likelihood" or len(stage.parts) > 1:
+            card.refuse_several(
+                f"The stage {stage.name}",
+                f"Such cards are trained with the stages {RATIONALE_STAGE.name} and {LABEL.name}.",
+            )
+    if settings.model.answer != "score":
+        card.refuse_several(
+            f"model.answer {settings.model.answer}", "Set it to score: yes and no are compared."
+        )
+    for name, allowed, instead in (
+        ("class_weights", (False, None), "Leave it out."),
+        ("balanced_sampling", (False, None), "Leave it out."),
+        ("masking", (None,), "Leave it out."),
+        ("rationale_selection", ("first", "consistent", None), "Set it to first or consistent."),
+    ):
+        got = settings.get(f"data.init_args.{name}")
+        if got not in allowed:
+            value = f" {got}" if isinstance(got, str) else ""
+            card.refuse_several(f"data.{name}{value}", instead)
 
 
 def _check_writer(settings: Namespace) -> None:

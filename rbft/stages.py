@@ -88,26 +88,42 @@ class Stage:
         # The rationale's instructions come first in either order, so that P stays the same.
         return [asked[part] for part in (RATIONALE, CLASS) if part in self.parts]
 
-    def prompt(self, card: Card, clip: Clip) -> str:
-        """What the model is asked about a clip. Never holds the clip's label without a `hint`."""
-        asked = [card.prompt(name, clip.text) for name in self.prompts]
+    def questions(self, card: Card) -> int:
+        """How many prompts are put about a clip: one for each class where it may have several."""
+        return len(card.words) if card.several is not None and CLASS in self.parts else 1
+
+    def prompt(self, card: Card, clip: Clip, question: int = 0) -> str:
+        """What the model is asked about a clip. Never holds the clip's label without a `hint`.
+
+        Args:
+            card: The words.
+            clip: The clip.
+            question: Index of the class that is asked about, of several `questions`.
+        """
+        word = list(card.words.values())[question]
+        asked = [card.prompt(name, clip.text, word) for name in self.prompts]
         if self.hint:
             assert clip.label is not None
-            asked.append(self.hint.format(word=_word(card, clip)))
+            asked.append(self.hint.format(word=_word(card, clip, question)))
         return "\n".join(asked)
 
-    def target(self, card: Card, clip: Clip, rationale: str | None) -> str:
-        """What the model should answer."""
-        return SEPARATOR.join(self.target_parts(card, clip, rationale))
+    def target(self, card: Card, clip: Clip, rationale: str | None, question: int = 0) -> str:
+        """What the model should answer; the arguments are those of `prompt` and `target_parts`."""
+        return SEPARATOR.join(self.target_parts(card, clip, rationale, question))
 
-    def target_parts(self, card: Card, clip: Clip, rationale: str | None) -> list[str]:
+    def target_parts(
+        self, card: Card, clip: Clip, rationale: str | None, question: int = 0
+    ) -> list[str]:
         """What the model should answer, one text for each of `parts`, without separators."""
-        texts = {CLASS: _word(card, clip), RATIONALE: (rationale or "").strip()}
+        texts = {CLASS: _word(card, clip, question), RATIONALE: (rationale or "").strip()}
         return [texts[part] for part in self.parts]
 
 
-def _word(card: Card, clip: Clip) -> str:
-    return "" if clip.label is None else list(card.words.values())[clip.label]
+def _word(card: Card, clip: Clip, question: int) -> str:
+    """The word that answers the question about a clip's class, or about one of its classes."""
+    if clip.labels is not None:
+        return card.answers[0 if question in clip.labels else 1]
+    return "" if clip.label is None else card.answers[clip.label]
 
 
 LABEL = Stage("label", (CLASS,), "Stage II (labels)")

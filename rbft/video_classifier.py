@@ -13,6 +13,7 @@ import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 
+from rbft.analysis.multilabel import LABELS
 from rbft.annotations.video_list import refuse_url
 from rbft.build import Experiment, quiet_trainer
 from rbft.callbacks.answer_rows import prediction_row
@@ -39,6 +40,9 @@ class Prediction:
         text: What the model wrote to find the class; empty where it only compared class words.
         likeliest: The likeliest class, where a threshold decides the label; else None.
         error: What is wrong with the file; empty where nothing is.
+        labels: Where the card lets a video have several classes (its key several): all that the
+            model finds in it, which may be none; `label` is None then. None on other cards, and
+            where the file cannot be decoded.
     """
 
     path: Path
@@ -48,6 +52,7 @@ class Prediction:
     text: str = ""
     likeliest: str | None = None
     error: str = ""
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -203,4 +208,7 @@ def _clip(video: Source) -> Clip:
 
 def _prediction(clip: Clip, row: dict[str, Any]) -> Prediction:
     names = ("probabilities", "rationale", "text", "likeliest", "error")
-    return Prediction(clip.path, row["label"], **{name: row[name] for name in names if name in row})
+    found = {name: row[name] for name in names if name in row}
+    if row.get(LABELS) is not None:
+        found[LABELS] = tuple(row[LABELS])
+    return Prediction(clip.path, row.get("label"), **found)

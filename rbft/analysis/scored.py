@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 NAMED = 3  # ids that a message names
+SEVERAL = "several"  # in results of clips that may have several classes, see `multilabel`
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,11 @@ class ScoredClips:
                     "as fit and python -m rbft test leave them."
                 )
         found = json.loads(file.read_text(encoding="utf-8"))
+        if found.get(SEVERAL):
+            raise ValueError(
+                f"{file} is of a card with the key several: its clips may have several classes, "
+                "or none, and this compares answers of one class a clip. Leave it out."
+            )
         rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
         if name is None:
             name = "/".join(found[key] for key in ("run", "stage") if key in found) or str(file)

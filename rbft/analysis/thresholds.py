@@ -29,14 +29,25 @@ class Wanted:
         recall: Share of the positive clips that shall be found, above 0 to 1; of the thresholds
             that find as many, the one with the fewest false alarms is taken. With it, leave the
             costs out.
+        f1: Where the card lets a clip have several classes (its key several): choose for each class
+            the threshold with the greatest F1. It stands alone.
     """
 
     positive: str = ""  # required, but the parser's message would not say of what
     miss: float | None = None
     false_alarm: float | None = None
     recall: float | None = None
+    f1: bool = False
 
     def __post_init__(self) -> None:
+        if self.f1:
+            others = (self.positive or None, self.miss, self.false_alarm, self.recall)
+            if any(one is not None for one in others):
+                raise ValueError(
+                    "decision.f1 chooses a threshold for each class by its F1. Leave positive, "
+                    "miss, false_alarm and recall out, or f1."
+                )
+            return
         if not self.positive:
             raise ValueError(
                 "decision.positive is not set: name the class that must not be missed, such as "
@@ -105,7 +116,9 @@ class Threshold:
 
     def as_dict(self) -> dict[str, Any]:
         """The figures for JSON, null where undefined."""
-        return _for_json(asdict(self))
+        found = _for_json(asdict(self))
+        del found["wanted"]["f1"]  # of several thresholds
+        return found
 
 
 def choose_threshold(scored: ScoredClips, wanted: Wanted, *, held_out: bool = False) -> Threshold:

@@ -11,7 +11,7 @@ from rbft.annotations.tables import TableRow, shown
 COLUMN_NAMES = {
     "id": ("id", "video_id", "Title"),
     "path": ("path", "file_name", "video", "video_path", "video_file_name"),
-    "label": ("label", "class", "ground_truth"),
+    "label": ("label", "class", "ground_truth", "labels"),
     "split": ("split",),
     "start": ("start",),
     "end": ("end",),

@@ -17,25 +17,27 @@ class Entry:
         where: Its place, for messages.
         id: Its id; None where its path is all that names it.
         path: Its file below the root; None where its id is all that names it.
-        label: Index into the card's classes.
+        label: Index into the card's classes; None where a clip may have several.
         split: Its split, None where nothing says it.
         start: Seconds from the file's start at which it begins.
         end: Seconds at which it ends.
         text: Its own text, for prompts.
         reference: A human rationale.
         url: Where the file can be had.
+        labels: Indices of all its classes where it may have several, else None.
     """
 
     where: str
     id: str | None
     path: str | None
-    label: int
+    label: int | None
     split: str | None
     start: float | None = None
     end: float | None = None
     text: str = ""
     reference: str | None = None
     url: str | None = None
+    labels: tuple[int, ...] | None = None
 
 
 def segment_id(video: str, entry: Entry) -> str:
@@ -77,7 +79,8 @@ def count_votes(
                         f"{vote.where}: {what} of {shown(video)} is {shown(other)}, but "
                         f"{shown(one)} in {first.where}; votes on one video must agree in that."
                     )
-        counts = Counter(vote.label for vote in votes).most_common()
+        labels = [vote.label for vote in votes if vote.label is not None]
+        counts = Counter(labels).most_common()
         if len(counts) > 1 and counts[0][1] == counts[1][1]:
             said = ", ".join(f"{count} {classes[label]}" for label, count in counts)
             ties.append(f"{shown(video)}: {said} ({first.where})")
@@ -94,6 +97,39 @@ def count_votes(
     return list(rows), made, note
 
 
+def join_labels(ids: Sequence[str], entries: Sequence[Entry]) -> tuple[list[int], list[Entry], str]:
+    """One entry for each clip, with the classes of all of its rows.
+
+    Text and reference are those of the first row.
+
+    Args:
+        ids: Id of the clip of each entry.
+        entries: The rows, each with some of a clip's classes.
+
+    Returns:
+        Places of the first row of each clip, an entry for each, and what is to be said of them.
+
+    Raises:
+        ValueError: If the rows of a clip differ in file or split.
+    """
+    rows: dict[str, list[int]] = {}
+    for place, clip_id in enumerate(ids):
+        rows.setdefault(clip_id, []).append(place)
+    made = []
+    for clip_id, places in rows.items():
+        first, *others = (entries[place] for place in places)
+        for other in others:
+            if (other.path, other.split) != (first.path, first.split):
+                raise ValueError(
+                    f"{other.where}: {shown(clip_id)} has another file or split than in "
+                    f"{first.where}; rows about one clip must agree in that."
+                )
+        found = {label for one in (first, *others) for label in one.labels or ()}
+        made.append(replace(first, labels=tuple(sorted(found))))
+    note = f"{len(entries)} rows with the classes of {len(rows)} clips"
+    return [places[0] for places in rows.values()], made, note
+
+
 def check_once(ids: Sequence[str], videos: Sequence[str], entries: Sequence[Entry]) -> None:
     """Refuses an id that stands twice.
 
@@ -107,7 +143,8 @@ def check_once(ids: Sequence[str], videos: Sequence[str], entries: Sequence[Entr
             raise
         raise ValueError(
             f"{error} Or say what several rows of one video are: data.repeats segments (clips of "
-            "their own, by start and end) or votes (of several annotators)."
+            "their own, by start and end), votes (of several annotators) or labels (of a clip with "
+            "several classes)."
         ) from error
 
 

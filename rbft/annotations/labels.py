@@ -1,7 +1,7 @@
 """From the labels that annotations use to the card's classes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def match_label(value: object, card: Card, where: str) -> int:
         Index into `card.classes`.
 
     Raises:
-        ValueError: If no class is meant, or several (labels of several classes are not supported).
+        ValueError: If no class is meant, or several.
     """
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         text = str(value).strip()
@@ -44,8 +44,9 @@ def match_label(value: object, card: Card, where: str) -> int:
         several = isinstance(value, list | tuple | set)
     if several:
         raise ValueError(
-            f"{where}: label {shown(value)} is a list of classes. Clips with several labels are "
-            "not supported: give each clip one class of the card, or leave the clip out."
+            f"{where}: label {shown(value)} is a list of classes, but with card '{card.name}' a "
+            "clip has one. Give it one class of the card, leave the clip out, or let clips have "
+            "several by the card's key several (docs/own_clips.md)."
         )
     allowed = ", ".join(
         name if name == word else f"{name} ('{word}')" for name, word in card.words.items()
@@ -54,6 +55,43 @@ def match_label(value: object, card: Card, where: str) -> int:
         f"{where}: label {shown(value)} is no class of card '{card.name}'; allowed are {allowed}. "
         "Correct the label or add the class to the card's words."
     )
+
+
+def match_labels(
+    value: object,
+    card: Card,
+    where: str,
+    named: Callable[[object], object] | None = None,
+) -> tuple[int, ...]:
+    """All classes that a label means, where the card lets a clip have several, or none.
+
+    Args:
+        value: A list of labels as `match_label` takes them, or one text that names them, parted by
+            commas, semicolons or vertical lines. An empty list or text is a clip with none of the
+            classes.
+        card: The card with the classes.
+        where: The label's place for the message.
+        named: Gives the name behind a label that is a number, see `name_class`; None where labels
+            are names.
+
+    Returns:
+        Indices into `card.classes`, in order.
+
+    Raises:
+        ValueError: If there is no label at all, or one that is no class.
+    """
+    if value is None:
+        raise ValueError(
+            f"{where}: there is no label. Write an empty list for a clip with none of the classes, "
+            "or leave the clip out."
+        )
+    parts: list[object] = [value]
+    if isinstance(value, list | tuple | set):
+        parts = list(value)
+    elif isinstance(value, str) and value.strip() not in (*card.classes, *card.words.values()):
+        parts = [part.strip() for part in re.split(r"[,;|]", value) if part.strip()]
+    names = parts if named is None else [named(part) for part in parts]
+    return tuple(sorted({match_label(name, card, where) for name in names}))
 
 
 def read_class_list(path: Path) -> dict[str, str]:

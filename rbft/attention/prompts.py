@@ -22,7 +22,7 @@ class GenericPrompt(Stage):
 
     text: str = GENERIC
 
-    def prompt(self, card: Card, clip: Clip) -> str:
+    def prompt(self, card: Card, clip: Clip, question: int = 0) -> str:
         """The text."""
         return self.text
 
@@ -37,9 +37,9 @@ class ShuffledPrompt(Stage):
 
     seed: int = 0
 
-    def prompt(self, card: Card, clip: Clip) -> str:
+    def prompt(self, card: Card, clip: Clip, question: int = 0) -> str:
         """The question's words, never in their own order where there are two of them."""
-        words = super().prompt(card, clip).split()
+        words = super().prompt(card, clip, question).split()
         key = zlib.crc32(clip.id.encode(errors="backslashreplace"))
         rng = np.random.default_rng([self.seed, key])
         shuffled = list(words)

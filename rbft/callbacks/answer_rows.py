@@ -1,9 +1,11 @@
 """What the model said about one clip of a batch, as it stands in files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rbft.analysis.multilabel import HALF, LABELS, PREDICTED
 from rbft.analysis.thresholds import decide
+from rbft.inference.classifier import ClassifiedEach
 
 
 def answer_row(outputs: Any, batch: Any, place: int, classes: Sequence[str]) -> dict[str, Any]:
@@ -19,8 +21,11 @@ def answer_row(outputs: Any, batch: Any, place: int, classes: Sequence[str]) -> 
         `prediction`, the name of the class or None where the answer is none of them; and, as far as
         there is: the `error` of a clip that could not be decoded and nothing else, `probabilities`
         by class, `tied` where several classes are the likeliest, the `text` that the model wrote,
-        and its `rationale`.
+        and its `rationale`. Where a clip may have several classes, `predicted` in place of
+        `prediction`: a list of those with a probability of one half and more, or None.
     """
+    if isinstance(outputs, ClassifiedEach):
+        return _each(outputs, batch, place, classes, dict.fromkeys(classes, HALF))
     if batch.errors[place]:
         return {"prediction": None, "error": batch.errors[place]}
     row: dict[str, Any] = {"prediction": [*classes, None][int(outputs.prediction[place])]}
@@ -41,7 +46,7 @@ def prediction_row(
     batch: Any,
     place: int,
     classes: Sequence[str],
-    threshold: tuple[str, float] | None = None,
+    threshold: tuple[str, float] | Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """What is predicted of one clip.
 
@@ -51,12 +56,20 @@ def prediction_row(
         place: See `answer_row`.
         classes: See `answer_row`.
         threshold: A class, and its probability from which on it is the label; None takes the
-            likeliest class.
+            likeliest class. Where a clip may have several classes, the least probability of each;
+            None takes one half.
 
     Returns:
         `label`, and as far as there is: `probabilities` by class, `margin` between the two largest,
-        `likeliest` where a threshold decides the label, `text`, `rationale` and `error`.
+        `likeliest` where a threshold decides the label, `text`, `rationale` and `error`. Where a
+        clip may have several classes, `labels`, a list, in place of `label` and `margin`.
     """
+    if isinstance(outputs, ClassifiedEach):
+        assert not isinstance(threshold, tuple)
+        least = dict.fromkeys(classes, HALF) if threshold is None else threshold
+        answer = _each(outputs, batch, place, classes, least)
+        return {LABELS: answer.pop(PREDICTED), **answer}
+    assert threshold is None or isinstance(threshold, tuple)
     answer = answer_row(outputs, batch, place, classes)
     row: dict[str, Any] = {"label": answer.pop("prediction")}
     if "probabilities" in answer:
@@ -70,6 +83,26 @@ def prediction_row(
             row["label"] = classes[decided]
     answer.pop("tied", None)
     return {**row, **answer}
+
+
+def _each(
+    outputs: ClassifiedEach,
+    batch: Any,
+    place: int,
+    classes: Sequence[str],
+    thresholds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The answer to a clip that may have several classes, see `answer_row`."""
+    if batch.errors[place]:
+        return {PREDICTED: None, "error": batch.errors[place]}
+    shares = dict(zip(classes, outputs.probabilities[place].double().tolist(), strict=True))
+    row: dict[str, Any] = {
+        PREDICTED: [name for name, share in shares.items() if share >= thresholds[name]],
+        "probabilities": {name: seven_digits(share) for name, share in shares.items()},
+    }
+    if outputs.rationales is not None:
+        row["rationale"] = outputs.rationales[place]
+    return row
 
 
 def seven_digits(value: float) -> float:

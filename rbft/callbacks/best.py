@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from rbft.data.base import VideoDataModule
+from rbft.data.splits import count_classes
 from rbft.runs.folder import read_json
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.fault_tolerance import writing
@@ -22,13 +23,15 @@ BEST, SCORES = "best.pt", "validations.json"
 DUE = "rbft_validation_due"  # the key in a checkpoint
 
 
-def metric_names(classes: Sequence[str]) -> list[str]:
+def metric_names(classes: Sequence[str], *, several: bool = False) -> list[str]:
     """Names of the validation metrics that `keep_metric` can be.
 
     Args:
         classes: Names of the classes.
+        several: Whether a clip may have several of them.
     """
-    return [LOSS, "val/accuracy", "val/f1/macro", *(f"val/f1/{name}" for name in classes)]
+    more = ["val/f1/micro", "val/ap/macro"] if several else []
+    return [LOSS, "val/accuracy", "val/f1/macro", *more, *(f"val/f1/{name}" for name in classes)]
 
 
 def check_keep(
@@ -57,7 +60,7 @@ def check_keep(
                 "Add --keep best, or leave patience out."
             )
         return
-    allowed = metric_names(data.card.classes)
+    allowed = metric_names(data.card.classes, several=data.card.several is not None)
     if metric not in allowed:
         raise ValueError(f"keep_metric is '{metric}'; allowed are {', '.join(allowed)}.")
     clips, name = data.clips("val"), type(data).__name__
@@ -67,7 +70,8 @@ def check_keep(
             "chosen on test. Set data.val_fraction to carve one from the training clips, or keep "
             "to last."
         )
-    scored = {data.card.classes[clip.label] for clip in clips if clip.label is not None}
+    counts = count_classes(clips)
+    scored = {name for label, name in enumerate(data.card.classes) if counts[label]}
     lacking = metric.removeprefix("val/f1/")
     if lacking in data.card.classes and lacking not in scored:
         raise ValueError(

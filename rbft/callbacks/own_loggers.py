@@ -77,10 +77,12 @@ class OwnLoggers(Callback):
         """Hands over the metrics and the confusion matrix as tables."""
         module: Any = pl_module
         figures = {name: float(value) for name, value in module.test_metrics.compute().items()}
-        confusion = module.test_metrics.confusion().tolist()  # with that, collective
+        several = module.card.several is not None
+        confusion = [] if several else module.test_metrics.confusion().tolist()  # collective too
         if not trainer.is_global_zero:
             return
-        classes, split = module.card.classes, module.data.feed.scored_split
+        split = module.data.feed.scored_split
+        classes = () if several else module.card.classes
         columns = ["label", *classes, "unparsed"]
         rows = [[label, *row] for label, row in zip(classes, confusion, strict=True)]
         cells = {
@@ -91,9 +93,11 @@ class OwnLoggers(Callback):
         for logger in self.loggers:
             log_table = getattr(logger, "log_table", None)
             if log_table is None:
-                logger.log_metrics(cells, module.trained_steps)
+                if cells:
+                    logger.log_metrics(cells, module.trained_steps)
                 continue
-            log_table(f"{split}/confusion", columns=columns, data=rows)
+            if rows:
+                log_table(f"{split}/confusion", columns=columns, data=rows)
             metrics = [[name, value] for name, value in figures.items()]
             log_table(f"{split}/metrics", columns=["metric", "value"], data=metrics)
 

@@ -8,9 +8,11 @@ from jaxtyping import UInt8
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from rbft.analysis.multilabel import PREDICTED
 from rbft.callbacks.answer_rows import answer_row
 from rbft.callbacks.board import Board
 from rbft.clip import Clip
+from rbft.inference.classifier import Classified
 from rbft.inference.metrics import confusion_figure
 from rbft.runtime.fonts import Pen
 from rbft.video.sampling import VideoError
@@ -67,7 +69,8 @@ class Pictures(Callback):
 
     def __init__(self, settings: str, hparams: dict[str, Any], samples: int = 4) -> None:
         self.settings, self.hparams, self.samples = settings, hparams, samples
-        self.answers: dict[int, tuple[Clip, int, str, str]] = {}
+        # Clip, whether the answer is right (None where that is unknown), answer, text.
+        self.answers: dict[int, tuple[Clip, bool | None, str, str]] = {}
 
     def _board(self, trainer: Trainer) -> Board | None:
         logger = trainer.logger
@@ -108,8 +111,11 @@ class Pictures(Callback):
         stage, card = module.stage, module.card
         texts = module.data.rationales("train").texts if stage.needs_rationales else {}
         for number, clip in enumerate(module.data.clips("train")[: self.samples]):
-            asked, answer = stage.prompt(card, clip), stage.target(card, clip, texts.get(clip.id))
-            text = f"asked: {asked}\n\nto answer: {answer}"
+            text = "\n\n".join(
+                f"asked: {stage.prompt(card, clip, question)}\n\n"
+                f"to answer: {stage.target(card, clip, texts.get(clip.id), question)}"
+                for question in range(stage.questions(card))
+            )
             self._show(board, module, clip, f"videos/train_{number}", text, step)
 
     def on_test_batch_end(
@@ -126,28 +132,34 @@ class Pictures(Callback):
         module: Any = pl_module
         for place, index in enumerate(batch.index.tolist()):
             if index < self.samples:
-                answer = answer_row(outputs, batch, place, module.card.classes)
-                said = answer["prediction"] or "no class"
-                if "probabilities" in answer:
+                classes, clip = module.card.classes, batch.clips[place]
+                answer = answer_row(outputs, batch, place, classes)
+                found, label = (
+                    answer.get(PREDICTED, answer.get("prediction")),
+                    clip.class_names(classes),
+                )
+                said = _said(found)
+                if isinstance(outputs, Classified) and "probabilities" in answer:
                     said += f" ({max(answer['probabilities'].values()):.0%})"
-                found = int(outputs.prediction[place])
-                self.answers[index] = (batch.clips[place], found, said, answer.get("text", ""))
+                right = None if label is None else found == label
+                self.answers[index] = (clip, right, said, answer.get("text", ""))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the confusion matrix, a few clips with the model's answers, and the hparams."""
         module: Any = pl_module
         figures = {k: float(v) for k, v in module.test_metrics.compute().items()}
-        confusion = module.test_metrics.confusion()
+        several = module.card.several is not None
+        confusion = None if several else module.test_metrics.confusion()
         board = self._board(trainer)
         if board is None:
             return
         split, step = module.data.feed.scored_split, module.trained_steps
-        classes = module.card.classes
-        figure = confusion_figure(confusion, classes)
-        board.experiment.add_figure(f"{split}/confusion", figure, step)
-        for index, (clip, found, said, text) in sorted(self.answers.items()):
+        if confusion is not None:
+            figure = confusion_figure(confusion, module.card.classes)
+            board.experiment.add_figure(f"{split}/confusion", figure, step)
+        for index, (clip, right, said, text) in sorted(self.answers.items()):
             answer = f"prediction: {said}"
-            colour = INK if clip.label is None else RIGHT if found == clip.label else WRONG
+            colour = INK if right is None else RIGHT if right else WRONG
             shown = f"{answer}\n\n{text}"
             place = f"videos/{split}_{index}"
             self._show(board, module, clip, place, shown, step, (answer, colour))
@@ -157,4 +169,12 @@ class Pictures(Callback):
 
 
 def _label(classes: Sequence[str], clip: Clip) -> str:
-    return "unknown" if clip.label is None else classes[clip.label]
+    found = clip.class_names(classes)
+    return "unknown" if found is None else _said(found)
+
+
+def _said(answer: str | list[str] | None) -> str:
+    """A class, or several, as they are shown."""
+    if isinstance(answer, list):
+        return ", ".join(answer) or "none of the classes"
+    return answer or "no class"

@@ -3,12 +3,13 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from rbft.analysis.multilabel import LABELS
 from rbft.callbacks.answer_rows import prediction_row
 from rbft.clip import Clip
 from rbft.runtime.differences import differences
@@ -34,7 +35,10 @@ class PredictionWriter(Callback):
             output was made from must be equal.
         content: Gives the digest of a clip's file; None where it cannot be read.
         threshold: A class, and its probability from which on it is the label; the likeliest class
-            stands beside it then, as `likeliest`.
+            stands beside it then, as `likeliest`. Where a video may have several classes, the least
+            probability of each.
+        several: Whether a video may have several classes, or none: `labels`, a list, stands in the
+            place of `label` and `margin` then, in the table parted by "; ".
 
     Raises:
         ValueError: If the output was made from something else, by something else, or of videos
@@ -48,8 +52,10 @@ class PredictionWriter(Callback):
         classes: Sequence[str],
         made_from: dict[str, Any],
         content: Callable[[Clip], str | None],
-        threshold: tuple[str, float] | None = None,
+        threshold: tuple[str, float] | Mapping[str, float] | None = None,
+        several: bool = False,
     ) -> None:
+        self.several = several
         if output.suffix != ".jsonl":
             raise ValueError(
                 f"--output {output} must end in .jsonl; the same as a table goes to "
@@ -112,17 +118,22 @@ class PredictionWriter(Callback):
             "id",
             "path",
             "video",
-            "label",
+            LABELS if self.several else "label",
             *(f"probability_{name}" for name in self.classes),
         ]
-        columns += ["likeliest"] * (self.threshold is not None)
-        columns += ["margin", "text", "rationale", "error"]
+        if self.several:
+            columns += ["rationale", "error"]
+        else:
+            columns += ["likeliest"] * (self.threshold is not None)
+            columns += ["margin", "text", "rationale", "error"]
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for row in rows:
             shares = row.get("probabilities", {}).items()
-            writer.writerow({**row, **{f"probability_{name}": share for name, share in shares}})
+            own = {LABELS: "; ".join(row[LABELS] or [])} if self.several else {}
+            own |= {f"probability_{name}": share for name, share in shares}
+            writer.writerow({**row, **own})
         text = table.getvalue().encode(errors="backslashreplace").decode()
         write_text(self.output.with_suffix(".csv"), text)
         self.lines.join(rows)

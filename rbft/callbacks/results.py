@@ -7,7 +7,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from rbft.analysis.calibration import reliability_figure
+from rbft.analysis.multilabel import LABELS
 from rbft.callbacks.answer_rows import answer_row
+from rbft.inference.classifier import Classified
+from rbft.inference.multilabel_file import write_multilabel
 from rbft.inference.result_file import write_results
 from rbft.runs.folder import TOLD, read_provenance
 from rbft.training.fsdp2 import all_gather_objects
@@ -23,7 +26,8 @@ class ResultsWriter(Callback):
     rationales, `rationales` says how many, and how many of them were cut off; `label_conditioned`
     says how many all stages have learnt whose writer was told the class, where there are such.
     `tokens_written` is the number of tokens that the model wrote to answer, where it wrote any.
-    TensorBoard gets the reliability diagram of the class probabilities.
+    TensorBoard gets the reliability diagram of the class probabilities. What is left where clips
+    may have several classes says `rbft.inference.multilabel_file`.
 
     Args:
         file: The results, `.json`.
@@ -43,19 +47,20 @@ class ResultsWriter(Callback):
         ):
             if weight:
                 clip = batch.clips[place]
-                label = None if clip.label is None else classes[clip.label]
-                row = {"index": index, "id": clip.id, "label": label}
+                key = "label" if module.card.several is None else LABELS
+                row = {"index": index, "id": clip.id, key: clip.class_names(classes)}
                 row |= answer_row(outputs, batch, place, classes)
                 if batch.frames and (masked := batch.frames[place].get("masked")):
                     row["masked"] = masked
                 self.rows.append(row)
-                if outputs.written is not None:
+                if isinstance(outputs, Classified) and outputs.written is not None:
                     self.tokens.append(outputs.written[place])
 
     def _write(self, trainer: Trainer, module: Any, metrics: Any) -> None:
         # Computing is collective: every process takes part.
         values = {name: float(value) for name, value in metrics.compute().items()}
-        confusion = metrics.confusion()
+        several = module.card.several is not None
+        confusion = None if several else metrics.confusion()
         rows = all_gather_objects(trainer.world_size, self.rows)
         tokens = all_gather_objects(trainer.world_size, self.tokens)
         if not trainer.is_global_zero:
@@ -71,6 +76,9 @@ class ResultsWriter(Callback):
             more[TOLD] = made[TOLD]
         if tokens:  # each clip counts once, as its row does
             more["tokens_written"] = sum(tokens)
+        if confusion is None:
+            write_multilabel(self.file, rows, module.data, self.split, self.facts, values, more)
+            return
         found = write_results(
             self.file, rows, module.data, self.split, self.facts, values, confusion, more
         )

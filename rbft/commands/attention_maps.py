@@ -75,6 +75,7 @@ class MapReading:
         if (threads := experiment.settings.cpu_threads) is not None:
             torch.set_num_threads(threads)
         inputs = check_inputs(experiment)
+        inputs.card.refuse_several("attention, which maps the answer to one question about a clip,")
         self.data: VideoDataModule = inputs.data
         self.sources = [self._source(inputs, one) for one in runs]
         self.clips: list[Clip] = []

@@ -11,7 +11,13 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from rbft.build import Experiment
 from rbft.clip import Clip
 from rbft.data.base import VideoDataModule
-from rbft.endpoint import endpoint_of, label_sampling, rationale_sampling, rationale_store
+from rbft.endpoint import (
+    NO_ENDPOINT,
+    endpoint_of,
+    label_sampling,
+    rationale_sampling,
+    rationale_store,
+)
 from rbft.engines.batchfile import SHOWN, BatchResult, Written, read_batch, write_batch
 from rbft.engines.request import Request
 from rbft.runtime.console import print_rank_zero
@@ -70,6 +76,8 @@ def batch(
         _say_read(found, settings.model, f"{store.path}", command)
         return
     data = experiment.data()
+    if command != "rationalize":
+        data.card.refuse_several("An endpoint that classifies", NO_ENDPOINT)
     data.check(experiment.stages if command == "rationalize" else [])
     for note in data.notes:
         print_rank_zero(note)

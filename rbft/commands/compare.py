@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from lightning.fabric.utilities.rank_zero import _get_rank
 
+from rbft.card import Card
 from rbft.commands.compared_runs import (
     ComparedRow,
     SeedRun,
@@ -193,8 +194,23 @@ def _experiment(file: Path, overlays: Sequence[Path]) -> Compared:
     merged: dict[str, Any] = {}
     for content in read_chain(file.resolve()):
         merged |= content
+    for own in (file, *overlays):
+        for content in read_chain(own.resolve()):
+            _check_card(content.get("data"))
     name = str(merged.get("name") or file.stem)
     return Compared(name, [file, *overlays], name)
+
+
+def _check_card(data: Any) -> None:
+    """Refuses an experiment whose runs could not be compared, before the first of them.
+
+    Args:
+        data: The key of an experiment file.
+    """
+    arguments = data.get("init_args") if isinstance(data, dict) else None
+    card = arguments.get("card") if isinstance(arguments, dict) else None
+    if card is not None and Path(str(card)).is_file():
+        Card.load(Path(str(card))).refuse_several("compare")
 
 
 def _run(one: Compared, seed: int, vary: Sequence[str], logs: Path, so_far: str) -> None:

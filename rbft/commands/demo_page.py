@@ -76,12 +76,14 @@ def show(model: VideoClassifier, video: str | None, *, rationale: bool) -> Shown
 
 
 def result(found: Prediction) -> str:
-    """The class and a bar for the probability of each class, as HTML.
+    """The class, or all classes, and a bar for the probability of each class, as HTML.
 
     Args:
         found: What the model says.
     """
     label = "no class" if found.label is None else found.label
+    if found.labels is not None:
+        label = ", ".join(found.labels) or "none of the classes"
     lines = [f'<p class="rbft-label">{plain(label)}</p>']
     if found.likeliest not in (None, found.label):
         lines.append(

@@ -41,6 +41,7 @@ def export_conversations(
         ValueError: If the output exists or has another suffix than the format's, the split is
             empty, or a clip cannot be expressed in the format.
     """
+    data.card.refuse_several("A file of conversations")
     if output.suffix != SUFFIXES[form]:
         raise ValueError(f"--output {output} must end in {SUFFIXES[form]}, which {form} reads.")
     with Lock(output, "--output"):

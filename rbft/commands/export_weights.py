@@ -15,7 +15,7 @@ from rbft.backbone.adapters import is_adapter
 from rbft.backbone.loading import fingerprint, load_config, load_processor
 from rbft.card import Card
 from rbft.clip import Clip
-from rbft.decision import DECISION, describe
+from rbft.decision import DECISION, THRESHOLDS, describe
 from rbft.runs.folder import PROMPT_RULE, PROVENANCE, read_json, read_provenance
 from rbft.runs.inference import INFERENCE
 from rbft.runtime.files import atomically, write_json
@@ -158,6 +158,8 @@ def model_card(weights: Path, base: str, dtype: str, threshold: Path | None = No
         head["license"] = licence
     model = _short(note.get("backbone_name", base))
     words = ", ".join(f"{name} (`{word}`)" for name, word in card.words.items())
+    if card.several is not None:
+        words += ", of which a video may have several, or none"
     versions = ", ".join(f"{name} {version}" for name, version in note["versions"].items())
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
@@ -200,9 +202,16 @@ def _prompt(card: Card, stage: Stage) -> str:
     own_text = "[the clip's own text]"
     prompt = stage.prompt(card, Clip("", Path(), None, "", text=own_text))
     fence = max(re.findall("`{3,}", prompt), key=len, default="``") + "`"
+    answer = ANSWERS[stage.parts]
+    if stage.questions(card) > 1:
+        yes, no = card.answers
+        answer = (
+            f"`{yes}` or `{no}`. Ask once for each class, with its word in the place of "
+            f"`{next(iter(card.words.values()))}`"
+        )
     parts = [
-        f"Put the video first and then this prompt, in one user turn; the answer is "
-        f"{ANSWERS[stage.parts]} (`card.yaml` holds all words):",
+        f"Put the video first and then this prompt, in one user turn; the answer is {answer} "
+        "(`card.yaml` holds all words):",
         f"{fence}text\n{prompt}\n{fence}",
     ]
     if own_text in prompt:
@@ -276,6 +285,8 @@ def _results(weights: Path) -> str:
 
 def _threshold(file: Path) -> str:
     found = read_json(file)
+    if THRESHOLDS in found:
+        return _thresholds(found)
     test, name = found["test"], found["wanted"]["positive"]
     before, after = test["likeliest"], test["threshold"]
     others = after["n"] - after["positives"]
@@ -286,6 +297,19 @@ def _threshold(file: Path) -> str:
         f"misses {after['misses']} of {after['positives']} clips of '{name}' (the likeliest class: "
         f"{before['misses']}) and raises {after['false_alarms']} false alarms on {others} others "
         f"(the likeliest class: {before['false_alarms']}). `{DECISION}` has all figures."
+    )
+
+
+def _thresholds(found: Mapping[str, Any]) -> str:
+    half, chosen = found["test"]["half"], found["test"][THRESHOLDS]
+    rows = [f"| {name} | {value:.4g} |" for name, value in found[THRESHOLDS].items()]
+    table = "\n".join(["| class | least probability |", "|---|---|", *rows])
+    return (
+        f"## Thresholds\n\nA clip has a class from these probabilities on:\n\n{table}\n\nThe "
+        "probability is that of yes, normalised over yes and no. The thresholds are those with the "
+        f"greatest F1 on {found['n']} validation clips; on the test split the macro F1 is "
+        f"{_figure(chosen['f1/macro'])} with them and {_figure(half['f1/macro'])} with one half. "
+        f"`{DECISION}` has all figures."
     )
 
 

@@ -148,6 +148,7 @@ def judge(
     people = load_human_scores(human) if human is not None else {}
     # The endpoint judges here: the rationales are those of the experiment without it.
     inputs = check_inputs(experiment.changed(endpoint=None), weights=False)
+    inputs.card.refuse_several("judge, whose rubric asks about one question of the card,")
     written = read_written(inputs, prompts)
     engine = experiment.endpoint.engine(experiment.logs)
     _warn_of_own_texts(engine.chat.model, written)

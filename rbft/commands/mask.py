@@ -58,6 +58,7 @@ def mask(
         name = f"{experiment.data().benchmark}.jsonl"
         output = Path(given) if given else experiment.logs / BOXES / name
     experiment = experiment.changed(data__init_args__masking=None)
+    experiment.data().card.refuse_several("mask")
     search = BoxSearch(
         experiment,
         localiser,

@@ -68,15 +68,20 @@ def _predict(
     made_from = {**setup.conditions, "rationale": rationale}
     if (decision := setup.decision) is not None:
         made_from["decision"] = decision.determining
-        print_rank_zero(
-            f"A video is '{decision.positive}' from a probability of {decision.threshold:.4g} on, "
-            f"see {decision.file}."
-        )
+        print_rank_zero(f"{decision.said}, see {decision.file}.")
     clips = data.clips_from_videos(videos)
     for note in data.notes:
         print_rank_zero(note)
     content = partial(_content, data.cache_folder)
-    writer = PredictionWriter(output, clips, data.card.classes, made_from, content, setup.threshold)
+    writer = PredictionWriter(
+        output,
+        clips,
+        data.card.classes,
+        made_from,
+        content,
+        setup.threshold,
+        several=data.card.several is not None,
+    )
     count, todo = len(writer.clips), len(writer.todo)
     if todo < count:
         print_rank_zero(f"{count - todo} of {count} videos stand in {output} already.")

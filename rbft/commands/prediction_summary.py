@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rbft.analysis.multilabel import LABELS
 from rbft.runtime.console import COLUMNS, table, width
 
 SHOWN = 5  # rows, and failures
@@ -21,13 +22,18 @@ def first_rows(rows: Sequence[Mapping[str, Any]], model: str) -> str:
     good = [row for row in rows if "error" not in row][:SHOWN]
     cells = []
     for row in good:
+        if LABELS in row:
+            found = ", ".join(row[LABELS]) or "(none of the classes)"
+            shares = (f"{row['probabilities'][name]:.4f}" for name in row[LABELS])
+            cells.append([row["path"], shorten(found, LONGEST_CLASS), ", ".join(shares)])
+            continue
         share = row.get("probabilities", {}).get(row["label"])
         label = "(no class)" if row["label"] is None else row["label"]
         cells.append(
             [row["path"], shorten(label, LONGEST_CLASS), "" if share is None else f"{share:.4f}"]
         )
     headers = ["video", "class", "probability"]
-    taken = max(width(cell[1]) for cell in [headers, *cells]) + width(headers[2]) + 4
+    taken = sum(max(width(cell[n]) for cell in [headers, *cells]) for n in (1, 2)) + 4
     cells = [[shorten(_relative(cell[0]), COLUMNS - taken), *cell[1:]] for cell in cells]
     first, *more = f"Weights: {model}".splitlines()
     whose = [shorten(line, COLUMNS) for line in (first, *(f"         {line}" for line in more))]

@@ -160,6 +160,11 @@ def _report(
 
 def check_sentence(samples: Sequence[Sample], data: VideoDataModule) -> str:
     """How well the class is guessed from the texts alone, or why that was not tried."""
+    if data.card.several is not None:
+        return (
+            "Whether the class can be guessed from the texts was not checked: a clip may have "
+            f"several classes (the key several of card '{data.card.name}')."
+        )
     labelled = [sample for sample in samples if sample.label is not None]
     told = sum(sample.label_conditioned for sample in labelled)
     note = f"\n{told_note(told)} They may know the class from there." if told else ""

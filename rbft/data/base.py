@@ -276,6 +276,15 @@ class VideoDataModule(LightningDataModule):
                         f"{halves[0]!a}, half a character, which no model can read. Correct "
                         "it in the annotations."
                     )
+            if (known := clip.labels is not None) != (self.card.several is not None) and (
+                known or clip.label is not None
+            ):
+                has, lets = ("several classes", "one") if known else ("one class", "several")
+                raise ValueError(
+                    f"{type(self).__name__} gives clip {clip.id} {has}, but card "
+                    f"'{self.card.name}' lets a clip have {lets}. "
+                    f"{'Add the key several to' if known else 'Take the key several off'} the card."
+                )
         if self.val_fraction:
             clips = hold_out(clips, self.val_fraction, self.seed)
         return clips

@@ -13,6 +13,8 @@ from rbft.stages import Stage
 def describe_clips(data: VideoDataModule) -> dict[str, list[ClipRecord]]:
     """The usable clips of each split, in order: id, class, digest of the video, segment, texts.
 
+    The class is a list of them where a clip may have several.
+
     Args:
         data: The benchmark; its files are read once, see `ClipFiles.digest`.
     """
@@ -20,7 +22,7 @@ def describe_clips(data: VideoDataModule) -> dict[str, list[ClipRecord]]:
         split: [
             {
                 "id": clip.id,
-                "label": None if clip.label is None else data.card.classes[clip.label],
+                "label": clip.class_names(data.card.classes),
                 "video": data.files.digest(clip),
                 "start": clip.start,
                 "end": clip.end,

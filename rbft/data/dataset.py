@@ -70,7 +70,8 @@ class Example:
 def replacements(clips: Sequence[Clip], index: int, needed: Mapping[str, Any] | None) -> list[int]:
     """Indices of the clips that are tried, in order, in the place of one that cannot be decoded.
 
-    They are the next ones of its class that have what is needed, such as a rationale.
+    They are the next ones of its class, or with the same classes, that have what is needed, such as
+    a rationale; where clips may have several classes, then the next ones of any.
 
     Args:
         clips: The clips of the split.
@@ -78,11 +79,13 @@ def replacements(clips: Sequence[Clip], index: int, needed: Mapping[str, Any] | 
         needed: What clips must have, by id; None where nothing is needed.
     """
     following = [(index + step) % len(clips) for step in range(1, len(clips))]
+    lost = clips[index]
+    if lost.labels is not None:  # few share the very same classes
+        following.sort(key=lambda place: clips[place].labels != lost.labels)
     same = (
         place
         for place in following
-        if clips[place].label == clips[index].label
-        and (needed is None or clips[place].id in needed)
+        if clips[place].label == lost.label and (needed is None or clips[place].id in needed)
     )
     return list(islice(same, REPLACEMENTS))
 

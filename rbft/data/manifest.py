@@ -79,6 +79,11 @@ class ScannedClip(Protocol):
         """Why the file must not be opened, else empty."""
         ...
 
+    @property
+    def labels(self) -> Sequence[int] | None:
+        """All its classes where it may have several, else None."""
+        ...
+
 
 @dataclass(frozen=True)
 class ManifestRow:
@@ -102,6 +107,7 @@ class ManifestRow:
         readable. start: Seconds from the file's start at which the clip begins.
         end: Seconds at which it ends; negative counts from the file's end.
         note: What is repaired when the file is read, such as time stamps that make no sense.
+        labels: The clip's classes where it may have several; else None, and not written.
     """
 
     id: str
@@ -121,6 +127,7 @@ class ManifestRow:
     start: float | None = None
     end: float | None = None
     note: str = ""
+    labels: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,12 @@ class Manifest:
 
     def save(self, path: Path) -> None:
         """Writes the rows as JSON lines."""
-        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.rows]
+        every = [asdict(row) for row in self.rows]
+        written = [
+            {key: value for key, value in row.items() if key != "labels" or value is not None}
+            for row in every
+        ]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in written]
         write_text(path, "".join(lines))
 
     @classmethod
@@ -155,6 +167,8 @@ class Manifest:
     def table(self, classes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
         """Headers and rows of clips by split, class and status, and a row of totals.
 
+        A clip with several classes stands in the row of each, one with none in that of "none".
+
         Args:
             classes: Class names in order.
         """
@@ -163,10 +177,15 @@ class Manifest:
         splits = dict.fromkeys(row.split for row in self.rows)
         groups: list[tuple[str, str, list[ManifestRow]]] = []
         for split in splits:
-            for label, name in [*enumerate(classes), (None, "unknown")]:
-                found = [row for row in self.rows if row.split == split and row.label == label]
-                if found:
-                    groups.append((split, name, found))
+            mine = [row for row in self.rows if row.split == split]
+            for label, name in enumerate(classes):
+                own = [row for row in mine if label in (row.labels or (row.label,))]
+                groups.append((split, name, own))
+            none = [row for row in mine if row.labels is not None and not row.labels]
+            groups.append((split, "none", none))
+            unknown = [row for row in mine if row.labels is None and row.label is None]
+            groups.append((split, "unknown", unknown))
+        groups = [group for group in groups if group[2]]
         groups.append(("all", "", list(self.rows)))
         rows = []
         for split, name, found in groups:
@@ -430,6 +449,7 @@ def _row(clip: ScannedClip, file: dict[str, Any]) -> ManifestRow:
         clip.split,
         start=clip.start,
         end=clip.end,
+        labels=clip.labels,
     )
     if clip.split in NEVER_USED:
         return row

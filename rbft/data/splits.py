@@ -7,7 +7,7 @@ change with every dead link.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -33,7 +33,7 @@ SPLIT_NAMES = {
 
 @runtime_checkable
 class SplitRow(Protocol):
-    """What `hold_out` needs of a clip: a dataclass with these three fields."""
+    """What `hold_out` needs of a clip: a dataclass with these fields."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -50,6 +50,11 @@ class SplitRow(Protocol):
     @property
     def split(self) -> str:
         """Name of the split."""
+        ...
+
+    @property
+    def labels(self) -> tuple[int, ...] | None:
+        """All its classes where it may have several, else None."""
         ...
 
 
@@ -118,7 +123,7 @@ def hold_out(clips: list[ClipT], fraction: float, seed: int = 0) -> list[ClipT]:
     train = [clip for clip in clips if clip.split == "train"]
     splits = split_by_hash(
         [clip.id for clip in train],
-        [clip.label for clip in train],
+        strata([clip.label for clip in train], [clip.labels for clip in train]),
         {"train": 1 - fraction, "val": fraction},
         seed,
     )
@@ -134,6 +139,39 @@ def hold_out(clips: list[ClipT], fraction: float, seed: int = 0) -> list[ClipT]:
     ]
 
 
+def strata(
+    labels: Sequence[int | None], several: Sequence[tuple[int, ...] | None]
+) -> list[int | None]:
+    """By what clips are stratified: their class, or the rarest of theirs where they have several.
+
+    A clip with several classes stands in one group, as most sets of classes are those of too few
+    clips to be split.
+
+    Args:
+        labels: The class of each clip, None where it may have several.
+        several: All classes of each clip where it may have several, else None.
+
+    Returns:
+        A number for each clip; None for one that has no class.
+    """
+    counts = Counter(label for own in several for label in own or ())
+    return [
+        label if own is None else min(own, key=lambda one: (counts[one], one), default=None)
+        for label, own in zip(labels, several, strict=True)
+    ]
+
+
+def count_classes(clips: Iterable[SplitRow]) -> Counter[int | None]:
+    """How many clips have each class; one that has several counts for each of them.
+
+    Args:
+        clips: The clips.
+    """
+    return Counter(
+        label for clip in clips for label in ((clip.label,) if clip.labels is None else clip.labels)
+    )
+
+
 def check_classes(clips: Sequence[SplitRow], classes: Sequence[str], what: str) -> None:
     """Refuses training data in which a class is empty; without training clips all is well.
 
@@ -145,10 +183,11 @@ def check_classes(clips: Sequence[SplitRow], classes: Sequence[str], what: str) 
     Raises:
         ValueError: If a class has no training clip; names it and its count in the other splits.
     """
-    train = Counter(clip.label for clip in clips if clip.split == "train")
-    others = Counter(clip.label for clip in clips if clip.split in ("val", "test"))
+    train = count_classes(clip for clip in clips if clip.split == "train")
+    others = count_classes(clip for clip in clips if clip.split in ("val", "test"))
+    trained = any(clip.split == "train" for clip in clips)
     for index, name in enumerate(classes):
-        if train and not train[index]:
+        if trained and not train[index]:
             raise ValueError(
                 f"{what}: class '{name}' has no training clip ({others[index]} in validation and "
                 f"test); the training split has {_counted(train, classes)}. Add clips, or take "
@@ -166,13 +205,14 @@ def empty_classes(clips: Sequence[SplitRow], classes: Sequence[str], what: str) 
     """
     notes = []
     for split in ("val", "test"):
-        counts = Counter(clip.label for clip in clips if clip.split == split)
+        counts = count_classes(clip for clip in clips if clip.split == split)
         empty = [name for index, name in enumerate(classes) if not counts[index]]
         others = [name for name in classes if name not in empty]
-        if counts and empty:
+        if any(clip.split == split for clip in clips) and empty:
+            mean = f"the macro F1 is the mean over {', '.join(others)}" if others else "no macro F1"
             notes.append(
                 f"{what} has no {split} clip of {', '.join(empty)}: there is no F1 of that, and "
-                f"the macro F1 is the mean over {', '.join(others)}."
+                f"{mean}."
             )
     return notes
 

@@ -3,16 +3,16 @@
 import glob
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from rbft.annotations.columns import LABEL, TABLE, Columns, fill
 from rbft.annotations.conversations import is_conversation, read_conversation, read_reference
-from rbft.annotations.entries import Entry, check_once, count_votes, segment_id
-from rbft.annotations.labels import match_label, name_class, read_class_list
+from rbft.annotations.entries import Entry, check_once, count_votes, join_labels, segment_id
+from rbft.annotations.labels import match_label, match_labels, name_class, read_class_list
 from rbft.annotations.lookup import (
     FolderContent,
     VideoLookup,
@@ -32,11 +32,13 @@ from rbft.data.splits import (
     read_splits,
     split_by_hash,
     split_name,
+    strata,
 )
 from rbft.runtime.ranges import check_ranges
 
 FILE_NAME = "file_name"  # Hugging Face's column, or the end of its name
 WILDCARDS = "*?["
+TABLE_INSTEAD = "Name the classes of each clip in a table (data.table)."
 
 
 class VideoFolder(VideoDataModule):
@@ -69,7 +71,8 @@ class VideoFolder(VideoDataModule):
         split_names: What the annotations call the splits: `{0: excluded, 1: train, 2: test}`. Known
             without it are train, training, val, valid, validation, validate, dev, test, testing.
         repeats: What several rows of one video are: error refuses them; segments makes each a clip
-            of its own, by start and end; votes takes the label that most of them have.
+            of its own, by start and end; votes takes the label that most of them have; labels gives
+            each clip the classes of all its rows, where the card lets it have several.
         label_regex: Regular expression that finds the label, as the group `label`, in the file
             name: `_label_(?P<label>[A-Z]\d?)`. With a table: in the column `columns.label`
             or, without that, in the path.
@@ -92,7 +95,7 @@ class VideoFolder(VideoDataModule):
         columns: dict[str, int | str] | None = None,
         class_list: Path | None = None,
         split_names: dict[int | str, str] | None = None,
-        repeats: Literal["error", "segments", "votes"] = "error",
+        repeats: Literal["error", "segments", "votes", "labels"] = "error",
         label_regex: str | None = None,
         split_file: Path | None = None,
         test_fraction: float = 0.2,
@@ -140,14 +143,27 @@ class VideoFolder(VideoDataModule):
         self._check_root(entries, paths)
         videos = self._video_ids(entries, paths)
         if self.repeats == "votes":
+            self.card.refuse_several("data.repeats votes")
             path_of = dict(zip(videos, paths, strict=True))
             rows = [replace(e, path=str(p)) for e, p in zip(entries, paths, strict=True)]
             videos, entries, said = count_votes(videos, rows, self.card.classes)
             paths = [path_of[video] for video in videos]
             self.notes.append(f"VideoFolder: {said}.")
         ids = videos
-        if self.repeats == "segments":
+        if self.repeats in ("segments", "labels"):
             ids = [segment_id(video, e) for video, e in zip(videos, entries, strict=True)]
+        if self.repeats == "labels":
+            if self.card.several is None:
+                raise ValueError(
+                    "data.repeats labels gives a clip the classes of all its rows, but with card "
+                    f"'{self.card.name}' a clip has one. Add the key several to the card "
+                    "(docs/own_clips.md), or set data.repeats to segments or votes."
+                )
+            firsts, entries, said = join_labels(ids, entries)
+            ids, videos = [ids[n] for n in firsts], [videos[n] for n in firsts]
+            paths = [paths[n] for n in firsts]
+            self.notes.append(f"VideoFolder: {said}.")
+        elif self.repeats == "segments":
             self.notes.append(f"VideoFolder: {len(ids)} segments of {len(set(videos))} videos.")
         check_once(ids, videos, entries)
         clips = [
@@ -162,6 +178,7 @@ class VideoFolder(VideoDataModule):
                 end=entry.end,
                 url=entry.url,
                 refused=leaves_root(self.root, path),
+                labels=entry.labels,
             )
             for clip_id, path, entry, split in zip(
                 ids, paths, entries, self._splits(ids, videos, paths, entries), strict=True
@@ -170,7 +187,9 @@ class VideoFolder(VideoDataModule):
         check_classes(clips, self.card.classes, found)
         counts = Counter(clip.split for clip in clips)
         split = ", ".join(f"{count} {name}" for name, count in counts.items())
-        self.notes.append(f"VideoFolder: {found}: {len(clips)} clips ({split}).")
+        none = sum(clip.labels == () for clip in clips)
+        without = f", {none} with none of the classes" if none else ""
+        self.notes.append(f"VideoFolder: {found}: {len(clips)} clips ({split}){without}.")
         return clips
 
     @cached_property
@@ -258,13 +277,13 @@ class VideoFolder(VideoDataModule):
                     )
             return [split for split in given if split is not None]
         # By the video, so that no two of its segments are in two splits.
-        labels: dict[str, int] = {}
+        labelled: dict[str, Entry] = {}
         for video, entry in zip(videos, entries, strict=True):
-            labels.setdefault(video, entry.label)
-        order = list(labels)
+            labelled.setdefault(video, entry)
+        order, firsts = list(labelled), labelled.values()
         splits = split_by_hash(
             order,
-            [labels[video] for video in order],
+            strata([entry.label for entry in firsts], [entry.labels for entry in firsts]),
             {"train": 1 - self.test_fraction, "test": self.test_fraction},
             self.split_seed,
         )
@@ -378,9 +397,12 @@ class VideoFolder(VideoDataModule):
                 continue
             extra = {TABLE: file.stem}
             value = self._label_of(row, names, extra)
+            named = None
             if self.class_list is not None:
-                value = name_class(value, classes, self.class_list, row.where)
-            label = match_label(value, self.card, row.where)
+                named = partial(name_class, names=classes, path=self.class_list, where=row.where)
+                if self.card.several is None:
+                    value, named = named(value), None
+            found = self._match(value, row.where, named)
             extra[LABEL] = str(value).strip()
             path = fill(row, names["path"], extra) if names["path"] else None
             if path is not None and metadata and not Path(path).is_absolute():
@@ -399,7 +421,7 @@ class VideoFolder(VideoDataModule):
                 where=row.where,
                 id=fill(row, names["id"], extra) if names["id"] else None,
                 path=path,
-                label=label,
+                **found,
                 split=self._split_named(own["split"], row.where) if own["split"] else split,
                 start=start,
                 end=end,
@@ -411,6 +433,14 @@ class VideoFolder(VideoDataModule):
             self.notes.append(
                 f"VideoFolder: {file}: left out {unlabelled} videos without annotation."
             )
+
+    def _match(
+        self, value: object, where: str, named: Callable[[object], object] | None = None
+    ) -> dict[str, Any]:
+        """The fields of an entry that say its class, or its classes."""
+        if self.card.several is not None:
+            return {"label": None, "labels": match_labels(value, self.card, where, named)}
+        return {"label": match_label(value, self.card, where)}
 
     def _label_of(
         self, row: TableRow, names: Mapping[str, str | None], extra: Mapping[str, str]
@@ -437,6 +467,7 @@ class VideoFolder(VideoDataModule):
                 f"{row.where}: no key 'conversations', 'messages' or 'query', which the first "
                 "record has."
             )
+        self.card.refuse_several(f"{row.where}: a conversation", TABLE_INSTEAD)
         path, label = read_conversation(row, self.card)
         split = row.text("split", default="")
         return Entry(
@@ -464,12 +495,13 @@ class VideoFolder(VideoDataModule):
                 where=str(path),
                 id=None,
                 path=str(Path(*below)),
-                label=match_label(match["label"], self.card, str(path)),
+                **self._match(match["label"], str(path)),
                 split=SPLIT_FOLDERS[below[0].casefold()] if has_splits else None,
             )
 
     def _folders(self, videos: list[Path]) -> tuple[str, list[Entry]]:
         """Clips in a folder per class, with or without folders for the splits above."""
+        self.card.refuse_several(f"A folder for each class ({self.root})", TABLE_INSTEAD)
         parts = [path.relative_to(self.root).parts for path in videos]
         named = {*self.card.classes, *self.card.words.values()}
         has_splits = has_split_folders({below[0] for below in parts}, named)

@@ -23,6 +23,9 @@ from rbft.video.times import TEMPORAL_PATCH
 LENGTH = 32  # hexadecimal characters of a digest
 
 
+QWEN3_SIDE = 32  # pixels per side of a token of Qwen3-VL
+
+
 @dataclass(frozen=True)
 class Content:
     """A clip as a chat request carries it.
@@ -64,7 +67,8 @@ class AsVideo:
 
     Args:
         side: Pixels that both sides must be a multiple of: patch size times merge size of the
-            model's vision tower, 28 for Qwen2-VL and Qwen2.5-VL, 32 for Qwen3-VL.
+            model's vision tower, 28 for Qwen2-VL and Qwen2.5-VL, 32 for Qwen3-VL. The bounds for
+            the pixels are those of a frame, for Qwen3-VL those of all frames together.
     """
 
     side: int = 28
@@ -87,7 +91,7 @@ class AsVideo:
                 "with such tokens. Set the side of the model's tokens, or send the frames as "
                 "images."
             )
-        pixels = height * width
+        pixels = height * width * (count if self.side == QWEN3_SIDE else 1)
         url = "data:video/jpeg;base64," + ",".join(map(_base64, pngs(video.frames)))
         frames = {
             "num_frames": -1,

@@ -144,7 +144,8 @@ def count_tokens_of_stages(plan: Plan) -> dict[str, SplitTokens]:
         clips = [clip for clip in clips if clip.id in counts]
         unwritten = sum(not texts.get(clip.id) for clip in clips) if stage.needs_rationales else 0
         word = max(map(len, collator.class_answers(stage.classifier)))
-        answers = len(model.card.words) if name != "test" and stage.all_classes else 1
+        answers = len(model.card.words) if stage.all_classes else stage.questions(model.card)
+        answers = 1 if name == "test" else answers
         tokens = [counts[clip.id] for clip in clips]
         found[name] = SplitTokens(clips, tokens, unwritten, val, word, answers)
     return found
@@ -363,7 +364,9 @@ def scoring_peaks(
     def classification(stage: Stage, class_word: int, extra_caches: int = 0) -> ScoringTask:
         rationale = stage.parts[0] == RATIONALE
         new_tokens = longest_text if rationale or model.answer == "generate" else 0
-        scored = len(model.card.words) if model.answer == "score" else 0
+        scored = len(model.card.answers) if model.answer == "score" else 0
+        # The common beginning of several questions about a clip is a copy of its own.
+        extra_caches = max(extra_caches, int(stage.questions(model.card) > 1))
         return ScoringTask(scored, class_word, new_tokens, max(extra_caches, int(new_tokens > 0)))
 
     peaks = {}

@@ -59,7 +59,8 @@ def count_tokens(
             answer = replace(collator, target_stage=turn).answer_tokens(clip, known or "")
             if turn.needs_rationales and not known:
                 answer += longest_rationale
-            prompt = prompt_tokens(turn.prompt(collator.card, clip), times)
+            asked = range(turn.questions(collator.card))  # the longest of several
+            prompt = max(prompt_tokens(turn.prompt(collator.card, clip, n), times) for n in asked)
             each.append(ClipTokens(grid, video, prompt, answer))
         counts[clip.id] = max(each, key=lambda one: one.total)
     if failure is not None and not counts:

@@ -85,6 +85,32 @@ class Classified(Transferable):
 
 
 @dataclass(frozen=True)
+class ClassifiedEach(Transferable):
+    """What the model says about a batch of clips that may have several classes, or none.
+
+    Attributes:
+        scores: Log-probability of the whole answers yes and no to the question about each class.
+        answered: Whether the clip could be decoded.
+        rationales: The rationales, where they were asked for besides.
+    """
+
+    scores: Float[Tensor, "clips classes 2"]
+    answered: Bool[Tensor, " clips"]
+    rationales: list[str] | None = None
+
+    def check_finite(self) -> None:
+        """Reads the scores, see `Classified.check_finite`."""
+        finite = self.scores.isfinite().all(-1).all(-1).tolist()
+        if broken := [clip for clip, fine in enumerate(finite) if not fine]:
+            raise NotFiniteError(broken)
+
+    @property
+    def probabilities(self) -> Float[Tensor, "clips classes"]:
+        """Of yes, normalised over yes and no, for each class by itself."""
+        return self.scores.softmax(-1)[..., 0]
+
+
+@dataclass(frozen=True)
 class Classifier:
     """Classifies clips whose prompts the backbone has read.
 
@@ -103,6 +129,24 @@ class Classifier:
     generation: Mapping[str, Any]
     answer: str = "score"
     consistency: SelfConsistency | None = None
+
+    @torch.no_grad()
+    def classify_each(
+        self, backbone: Any, batch: Batch, prompts: Iterator[PrefilledPrompt]
+    ) -> ClassifiedEach:
+        """Which classes each clip has, where it may have several: a yes or no for each.
+
+        Args:
+            backbone: The model.
+            batch: The clips.
+            prompts: The questions about the classes, one by one, as the backbone has read them;
+                no more than these are taken.
+        """
+        answers = self.collator.class_answers(self.stage)
+        questions = range(self.stage.questions(self.collator.card))
+        scores = [score_candidates(backbone, next(prompts), answers) for _ in questions]
+        answered = to_device([not error for error in batch.errors], batch.weight.device)
+        return ClassifiedEach(torch.stack(scores, dim=1), answered)
 
     @torch.no_grad()
     def classify(self, backbone: Any, batch: Batch, prompt: PrefilledPrompt) -> Classified:

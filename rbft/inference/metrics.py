@@ -1,4 +1,4 @@
-"""Accuracy and F1 per class, on torchmetrics; an answer without a class word counts as wrong.
+"""Accuracy and F1 per class; an answer without a class word counts as wrong.
 
 A class without scored clips has no F1, and the macro F1 is the mean over the others. With
 scikit-learn: `f1_score(labels, predictions, labels=unique(labels), average="macro")`. The mean over
@@ -9,15 +9,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING
 
-from jaxtyping import Bool, Int
+import numpy as np
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
     MulticlassF1Score,
 )
+from torchmetrics.utilities import dim_zero_cat
 
+from rbft.analysis.multilabel import HALF, multilabel_scores
 from rbft.runtime.console import width
 from rbft.runtime.fonts import drawable_classes, families
 
@@ -128,6 +131,63 @@ class ClassificationMetrics(nn.Module):
     def reset(self) -> None:
         """Forgets all clips."""
         self.metrics.reset()
+
+
+class MultiLabelMetrics(Metric):
+    """Metrics of clips that may have several classes, exact for any number of processes.
+
+    Args:
+        classes: Class names in order.
+    """
+
+    full_state_update = False
+    probabilities: list[Tensor]
+    labels: list[Tensor]
+    counted: list[Tensor]
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        for name in ("probabilities", "labels", "counted"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(
+        self,
+        probabilities: Float[Tensor, "clips classes"],
+        answered: Bool[Tensor, " clips"],
+        labels: Int[Tensor, "clips classes"],
+        counted: Bool[Tensor, " clips"],
+    ) -> None:
+        """Adds a batch.
+
+        Args:
+            probabilities: Of each class by itself.
+            answered: False for clips that could not be decoded.
+            labels: 1 for the classes of a clip, 0 for the others, -1 where they are unknown.
+            counted: False for clips that are repeated to give all processes as many.
+
+        Raises:
+            ValueError: If the classes of a counted clip are unknown.
+        """
+        if (counted & (labels < 0).any(-1)).any():
+            raise ValueError(
+                "Cannot score a clip without labels: a scored clip needs a list of its classes, "
+                "which may be empty. Use predict for clips without labels."
+            )
+        self.probabilities.append(probabilities.masked_fill(~answered[:, None], math.nan))
+        self.labels.append(labels)
+        self.counted.append(counted.long())  # not every backend gathers truth values
+
+    def compute(self) -> dict[str, float]:
+        """Figures by name, see `rbft.analysis.multilabel.multilabel_scores`; collective."""
+        if not len(self.labels):
+            nothing = np.zeros((0, len(self.classes)))
+            return multilabel_scores(nothing > 0, nothing > 0, nothing, self.classes)
+        kept = dim_zero_cat(self.counted).bool()
+        has = (dim_zero_cat(self.labels)[kept] == 1).cpu().numpy()
+        shares = dim_zero_cat(self.probabilities)[kept].double().cpu().numpy()
+        said = np.nan_to_num(shares, nan=-1.0) >= HALF
+        return multilabel_scores(has, said, shares, self.classes)
 
 
 def macro_f1(f1: Iterable[float | None]) -> float:

@@ -53,19 +53,7 @@ def write_results(
     Returns:
         What stands in the file.
     """
-    write_text(
-        file.with_name(f"{file.stem}_predictions.jsonl"),
-        "".join(f"{json.dumps(row)}\n" for row in rows),
-    )
-    lost = [row["id"] for row in rows if "error" in row]
-    if lost:
-        log.warning(
-            "%d of %d %s clips cannot be decoded and count as wrong (first: %s).",
-            len(lost),
-            len(rows),
-            split,
-            next(row["error"] for row in rows if "error" in row),
-        )
+    lost = write_rows(file, rows, split)
     counts = {name: sum(row["label"] == name for row in rows) for name in data.card.classes}
     tied = [row["id"] for row in rows if row.get("tied")]
     if tied:
@@ -99,6 +87,33 @@ def write_results(
     }
     write_json(file, content)
     return content
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]], split: str) -> list[str]:
+    """Writes `<file's stem>_predictions.jsonl`, and says which clips cannot be decoded.
+
+    Args:
+        file: The results, `.json`, which are not written.
+        rows: One a clip in the split's order, with the `error` of those that cannot be decoded.
+        split: "test" or "val".
+
+    Returns:
+        Ids of the clips that cannot be decoded.
+    """
+    write_text(
+        file.with_name(f"{file.stem}_predictions.jsonl"),
+        "".join(f"{json.dumps(row)}\n" for row in rows),
+    )
+    lost = [row["id"] for row in rows if "error" in row]
+    if lost:
+        log.warning(
+            "%d of %d %s clips cannot be decoded and count as wrong (first: %s).",
+            len(lost),
+            len(rows),
+            split,
+            next(row["error"] for row in rows if "error" in row),
+        )
+    return lost
 
 
 def _calibration(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from rbft.analysis.intervals import for_results, score_intervals
+from rbft.analysis.scored import SEVERAL
 from rbft.inference.metrics import macro_f1, percent
 from rbft.rationales.selection_report import told_note
 from rbft.runs.folder import TOLD, ZERO_SHOT
@@ -31,6 +32,9 @@ def result_table(scored: Sequence[tuple[str, dict[str, Any]]]) -> str:
     interval in brackets; the results have all of them. Below stand the number of clips and the
     coverage, the share of them that was answered with a class; the others count as wrong.
     A step that has learnt label-conditioned rationales is marked with * and named below.
+    Where clips may have several classes, the accuracy is that of whole sets of classes, micro F1
+    and mean average precision (mAP) stand beside the macro F1, and the majority is the most
+    frequent set.
 
     Args:
         scored: Title and results of each step, all of the same split and settings.
@@ -57,10 +61,17 @@ def _draw(
     classes = list(first["classes"])
     headers = ["", "accuracy", *(f"F1 {name}" for name in classes), "F1 macro"]
     names = ["accuracy", *(f"f1/{name}" for name in classes), "f1/macro"]
-    titles = ["majority class", *(title for title, _ in scored)]
-    numbers = [str(sum(first["classes"].values())), *(str(one["n_scored"]) for _, one in scored)]
+    if first.get(SEVERAL):
+        headers += ["F1 micro", "mAP"]
+        names += ["f1/micro", "ap/macro"]
+        titles, clips = ["most frequent set"], first["n_scored"]
+        majority = [first["majority"][name] for name in names]
+    else:
+        titles, clips = ["majority class"], sum(first["classes"].values())
+        majority = _majority(list(first["classes"].values()))
+    titles += [title for title, _ in scored]
+    numbers = [str(clips), *(str(one["n_scored"]) for _, one in scored)]
     columns, align = [titles], "l"
-    majority = _majority(list(first["classes"].values()))
     for name, of_majority in zip(names, majority, strict=True):
         column = [percent(of_majority)] + [percent(one["metrics"][name]) for _, one in scored]
         ends = [""] + [_bracket(one, name, decimals) for _, one in scored]
@@ -118,8 +129,8 @@ def _below(scored: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
     for title, one in lacking:
         none, count = one["n_unparsed"], one["n_scored"]
         lines.append(
-            f"Coverage of {title}: {100 - 100 * none / count:.1f} % ({none} of {count} without a "
-            "class)."
+            f"Coverage of {title}: {100 - 100 * none / count:.1f} % ({none} of {count} without "
+            f"{'an answer' if one.get(SEVERAL) else 'a class'})."
         )
     for title, one in scored:
         if written := one.get("tokens_written"):

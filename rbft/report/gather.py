@@ -12,6 +12,7 @@ import yaml
 from rbft.report.comparison import is_comparison
 from rbft.report.curves import Curve, read_curves
 from rbft.report.results import (
+    NO_SEVERAL,
     RESULTS,
     SKIPPED,
     Problem,
@@ -240,7 +241,9 @@ def _read_run(folder: Path, name: str, problems: list[Problem]) -> GatheredRun:
     flattened = None if settings is None else flat(settings)
     read = GatheredRun(name, folder, flattened, stages, steps, results, spent, clips)
     state = _state(read)
-    if state not in ("finished", SCORED):
+    if any(one.text == NO_SEVERAL for one in problems[before:]):
+        state = "not shown: its clips may have several classes"
+    elif state not in ("finished", SCORED):
         problems.append(Problem(name, state))
     elif len(problems) > before:
         state = "finished, with damaged files"

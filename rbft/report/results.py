@@ -12,13 +12,17 @@ from typing import Any
 import numpy as np
 
 from rbft.analysis.intervals import for_results, score_intervals
-from rbft.analysis.scored import ScoredClips
+from rbft.analysis.scored import SEVERAL, ScoredClips
 from rbft.runs.folder import ZERO_SHOT
 from rbft.runs.usage import USAGE
 from rbft.stages import find_stage, is_stage
 
 RESULTS = re.compile(r"(?P<split>test|val)(-(?P<tag>.+))?\.json")
 SKIPPED = ("weights", "checkpoints", USAGE)  # folders within a run that hold no results
+NO_SEVERAL = (
+    "is of a card with the key several: clips that may have several classes are not in the report; "
+    "the file itself has all figures"
+)
 TITLES = {ZERO_SHOT: "backbone, zero-shot"}
 
 
@@ -128,6 +132,9 @@ def read_results(folder: Path, name: str, problems: list[Problem]) -> Iterator[R
         if content is None:
             continue
         where = str(Path(name, *inner))
+        if content.get(SEVERAL):
+            problems.append(Problem(where, NO_SEVERAL))
+            continue
         if wrong := _wrong_in(content):
             problems.append(Problem(where, f"is no complete result: {wrong}"))
             continue

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +291,7 @@ def check_card(file: Path, card: Card) -> None:
     """
     if not file.exists():
         return
-    changes = card_differences(asdict(Card.load(file)), asdict(card))
+    changes = card_differences(Card.load(file).content, card.content)
     if changes:
         raise ValueError(
             f"The run {file.parent} was started with another card:\n{indented(changes)}\nPut the "

@@ -11,11 +11,13 @@ import pytest
 import yaml
 
 from rbft import api
+from rbft.card import Card
 from rbft.cli import RBFTCLI, _Parsed, _run
 from rbft.commands import EXPERIMENT
 from rbft.commands.overview import in_full
 from rbft.miniature import folders
 from rbft.runtime.files import write_text
+from rbft.stages import LABEL
 from tests.recipe.runs import LOGS, ROOT, command_blocks, rbft
 from tests.weights import whole_weights
 
@@ -93,6 +95,17 @@ def test_a_page_says_at_once_how_to_start_and_leads_on(page: str) -> None:
     head = "\n".join(TEXTS[page].splitlines()[:START])
     assert "```\npython -m rbft " in head or "```\npip install " in head
     assert len(set(re.findall(r"\]\((\w+\.md)", TEXTS[page]))) >= 2
+
+
+def test_the_card_of_clips_with_several_classes_is_one() -> None:
+    (text,) = re.findall(r"```yaml\n(name: .*?)```", TEXTS["own_clips"], re.S)
+    content = yaml.safe_load(text)
+    answers = {"yes": content["several"][True], "no": content["several"][False]}
+    card = Card(**{**content, "several": answers})
+    assert LABEL.questions(card) == 3
+    assert card.prompt("label", word=card.words["pet"]) == (
+        "Does the clip show a cat or a dog? Answer yes or no."
+    )
 
 
 def test_the_dry_run_of_ones_own_clips_says_whether_they_fit(

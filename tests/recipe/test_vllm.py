@@ -4,13 +4,24 @@ vLLM wants other versions of torch and transformers than rbft, so it has an envi
 tests/vllm_environment.sh makes it and says how to run this file.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
+import torch
+from transformers import AutoProcessor
 
+from rbft.backbone.family import FAMILIES
+from rbft.clip import Clip
+from rbft.data.dataset import Example
+from rbft.data.sampler import SampleSlot
+from rbft.engines.content import AsVideo
+from rbft.video.sampling import Video
 from tests import tiny
+from tests.examples import collator, module
 from tests.recipe.runs import LOGS, ROOT, rbft, read_json, read_lines, small
 from tests.servers import Serving, find_vllm, vllm_serve
 
@@ -100,3 +111,40 @@ def test_structured_labels_are_class_words(spelling: Serving, tmp_path: Path) ->
     rbft(tmp_path, "test", *options, *endpoint(spelling), "--endpoint.labels=free")
     (free,) = (tmp_path / LOGS / "small/endpoint-served").glob("test-*.json")
     assert read_json(free)["answered_only"]["n_scored"] == 0
+
+
+def test_a_backbone_whose_prompts_say_the_times(tmp_path: Path) -> None:
+    """The template that `export` writes has the server build the prompts that rbft builds."""
+    backbone = tiny.tiny_backbone(tmp_path / "qwen3", "qwen3_vl", patch=16)
+    processor: Any = AutoProcessor.from_pretrained(backbone)
+    processor.chat_template = FAMILIES["qwen3_vl"].chat_template(processor.chat_template)
+    processor.save_pretrained(backbone)
+    frames = torch.randint(0, 256, (6, 3, 64, 96), dtype=torch.uint8)
+    clip = Video(frames, [0, 13, 26, 39, 52, 65], 70, 10.0)
+    content = AsVideo(32).content(clip)
+    asked = {"role": "user", "content": [*content.parts, {"type": "text", "text": "Is it?"}]}
+    body = {"model": "served", "messages": [asked], "max_tokens": 1, "temperature": 0}
+    body |= {"return_token_ids": True, "logprobs": True, "top_logprobs": 20, **content.fields}
+    with vllm_serve(backbone, tmp_path) as server:
+        request = Request(
+            f"{server.url}/chat/completions",
+            json.dumps(body).encode(),
+            {"content-type": "application/json"},
+        )
+        with urlopen(request) as answer:
+            theirs = json.load(answer)
+
+    make, model = collator(backbone, prompt_stage="label"), module(backbone).backbone
+    ids = make.prompt_ids("Is it?", clip.pair_times, 3 * 6)
+    assert theirs["prompt_token_ids"] == ids
+    assert content.tokens == ids.count(make.config.video_token_id)
+    batch = make([Example(Clip("a", Path("a.mp4"), 0, "test"), clip, None, SampleSlot(0))])
+    grid = batch.video["video_grid_thw"][0].tolist()
+    positions = make.family.position_ids(torch.tensor(ids), grid, clip.pair_times, make.config)
+    with torch.no_grad():
+        given = {"input_ids": torch.tensor([ids]), "position_ids": positions[:, None]}
+        ours = model(**given, **batch.video, use_cache=False).logits[0, -1].log_softmax(-1)
+    (first,) = theirs["choices"][0]["logprobs"]["content"]
+    found = [one["logprob"] for one in first["top_logprobs"]]
+    # vLLM interpolates the tower's learnt positions in another order of operations.
+    assert found == pytest.approx(ours.topk(20).values.tolist(), abs=0.02)

@@ -174,7 +174,10 @@ def load(folder: Path, text: str) -> str:
     return str(error.value).replace(str(file), "card.yaml")
 
 
-KEYS = "Card file card.yaml must have the keys name, persona, words, prompts; got "
+KEYS = (
+    "Card file card.yaml must have the keys name, persona, words, prompts, and may have several; "
+    "got "
+)
 REST = "name: a\npersona: b\nprompts: {label: x, rationale: y}\n"
 
 
@@ -239,8 +242,8 @@ def test_a_card_says_only_what_differs_from_another(tmp_path):
         ),
         (
             "extends: whole.yaml\nprompt: x\n",
-            "Card file card.yaml must have the keys name, persona, words, prompts; got name, "
-            "persona, words, prompts, prompt.",
+            "Card file card.yaml must have the keys name, persona, words, prompts, and may have "
+            "several; got name, persona, words, prompts, prompt.",
         ),
         (
             "extends: whole.yaml\nprompts: x\n",
@@ -252,3 +255,94 @@ def test_a_card_says_only_what_differs_from_another(tmp_path):
 def test_cards_that_extend_what_they_cannot(tmp_path, text, message):
     (tmp_path / "whole.yaml").write_text(WHOLE, encoding="utf-8")
     assert load(tmp_path, text) == message.replace("FOLDER", str(tmp_path))
+
+
+SEVERAL = replace(
+    CARD, prompts={**CARD.prompts, "label": "Is it {word}?"}, several={"yes": "yes", "no": "no"}
+)
+
+
+def test_what_a_card_may_have_is_not_on_others(tmp_path):
+    """A key that is not used changes no digest and no file."""
+    assert CARD.digest == "ee951e5c876e"
+    assert "several" not in CARD.text()
+    assert CARD.content.keys() == {"name", "persona", "words", "prompts"}
+    assert CARD.shown(["label"]).keys() == {"words", "prompts"}
+    (tmp_path / "card.yaml").write_text(f"{CARD.text()}several: null\n", encoding="utf-8")
+    assert Card.load(tmp_path / "card.yaml") == CARD
+
+
+def test_a_card_of_clips_with_several_classes(tmp_path):
+    SEVERAL.save(tmp_path / "card.yaml")
+    loaded = Card.load(tmp_path / "card.yaml")
+    assert loaded == SEVERAL
+    assert loaded.digest not in (CARD.digest, replace(SEVERAL, several={"yes": "y", "no": "n"}))
+    assert (SEVERAL.answers, CARD.answers) == (("yes", "no"), ("normal", "abnormal"))
+    assert SEVERAL.prompt("label", word="a cat") == "Is it a cat?"
+    assert SEVERAL.shown(["label"]) == {
+        "words": CARD.words,
+        "prompts": {"label": "Is it {word}?"},
+        "several": {"yes": "yes", "no": "no"},
+    }
+
+
+@pytest.mark.parametrize(
+    "keys", ["yes: 'yes', no: 'no'", "no: 'no', yes: 'yes'", "'yes': 'yes', 'no': 'no'"]
+)
+def test_yaml_reads_yes_and_no_as_true_and_false(tmp_path, keys):
+    text = SEVERAL.text().partition("several:")[0]
+    (tmp_path / "card.yaml").write_text(f"{text}several: {{{keys}}}\n", encoding="utf-8")
+    assert Card.load(tmp_path / "card.yaml").answers == ("yes", "no")
+    assert load(tmp_path, f"{text}several: {{yes: yes, no: no}}\n") == (
+        "Card file card.yaml: several must map names to texts; got {'yes': True, 'no': False}. "
+        'Put words that YAML reads as true or false in quotes ("yes").'
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"several": {"yes": "yes"}},
+            "Card 'yard': several is {'yes': 'yes'}; it must hold the two words that the model "
+            'answers with, first the one for a class that the clip has: {yes: "yes", no: "no"}. '
+            "They must differ by more than case and punctuation.",
+        ),
+        (
+            {"several": {"yes": "Yes.", "no": "yes"}},
+            "Card 'yard': several is {'yes': 'Yes.', 'no': 'yes'}; it must hold the two words that "
+            'the model answers with, first the one for a class that the clip has: {yes: "yes", '
+            'no: "no"}. They must differ by more than case and punctuation.',
+        ),
+        (
+            {"prompts": CARD.prompts},
+            "Card 'yard': with the key several, prompts.label is put once for each class, but it "
+            'does not use {word}, the class word that it asks about. Such as: "Does the clip show '
+            '{word}? Answer yes or no."',
+        ),
+        (
+            {"prompts": {**SEVERAL.prompts, "rationale": "Describe {word}."}},
+            "Card 'yard': prompts.rationale uses {word}; allowed are {persona}, {words} and "
+            "{text}. Write {{ and }} for plain braces.",
+        ),
+        (
+            {"prompts": {**SEVERAL.prompts, "label": "{word} {x}"}},
+            "Card 'yard': prompts.label uses {x}; allowed are {persona}, {words}, {text} and "
+            "{word}. Write {{ and }} for plain braces.",
+        ),
+    ],
+)
+def test_cards_of_several_classes_that_do_not_work(change, message):
+    with pytest.raises(ValueError, match="Card 'yard'") as error:
+        replace(SEVERAL, **change)
+    assert str(error.value) == message
+
+
+def test_what_needs_clips_of_one_class():
+    CARD.refuse_several("compare")
+    with pytest.raises(ValueError, match="key several") as error:
+        SEVERAL.refuse_several("compare", "Leave it out.")
+    assert str(error.value) == (
+        "compare needs clips of one class, but card 'yard' has the key several: its clips may have "
+        "several classes, or none. Leave it out."
+    )

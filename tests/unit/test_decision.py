@@ -4,12 +4,22 @@ import re
 import numpy as np
 import pytest
 
+from rbft.analysis.multilabel import MultiLabelClips, choose_thresholds
+from rbft.analysis.multilabel import cross_fit as cross_fit_each
 from rbft.analysis.scored import ScoredClips
 from rbft.analysis.thresholds import Wanted, choose_threshold, cross_fit, evaluate
-from rbft.decision import check_decision, describe, find_decision, write_decision
+from rbft.decision import (
+    ClassThresholds,
+    check_decision,
+    describe,
+    find_decision,
+    write_decision,
+    write_thresholds,
+)
 from rbft.runs.folder import read_json
 from rbft.runtime.files import write_json, write_text
 from tests.examples import Yard
+from tests.several import Pets
 
 WANTED = Wanted("alarm", 5.0, 1.0)
 
@@ -154,3 +164,109 @@ def test_what_no_threshold_could_be_chosen_with(tmp_path, wanted, val, answer, m
 
 def test_a_split_of_both_sides_will_do(tmp_path):
     check_decision(WANTED, Yard(tmp_path / "card.yaml", {"val": 2}), "score")
+
+
+EACH = Wanted(f1=True)
+
+
+def several(folder, split, shares, labels):
+    """Results of clips that may have several classes; a share of None cannot be decoded."""
+    rows = []
+    for place, (own, has) in enumerate(zip(shares, labels, strict=True)):
+        row = {"id": f"{split}_{place}", "labels": has}
+        if own is not None:
+            row["probabilities"] = dict(zip(("cat", "dog"), own, strict=True))
+        rows.append(json.dumps(row) + "\n")
+    write_text(folder / f"{split}_predictions.jsonl", "".join(rows))
+    file = folder / f"{split}.json"
+    facts = {"run": "pets", "stage": "label", "split": split, "several": True}
+    write_json(file, {**facts, "classes": {"cat": 1, "dog": 1}})
+    return file
+
+
+def test_a_threshold_for_each_class(tmp_path):
+    shares = [[0.1, 0.3], [0.3, 0.2], [0.4, 0.1], [0.2, 0.4], None]
+    val = several(tmp_path, "val", shares, [[], ["cat"], ["cat"], [], ["cat"]])
+    test = several(tmp_path, "test", [[0.3, 0.6], [0.1, 0.1]], [["cat"], ["dog"]])
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    said = write_thresholds(tmp_path / "decision.json", EACH, val, test, "abc")
+    found = read_json(tmp_path / "decision.json")
+    known, others = MultiLabelClips.from_file(val), MultiLabelClips.from_file(test)
+    chosen = choose_thresholds(known)
+    assert found["thresholds"] == chosen == {"cat": pytest.approx(0.25), "dog": 0.5}
+    assert (found["weights"], found["split"], found["n"]) == ("abc", "val", 5)
+    assert (found["digest"], found["wanted"]) == (known.digest, {"f1": True})
+    assert found["val"]["thresholds"]["f1/cat"] == pytest.approx(2 * 2 / (3 + 2))
+    assert found["val"]["half"]["f1/cat"] == 0
+    assert found["val"]["thresholds"]["f1/dog"] is None
+    assert found["val"]["cross_fitted"]["accuracy"] == cross_fit_each(known, 5)["accuracy"]
+    assert found["test"]["thresholds"]["f1/cat"] == others.scores(chosen)["f1/cat"] == 1
+    lines = said.splitlines()
+    assert lines[0] == (
+        "Thresholds with the greatest F1 on 5 val clips: cat 0.25, dog 0.5. No val clip has dog: "
+        "one half stays the threshold of that."
+    )
+    assert "test, one half                       0.0       0.0       0.0" in lines
+    assert "test, thresholds                     0.0      50.0      50.0" in lines
+    assert lines[-1] == f"The thresholds and their figures: {tmp_path / 'decision.json'}"
+    decided = find_decision(weights, "abc")
+    assert isinstance(decided, ClassThresholds)
+    assert decided.determining == {"thresholds": chosen}
+    assert decided.chosen == chosen
+    assert decided.said == "A video has a class from these probabilities on: cat 0.25, dog 0.5"
+    with pytest.raises(ValueError, match="chosen for other weights"):
+        find_decision(weights, "others")
+
+
+def test_one_threshold_in_words(tmp_path, scored):
+    (tmp_path / "weights").mkdir()
+    val, test = scored
+    write_decision(tmp_path / "decision.json", WANTED, val, test, "abc")
+    decided = find_decision(tmp_path / "weights", "abc")
+    assert decided is not None
+    assert decided.said == "A video is 'alarm' from a probability of 0.25 on"
+    assert decided.chosen == ("alarm", pytest.approx(0.25))
+    assert read_json(tmp_path / "decision.json")["wanted"].keys() == {
+        "positive", "miss", "false_alarm", "recall",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted", "message"),
+    [
+        (
+            Yard, EACH,
+            "decision.f1 chooses a threshold for each class of a card with the key several, but "
+            "with card 'yard' a clip has one class. Set decision.positive and what its errors "
+            "cost, or the recall that is wanted.",
+        ),
+        (
+            Pets, Wanted("cat", recall=0.5),
+            "decision.positive is 'cat', but card 'pets' has the key several: a clip may have "
+            "several classes, each with a threshold of its own. Set decision.f1 to true in its "
+            "place.",
+        ),
+        (
+            Pets, EACH,
+            "decision needs a validation split to choose the thresholds on, but Pets has none. Set "
+            "data.val_fraction to carve one from the training clips; the test split is never used "
+            "for it.",
+        ),
+    ],
+)  # fmt: skip
+def test_thresholds_are_for_the_card_s_kind_of_clips(tmp_path, made, wanted, message):
+    path = tmp_path if made is Pets else tmp_path / "card.yaml"
+    with pytest.raises(ValueError, match="decision") as error:
+        check_decision(wanted, made(path, {"val": 0}), "score")
+    assert str(error.value) == message
+    check_decision(EACH, Pets(tmp_path, {"val": 1}), "score")
+
+
+def test_f1_stands_alone():
+    with pytest.raises(ValueError, match="or f1") as error:
+        Wanted("cat", f1=True)
+    assert str(error.value) == (
+        "decision.f1 chooses a threshold for each class by its F1. Leave positive, miss, "
+        "false_alarm and recall out, or f1."
+    )

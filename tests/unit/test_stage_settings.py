@@ -3,7 +3,9 @@ from typing import Any
 import pytest
 from jsonargparse import Namespace
 
-from rbft.stage_settings import check_stage_settings
+from rbft.stage_settings import check_several, check_stage_settings
+from tests.examples import CARD
+from tests.several import PETS
 
 
 def check(stages: list[str], before: tuple[str, ...] = (), **changes: Any) -> None:
@@ -84,3 +86,60 @@ def test_who_teaches_a_distilled_stage():
     ):
         with pytest.raises(ValueError, match="Put rationale_class right before it in stages"):
             check(stages, before)
+
+
+@pytest.mark.parametrize(
+    ("stages", "changes", "begins", "ends"),
+    [
+        (
+            ["rationale", "class_rationale"], {}, "The stage class_rationale",
+            " Such cards are trained with the stages rationale and label.",
+        ),
+        (
+            ["alternating"], {}, "The stage alternating",
+            " Such cards are trained with the stages rationale and label.",
+        ),
+        (
+            ["label_reward"], {}, "The stage label_reward",
+            " Such cards are trained with the stages rationale and label.",
+        ),
+        (
+            ["label_distilled"], {}, "The stage label_distilled",
+            " Such cards are trained with the stages rationale and label.",
+        ),
+        (
+            ["label"], {"model.answer": "generate"}, "model.answer generate",
+            " Set it to score: yes and no are compared.",
+        ),
+        (
+            ["label"], {"data.init_args.class_weights": True}, "data.class_weights",
+            " Leave it out.",
+        ),
+        (
+            ["label"], {"data.init_args.balanced_sampling": True}, "data.balanced_sampling",
+            " Leave it out.",
+        ),
+        ([], {"data.init_args.masking": Namespace()}, "data.masking", " Leave it out."),
+        (
+            ["label"], {"data.init_args.rationale_selection": "verified"},
+            "data.rationale_selection verified", " Set it to first or consistent.",
+        ),
+    ],
+)  # fmt: skip
+def test_what_needs_clips_of_one_class(
+    stages: list[str], changes: dict[str, Any], begins: str, ends: str
+):
+    settings = Namespace()
+    settings["model.answer"] = "score"
+    settings["data.init_args.balanced_sampling"] = False
+    settings["data.init_args.rationale_selection"] = "consistent"
+    check_several(settings, ["rationale", "label", "rationale-2"], PETS)
+    for name, value in changes.items():
+        settings[name] = value
+    check_several(settings, stages, CARD)
+    with pytest.raises(ValueError, match="key several") as error:
+        check_several(settings, stages, PETS)
+    assert str(error.value) == (
+        f"{begins} needs clips of one class, but card 'pets' has the key several: its clips may "
+        f"have several classes, or none.{ends}"
+    )

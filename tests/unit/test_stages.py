@@ -4,6 +4,7 @@ import pytest
 
 from rbft.stages import LABEL, STAGES, find_stage, is_stage, stage_names
 from tests.examples import CARD, clips
+from tests.several import PETS, having
 
 CLIP = clips(2)[1]  # labelled "alarm", which the model answers as "abnormal"
 ASK_CLASS = "Is it normal or abnormal? Clip 1."
@@ -89,3 +90,20 @@ def test_what_validation_measures():
         assert not stage.validated.turns
         if name != "alternating":
             assert stage.validated.parts == stage.parts
+
+
+def test_a_question_for_each_class_of_a_clip_with_several():
+    clip = having(CLIP)  # a cat
+    assert [LABEL.questions(card) for card in (CARD, PETS)] == [1, 3]
+    assert STAGES["rationale"].questions(PETS) == 1
+    assert [LABEL.prompt(PETS, clip, n) for n in range(3)] == [
+        "Clip 1. Does it show a cat?",
+        "Clip 1. Does it show dogs, large or small?",
+        "Clip 1. Does it show birds?",
+    ]
+    assert [LABEL.target(PETS, clip, None, n) for n in range(3)] == ["abnormal", "normal", "normal"]
+    none = replace(clip, labels=())
+    assert [LABEL.target(PETS, none, None, n) for n in range(3)] == ["normal"] * 3
+    assert LABEL.target(PETS, replace(clip, labels=None), None) == ""
+    told = {LABEL.prompt(PETS, replace(clip, labels=own)) for own in ((), (0,), None)}
+    assert len(told) == 1

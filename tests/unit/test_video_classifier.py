@@ -18,6 +18,7 @@ from rbft.runtime.files import write_json
 from rbft.video.sampling import VideoError, decode_video
 from rbft.video_classifier import VideoClassifier, _clip
 from tests.recipe.runs import ROOT
+from tests.several import PETS
 from tests.videos import make_video
 from tests.weights import adapter, whole_weights
 
@@ -204,3 +205,28 @@ def test_what_is_wrong_is_said_in_an_error(weights: Path, wrong: dict, said: str
     with pytest.raises(ValueError, match=said):
         load(**{"weights": weights, **wrong})
     assert torch.equal(torch.random.get_rng_state(), random)
+
+
+def test_videos_with_several_classes(qwen: Path, videos: list[Path], tmp_path: Path) -> None:
+    """The folder's card says so; thresholds beside the weights decide."""
+    weights = whole_weights(tmp_path / "run/label/weights", qwen)
+    PETS.save(weights / "card.yaml")
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    found = load(weights).predict([videos[0], broken, videos[1]])
+    for one in (found[0], found[2]):
+        shares = one.probabilities
+        assert one.labels == tuple(name for name in PETS.classes if shares[name] >= 0.5)
+        assert (one.label, one.error) == (None, "")
+    assert (found[1].label, found[1].labels) == (None, None)
+    assert found[1].error.startswith(f"Video {broken} ")
+    low, high = sorted(one.probabilities["dog"] for one in (found[0], found[2]))
+    chosen = {"cat": 1.1, "dog": (low + high) / 2, "bird": 0.0}
+    file = weights.parent / "decision.json"
+    known = fingerprint(str(weights))
+    write_json(file, {"weights": known, "wanted": {"f1": True}, "thresholds": chosen})
+    decided = load(weights).predict([videos[0], videos[1]])
+    assert {one.labels for one in decided} == {("bird",), ("dog", "bird")}
+    assert [one.probabilities for one in decided] == [
+        pytest.approx(one.probabilities, abs=1e-6) for one in (found[0], found[2])
+    ]

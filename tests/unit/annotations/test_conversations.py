@@ -86,7 +86,7 @@ def test_a_table_row_is_no_conversation():
         ),
         (
             {"video": "b.mp4", "conversations": TURNS, "label": ["normal", "abnormal"]},
-            "label: label ['normal', 'abnormal'] is a list of classes.",
+            "label: label ['normal', 'abnormal'] is a list of classes, but with card 't' a clip",
         ),
         ({"video": "b.mp4", "conversations": [ASK]}, "no assistant turn and no field 'label'"),
         ({"video": "b.mp4", "conversations": TURNS[1:]}, "0 <video> tags for 1 video"),

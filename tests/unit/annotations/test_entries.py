@@ -1,6 +1,6 @@
 import pytest
 
-from rbft.annotations.entries import Entry, check_once, count_votes, segment_id
+from rbft.annotations.entries import Entry, check_once, count_votes, join_labels, segment_id
 
 CLASSES = ("cat", "dog")
 
@@ -56,6 +56,30 @@ def test_several_rows_say_what_they_can_be():
         check_once(["a", "a"], ["a", "a"], rows)
     assert str(error.value) == (
         "line 2: id 'a' stands twice (first: line 1). Remove one of the two. Or say what several "
-        "rows of one video are: data.repeats segments (clips of their own, by start and end) or "
-        "votes (of several annotators)."
+        "rows of one video are: data.repeats segments (clips of their own, by start and end), "
+        "votes (of several annotators) or labels (of a clip with several classes)."
+    )
+
+
+def test_the_classes_of_all_rows_of_a_clip():
+    rows = [
+        vote(1, None, labels=(1,), text="A dog."),
+        vote(2, None, labels=()),
+        vote(3, None, labels=(0, 1), text="Both."),
+        vote(4, None, labels=()),
+    ]
+    places, made, said = join_labels(["x", "y", "x", "y"], rows)
+    assert places == [0, 1]
+    assert made == [vote(1, None, labels=(0, 1), text="A dog."), vote(2, None, labels=())]
+    assert said == "4 rows with the classes of 2 clips"
+
+
+@pytest.mark.parametrize(("what", "value"), [("split", "test"), ("path", "y.mp4")])
+def test_rows_about_one_clip_must_agree_in_the_rest(what, value):
+    other = Entry(**{**vote(2, None).__dict__, what: value})
+    with pytest.raises(ValueError, match="must agree") as error:
+        join_labels(["x", "x"], [vote(1, None), other])
+    assert str(error.value) == (
+        "line 2: 'x' has another file or split than in line 1; rows about one clip must agree in "
+        "that."
     )

@@ -1,9 +1,10 @@
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from rbft.annotations.labels import match_label, name_class, read_class_list
+from rbft.annotations.labels import match_label, match_labels, name_class, read_class_list
 from rbft.card import Card
 
 CARD = Card(
@@ -32,10 +33,70 @@ def test_unknown(value):
 
 @pytest.mark.parametrize("value", [["normal"], ["normal", "B1"], "normal, B1", "B1-1", "B1|normal"])
 def test_several_labels(value):
-    with pytest.raises(
-        ValueError, match=r"is a list of classes\. Clips with several labels are not"
-    ):
+    with pytest.raises(ValueError, match="is a list of classes") as error:
         match_label(value, CARD, "a.csv, line 3")
+    assert str(error.value) == (
+        f"a.csv, line 3: label {value!r} is a list of classes, but with card 't' a clip has one. "
+        "Give it one class of the card, leave the clip out, or let clips have several by the "
+        "card's key several (docs/own_clips.md)."
+    )
+
+
+ALL = Card(
+    "t",
+    "p",
+    {"normal": "safe, so far", "B1": "fight", "1": "one"},
+    {"label": "{word}?", "rationale": "?"},
+    several={"yes": "yes", "no": "no"},
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "labels"),
+    [
+        ([], ()),
+        ("", ()),
+        (" ", ()),
+        ("normal", (0,)),
+        ("safe, so far", (0,)),  # a word is whole before it is parted
+        ("fight; normal", (0, 1)),
+        ("B1|1,normal", (0, 1, 2)),
+        ("B1; B1;", (1,)),
+        ([1, "Fight."], (1, 2)),
+        (["normal"], (0,)),
+        (1, (2,)),
+    ],
+)
+def test_all_classes_of_a_clip(value, labels):
+    assert match_labels(value, ALL, "x") == labels
+
+
+def test_all_classes_by_number(tmp_path):
+    names = {"0": "normal", "7": "B1"}
+    named = partial(name_class, names=names, path=tmp_path / "list.txt", where="x")
+    assert match_labels("7, 0", ALL, "x", named) == (0, 1)
+    assert match_labels([], ALL, "x", named) == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            None,
+            "x: there is no label. Write an empty list for a clip with none of the classes, or "
+            "leave the clip out.",
+        ),
+        (
+            "normal; B2",
+            "x: label 'B2' is no class of card 't'; allowed are normal ('safe, so far'), B1 "
+            "('fight'), 1 ('one'). Correct the label or add the class to the card's words.",
+        ),
+    ],
+)
+def test_labels_that_are_none(value, message):
+    with pytest.raises(ValueError, match=r"^x: ") as error:
+        match_labels(value, ALL, "x")
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(

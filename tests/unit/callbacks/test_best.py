@@ -17,6 +17,7 @@ from rbft.module import RBFTModule
 from rbft.runs.folder import PROVENANCE, Run, read_json
 from rbft.training.checkpoints import StepCheckpoint, WholeCheckpoints
 from tests.examples import CARD, Yard
+from tests.several import Pets
 from tests.unit.test_module import fit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*exists and is not empty.*")
@@ -433,3 +434,17 @@ def test_the_file_holds_the_trainable_weights_alone(qwen, tmp_path, monkeypatch)
     assert not [name for name in kept["weights"] if ".visual.blocks." in name]
     assert (kept["step"], kept["score"], kept["metric"]) == (2, 0.75, "val/accuracy")
     assert json.loads((stage.run.checkpoints("label") / SCORES).read_text())[-1]["step"] == 3
+
+
+def test_metrics_of_clips_with_several_classes(tmp_path):
+    pets = Pets(tmp_path, {"val": 4})
+    for metric in ("val/loss", "val/f1/micro", "val/ap/macro", "val/f1/dog"):
+        check_keep("best", metric, 2, pets, TRAINER)
+    with pytest.raises(ValueError, match="no validation clip of the class bird"):
+        check_keep("best", "val/f1/bird", None, pets, TRAINER)
+    wanted = (
+        r"^keep_metric is 'val/ap'; allowed are val/loss, val/accuracy, val/f1/macro, "
+        r"val/f1/micro, val/ap/macro, val/f1/cat, val/f1/dog, val/f1/bird\.$"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        check_keep("best", "val/ap", None, pets, TRAINER)

@@ -9,7 +9,9 @@ from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
 
 from rbft.callbacks.own_loggers import OwnLoggers, given_loggers, with_names
+from rbft.inference.metrics import ClassificationMetrics
 from tests.examples import Yard, fed, module, trainer
+from tests.several import Pets, pet_module
 
 
 class Diary(Logger):
@@ -83,6 +85,7 @@ def test_settings_and_tables_of_a_scored_split(qwen: Path, tmp_path: Path):
     scored = trainer(tmp_path, callbacks=[callback], logger=[board, plain, full])
     scored.test(made, fed(yard, made), verbose=False)
     assert plain.hparams == full.hparams == [{"run": "house", "stage": "label"}]
+    assert isinstance(made.test_metrics, ClassificationMetrics)
     confusion = made.test_metrics.confusion().tolist()
     names = ["quiet", "alarm", "unparsed"]
     columns, rows = full.tables["test/confusion"]
@@ -102,3 +105,17 @@ def test_settings_and_tables_of_a_scored_split(qwen: Path, tmp_path: Path):
     assert full.finished == 0
     callback.close()
     assert full.finished == 1
+
+
+def test_clips_with_several_classes_have_no_confusion_matrix(qwen: Path, tmp_path: Path):
+    plain, full = Diary(), Diary(tables=True)
+    yard, made = Pets(tmp_path, {"test": 2}), pet_module(qwen)
+    callback = OwnLoggers([plain, full], {"run": "house"})
+    board = TensorBoardLogger(tmp_path, "board")
+    scored = trainer(tmp_path, callbacks=[callback], logger=[board, plain, full])
+    scored.test(made, fed(yard, made), verbose=False)
+    assert full.tables.keys() == {"test/metrics"}
+    figures = dict(full.tables["test/metrics"][1])
+    assert figures["n"] == 2
+    assert {"f1/cat", "f1/micro", "ap/macro", "accuracy"} <= figures.keys()
+    assert not [name for metrics, _ in plain.metrics for name in metrics if "confusion" in name]

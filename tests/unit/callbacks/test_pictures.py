@@ -14,6 +14,7 @@ from rbft.callbacks.board import Board
 from rbft.callbacks.pictures import FRAMES, INK, RIGHT, WRONG, Pictures, captioned, film_strip
 from rbft.module import RBFTModule
 from tests.examples import CARD, MODULE_SETTINGS, Damaged, Yard, fed, module, trainer
+from tests.several import PETS, Pets, pet_module
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -134,7 +135,7 @@ def test_an_answer_is_green_where_it_is_right_and_red_where_it_is_wrong(
         def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
             assert clip.label is not None
             found = clip.label if right else 1 - clip.label
-            shower.answers[0] = (clip, found, CARD.classes[found], "")
+            shower.answers[0] = (clip, right, CARD.classes[found], "")
 
     run.callbacks.append(Answer())  # type: ignore[attr-defined]
     model = module(qwen)
@@ -167,3 +168,26 @@ def test_nothing_is_shown_without_tensorboard(qwen: Path, tmp_path: Path) -> Non
     run.fit(model, fed(yard, model))
     run.test(model, fed(yard, model), verbose=False)
     assert [path.name for path in tmp_path.iterdir()] == ["card.yaml"]
+
+
+def test_clips_with_several_classes(qwen: Path, tmp_path: Path) -> None:
+    """All classes and what was said of them; there is no confusion matrix."""
+    yard = Pets(tmp_path, {"test": 4, "train": 2})
+    shower, board = pictures(), logger(tmp_path)
+    run = trainer(tmp_path, callbacks=[shower], logger=board)
+    model = pet_module(qwen)
+    run.test(model, fed(yard, model), verbose=False)
+    shower.on_train_start(run, model)
+    board.save()
+    found = read(tmp_path / "yard/label")
+    assert "test/confusion" not in found.Tags()["images"]
+    said = [text(found, f"videos/test_{n}") for n in range(4)]
+    wanted = ["none of the classes", "cat", "dog", "cat, dog"]
+    for one, label in zip(said, wanted, strict=True):
+        assert f"\n\nlabel: {label}\n\nprediction: " in one
+    rights = [shower.answers[n][1] for n in range(4)]
+    answers = [shower.answers[n][2] for n in range(4)]
+    assert rights == [one == label for one, label in zip(answers, wanted, strict=True)]
+    taught = text(found, "videos/train_1")
+    for word, answer in zip(PETS.words.values(), ("abnormal", "normal", "normal"), strict=True):
+        assert f"asked: Clip 1. Does it show {word}?\n\nto answer: {answer}" in taught

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from rbft.callbacks.predictions import PredictionWriter
 from rbft.clip import Clip
 from tests.examples import CARD, Damaged, Yard, clips, fed, module, trainer
+from tests.several import PETS, Pets, pet_module
 
 
 def _failed(rows: list[dict[str, Any]]) -> int:
@@ -227,3 +228,36 @@ def test_a_video_that_has_changed_since_is_predicted_anew(tmp_path: Path) -> Non
     assert _failed(writer.finish()) == 1
     found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert [line.get("error") for line in found] == [None, "x", None]
+
+
+def test_videos_with_several_classes(qwen: Path, tmp_path: Path) -> None:
+    def predict(name: str, thresholds: dict[str, float] | None) -> list[dict[str, Any]]:
+        yard = Pets(tmp_path, {"test": 4}, damaged=["test_2"], eval_batch_size=2)
+        output = tmp_path / f"{name}.jsonl"
+        given = (output, yard.clips("test"), PETS.classes, {}, content, thresholds)
+        writer = PredictionWriter(*given, several=True)
+        yard.feed = replace(yard.feed, predict_clips=writer.todo)
+        model = pet_module(qwen)
+        trainer(tmp_path, callbacks=[writer]).predict(
+            model, datamodule=fed(yard, model), return_predictions=False
+        )
+        return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+
+    rows = predict("plain", None)
+    for row in rows[:2]:
+        assert row.keys() == {"id", "path", "video", "labels", "probabilities"}
+        shares = row["probabilities"]
+        assert row["labels"] == [name for name in PETS.classes if shares[name] >= 0.5]
+    assert (rows[2]["labels"], rows[2]["error"]) == (None, "Video test_2.mp4 is damaged.")
+    dogs = sorted(row["probabilities"]["dog"] for row in rows if "error" not in row)
+    chosen = {"cat": 0.0, "dog": (dogs[0] + dogs[1]) / 2, "bird": 1.1}
+    decided = predict("decided", chosen)
+    assert [row["labels"] for row in decided].count(["cat", "dog"]) == 2
+    assert [row["labels"] for row in decided].count(["cat"]) == 1
+    with (tmp_path / "decided.csv").open(encoding="utf-8") as stream:
+        table = list(csv.DictReader(stream))
+    assert [one["labels"] for one in table] == ["; ".join(row["labels"] or []) for row in decided]
+    assert list(table[0]) == [
+        "id", "path", "video", "labels", "probability_cat", "probability_dog", "probability_bird",
+        "rationale", "error",
+    ]  # fmt: skip

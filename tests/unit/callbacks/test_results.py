@@ -12,11 +12,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rbft.analysis.calibration import calibration
 from rbft.analysis.intervals import wilson
+from rbft.analysis.multilabel import MultiLabelClips
 from rbft.analysis.scored import ScoredClips
 from rbft.callbacks.results import ResultsWriter
 from rbft.inference import classifier
 from rbft.runs.folder import PROVENANCE, digest
 from tests.examples import Yard, fed, module, trainer
+from tests.several import PETS, Pets, pet_module
 
 
 def score(
@@ -191,3 +193,51 @@ def test_the_tokens_that_were_written(qwen: Path, tmp_path: Path, answer: str) -
     result = score(qwen, tmp_path, writer, answer=answer)
     # The random model never ends a turn: five clips, to the limit each.
     assert result.get("tokens_written") == (None if answer == "score" else 5 * 6)
+
+
+def test_clips_with_several_classes(qwen: Path, tmp_path: Path) -> None:
+    yard = Pets(tmp_path, {"test": 6}, damaged=["test_5"], eval_batch_size=4)
+    file = tmp_path / "label/test.json"
+    model = pet_module(qwen)
+    run = trainer(tmp_path, callbacks=[ResultsWriter(file, "test", {"run": "yard"})])
+    (logged,) = run.test(model, fed(yard, model), verbose=False)
+    result, lines = json.loads(file.read_text()), rows(tmp_path / "label/test_predictions.jsonl")
+    assert lines[3]["labels"] == ["cat", "dog"]
+    assert lines[5] == {
+        "id": "test_5",
+        "labels": ["cat", "bird"],
+        "predicted": None,
+        "error": lines[5]["error"],
+    }
+    for line in lines[:5]:
+        shares = line["probabilities"]
+        assert line["predicted"] == [name for name in PETS.classes if shares[name] >= 0.5]
+    clips = MultiLabelClips.from_file(file)
+    expected = clips.scores()
+    shown = {name: value for name, value in result["metrics"].items() if value is not None}
+    assert shown == pytest.approx({n: v for n, v in expected.items() if not math.isnan(v)})
+    same = {f"test/{name}": value for name, value in shown.items()}
+    assert {name: logged[name] for name in same} == pytest.approx(same)
+    assert (result["several"], "confusion" in result) == (True, False)
+    assert (result["n_scored"], result["n_undecodable"], result["n_without"]) == (6, 1, 1)
+    assert (result["classes"], result["coverage"]) == ({"cat": 3, "dog": 2, "bird": 2}, 5 / 6)
+    for name, count in result["counts"].items():
+        own = [(name in line["labels"], name in (line["predicted"] or [])) for line in lines]
+        assert count == {
+            "hits": own.count((True, True)),
+            "false_alarms": own.count((False, True)),
+            "misses": own.count((True, False)),
+        }
+    # Each set of classes stands there once; the first in order is that of none.
+    assert result["majority"]["accuracy"] == result["metrics"]["majority"] == 1 / 6
+    assert result["majority"]["f1/cat"] == 0
+    assert result["majority"]["ap/cat"] == 3 / 6
+    assert result["intervals"].keys() == {
+        "accuracy", "f1/cat", "f1/dog", "f1/bird", "f1/macro", "f1/micro",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="key several") as error:
+        ScoredClips.from_file(file)
+    assert str(error.value) == (
+        f"{file} is of a card with the key several: its clips may have several classes, or none, "
+        "and this compares answers of one class a clip. Leave it out."
+    )

@@ -25,6 +25,7 @@ from rbft.commands.compared_runs import (
 from rbft.commands.comparison_table import as_csv, as_dict, comparison_table, difference, f1_table
 from rbft.runs.usage import Spent
 from rbft.runtime.lock import Lock
+from tests.several import PETS
 
 CLASSES = ("normal", "abnormal")
 LABELS = [0, 1] * 10
@@ -579,3 +580,21 @@ def test_a_name_is_the_files_where_it_has_none(tmp_path):
     (tmp_path / "b.yaml").write_text("stages: [label]\n")
     assert command._experiment(tmp_path / "a.yaml", []).name == "base"
     assert command._experiment(tmp_path / "b.yaml", []).name == "b"
+
+
+@pytest.mark.parametrize("overlay", [False, True])
+def test_clips_with_several_classes_are_refused_before_the_first_run(fits, tmp_path, overlay):
+    PETS.save(tmp_path / "pets.yaml")
+    data = {"class_path": "VideoFolder", "init_args": {"card": str(tmp_path / "pets.yaml")}}
+    files = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
+    for file, own in zip(
+        files, [{}, {"data": data}] if overlay else [{"data": data}, {}], strict=True
+    ):
+        file.write_text(yaml.safe_dump({"name": file.stem, **own}), encoding="utf-8")
+    with pytest.raises(ValueError, match="key several") as error:
+        compare([files[0]], overlays=files[1:], logs=tmp_path)
+    assert str(error.value) == (
+        "compare needs clips of one class, but card 'pets' has the key several: its clips may have "
+        "several classes, or none."
+    )
+    assert not (tmp_path / "one_seed1").exists()

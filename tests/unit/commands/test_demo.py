@@ -99,3 +99,12 @@ def test_without_gradio_it_says_what_to_install(
         "error: demo needs Gradio, which is not installed. Run: pip install 'rbft[demo]' (or pip "
         "install gradio).\n"
     )
+
+
+def test_all_classes_of_a_clip() -> None:
+    shares = {"cat": 0.8, "dog": 0.7}
+    both = result(Prediction(Path("a.mp4"), None, shares, labels=("cat", "dog")))
+    assert both.startswith('<p class="rbft-label">cat, dog</p>')
+    assert re.findall(r"width: (\S+)%", both) == ["80.00", "70.00"]
+    none = result(Prediction(Path("a.mp4"), None, shares, labels=()))
+    assert none.startswith('<p class="rbft-label">none of the classes</p>')

@@ -10,6 +10,7 @@ from rbft.commands.export_conversations import export_conversations
 from rbft.data.videofolder import VideoFolder
 from rbft.stages import STAGES
 from tests.examples import CARD, DATA_SETTINGS, Yard, clips, rationale
+from tests.several import Pets
 from tests.videos import make_video
 
 FORMATS: dict[Literal["llava", "llamafactory", "swift"], str] = {
@@ -127,3 +128,13 @@ def test_a_whole_way_with_real_files(tmp_path: Path) -> None:
     second = VideoFolder(tmp_path / "videos", tmp_path / "a.jsonl", **settings)
     assert second.clips("train") == first.clips("train")
     assert len(second.reader.decode(second.clips("train")[0]).frames) >= 2
+
+
+def test_clips_with_several_classes_are_no_conversations(tmp_path: Path) -> None:
+    data = Pets(tmp_path, {"train": 2})
+    with pytest.raises(ValueError, match="key several") as error:
+        export_conversations(data, STAGES["label"], None, "train", "llava", tmp_path / "a.json")
+    assert str(error.value) == (
+        "A file of conversations needs clips of one class, but card 'pets' has the key several: "
+        "its clips may have several classes, or none."
+    )

@@ -22,6 +22,7 @@ from rbft.runs.inference import INFERENCE
 from rbft.runtime.files import write_json
 from rbft.stages import STAGES
 from tests.examples import CARD, examples, prompt_of
+from tests.several import PETS
 from tests.trust import OPENED, note_trust
 from tests.videos import make_video
 from tests.weights import NOTE, adapter
@@ -309,3 +310,27 @@ def test_the_licence_of_the_base(tmp_path: Path, readme: str, expected: tuple[An
 def test_a_base_on_the_hub_is_named(weights: Path) -> None:
     text = model_card(weights, "Qwen/Qwen2.5-VL-7B-Instruct", "bfloat16")
     assert head_of(text)["base_model"] == "Qwen/Qwen2.5-VL-7B-Instruct"
+
+
+def test_the_model_card_of_several_classes(weights: Path, half: Path) -> None:
+    PETS.save(weights / "card.yaml")
+    file = weights.parent / "decision.json"
+    scores = {"half": {"f1/macro": 0.5}, "thresholds": {"f1/macro": 0.75}}
+    chosen = {"cat": 0.25, "dog": 0.5, "bird": 0.125}
+    write_json(file, {"weights": "x", "thresholds": chosen, "n": 7, "test": scores})
+    text = model_card(weights, str(half), "float32", file)
+    assert (
+        "to classify videos into cat (`a cat`), dog (`dogs, large or small`), bird (`birds`), of"
+        in text
+    )
+    assert "`birds`), of which a video may have several, or none." in text
+    assert (
+        "the answer is `abnormal` or `normal`. Ask once for each class, with its word in the place "
+        "of `a cat` (`card.yaml` holds all words):\n\n```text\n[the clip's own text] Does it show "
+        "a cat?\n```"
+    ) in text
+    assert "| dog | 0.5 |\n| bird | 0.125 |" in text
+    assert (
+        "greatest F1 on 7 validation clips; on the test split the macro F1 is 0.75 with them and "
+        "0.5 with one half."
+    ) in text

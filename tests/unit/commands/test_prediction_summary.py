@@ -69,3 +69,19 @@ def test_failures_say_which_and_why():
 def test_the_end_of_a_name_tells_most(text, columns, short):
     assert shorten(text, columns) == short
     assert width(short) <= columns
+
+
+def test_videos_with_several_classes(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shares = {"cat": 0.9, "dog": 0.6, "bird": 0.1}
+    rows = [{"path": "a.mp4", "labels": ["cat", "dog"], "probabilities": shares}]
+    rows += [{"path": "b.mp4", "labels": [], "probabilities": shares}]
+    assert first_rows(rows, "x").splitlines()[2:] == [
+        "video  class                     probability",
+        "--------------------------------------------",
+        "a.mp4  cat, dog               0.9000, 0.6000",
+        "b.mp4  (none of the classes)",
+        "--------------------------------------------",
+    ]
+    many = {"path": "a/" * 60, "labels": list("abc"), "probabilities": dict.fromkeys("abc", 0.5)}
+    assert max(map(width, first_rows([many], "x").splitlines())) == 80

@@ -14,6 +14,7 @@ from rbft.clip import Clip
 from rbft.data.base import ClipCollator, VideoDataModule
 from rbft.data.clip_files import ClipFiles
 from rbft.data.clip_reader import ClipReader
+from rbft.data.content import describe_clips
 from rbft.data.dataset import Example, Supervision
 from rbft.data.sampler import SampleSlot
 from rbft.runtime.digests import hash_file
@@ -30,6 +31,7 @@ from tests.examples import (
     examples,
     rationale,
 )
+from tests.several import PETS, Pets
 from tests.videos import make_video
 
 
@@ -679,3 +681,38 @@ def test_the_clips_at_hand_are_named(tmp_path):
         assert yard.describe_current_batch() == (
             f"{split}_1, {split}_0 ({tokens} tokens, padding included)"
         )
+
+
+@pytest.mark.parametrize(
+    ("kind", "card", "message"),
+    [
+        (
+            Pets,
+            CARD,
+            "Pets gives clip train_0 several classes, but card 'yard' lets a clip have one. Add "
+            "the key several to the card.",
+        ),
+        (
+            Yard,
+            PETS,
+            "Yard gives clip train_0 one class, but card 'pets' lets a clip have several. Take the "
+            "key several off the card.",
+        ),
+    ],
+)
+def test_the_card_says_whether_a_clip_has_several_classes(tmp_path, kind, card, message):
+    if kind is Yard:
+        card.save(tmp_path / "card.yaml")
+    data = (
+        Pets(tmp_path, {"train": 2}, card=card)
+        if kind is Pets
+        else Yard(tmp_path / "card.yaml", {"train": 2})
+    )
+    with pytest.raises(ValueError, match="train_0") as error:
+        _ = data.all_clips
+    assert str(error.value) == message
+
+
+def test_what_a_run_notes_of_clips_with_several_classes(tmp_path):
+    found = describe_clips(Pets(tmp_path, {"train": 4}))["train"]
+    assert [one["label"] for one in found] == [[], ["cat"], ["dog"], ["cat", "dog"]]

@@ -33,6 +33,7 @@ class Clip:
     end: float | None = None
     url: str | None = None
     refused: str = ""
+    labels: tuple[int, ...] | None = None
 
 
 class Probe:
@@ -705,3 +706,29 @@ def test_a_truncated_video_in_a_scan(tmp_path: Path) -> None:
     (row,) = scan([clip], probe_video, None, workers=1, progress=False).rows
     assert row.status == "truncated"
     assert row.reason == f"it ends within a packet; {row.frames} frames (4.0 s) are there"
+
+
+def test_a_table_of_clips_with_several_classes(tmp_path: Path) -> None:
+    """A clip stands in the row of each of its classes, and once among all."""
+    rows = [
+        replace(MANIFEST.rows[0], id=str(n), status="ok", label=None, labels=own)
+        for n, own in enumerate([(0, 1), (1,), (), None])
+    ]
+    Manifest(tuple(rows)).save(tmp_path / "manifest.jsonl")
+    lines = (tmp_path / "manifest.jsonl").read_text().splitlines()
+    assert ["labels" in line for line in lines] == [True, True, True, False]
+    for manifest in (Manifest(tuple(rows)), Manifest.load(tmp_path / "manifest.jsonl")):
+        assert manifest.table(["cat", "dog"])[1] == [
+            ["train", "cat", "1", "1"],
+            ["train", "dog", "2", "2"],
+            ["train", "none", "1", "1"],
+            ["train", "unknown", "1", "1"],
+            ["all", "", "4", "4"],
+        ]
+
+
+def test_the_scan_keeps_the_classes_of_clips(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_text("9")
+    clip = Clip("a", tmp_path / "a.mp4", None, labels=(0, 2))
+    (row,) = look([clip], Probe()).rows
+    assert (row.label, row.labels) == (None, (0, 2))

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from rbft.data.splits import (
     check_classes,
     check_known,
+    count_classes,
     empty_classes,
     hold_out,
     read_splits,
     split_by_hash,
     split_name,
+    strata,
 )
 
 
@@ -22,6 +24,7 @@ class Row:
     id: str
     label: int | None
     split: str = "train"
+    labels: tuple[int, ...] | None = None
 
 
 def rows(*counts):
@@ -184,3 +187,41 @@ def test_check_known(tmp_path):
 
 def test_split_names():
     assert split_name("Validation", "") == "val"
+
+
+def several(*labels):
+    return [Row(f"c{n}", None, labels=own) for n, own in enumerate(labels)]
+
+
+def test_clips_with_several_classes_are_stratified_by_their_rarest():
+    labels = [(0, 1), (0,), (0,), (0, 1, 2), (), (1, 2), (0, 2)]
+    assert strata([None] * 7, labels) == [1, 0, 0, 1, None, 1, 2]
+    assert strata([1, None, 0], [None] * 3) == [1, None, 0]
+    clips = several(*[(0, 1)] * 10, *[(0,)] * 20, *[()] * 10)
+    carved = hold_out(clips, 0.2)
+    assert Counter((clip.split, clip.labels) for clip in carved) == {
+        ("train", (0, 1)): 8,
+        ("val", (0, 1)): 2,
+        ("train", (0,)): 16,
+        ("val", (0,)): 4,
+        ("train", ()): 8,
+        ("val", ()): 2,
+    }
+
+
+def test_a_clip_counts_for_each_of_its_classes():
+    clips = [*several((0, 1), (1,), ()), Row("t", None, "test", (0,)), Row("v", None, "val", ())]
+    assert count_classes(clips) == {0: 2, 1: 2}
+    check_classes(clips, ("a", "b"), "here")
+    with pytest.raises(ValueError, match="class 'c' has no training clip") as error:
+        check_classes(clips, ("a", "b", "c"), "here")
+    assert str(error.value) == (
+        "here: class 'c' has no training clip (0 in validation and test); the training split has "
+        "1 a, 2 b, 0 c. Add clips, or take the class off the card's words."
+    )
+    with pytest.raises(ValueError, match="class 'a' has no training clip"):
+        check_classes(several((), ()), ("a", "b"), "here")
+    assert empty_classes(clips, ("a", "b"), "here") == [
+        "here has no val clip of a, b: there is no F1 of that, and no macro F1.",
+        "here has no test clip of b: there is no F1 of that, and the macro F1 is the mean over a.",
+    ]

@@ -15,7 +15,7 @@ from rbft.batch import IGNORED
 from rbft.callbacks.pictures import Pictures
 from rbft.callbacks.results import ResultsWriter
 from rbft.clip import Clip
-from rbft.data.dataset import REPLACEMENTS, ClipDataset, Example
+from rbft.data.dataset import REPLACEMENTS, ClipDataset, Example, replacements
 from rbft.data.rationales import UNDECODABLE, RationaleStore, about
 from rbft.data.sampler import SampleSlot
 from rbft.module import RBFTModule
@@ -244,3 +244,12 @@ def test_stage_0_notes_what_it_could_not_describe(
     )
     got: Example = data[SampleSlot(1)]
     assert got.clip.id == "train_3"
+
+
+def test_a_clip_with_the_same_classes_takes_the_place_first() -> None:
+    """Few clips have the very same; then the next ones that have others do."""
+    owned = [(0, 1), (0,), (), (0, 1), (1,)]
+    made = [replace(c, label=None, labels=own) for c, own in zip(clips(5), owned, strict=True)]
+    assert replacements(made, 0, None) == [3, 1, 2, 4]
+    assert replacements(made, 4, None) == [0, 1, 2, 3]
+    assert replacements(made, 0, {made[2].id: "x"}) == [2]

@@ -573,7 +573,7 @@ def test_table_of_paths(root):
         ("path,label\na.mp4,\n", r"table\.csv, line 2: label '' is no class"),
         (
             "path,label\na.mp4,cat|dog\n",
-            r"line 2: label 'cat\|dog' is a list of classes\. Clips wit",
+            r"line 2: label 'cat\|dog' is a list of classes, but with card 'pets'",
         ),
         ("path,label\na.mp4,cat\na.mp4,dog\n", r"line 3: id 'a' stands twice \(first: .*line 2\)"),
         ("id,label\n,cat\n", r"table\.csv, line 2: id is empty; every row needs one\."),
@@ -817,3 +817,141 @@ def test_paths_that_hold_the_root_already(root, monkeypatch, inside):
     )
     touch(root, "clips/dog2.mp4")  # one that is there says that the root is meant
     assert len(read(root, table=root.parent / "t.csv", test_fraction=0.5)) == 4
+
+
+# Several classes a clip
+
+
+@pytest.fixture
+def several(root):
+    words = {"cat": "feline", "dog": "canine"}
+    prompts = {"label": "{word}?", "rationale": "?"}
+    answers = {"yes": "yes", "no": "no"}
+    Card("pets", "Vet", words, prompts, answers).save(root.parent / "card.yaml")
+    return root
+
+
+def labels(clips):
+    return {clip.id: (clip.label, clip.labels, clip.split) for clip in clips}
+
+
+def test_a_table_with_several_classes_a_clip(several, said):
+    rows = "path,labels,split\na.mp4,cat;canine,train\nb.mp4,,test\nc.mp4,dog,train\n"
+    expected = {
+        "a": (None, (0, 1), "train"),
+        "b": (None, (), "test"),
+        "c": (None, (1,), "train"),
+    }
+    assert labels(read(several, table=table(several, rows))) == expected
+    assert said[0].endswith("table.csv: 3 clips (2 train, 1 test), 1 with none of the classes.")
+    lines = [
+        {"path": "a.mp4", "label": ["dog", "cat"], "split": "train"},
+        {"path": "b.mp4", "label": [], "split": "test"},
+        {"path": "c.mp4", "label": ["canine"], "split": "train"},
+    ]
+    text = "\n".join(map(json.dumps, lines))
+    assert labels(read(several, table=table(several, text, "t.jsonl"))) == expected
+    numbers = table(several, "path,label,split\na.mp4,0|1,train\nb.mp4,,test\nc.mp4,1,train\n")
+    names = table(several, "cat\ndog\n", "names.txt")
+    assert labels(read(several, table=numbers, class_list=names)) == expected
+
+
+def test_classes_in_several_rows(several, said):
+    rows = "path,label,start,end\na.mp4,cat,0,5\na.mp4,dog,0,5\na.mp4,cat,5,9\nb.mp4,dog,,\n"
+    found = read(several, table=table(several, rows), repeats="labels", test_fraction=0.0)
+    assert labels(found) == {
+        "a_0_5": (None, (0, 1), "train"),
+        "a_5_9": (None, (0,), "train"),
+        "b": (None, (1,), "train"),
+    }
+    assert said[0] == "VideoFolder: 4 rows with the classes of 3 clips."
+    with pytest.raises(ValueError, match=r"id 'b' stands twice .* or labels \(of a clip with sev"):
+        read(several, table=table(several, "path,label\nb.mp4,dog\nb.mp4,cat\n"))
+
+
+def test_classes_in_file_names(several):
+    touch(several, "train/1_cat,dog.mp4", "test/2_.mp4", "train/3_dog.mp4")
+    found = read(several, label_regex=r"_(?P<label>.*)\.mp4")
+    assert [clip.labels for clip in found] == [(), (0, 1), (1,)]
+
+
+def test_splits_by_hash_keep_the_shares_of_the_rarest_classes(several):
+    """Clips with a rare class are parted by it, whatever else they have."""
+    rows = [f"r{n}.mp4,dog;cat" for n in range(10)] + [f"c{n}.mp4,cat" for n in range(20)]
+    rows += [f"n{n}.mp4," for n in range(10)]
+    text = "path,label\n" + "\n".join(rows) + "\n"
+    found = read(several, table=table(several, text), test_fraction=0.2)
+    assert Counter((clip.labels, clip.split) for clip in found) == {
+        ((0, 1), "train"): 8,
+        ((0, 1), "test"): 2,
+        ((0,), "train"): 16,
+        ((0,), "test"): 4,
+        ((), "train"): 8,
+        ((), "test"): 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "message"),
+    [
+        (
+            ["cat/a.mp4"],
+            {},
+            "A folder for each class (ROOT) needs clips of one class, but card 'pets' has the key "
+            "several: its clips may have several classes, or none. Name the classes of each clip "
+            "in a table (data.table).",
+        ),
+        (
+            [],
+            {"table": "path,label\na.mp4,cat\n", "repeats": "votes"},
+            "data.repeats votes needs clips of one class, but card 'pets' has the key several: its "
+            "clips may have several classes, or none.",
+        ),
+        (
+            [],
+            {"table": "path,label\na.mp4,cat\n"},
+            "TABLE: class 'dog' has no training clip (0 in validation and test); the training "
+            "split has 1 cat, 0 dog. Add clips, or take the class off the card's words.",
+        ),
+    ],
+)
+def test_what_several_classes_cannot_be(several, files, settings, message):
+    touch(several, *files)
+    given = {"test_fraction": 0.0, **settings}
+    path = several.parent / "table.csv"
+    if "table" in given:
+        given["table"] = table(several, given["table"])
+    with pytest.raises(ValueError, match="class") as error:
+        read(several, **given)
+    assert str(error.value) == message.replace("ROOT", str(several)).replace(
+        "TABLE", f"table {path}"
+    )
+
+
+def test_conversations_have_one_class(several):
+    line = {"messages": [{"role": "user", "content": "<video>?"}], "videos": ["a.mp4"]}
+    with pytest.raises(ValueError, match="key several") as error:
+        read(several, table=table(several, json.dumps(line), "talk.jsonl"))
+    assert str(error.value) == (
+        f"{several.parent / 'talk.jsonl'}, line 1: a conversation needs clips of one class, but "
+        "card 'pets' has the key several: its clips may have several classes, or none. Name the "
+        "classes of each clip in a table (data.table)."
+    )
+
+
+def test_rows_with_classes_need_a_card_that_lets_clips_have_several(root):
+    with pytest.raises(ValueError, match=r"data\.repeats labels") as error:
+        read(root, table=table(root, "path,label\na.mp4,cat\n"), repeats="labels")
+    assert str(error.value) == (
+        "data.repeats labels gives a clip the classes of all its rows, but with card 'pets' a clip "
+        "has one. Add the key several to the card (docs/own_clips.md), or set data.repeats to "
+        "segments or votes."
+    )
+
+
+def test_a_validation_split_of_clips_with_several_classes(several):
+    rows = [f"r{n}.mp4,dog;cat" for n in range(10)] + [f"c{n}.mp4,cat" for n in range(10)]
+    text = "path,label\n" + "\n".join(rows) + "\n"
+    data = video_folder(several, table=table(several, text), test_fraction=0.0, val_fraction=0.2)
+    counts = Counter((clip.labels, clip.split) for clip in data.all_clips)
+    assert counts[(0, 1), "val"] == counts[(0,), "val"] == 2

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from rbft.engines.content import AsImages, AsVideo, frames_digest
@@ -47,16 +48,21 @@ def test_a_video_arrives_bit_for_bit_with_its_times(size: tuple[int, int]) -> No
 
 
 @pytest.mark.parametrize("frames", [2, 4, 5])
-@pytest.mark.parametrize("size", [(28, 28), (56, 84), (140, 28), (336, 448)])
+@pytest.mark.parametrize("side", [28, 32])
+@pytest.mark.parametrize("grid", [(1, 1), (2, 3), (5, 1), (12, 16)])
 def test_the_processor_of_the_model_leaves_the_size_alone(
-    frames: int, size: tuple[int, int]
+    frames: int, grid: tuple[int, int], side: int
 ) -> None:
     """Against transformers: with the bounds that are sent, the resize is the identity."""
-    video = clip(frames, size)
-    content = AsVideo().content(video)
+    video = clip(frames, (grid[0] * side, grid[1] * side))
+    content = AsVideo(side).content(video)
     sent, metadata = as_vllm_reads(content.parts, content.fields)
     bounds = content.fields["mm_processor_kwargs"]
-    processor = Qwen2VLVideoProcessor(cap_pixels_per_frame=False)
+    if side == 32:  # as vLLM hands them on
+        edges = {"shortest_edge": bounds["min_pixels"], "longest_edge": bounds["max_pixels"]}
+        bounds = {"size": edges}
+    kind = Qwen2VLVideoProcessor if side == 28 else Qwen3VLVideoProcessor
+    processor = kind(cap_pixels_per_frame=False)
     pixels = torch.from_numpy(sent).permute(0, 3, 1, 2)
     with warnings.catch_warnings():  # of these names, which vLLM 0.33 takes, in transformers 5.23
         warnings.simplefilter("ignore", FutureWarning)

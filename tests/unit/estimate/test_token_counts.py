@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
+from rbft.estimate.dry_run import Plan, count_tokens_of_stages
 from rbft.estimate.flops import ClipTokens
 from rbft.estimate.token_counts import check_context, count_tokens
+from rbft.runs.folder import Run
 from tests.examples import (
     SHAPES,
+    Texts,
     Yard,
     YardFiles,
     answer_of,
@@ -16,8 +19,11 @@ from tests.examples import (
     clips,
     collator,
     examples,
+    module,
     rationale,
+    trainer,
 )
+from tests.several import Pets, pet_collator, pet_examples, pet_module
 
 LONG = ClipTokens((10, 4, 4), 40, 12, 8)
 SHORT = ClipTokens((2, 4, 4), 8, 12, 8)
@@ -37,6 +43,12 @@ class ShapedFiles(YardFiles):
 
 class Shaped(Yard):
     """The made-up benchmark."""
+
+    files_class = ShapedFiles
+
+
+class ShapedPets(Pets):
+    """The one with several classes a clip."""
 
     files_class = ShapedFiles
 
@@ -94,3 +106,33 @@ def test_a_clip_beyond_the_context_is_named():
 def test_no_number_of_frames_is_offered_where_none_fits():
     with pytest.raises(ValueError, match=r"too long\. Lower data\.max_frames, data\.fps or"):
         check_context(clips(1), {"train_0": LONG}, 19, "model.backbone tiny")
+
+
+def test_of_several_questions_the_longest_counts(tmp_path, qwen):
+    data = ShapedPets(tmp_path, {"train": 3})
+    make = pet_collator(qwen, "label")
+    found = count_tokens(data, make, data.clips("train"), {}, 8)
+    for example in pet_examples(3):
+        batch = make([example])
+        rows = answer_of(batch).lengths
+        assert len(rows) == 3
+        # The longest prompt is that of the second class, whose answer may be the shorter one.
+        assert batch.targets is not None
+        answers = [len(one) for one in batch.targets.answers]
+        prompts = [row - own for row, own in zip(rows, answers, strict=True)]
+        one = found[example.clip.id]
+        assert (one.video + one.prompt, one.answer) == (max(prompts), max(answers))
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("several", 3), ("one", 1)])
+def test_a_training_batch_has_a_row_for_each_question(tmp_path, qwen, kind, rows):
+    counts = {"train": 2, "test": 1}
+    if kind == "several":
+        data, model = ShapedPets(tmp_path, counts), pet_module(qwen)
+    else:
+        data, model = Shaped(tmp_path / "card.yaml", counts), module(qwen)
+    store = Texts({})
+    plan = Plan(data, model, trainer(tmp_path), Run(tmp_path / "run"), ["label"], store)
+    found = count_tokens_of_stages(plan)
+    assert (found["label"].answers, found["test"].answers) == (rows, 1)
+    assert len(found["label"].sequences(found["label"].tokens)) == 2 * rows

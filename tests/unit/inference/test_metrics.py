@@ -11,6 +11,7 @@ import torch
 
 from rbft.inference.metrics import (
     ClassificationMetrics,
+    MultiLabelMetrics,
     confusion_figure,
     for_json,
     macro_classes,
@@ -172,7 +173,7 @@ TWO_PROCESSES = """
 import json, os, sys
 import torch
 import torch.distributed as dist
-from rbft.inference.metrics import ClassificationMetrics
+from rbft.inference.metrics import ClassificationMetrics, MultiLabelMetrics
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -185,6 +186,16 @@ batches = [
 for batch in batches:
     metrics.update(*map(torch.tensor, batch))
 result = {"values": metrics.compute(), "confusion": metrics.confusion().tolist()}
+several = MultiLabelMetrics(("cat", "dog"))
+batches = [
+    [([[0.9, 0.1], [0.4, 0.8]], [True, True], [[1, 0], [1, 1]], [True, True]),
+     ([[0.6, 0.3]], [False], [[0, 1]], [True])],
+    [([[0.7, 0.2], [0.9, 0.9]], [True, True], [[0, 0], [1, 0]], [True, False]),
+     ([[0.9, 0.9]], [True], [[-1, -1]], [False])],
+][rank]
+for batch in batches:
+    several.update(*map(torch.tensor, batch))
+result["several"] = several.compute()
 with open(os.path.join(sys.argv[1], f"{rank}.json"), "w") as file:
     json.dump(result, file)
 dist.barrier()
@@ -210,10 +221,16 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         process.wait(timeout=120)
 
     one = score([0, 2, 1, 1], [0, 1, 1, 0])
+    several = MultiLabelMetrics(("cat", "dog"))
+    shares = torch.tensor([[0.9, 0.1], [0.4, 0.8], [0.6, 0.3], [0.7, 0.2]])
+    has = torch.tensor([[1, 0], [1, 1], [0, 1], [0, 0]])
+    several.update(shares, torch.tensor([True, True, False, True]), has, has[:, 0] > -1)
     for rank in range(2):
         result = json.loads((tmp_path / f"{rank}.json").read_text())
         assert result["values"] == one.compute()
         assert result["confusion"] == one.confusion().tolist()
+        assert result["several"] == several.compute()
+        assert result["several"]["n"] == 4
 
 
 def test_figure() -> None:
@@ -241,3 +258,26 @@ def test_figure_with_unparsed_answers_and_an_empty_row(tmp_path: Path) -> None:
     assert texts[:4] == ["1\n25.0%", "0\n0.0%", "0\n0.0%", "3\n75.0%"]
     assert texts[8:] == ["0\n0.0%"] * 4
     assert (tmp_path / "confusion.png").stat().st_size > 1000
+
+
+def test_several_classes_a_clip() -> None:
+    metrics, yes = MultiLabelMetrics(("cat", "dog")), torch.tensor([True, True])
+    metrics.update(torch.tensor([[0.5, 0.4], [0.6, 0.9]]), yes, torch.tensor([[1, 0], [1, 1]]), yes)
+    found = metrics.compute()
+    assert (found["accuracy"], found["n"], found["unparsed"]) == (1, 2, 0)
+    assert all(type(value) is float for value in found.values())
+    # A clip that cannot be decoded: none of its classes is found, and no other is said of it.
+    metrics.update(torch.tensor([[0.9, 0.9]]), yes[:1] < 0, torch.tensor([[1, 0]]), yes[:1])
+    found = metrics.compute()
+    assert found["f1/cat"] == pytest.approx(2 * 2 / (3 + 2))
+    assert found["f1/dog"] == 1
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    metrics.reset()
+    metrics.update(torch.zeros(1, 2), yes[:1], torch.tensor([[-1, 0]]), ~yes[:1])
+    assert metrics.compute()["n"] == 0
+    with pytest.raises(ValueError, match="without labels") as error:
+        metrics.update(torch.tensor([[0.9, 0.9]]), yes[:1], torch.tensor([[-1, -1]]), yes[:1])
+    assert str(error.value) == (
+        "Cannot score a clip without labels: a scored clip needs a list of its classes, which may "
+        "be empty. Use predict for clips without labels."
+    )

@@ -155,3 +155,28 @@ def test_a_class_without_clips_has_no_f1():
 
 def test_nothing_scored():
     assert result_table([]) == "No results yet."
+
+
+def test_clips_with_several_classes():
+    metrics = {
+        "accuracy": 0.5, "f1/cat": 0.8, "f1/dog": None, "f1/macro": 0.8, "f1/micro": 0.75,
+        "ap/macro": 0.9,
+    }  # fmt: skip
+    result = {
+        "several": True,
+        "classes": {"cat": 3, "dog": 0},
+        "metrics": metrics,
+        "majority": {**metrics, "accuracy": 0.25, "ap/macro": 0.4},
+        "intervals": {"accuracy": {"low": 0.2, "high": 0.8}},
+        "n_unparsed": 1,
+        "n_scored": 4,
+    }
+    assert result_table([(title_of("label"), result)]).splitlines()[1:] == [
+        "                   accuracy       F1 cat  F1 dog  F1 macro  F1 micro   mAP",
+        "--------------------------------------------------------------------------",
+        "most frequent set  25.0             80.0       -      80.0      75.0  40.0",
+        "Stage II (labels)  50.0 [20, 80]    80.0       -      80.0      75.0  90.0",
+        "--------------------------------------------------------------------------",
+        "4 clips. In brackets: 95 % interval.",
+        "Coverage of Stage II (labels): 75.0 % (1 of 4 without an answer).",
+    ]

@@ -201,3 +201,18 @@ def test_settings_are_read_by_dotted_name(run):
     assert found.setting("model.learning_rate") == written["model"]["learning_rate"]
     assert found.setting("stages") == ["label"]
     assert found.setting("no.such") is None
+
+
+def test_a_run_of_clips_with_several_classes_is_named_and_not_shown(run):
+    file = run / "label/test.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "several": True}))
+    found = problems(run)
+    (said,) = [text for where, text in found.items() if where.endswith("label/test.json")]
+    assert said == (
+        "is of a card with the key several: clips that may have several classes are not in the "
+        "report; the file itself has all figures"
+    )
+    (one,) = gather(run.parent, [run.name]).runs
+    assert one.state == "not shown: its clips may have several classes"
+    assert one.final is None
