@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from rbft.backbone.adapters import LoRA, check_adapters
+from rbft.backbone.adapters import LoRA, check_adapters, check_targets
 from rbft.backbone.attention import forward_inputs
 from rbft.backbone.embeddings import VIDEO_INDICES, VIDEO_SOURCES, flatten_hidden_states
 from rbft.backbone.loader import BackboneLoader
@@ -124,9 +124,9 @@ class RBFTModule(BackboneModule):
             installed.
         cudnn_attention: Let torch take cuDNN's attention on a GPU. It plans anew for every length
             of clip and text, so it is off; to be turned on where it was measured to be faster.
-        lora: Train LoRA adapters (rank, alpha, dropout) on the language model's blocks instead of
-            its weights; the vision tower must be frozen, the merger may train. null trains the
-            weights.
+        lora: Train LoRA adapters (rank, alpha, dropout; peft's use_dora, use_rslora, target_modules
+            and layers_to_transform) on the language model's blocks instead of its weights; the
+            vision tower must be frozen, the merger may train. null trains the weights.
         quantize: Store the frozen weights of the language model's blocks in 4 bits (nf4 of
             bitsandbytes); null stores them as trainer.precision says.
         answer_weight: Weight of the class's tokens in the loss, in stages that learn a rationale
@@ -256,6 +256,9 @@ class RBFTModule(BackboneModule):
         """Refuses settings that cannot be trained; loads nothing."""
         loader = self.loader
         check_adapters(loader.lora, loader.quantize, loader.weights, self.learning_rates)
+        check_targets(
+            loader.lora, loader.weights, self.family, self.config, lambda: loader.linear_layers
+        )
 
     def setup(self, stage: str) -> None:
         """Refuses settings that cannot be trained."""

@@ -62,8 +62,10 @@ def single_frame(clip: Clip, frame: int, fps: float) -> Clip:
         frame: Number of the frame in the file.
         fps: Frames per second of the file.
     """
-    start, end = ((frame + side) / fps for side in (-0.25, 0.25))
     name = f"{clip.id} frame {frame}"
+    if clip.images is not None:
+        return Clip(name, clip.images.files[frame], None, "predict")
+    start, end = ((frame + side) / fps for side in (-0.25, 0.25))
     return Clip(name, clip.path, None, "predict", start=max(0.0, start), end=end)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from rbft.runs.folder import ADAPTER, CARD, PROVENANCE, Run, read_provenance
+from rbft.runs.folder import ADAPTER, CARD, PROVENANCE, Run, base_source, read_provenance
 from rbft.runs.inference import INFERENCE, inference_options
 from rbft.runs.record import SETTINGS
 from rbft.runtime.experiment_file import read_chain
@@ -18,6 +18,7 @@ from rbft.stages import stage_names
 
 SELF_CONTAINED = ("predict", "demo")  # commands that a weights folder is enough for
 WEIGHTS, CONFIGS, VIDEOS = "--weights", ("--config", "-c"), ("--videos", "--videos+")
+ADAPTERS = ("--adapters", "--adapters+")
 BACKBONE = "--model.backbone"
 NAMES = ("run", "backbone")  # what --weights may be besides a folder; both need an experiment
 DATA = "rbft.data.unlabelled.Unlabelled"
@@ -45,12 +46,13 @@ def last_stage(folder: Path) -> str:
     return done[-1]
 
 
-def find_weights_folder(given: Path) -> Path:
+def find_weights_folder(given: Path, option: str = WEIGHTS) -> Path:
     """The weights folder that is meant.
 
     Args:
         given: A weights folder, the folder of a stage that holds one, or that of a run, whose last
             finished stage is taken.
+        option: What named it, for messages.
 
     Raises:
         ValueError: If it is none of these, or no stage of the run is finished.
@@ -63,7 +65,7 @@ def find_weights_folder(given: Path) -> Path:
         return Run(given).weights(last_stage(given))
     if not given.exists():
         raise ValueError(
-            f"--weights {given} does not exist. Give a folder that rbft left: that of a run "
+            f"{option} {given} does not exist. Give a folder that rbft left: that of a run "
             "(lightning_logs/<run>), one of its weights folders (<run>/<stage>/weights), or one "
             "that export wrote."
         )
@@ -73,11 +75,11 @@ def find_weights_folder(given: Path) -> Path:
     if alone:
         stages = ", ".join(file.parents[1].name for file in alone)
         raise ValueError(
-            f"--weights {given} holds weights of several stages ({stages}). Name one of them: "
-            f"--weights {alone[-1].parent}."
+            f"{option} {given} holds weights of several stages ({stages}). Name one of them: "
+            f"{option} {alone[-1].parent}."
         )
     raise ValueError(
-        f"--weights {given} is no weights folder of rbft: it holds no {PROVENANCE}. Give a folder "
+        f"{option} {given} is no weights folder of rbft: it holds no {PROVENANCE}. Give a folder "
         "that rbft left: that of a run (lightning_logs/<run>), one of its weights folders "
         "(<run>/<stage>/weights), or one that export wrote. For a backbone that rbft did not "
         "train, name an experiment (--config) and --weights backbone."
@@ -123,7 +125,7 @@ def own_options(folder: Path, *, backbone: bool = True) -> list[str]:
             f"on. Name them: {BACKBONE} FOLDER."
         )
     # An id of the hub has one slash and no folder need exist.
-    name = Path(base["name"])
+    name = Path(base_source(folder, base))
     if not name.is_dir() and (name.is_absolute() or len(name.parts) != 2):
         raise ValueError(
             f"weights folder {folder} is an adapter of {name} (fingerprint {base['fingerprint']}), "
@@ -135,8 +137,8 @@ def own_options(folder: Path, *, backbone: bool = True) -> list[str]:
 def with_own_settings(args: Sequence[str]) -> list[str]:
     """A command line of `predict` or `demo` with what the named weights folder says of itself.
 
-    It stands first, so that everything that is given wins over it. Where an experiment is named,
-    nothing is added.
+    That of `export` too, of `--adapters` with what the first of them says. It stands first, so that
+    everything that is given wins over it. Where an experiment is named, nothing is added.
 
     Args:
         args: The command line behind the program's name.
@@ -145,6 +147,8 @@ def with_own_settings(args: Sequence[str]) -> list[str]:
         ValueError: If neither weights nor an experiment are named, or see `find_weights_folder` and
             `own_options`.
     """
+    if args[:1] == ["export"]:
+        return _with_base(args)
     if not args or args[0] not in SELF_CONTAINED:
         return [*args]
     command, *rest = args
@@ -166,6 +170,48 @@ def with_own_settings(args: Sequence[str]) -> list[str]:
             "predict needs videos: add --videos with files, folders, patterns or a list of them."
         )
     folder = find_weights_folder(Path(weights[0]))
+    return [command, *own_options(folder, backbone=not _values(rest, BACKBONE)), *rest]
+
+
+def named_folders(given: Sequence[str]) -> dict[str, Path]:
+    """Weights folders by name, as `--adapters` gives them.
+
+    Args:
+        given: Each NAME=FOLDER, or a folder alone, which is called as its run is.
+
+    Raises:
+        ValueError: If one is no weights folder, or two have one name.
+    """
+    folders: dict[str, Path] = {}
+    for one in given:
+        name, sign, path = one.partition("=")
+        if not sign or Path(one).exists():
+            name, path = "", one
+        folder = find_weights_folder(Path(path), ADAPTERS[0])
+        name = name or (read_provenance(folder) or {}).get("run") or folder.name
+        if name in folders:
+            raise ValueError(
+                f"{ADAPTERS[0]} has the name '{name}' twice ({folders[name]} and {folder}). Give "
+                "each a name of its own: NAME=FOLDER."
+            )
+        folders[name] = folder
+    return folders
+
+
+def _with_base(args: Sequence[str]) -> list[str]:
+    """A command line of `export` with what its adapter, or the first of them, says of itself."""
+    command, *rest = args
+    adapters, weights = _values(rest, *ADAPTERS), _values(rest, WEIGHTS)[-1:]
+    if _names_experiment(rest) or not (adapters or (weights and weights[0] not in NAMES)):
+        return [*args]
+    if adapters:
+        first = adapters[0]
+        listed = yaml.safe_load(first) if first.startswith("[") else [first]
+        folder = next(iter(named_folders(listed[:1]).values()), None)
+    else:
+        folder = find_weights_folder(Path(weights[0]))
+    if folder is None:  # an empty list, of which the command says what is missing
+        return [*args]
     return [command, *own_options(folder, backbone=not _values(rest, BACKBONE)), *rest]
 
 

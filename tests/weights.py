@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rbft.backbone.adapters import LoRA, add_adapters, base_note
 from rbft.backbone.loading import fingerprint, load_model
 from rbft.backbone.positions import POSITION_RULE
@@ -13,6 +15,7 @@ from rbft.runtime.files import write_json
 from tests.examples import CARD
 from tests.tiny import tiny_processor
 
+LORA = LoRA(rank=4, alpha=8)
 NOTE: dict[str, Any] = {
     "data.fps": 2.0,
     "data.num_frames": None,
@@ -48,13 +51,31 @@ def whole_weights(folder: Path, backbone: Path, /, **facts: Any) -> Path:
     return _note(folder, backbone, **facts)
 
 
-def adapter(folder: Path, backbone: Path, /, **facts: Any) -> Path:
-    """A folder with an adapter that changes what the backbone says."""
+def adapter(
+    folder: Path,
+    backbone: Path,
+    /,
+    lora: LoRA = LORA,
+    *,
+    merger: bool = True,
+    noise: float | None = None,
+    **facts: Any,
+) -> Path:
+    """A folder with an adapter that changes what the backbone says.
+
+    Args:
+        folder: What is made.
+        backbone: Its base.
+        lora: Its options.
+        merger: Whether the merger was trained with it.
+        noise: Standard deviation of what is added to its weights; None adds the same to all.
+        **facts: Further entries of the note, in place of those that there are.
+    """
     model: Any = load_model(str(backbone), "sdpa", False)
-    add_adapters(model, LoRA(rank=4, alpha=8), None, merger=True)
+    add_adapters(model, lora, None, merger=merger)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data += 0.05
+            parameter.data += 0.05 if noise is None else noise * torch.randn_like(parameter)
     model.save_pretrained(folder)
     tiny_processor("qwen2_5_vl").save_pretrained(folder)
     return _note(folder, backbone, **{"base": base_note(str(backbone)), **facts})

@@ -18,6 +18,8 @@ COLUMN_NAMES = {
     "text": ("text",),
     "reference": ("reference",),
     "url": ("url",),
+    "times": ("times",),
+    "fps": ("fps",),
 }
 LABEL, TABLE = "label", "table"  # what patterns may name besides columns
 

@@ -24,6 +24,10 @@ class Entry:
         text: Its own text, for prompts.
         reference: A human rationale.
         url: Where the file can be had.
+        images: The images that are its frames, from the root on; None where its path is a file or a
+            folder.
+        times: When each image of it is shown, in seconds.
+        fps: Images of it per second.
         labels: Indices of all its classes where it may have several, else None.
     """
 
@@ -37,6 +41,9 @@ class Entry:
     text: str = ""
     reference: str | None = None
     url: str | None = None
+    images: tuple[str, ...] | None = None
+    times: tuple[float, ...] | None = None
+    fps: float | None = None
     labels: tuple[int, ...] | None = None
 
 

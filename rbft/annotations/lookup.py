@@ -6,11 +6,13 @@ user named.
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rbft.annotations.tables import shown
+from rbft.clip import IMAGE_SUFFIXES
 
 # What files of moving pictures are called, of every container that FFmpeg opens by itself.
 # Pictures, sound and subtitles are not among them, nor raw frames, whose size no file tells.
@@ -39,10 +41,12 @@ class VideoLookup:
 
     Args:
         root: The folder of the videos. It may not exist: then every video is missing.
+        images: Where there is no video: clips also finds `<root>/<id>.jpg` (or another image),
+            frames `<root>/<id>/`, if it holds only images. None finds neither.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, images: Literal["clips", "frames"] | None = None) -> None:
+        self.root, self.images = root, images
         self._folders: dict[Path, _Listing] = {}
 
     def find(self, clip_id: str) -> Path:
@@ -64,13 +68,24 @@ class VideoLookup:
                 f"id {shown(clip_id)}: several videos could be meant: "
                 f"{', '.join(str(path) for path in sorted(found))}. Keep one of them."
             )
-        if not found:
-            return named.with_name(f"{named.name}.mp4")
-        return found[0]
+        if found:
+            return found[0]
+        if self.images == "frames" and named.name in beside.folders:
+            own = self._list(named)
+            if own.images and not own.folders:
+                return named
+        stills = beside.images.get(named.name, []) if self.images == "clips" else []
+        if len(stills) > 1:
+            raise ValueError(
+                f"id {shown(clip_id)}: several images could be meant: "
+                f"{', '.join(str(named.parent / name) for name in sorted(stills))}. Keep one of "
+                "them."
+            )
+        return named.parent / stills[0] if stills else named.with_name(f"{named.name}.mp4")
 
     def _list(self, folder: Path) -> "_Listing":
         if folder not in self._folders:
-            listing = _Listing({}, set())
+            listing = _Listing({}, {}, set())
             try:
                 with os.scandir(folder) as entries:
                     for entry in entries:
@@ -78,6 +93,8 @@ class VideoLookup:
                             listing.folders.add(entry.name)
                         elif _is_video(entry):
                             listing.videos.setdefault(Path(entry).stem, []).append(entry.name)
+                        elif _is_image(entry):
+                            listing.images.setdefault(Path(entry).stem, []).append(entry.name)
             except FileNotFoundError:
                 pass
             except OSError as error:
@@ -91,6 +108,7 @@ class VideoLookup:
 @dataclass(frozen=True)
 class _Listing:
     videos: dict[str, list[str]]  # stem -> file names
+    images: dict[str, list[str]]
     folders: set[str]
 
 
@@ -158,6 +176,21 @@ class FolderContent:
     others: list[Path]
     hidden: int
 
+    @property
+    def images(self) -> list[Path]:
+        """Those of the others that are called like images, sorted."""
+        return [path for path in self.others if path.suffix.lower() in IMAGE_SUFFIXES]
+
+    def with_clips(self, found: Iterable[Path]) -> "FolderContent":
+        """The same, in which images or folders of them are clips as videos are.
+
+        Args:
+            found: Images, or folders that hold only images.
+        """
+        clips = {*found}
+        others = [path for path in self.others if not clips & {path, path.parent}]
+        return FolderContent(sorted([*self.videos, *clips]), others, self.hidden)
+
     def unused_videos(self) -> str:
         """What is no video, by ending and count ("3 files that are no videos: 2 .txt, 1 .md")."""
         kinds = [count_endings(self.others)] if self.others else []
@@ -212,9 +245,10 @@ def list_videos(root: Path) -> FolderContent:
 
 
 def without_suffix(path: str) -> str:
-    """The path without its video suffix; any other ending stays."""
+    """The path without its ending, if that is one of videos or images; any other stays."""
     suffix = Path(path).suffix
-    return path.removesuffix(suffix) if suffix.lower() in VIDEO_SUFFIXES else path
+    known = suffix.lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
+    return path.removesuffix(suffix) if known else path
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -223,9 +257,17 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_video(entry: os.DirEntry[str]) -> bool:
+    return _ends_in(entry, VIDEO_SUFFIXES)
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return _ends_in(entry, IMAGE_SUFFIXES)
+
+
+def _ends_in(entry: os.DirEntry[str], suffixes: Sequence[str]) -> bool:
     # A broken link is a missing video; a pipe or a device is none at all (opening one can hang).
     return (
         not entry.name.startswith(".")
-        and Path(entry).suffix.lower() in VIDEO_SUFFIXES
+        and Path(entry).suffix.lower() in suffixes
         and (entry.is_symlink() or entry.is_file())
     )

@@ -6,8 +6,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from rbft.annotations.images import (
+    ImagesAre,
+    frames_per_second,
+    images_of,
+    images_of_row,
+    listed_images,
+    listed_times,
+    with_images,
+)
 from rbft.annotations.lookup import VIDEO_SUFFIXES, count_endings, list_videos
-from rbft.annotations.tables import read_table, read_text, shown
+from rbft.annotations.tables import TableRow, read_table, read_text, shown
+from rbft.clip import Images
 
 LISTS = (".txt", ".csv")
 PATH_COLUMNS = ("path", "file_name", "video", "video_path")
@@ -17,7 +27,12 @@ COMMENT = "#"
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 
 
-def find_videos(given: Sequence[Path]) -> tuple[list[tuple[str, Path]], list[str]]:
+Found = tuple[str, Path | Images]  # name, and file or images
+
+
+def find_videos(
+    given: Sequence[Path], images: ImagesAre | None = None, image_fps: float | None = None
+) -> tuple[list[Found], list[str]]:
     """Which videos are meant, and what in the folders is none.
 
     Args:
@@ -25,22 +40,25 @@ def find_videos(given: Sequence[Path]) -> tuple[list[tuple[str, Path]], list[str
             `[...]`, `**` for any depth) where the shell has left them, and lists: a .txt file with
             one path a line, where lines that begin with # say nothing, or a .csv table with a
             column `path` (or file_name, video, video_path) and, if you like, `id`. Paths in a list
-            count from the list's folder. A listed file need not exist.
+            count from the list's folder. A listed file need not exist; it may be a still image, or
+            a folder or list of images, with `times` or `fps` in a table.
+        images: What images in folders are, see `rbft.data.base.VideoDataModule`.
+        image_fps: Images per second of folders that do not say.
 
     Returns:
-        Name and path of the videos, in order, and a note for each folder or pattern that holds
-        other files, and for videos that are named twice.
+        Name and path or images of the videos, in order, and a note for each folder or pattern that
+        holds other files, and for videos that are named twice.
 
     Raises:
         ValueError: If a given path does not exist or is a URL, a pattern fits nothing, a list
             cannot be read, or nothing is found.
     """
-    found: list[tuple[str, Path]] = []
+    found: list[Found] = []
     notes: list[str] = []
     for path in given:
         refuse_url(path, "--videos ")
         for one in _matches(path, notes):
-            found += _videos_of(one, notes)
+            found += _videos_of(one, notes, images, image_fps)
     if not found:
         raise ValueError(
             " ".join(
@@ -52,9 +70,10 @@ def find_videos(given: Sequence[Path]) -> tuple[list[tuple[str, Path]], list[str
                 ]
             )
         )
-    counts = Counter(path for _, path in found)
+    counts = Counter(source for _, source in found)
     if again := len(found) - len(counts):
-        twice = counts.most_common(1)[0][0]
+        most = counts.most_common(1)[0][0]
+        twice = most.name if isinstance(most, Images) else most
         files = f"{again} file{'s' * (again > 1)}"
         notes.append(f"--videos names {files} again (first: {twice}); each counts once.")
     return found, notes
@@ -102,25 +121,38 @@ def _matches(path: Path, notes: list[str]) -> list[Path]:
     return [one for one in matches if one not in set(others)]
 
 
-def _videos_of(path: Path, notes: list[str]) -> list[tuple[str, Path]]:
+def _videos_of(
+    path: Path, notes: list[str], images: ImagesAre | None, image_fps: float | None
+) -> list[Found]:
     """Name and path of the videos that a file, a folder or a list stands for."""
     if path.is_dir():
-        content = list_videos(path)
+        content = with_images(list_videos(path), images)
+        if not content.videos and content.images and images is None:
+            raise ValueError(
+                f"--videos {path} holds {len(content.images)} images and no video. Say what they "
+                "are: --data.images clips (each is one), or frames (those of a folder are one, "
+                "with --data.image_fps)."
+            )
         if others := content.unused_videos():
             notes.append(f"--videos {path}: left alone {others}.")
-        return [(str(file), file) for file in content.videos]
+        return [_found(str(file), file, image_fps) for file in content.videos]
     if path.suffix.lower() in LISTS:
-        return list(_listed(path))
+        return list(_listed(path, image_fps))
     return [(str(path), path)]
 
 
-def _listed(file: Path) -> Iterator[tuple[str, Path]]:
+def _found(name: str, path: Path, image_fps: float | None) -> Found:
+    """A video or still, or the images of a folder."""
+    return name, images_of_row(path.parent, path, None, None, image_fps) or path
+
+
+def _listed(file: Path, image_fps: float | None) -> Iterator[Found]:
     if file.suffix.lower() == ".txt":
         for number, line in enumerate(read_text(file).splitlines(), 1):
             if (name := line.strip()) and not name.startswith(COMMENT):
                 refuse_url(Path(name), f"{file}, line {number}: ")
                 path = file.parent / name
-                yield str(path), path
+                yield _found(str(path), path, image_fps)
         return
     for row in read_table(file):
         column = next((name for name in PATH_COLUMNS if name in row.values), None)
@@ -129,6 +161,26 @@ def _listed(file: Path) -> Iterator[tuple[str, Path]]:
                 f"{row.where}: no column {' or '.join(PATH_COLUMNS)}; the columns there are "
                 f"{', '.join(map(shown, row.values))}."
             )
-        refuse_url(Path(row.text(column)), f"{row.where}: ")
-        path = file.parent / row.text(column)
-        yield row.text("id", default=str(path)), path
+        listed = listed_images(row, column)
+        first = row.text(column) if listed is None else listed[0]
+        refuse_url(Path(first), f"{row.where}: ")
+        path = file.parent / first
+        try:
+            found = _images_of_row(row, file.parent, path, listed, image_fps)
+        except ValueError as error:
+            raise ValueError(f"{row.where}: {error}") from error
+        name = str(path) if found is None else found.name
+        yield row.text("id", default=name), found or path
+
+
+def _images_of_row(
+    row: TableRow, folder: Path, path: Path, listed: list[str] | None, image_fps: float | None
+) -> Images | None:
+    """The images of a row, which may lie anywhere, as videos may; None where its path is a file."""
+    if listed is None and not path.is_dir():
+        return None
+    times, fps = listed_times(row, "times"), frames_per_second(row, "fps")
+    fps = image_fps if fps is None else fps
+    if listed is None:
+        return images_of_row(folder, path, None, times, fps)
+    return images_of(path, [folder / name for name in listed], fps=fps, times=times)

@@ -3,39 +3,73 @@
 The backbone keeps its class, and its parameters keep their names with peft's suffix.
 """
 
+import re
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rbft.backbone.family import FAMILIES
+from rbft.backbone.family import FAMILIES, Family
 from rbft.backbone.kernels import leave_casts_to_autocast
 from rbft.backbone.loading import fingerprint, frozen_dtype
-from rbft.runs.folder import ADAPTER, read_provenance
+from rbft.backbone.targets import check_choice, check_layers, target_pattern
+from rbft.runs.folder import ADAPTER, base_source, read_provenance
 from rbft.runtime.ranges import check_ranges
 
 CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 PREFIX = "base_model.model."  # before every name in a peft file
+# What peft's LoraConfig may say of an adapter. All else of it (biases that train, adapters on
+# embeddings, other starts, which change the base) must be as it is by default.
+TAKEN = {
+    *("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("modules_to_save", "task_type", "inference_mode", "peft_type", "revision"),
+    *("base_model_name_or_path", "auto_mapping", "peft_version", "runtime_config"),
+}
+STARTS = (True, False, "gaussian")  # of init_lora_weights: those that leave the base as it is
+MERGE = "Merge it into whole weights with peft (merge_and_unload), and start from those."
+# Where an adapter's layers may be, by a part of their names.
+PLACES = (".language_model.layers.", ".visual.")
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """Adapters W + alpha / rank * B A on all linear layers of the language model's blocks.
+    """Adapters W + alpha / rank * B A on linear layers of the language model's blocks, as in peft.
 
     Args:
         rank: Rank of each adapter.
         alpha: Scale of the adapters, divided by the rank.
         dropout: Dropout of each adapter's inputs in training.
+        use_dora: Weight-decomposed adapters (DoRA): the norm of each row of a layer's weights
+            trains by itself. They cost more time and memory; vLLM cannot serve them unmerged.
+        use_rslora: Divide alpha by the square root of the rank instead (rank-stabilised LoRA).
+        target_modules: Which layers of the blocks have adapters: names, [q_proj, v_proj], or a
+            regular expression of the whole name; null takes all linear layers.
+        layers_to_transform: Numbers of the blocks with adapters, from 0; null takes all.
     """
 
     rank: int = 64
     alpha: int = 128
     dropout: float = 0.0
+    use_dora: bool = False
+    use_rslora: bool = False
+    target_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | None = None
 
     def __post_init__(self) -> None:
         check_ranges("model.lora.", vars(self))
+        check_choice(self.target_modules, self.layers_to_transform)
+
+    def targets(self, every: str) -> str:
+        """The layers with adapters, as a regular expression of their whole names.
+
+        Args:
+            every: That of all layers that may have some, `Family.targets`.
+        """
+        return target_pattern(every, self.target_modules, self.layers_to_transform)
 
 
 def is_adapter(weights: Path | None) -> bool:
@@ -62,16 +96,16 @@ def find_base(backbone: str, weights: Path | None) -> str:
     note = (read_provenance(weights) or {}).get("base")
     if note is None:  # peft's own, from elsewhere
         return backbone
-    found = {}
-    for source in (backbone, note["name"]):
+    found, noted = {}, base_source(weights, note)
+    for source in (backbone, noted):
         with suppress(OSError, ValueError):
             found[source] = fingerprint(source)
             if found[source] == note["fingerprint"]:
                 return source
     raise ValueError(
-        f"weights folder {weights} is an adapter of {note['name']} ({note['fingerprint']}), but "
+        f"weights folder {weights} is an adapter of {noted} ({note['fingerprint']}), but "
         f"model.backbone {backbone} is {found.get(backbone, 'not to be read')} and "
-        f"{note['name']} is {found.get(note['name'], 'not to be read')}. Set model.backbone to the "
+        f"{noted} is {found.get(noted, 'not to be read')}. Set model.backbone to the "
         "weights that the adapter was trained on."
     )
 
@@ -135,14 +169,66 @@ def check_adapters(
             "(model.lora) the vision tower is frozen. Set model.vision_learning_rate to 0, or "
             "model.lora to null to train all weights."
         )
-    if is_adapter(weights):
-        config: Any = _read_config(weights)
-        if (config.r, config.lora_alpha) != (lora.rank, lora.alpha):
-            raise ValueError(
-                f"model.weights {weights} is an adapter of rank {config.r} and alpha "
-                f"{config.lora_alpha}, but model.lora asks for rank {lora.rank} and alpha "
-                f"{lora.alpha}. An adapter is trained on as it is: set model.lora to its values."
+    if weights is not None and is_adapter(weights):
+        config = read_config(weights)
+        own = {"rank": config.r, "alpha": config.lora_alpha}
+        own |= {"use_dora": config.use_dora, "use_rslora": config.use_rslora}
+        asked = {name: getattr(lora, name) for name in own}
+        if own != asked:
+            shown = [name for name in own if name in ("rank", "alpha") or own[name] != asked[name]]
+            found, wanted = (
+                _listed([f"{name} {str(one[name]).lower()}" for name in shown])
+                for one in (own, asked)
             )
+            raise ValueError(
+                f"model.weights {weights} is an adapter of {found}, but model.lora asks for "
+                f"{wanted}. An adapter is trained on as it is: set model.lora to its values."
+            )
+
+
+def check_targets(
+    lora: LoRA | None,
+    weights: Path | None,
+    family: Family,
+    config: Any,
+    linear_layers: Callable[[], Sequence[str]],
+) -> None:
+    """Refuses layers that the backbone does not have or that an adapter is not of.
+
+    Args:
+        lora: The adapters to train; None trains none.
+        weights: Weights folder to start from.
+        family: The backbone's family.
+        config: The backbone's configuration.
+        linear_layers: Gives the names of the backbone's linear layers; asked where they matter.
+
+    Raises:
+        ValueError: Naming the setting, and what there is.
+    """
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    if lora is None:
+        return
+    pattern = lora.targets(family.targets)
+    if pattern != family.targets:
+        check_layers(linear_layers(), family.targets, lora.target_modules, lora.layers_to_transform)
+    if weights is None or not is_adapter(weights):
+        return
+    known = read_config(weights, family.mergers(config))
+    if known.target_modules == pattern and not known.exclude_modules:
+        return
+    names = linear_layers()
+    own = {name for name in names if check_target_module_exists(known, name)}
+    wanted = {name for name in names if re.fullmatch(pattern, name)}
+    if own != wanted:
+        said = known.target_modules
+        said = sorted(said) if isinstance(said, set) else said
+        raise ValueError(
+            f"model.weights {weights} is an adapter of {len(own)} linear layers, but model.lora "
+            f"asks for {len(wanted)} (first that differs: {min(own ^ wanted)}). An adapter is "
+            "trained on as it is: set model.lora.target_modules and "
+            f"model.lora.layers_to_transform to its layers (in its {CONFIG}: {said})."
+        )
 
 
 def weights_dtype(
@@ -198,19 +284,32 @@ def add_adapters(
     from safetensors.torch import load_file
 
     family = FAMILIES[model.config.model_type]
-    config: Any = None if weights is None else _read_config(weights)
-    if lora is not None:
-        merger = merger or bool(config and config.modules_to_save)
+    mergers = family.mergers(model.config)
+    if weights is None:
+        assert lora is not None
         config = LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules=family.targets,
-            modules_to_save=family.mergers(model.config) if merger else None,
+            use_dora=lora.use_dora,
+            use_rslora=lora.use_rslora,
+            target_modules=lora.targets(family.targets),
+            modules_to_save=mergers if merger else None,
             task_type="CAUSAL_LM",
         )
+    else:
+        config = read_config(weights, mergers)
+        if lora is not None:
+            config.lora_dropout = lora.dropout
+            config.modules_to_save = config.modules_to_save or (mergers if merger else None)
     config.inference_mode = False  # peft would keep the values in the frozen weights' dtype
     model.add_adapter(config)
+    adapted = [name for name, part in model.named_modules() if hasattr(part, "lora_A")]
+    if other := [name for name in adapted if not any(place in name for place in PLACES)]:
+        raise ValueError(
+            f"{weights} is an adapter of {other[0]}, but rbft takes adapters of the language "
+            f"model's blocks and of the vision tower alone. {MERGE}"
+        )
     for parameter in model.parameters():
         if parameter.requires_grad:
             # Not the dtype of the frozen weights: half precision loses small updates.
@@ -235,7 +334,52 @@ def add_adapters(
     set_peft_model_state_dict(model, state)
 
 
-def _read_config(folder: Path | None) -> Any:
-    from peft import PeftConfig
+def read_config(folder: Path, mergers: Sequence[str] | None = None) -> Any:
+    """The LoraConfig of peft in an adapter folder.
 
-    return PeftConfig.from_pretrained(str(folder))
+    Args:
+        folder: The weights folder.
+        mergers: The modules of the backbone that may have been trained with it, `Family.mergers`;
+            None takes any.
+
+    Raises:
+        ValueError: If it is of a kind that rbft does not take; names what it is.
+    """
+    from peft import LoraConfig, PeftConfig
+
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(
+            f"{folder} holds {CONFIG} but no {WEIGHTS}. Save the adapter again with peft's "
+            "save_pretrained, which writes it."
+        )
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig):
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise ValueError(
+            f"{folder} is an adapter of peft_type {kind}, but rbft takes LORA alone (LoRA, rsLoRA, "
+            f"DoRA). {MERGE}"
+        )
+    other: dict[str, Any] = {}
+    for one in fields(LoraConfig):
+        value = getattr(config, one.name)
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        if value and one.name not in TAKEN and value != default:
+            other[one.name] = value
+    if config.init_lora_weights in STARTS:
+        other.pop("init_lora_weights", None)
+    saved = () if mergers is None else config.modules_to_save or ()
+    if beside := [
+        n for n in saved if not any(f".{n}".endswith(f".{one}") for one in mergers or ())
+    ]:
+        other["modules_to_save"] = beside
+    for name, value in other.items():
+        raise ValueError(
+            f"{folder} is an adapter with {name} {value}, which rbft does not take. {MERGE}"
+        )
+    return config
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """Words as in a sentence: a, b and c."""
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last

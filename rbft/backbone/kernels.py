@@ -91,14 +91,17 @@ def leave_casts_to_autocast(model: Any) -> None:
 
     peft casts them to the 32 bits of the adapter, and autocast casts them back: the same bits after
     two passes over memory. With weights in 4 bits, peft leaves the casts to autocast by itself. Old
-    versions of peft always cast.
+    versions of peft always cast. DoRA keeps the casts: the dtype of its input is that in which it
+    takes the norms of the weights.
 
     Args:
         model: The backbone with adapters; it must run under autocast.
     """
     for module in model.modules():
         # As peft.helpers.disable_input_dtype_casting does, but not only in a context.
-        if hasattr(module, CASTS) and not hasattr(module.base_layer.weight, "quant_state"):
+        if not hasattr(module, CASTS) or any(module.use_dora.values()):
+            continue
+        if not hasattr(module.base_layer.weight, "quant_state"):
             setattr(module, CASTS, False)
 
 

@@ -17,6 +17,7 @@ from rbft.backbone.loading import (
     load_model,
     load_processor,
 )
+from rbft.backbone.targets import linear_layers
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class BackboneLoader:
     def family(self) -> Family:
         """The backbone's family."""
         return self._config_and_family[1]
+
+    @cached_property
+    def linear_layers(self) -> list[str]:
+        """Names of the backbone's linear layers; makes it on the meta device."""
+        return linear_layers(self.config, self.trust)
 
     @cached_property
     def processor(self) -> Any:

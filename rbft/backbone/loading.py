@@ -309,7 +309,7 @@ def fingerprint(source: str, base: str | None = None, *, bare: bool = False) -> 
                 f"{source} --local-dir FOLDER) and give the folder instead."
             )
         return f"{source}@{commit}"
-    names = [file.relative_to(folder).as_posix() for file in _model_files(folder)]
+    names = [file.relative_to(folder).as_posix() for file in model_files(folder)]
     if not bare and not any(name.endswith((".safetensors", ".bin")) for name in names):
         raise ValueError(
             f"{folder} holds no weights: no file *.safetensors or *.bin. Give a folder that "
@@ -327,7 +327,7 @@ def fingerprint(source: str, base: str | None = None, *, bare: bool = False) -> 
     return folder_digest(folder, names, [f"base {base}"])
 
 
-def _model_files(folder: Path) -> list[Path]:
+def model_files(folder: Path) -> list[Path]:
     """The files of a folder that the model depends on."""
     found = {file for pattern in MODEL_FILES for file in folder.glob(pattern)}
     # transformers and peft prefer safetensors if there are both.

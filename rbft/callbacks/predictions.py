@@ -16,16 +16,19 @@ from rbft.runtime.differences import differences
 from rbft.runtime.files import write_json, write_text
 from rbft.runtime.jsonl import JsonLines, append_lines, complete_lines
 
+SECONDS = ("start", "end")  # of a window
+Place = tuple[str, float | None, float | None]  # path and seconds
+
 
 class PredictionWriter(Callback):
     """Writes a line per video as it comes, and takes up what an interrupted run left.
 
-    A line holds id, path, digest of the video, label, the probability of each class, the margin
-    between the two most probable ones, and as far as there is: what the model wrote (`text`), its
-    `rationale`, or the `error` of a video that cannot be decoded. A line about a file whose content
-    has changed since does not count. In the end the lines stand in the order of the
-    videos, and the same as a table in a .csv file beside them. With several processes each writes
-    into a part file of its own until then.
+    A line holds id, path, digest of the video, start and end where it is about a window of it,
+    label, the probability of each class, the margin between the two most probable ones, and as far
+    as there is: what the model wrote (`text`), its `rationale`, or the `error` of a video that
+    cannot be decoded. A line about a file whose content has changed since does not count. In the
+    end the lines stand in the order of the videos, and the same as a table in a .csv file beside
+    them. With several processes each writes into a part file of its own until then.
 
     Args:
         output: The file of JSON lines.
@@ -63,16 +66,18 @@ class PredictionWriter(Callback):
             )
         self.output, self.classes, self.threshold = output, list(classes), threshold
         self.lines = JsonLines(output)
-        first: dict[Path, Clip] = {}
+        first: dict[Place, Clip] = {}
+        files: dict[str, Clip] = {}
         for clip in clips:
-            first.setdefault(clip.path, clip)
+            first.setdefault(_place(clip), clip)
+            files.setdefault(clip.name, clip)
         self.clips = list(first.values())
-        self.videos = {str(clip.path): content(clip) for clip in self.clips}
+        self.videos = {path: content(clip) for path, clip in files.items()}
         self.made_from = json.loads(json.dumps(made_from))
         self._check(self._read(stale=True))
         rows = self._read()
         self.todo = [
-            clip for clip in self.clips if "error" in rows.get(str(clip.path), {"error": ""})
+            clip for clip in self.clips if "error" in rows.get(_place(clip), {"error": ""})
         ]
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,14 +118,11 @@ class PredictionWriter(Callback):
             The lines. Those about videos that could not be decoded have an `error`.
         """
         found = self._read()
-        rows = [found[str(clip.path)] for clip in self.clips]
-        columns = [
-            "id",
-            "path",
-            "video",
-            LABELS if self.several else "label",
-            *(f"probability_{name}" for name in self.classes),
-        ]
+        rows = [found[_place(clip)] for clip in self.clips]
+        columns = ["id", "path", "video"]
+        columns += list(SECONDS) * any(clip.end is not None for clip in self.clips)
+        columns += [LABELS if self.several else "label"]
+        columns += [f"probability_{name}" for name in self.classes]
         if self.several:
             columns += ["rationale", "error"]
         else:
@@ -141,22 +143,24 @@ class PredictionWriter(Callback):
 
     def _row(self, outputs: Any, batch: Any, place: int) -> dict[str, Any]:
         clip = batch.clips[place]
-        path = str(clip.path)
+        path = clip.name
         row: dict[str, Any] = {"id": clip.id, "path": path, "video": self.videos[path]}
+        row |= {} if clip.end is None else {"start": clip.start, "end": clip.end}
         return row | prediction_row(outputs, batch, place, self.classes, self.threshold)
 
-    def _read(self, *, stale: bool = False) -> dict[str, dict[str, Any]]:
-        """Line by path; a prediction wins over an error, a later line over an earlier one.
+    def _read(self, *, stale: bool = False) -> "dict[Place, dict[str, Any]]":
+        """Line by path and seconds; a prediction wins over an error, then the later one.
 
         Args:
             stale: Also lines about files whose content has changed since.
         """
-        rows: dict[str, dict[str, Any]] = {}
+        rows: dict[Place, dict[str, Any]] = {}
         for file in self.lines.files():
             for number, line in complete_lines(file.read_bytes()):
                 try:
                     row = json.loads(line)
                     path = row["path"]
+                    place = path, row.get("start"), row.get("end")
                 except (ValueError, TypeError, KeyError) as error:
                     raise ValueError(
                         f"{file}, line {number} is no prediction. Remove the line, or name "
@@ -164,11 +168,11 @@ class PredictionWriter(Callback):
                     ) from error
                 if not stale and row.get("video") != self.videos.get(path):
                     continue  # another video stood there
-                if path not in rows or "error" not in row or "error" in rows[path]:
-                    rows[path] = row
+                if place not in rows or "error" not in row or "error" in rows[place]:
+                    rows[place] = row
         return rows
 
-    def _check(self, rows: dict[str, dict[str, Any]]) -> None:
+    def _check(self, rows: "dict[Place, dict[str, Any]]") -> None:
         if not rows:
             return
         before = {}
@@ -184,10 +188,13 @@ class PredictionWriter(Callback):
                 f"--output {self.output} holds predictions that were made otherwise "
                 f"({'; '.join(different)}). {advice}"
             )
-        known = {str(clip.path) for clip in self.clips}
-        foreign = [path for path in rows if path not in known]
+        foreign = list(dict.fromkeys(path for path, _, _ in rows if path not in self.videos))
         if foreign:
             raise ValueError(
                 f"--output {self.output} holds predictions of {len(foreign)} videos that are not "
                 f"among --videos (first: {foreign[0]}). {advice}"
             )
+
+
+def _place(clip: Clip) -> Place:
+    return clip.name, clip.start, clip.end

@@ -23,7 +23,7 @@ from rbft.clip import Clip
 from rbft.commands.attention_maps import MapReading
 from rbft.runtime.console import print_rank_zero
 from rbft.runtime.files import write_json
-from rbft.video.packet_index import list_frames
+from rbft.video.listings import known_frames
 from rbft.video.sampling import VideoError
 
 RESULT = "attention.json"
@@ -150,7 +150,7 @@ def frame_seconds(clip: Clip, indices: Sequence[int], fps: float) -> list[float]
     """
     start = clip.start or 0.0
     try:
-        stamps = list_frames(clip.path).seconds
+        stamps = known_frames(clip.source).seconds
         return [stamps[index] - start for index in indices]
     except (VideoError, IndexError):
         return [index / fps - start for index in indices]

@@ -5,6 +5,7 @@ from typing import Literal
 
 from rbft.backbone.adapters import find_base, is_adapter, weights_fingerprint
 from rbft.build import Experiment
+from rbft.commands.export_adapters import export_adapters, find_adapters
 from rbft.commands.export_conversations import export_conversations
 from rbft.commands.export_weights import export_weights
 from rbft.data.base import Feed
@@ -13,6 +14,7 @@ from rbft.inputs import check_inputs, find_weights
 from rbft.rationales.selection_report import told_note
 from rbft.runtime.console import print_rank_zero
 from rbft.stages import find_stage
+from rbft.weights_folder import named_folders
 
 
 def export(
@@ -20,6 +22,7 @@ def export(
     output: Path,
     format: Literal["weights", "llava", "llamafactory", "swift"] = "weights",
     weights: str | None = None,
+    adapters: list[str] | str | None = None,
     dtype: Literal["base", "float32", "bfloat16", "float16"] | None = None,
     split: Literal["train", "val", "test"] | None = None,
     answers: Literal["label", "rationale"] | None = None,
@@ -33,8 +36,12 @@ def export(
             merged, with a model card; llava (also Qwen's own trainer), llamafactory and swift
             for conversations that these trainers read: a .json, .json and .jsonl file.
         weights: For weights: run (null) takes the run's last finished stage (or model.stage);
-            anything else is a weights folder.
-        dtype: For weights: their precision; base (null) takes the backbone's own.
+            anything else is a weights folder, which needs no experiment.
+        adapters: For weights, instead of one: several adapters of one base, unmerged, as folders
+            or runs, name=FOLDER or FOLDER. Each goes into a folder of its own beside the base,
+            with a README that says how peft loads and vLLM serves them. No experiment is needed.
+        dtype: For weights: their precision; base takes the backbone's own. null is base too, but
+            leaves adapters as they were trained.
         split: For conversations: which clips; null takes train.
         answers: For conversations: what they answer with, the class word (label, null) or the
             rationale.
@@ -42,7 +49,7 @@ def export(
     Raises:
         ValueError: If an option is given that the format does not use.
     """
-    of_weights = {"weights": weights, "dtype": dtype}
+    of_weights = {"weights": weights, "adapters": adapters, "dtype": dtype}
     of_conversations = {"split": split, "answers": answers}
     unused = of_conversations if format == "weights" else of_weights
     for name, value in unused.items():
@@ -56,7 +63,17 @@ def export(
                 f"--{name} {value} is an option of {meant}; --format {format} does not use it. "
                 "Leave it out."
             )
-    if format == "weights":
+    if adapters is not None and not adapters:
+        raise ValueError("--adapters names none. Give weights folders or runs: NAME=FOLDER.")
+    if adapters and weights is not None:
+        raise ValueError(
+            f"--weights {weights} is exported by itself, merged, and --adapters beside each other, "
+            "unmerged. Leave one of them out."
+        )
+    if adapters:
+        listed = [adapters] if isinstance(adapters, str) else adapters
+        _export_adapters(experiment, output, listed, dtype)
+    elif format == "weights":
         _export_weights(experiment, output, weights or "run", dtype or "base")
     else:
         _export_split(experiment, format, answers or "label", split or "train", output)
@@ -73,6 +90,19 @@ def _export_weights(experiment: Experiment, output: Path, weights: str, dtype: s
     trust = model.trust_remote_code
     export_weights(folder, base, output, dtype, trust=trust, threshold=threshold)
     print_rank_zero(f"Exported {folder} to {output}.")
+
+
+def _export_adapters(
+    experiment: Experiment, output: Path, adapters: list[str], dtype: str | None
+) -> None:
+    model = experiment.settings.model
+    found = find_adapters(named_folders(adapters), model.backbone)
+    export_adapters(found, output, dtype, trust=model.trust_remote_code)
+    names = ", ".join(one.name for one in found)
+    print_rank_zero(f"Exported {names} on {found[0].base} to {output}.")
+    for one in found:
+        if one.unserved:
+            print_rank_zero(f"vLLM cannot serve {one.name} unmerged: {'; '.join(one.unserved)}.")
 
 
 def _export_split(

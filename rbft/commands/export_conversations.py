@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rbft.annotations.conversations import write_conversation
+from rbft.clip import IMAGE_SUFFIXES
 from rbft.data.base import VideoDataModule
 from rbft.runtime.files import write_json, write_text
 from rbft.runtime.lock import Lock
@@ -69,6 +70,11 @@ def _export(
             raise ValueError(
                 f"Clip {clip.id} is a part of its file ({clip.start} to {clip.end} s), which "
                 f"{form} cannot express. Cut the file, or use the whole one."
+            )
+        if clip.images is not None or clip.path.suffix.lower() in IMAGE_SUFFIXES:
+            raise ValueError(
+                f"Clip {clip.id} ({clip.path}) is of images, and {form} is given a video file for "
+                "each clip. Make a video of them, or leave the clip out."
             )
         prompt = stage.prompt(data.card, clip)
         answer = stage.target(data.card, clip, None if texts is None else texts[clip.id])

@@ -156,7 +156,7 @@ def model_card(weights: Path, base: str, dtype: str, threshold: Path | None = No
         head["base_model"] = base
     if licence:
         head["license"] = licence
-    model = _short(note.get("backbone_name", base))
+    model = short_name(note.get("backbone_name", base))
     words = ", ".join(f"{name} (`{word}`)" for name, word in card.words.items())
     if card.several is not None:
         words += ", of which a video may have several, or none"
@@ -181,10 +181,10 @@ def model_card(weights: Path, base: str, dtype: str, threshold: Path | None = No
         'model = AutoModelForImageTextToText.from_pretrained("FOLDER", dtype="auto")\n'
         'processor = AutoProcessor.from_pretrained("FOLDER")\n'
         "```",
-        _prompt(card, find_stage(note["stages"][-1])),
+        prompt_text(card, find_stage(note["stages"][-1])),
         f"Positions: {note['positions']}. Serve it with an engine that follows this rule (vLLM "
         "does; transformers 5.3 to 5.23 do not for clips longer than a few seconds).",
-        _prompt_rule(note),
+        prompt_rule_text(note),
         _settings(weights),
         _results(weights),
         "" if threshold is None else _threshold(threshold),
@@ -197,8 +197,8 @@ def model_card(weights: Path, base: str, dtype: str, threshold: Path | None = No
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _prompt(card: Card, stage: Stage) -> str:
-    """What the weights were asked in training, word for word, and what they answer."""
+def prompt_text(card: Card, stage: Stage) -> str:
+    """What weights were asked in training, word for word, and what they answer, as Markdown."""
     own_text = "[the clip's own text]"
     prompt = stage.prompt(card, Clip("", Path(), None, "", text=own_text))
     fence = max(re.findall("`{3,}", prompt), key=len, default="``") + "`"
@@ -222,8 +222,8 @@ def _prompt(card: Card, stage: Stage) -> str:
     return "\n\n".join(parts)
 
 
-def _prompt_rule(note: Mapping[str, Any]) -> str:
-    """How a clip stands in the prompt, where software does it in several ways."""
+def prompt_rule_text(note: Mapping[str, Any]) -> str:
+    """How a clip stands in the prompt, where software does it in several ways; else empty."""
     if PROMPT_RULE not in note:
         return ""
     return (
@@ -346,5 +346,6 @@ def _file(source: str, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def _short(source: str) -> str:
+def short_name(source: str) -> str:
+    """The last part of a folder's name; a hub id as it is."""
     return Path(source).name if Path(source).is_dir() else source

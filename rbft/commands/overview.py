@@ -36,7 +36,7 @@ EXAMPLES = {
     "experiments": "experiments --show miniature",
     "cache": "cache --clear frames",
 }
-VIDEOS = "--videos"  # an option that may have several values
+SEVERAL = ("--videos", "--adapters")  # options that may have several values
 # What other programs call these.
 SYNONYMS = {
     "train": "fit",
@@ -120,7 +120,7 @@ def in_full(args: Sequence[str]) -> list[str]:
     """A command line with what may be left out: `fit miniature --dry_run`.
 
     Experiments right behind the command, files or names, are `--config`, and an option that is true
-    or false is true where no value follows. `--videos` takes as many as follow.
+    or false is true where no value follows. `--videos` and `--adapters` take as many as follow.
 
     Args:
         args: The command line behind the program's name.
@@ -135,18 +135,20 @@ def in_full(args: Sequence[str]) -> list[str]:
     for place, one in enumerate(rest):
         alone = place + 1 == len(rest) or rest[place + 1].startswith("-")
         made.append(f"{one}=true" if one in switches and alone else one)
-    return _each_video(made)
+    for option in SEVERAL:
+        made = _each(option, made)
+    return made
 
 
-def _each_video(args: list[str]) -> list[str]:
-    """The same with an option for each of several videos, as a shell leaves `--videos *.mp4`."""
-    if VIDEOS not in args:
+def _each(option: str, args: list[str]) -> list[str]:
+    """The same with an option for each of several values, as a shell leaves `--videos *.mp4`."""
+    if option not in args:
         return args
-    first = args.index(VIDEOS) + 1
+    first = args.index(option) + 1
     end = next((n for n in range(first, len(args)) if args[n].startswith("--")), len(args))
     if end - first < 2:
         return args
-    return [*args[: first - 1], *(f"{VIDEOS}+={one}" for one in args[first:end]), *args[end:]]
+    return [*args[: first - 1], *(f"{option}+={one}" for one in args[first:end]), *args[end:]]
 
 
 def _is_experiment(given: str) -> bool:

@@ -25,31 +25,32 @@ def first_rows(rows: Sequence[Mapping[str, Any]], model: str) -> str:
         if LABELS in row:
             found = ", ".join(row[LABELS]) or "(none of the classes)"
             shares = (f"{row['probabilities'][name]:.4f}" for name in row[LABELS])
-            cells.append([row["path"], shorten(found, LONGEST_CLASS), ", ".join(shares)])
+            where = _relative(row["path"]) + _seconds(row)
+            cells.append([where, shorten(found, LONGEST_CLASS), ", ".join(shares)])
             continue
         share = row.get("probabilities", {}).get(row["label"])
         label = "(no class)" if row["label"] is None else row["label"]
-        cells.append(
-            [row["path"], shorten(label, LONGEST_CLASS), "" if share is None else f"{share:.4f}"]
-        )
+        shown = "" if share is None else f"{share:.4f}"
+        cells.append([_relative(row["path"]) + _seconds(row), shorten(label, LONGEST_CLASS), shown])
     headers = ["video", "class", "probability"]
     taken = sum(max(width(cell[n]) for cell in [headers, *cells]) for n in (1, 2)) + 4
-    cells = [[shorten(_relative(cell[0]), COLUMNS - taken), *cell[1:]] for cell in cells]
+    cells = [[shorten(cell[0], COLUMNS - taken), *cell[1:]] for cell in cells]
     first, *more = f"Weights: {model}".splitlines()
     whose = [shorten(line, COLUMNS) for line in (first, *(f"         {line}" for line in more))]
     return "\n".join([*whose, table(cells, headers, "llr")])
 
 
-def failures(rows: Sequence[Mapping[str, Any]]) -> str:
+def failures(rows: Sequence[Mapping[str, Any]], what: str = "videos") -> str:
     """Which videos could not be predicted, and why; empty where all could.
 
     Args:
         rows: Rows of a file of predictions.
+        what: What a row is about.
     """
     failed = [row for row in rows if "error" in row]
     if not failed:
         return ""
-    lines = [f"{len(failed)} of {len(rows)} videos could not be predicted:"]
+    lines = [f"{len(failed)} of {len(rows)} {what} could not be predicted:"]
     for row in failed[:SHOWN]:
         lines += textwrap.wrap(
             row["error"],
@@ -85,6 +86,11 @@ def _fit(text: str, columns: int) -> str:
         if taken > columns:
             return text[:place]
     return text
+
+
+def _seconds(row: Mapping[str, Any]) -> str:
+    """Which seconds of the file a row is about; empty where it is about all of it."""
+    return f", {row['start']:.10g} to {row['end']:.10g} s" if "end" in row else ""
 
 
 def _relative(path: str) -> str:

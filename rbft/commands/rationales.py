@@ -202,7 +202,7 @@ def _page_clips(
         else:
             frames = video.frames.permute(0, 2, 3, 1).numpy()
             start = clip.start or 0.0
-            pictures = film_strip(frames, [at / video.fps - start for at in video.indices])
+            pictures = film_strip(frames, [at - start for at in video.seconds])
         if dropped := [name for name, one in written.items() if clip.id in one.store.dropped()]:
             names = f" ({', '.join(dropped)})" if len(written) > 1 else ""
             note = f"Not learnt{names}: none of its rationales leads to its class. {note}".rstrip()

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from rbft.annotations.video_list import find_videos
 from rbft.card import Card
-from rbft.clip import Clip
+from rbft.clip import Clip, Images
 from rbft.data.clip_files import ClipFiles
 from rbft.data.clip_reader import ClipMasks, ClipReader
 from rbft.data.dataset import ClipDataset, Example, Supervision, replacements
@@ -152,6 +152,12 @@ class VideoDataModule(LightningDataModule):
             others learn rationales.
         class_weights: Weigh each clip's label loss by the inverse frequency of its class.
         balanced_sampling: Draw every class equally often in training.
+        images: What image files are that lie among the videos in folders, or are found by id: clips
+            makes each a clip of one still image, frames each folder of nothing but images one
+            clip, by data.image_fps. null leaves them alone. Images and folders that are named
+            by their path are clips in any case.
+        image_fps: Images per second of clips that are folders or lists of images and do not say
+            themselves when they are shown.
         masking: What test and validate mask in the clips they score (Table 5): the objects of a box
             file, or as much of anything else. null masks nothing.
         seed: Seed of the training order, of the validation split and of mixing rationales.
@@ -194,6 +200,8 @@ class VideoDataModule(LightningDataModule):
         label_share: float = 0.5,
         class_weights: bool = False,
         balanced_sampling: bool = False,
+        images: Literal["clips", "frames"] | None = None,
+        image_fps: float | None = None,
         masking: Masking | None = None,
         seed: int = 0,
     ) -> None:
@@ -240,7 +248,8 @@ class VideoDataModule(LightningDataModule):
         self.rationale_control: Control | None = rationale_control
         self.label_share = label_share
         self.class_weights, self.balanced_sampling = class_weights, balanced_sampling
-        self.masking = masking
+        self.images: Literal["clips", "frames"] | None = images
+        self.image_fps, self.masking = image_fps, masking
         self.seed = seed
         self.feed = Feed()
         self.current_batch: Any = None  # the batch that the model works on
@@ -496,9 +505,14 @@ class VideoDataModule(LightningDataModule):
         Raises:
             ValueError: See `rbft.annotations.video_list.find_videos`.
         """
-        found, notes = find_videos(videos)
+        found, notes = find_videos(videos, self.images, self.image_fps)
         self.notes += notes
-        return [Clip(name, path, None, "predict") for name, path in found]
+        return [
+            Clip(name, source.path, None, "predict", images=source)
+            if isinstance(source, Images)
+            else Clip(name, source, None, "predict")
+            for name, source in found
+        ]
 
     def predict_dataloader(self) -> DataLoader[Example]:
         """The feed's `predict_clips`, those of the benchmark longest first, others in order."""

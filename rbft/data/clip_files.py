@@ -12,7 +12,8 @@ from rbft.data.leaks import SharedVideos, find_shared
 from rbft.data.manifest import Manifest, ManifestRow, scan
 from rbft.runtime.digests import file_digest
 from rbft.video.frame_settings import FrameSettings
-from rbft.video.sampling import VideoInfo, patch_grid, plan_frames, probe
+from rbft.video.images import images_digest, timed_digest
+from rbft.video.sampling import VideoInfo, patch_grid, plan_frames, probe, sample_uneven
 from rbft.video.times import PairTimes, pair_times
 
 SCAN_THREADS = 8  # opening a file waits for the disk more than for the processor
@@ -82,7 +83,7 @@ class ClipFiles:
         return find_shared(self.accepted.rows)
 
     def digest(self, clip: Clip) -> str:
-        """Content digest of a clip's whole file, see `rbft.runtime.digests.hash_file`.
+        """Content digest of a clip's whole file, see `rbft.runtime.digests.hash_file`, or images.
 
         Nothing is read of files that the scan has read.
 
@@ -92,7 +93,17 @@ class ClipFiles:
         row = self._rows.get(clip.id)
         if row is not None and row.path == str(clip.path) and row.digest is not None:
             return row.digest
+        if clip.images is not None:
+            return images_digest(clip.images, self.cache_folder)
         return file_digest(clip.path, self.cache_folder)
+
+    def content(self, clip: Clip) -> str:
+        """What tells a clip's frames from others: `digest`, and when images are shown.
+
+        Raises:
+            OSError: If a file cannot be read.
+        """
+        return timed_digest(self.digest(clip), clip.images)
 
     def grid(self, clip: Clip) -> tuple[int, int, int]:
         """Frame pairs, patch rows and patch columns of a clip as the model sees it.
@@ -114,6 +125,12 @@ class ClipFiles:
             ValueError: See `grid`.
         """
         info = self._info(clip)
+        if clip.images is not None and clip.images.seconds is not None:
+            found = sample_uneven(
+                clip.images.seconds, info.duration, self.frames, start=clip.start, end=clip.end
+            )
+            rate = len(found.indices) / found.used * found.fps
+            return pair_times(found.indices, found.fps, rate, found.times)
         indices, _ = self._plan(clip, info)
         rate = len(indices) / (indices[-1] - indices[0] + 1) * info.fps
         return pair_times(indices, info.fps, rate)
@@ -125,7 +142,7 @@ class ClipFiles:
         """What is known about a clip's file."""
         row = self._rows.get(clip.id)
         if row is None or row.path != str(clip.path):
-            return probe(clip.path)
+            return probe(clip.source)
         if row.frames is None or row.fps is None or row.width is None or row.height is None:
             raise ValueError(f"Clip {clip.id} is not usable: {clip.path} {row.reason}.")
         seconds = row.duration or row.frames / row.fps

@@ -59,7 +59,7 @@ class ClipReader:
         mask = None if self.masks is None else self.masks.of(clip)
         try:
             return self.frame_cache.get_or_decode(
-                clip.path, self.frames, start=clip.start, end=clip.end, mask=mask
+                clip.source, self.frames, start=clip.start, end=clip.end, mask=mask
             )
         except VideoError as error:
             if clip.split != "predict" and not clip.path.parent.is_dir():
@@ -85,7 +85,7 @@ class ClipReader:
         try:
             mask = None if self.masks is None else self.masks.of(clip)
             facts = (tower,) if mask is None else (tower, {"mask": mask.key})
-            key = clip_key(clip.path, self.frames, *facts, start=clip.start, end=clip.end)
+            key = clip_key(clip.source, self.frames, *facts, start=clip.start, end=clip.end)
         except (OSError, ValueError):
             return self.decode(clip), ""  # says what is wrong
         return self.feature_cache.get(key) or self.decode(clip), key

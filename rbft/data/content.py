@@ -23,7 +23,7 @@ def describe_clips(data: VideoDataModule) -> dict[str, list[ClipRecord]]:
             {
                 "id": clip.id,
                 "label": clip.class_names(data.card.classes),
-                "video": data.files.digest(clip),
+                "video": data.files.content(clip),
                 "start": clip.start,
                 "end": clip.end,
                 "reference": None if clip.reference is None else digest(clip.reference),
@@ -46,6 +46,8 @@ def about_clips(
         stage: What is asked about them.
     """
     return {
-        clip.id: about(data.files.digest(clip), clip.start, clip.end, stage.prompt(data.card, clip))
+        clip.id: about(
+            data.files.content(clip), clip.start, clip.end, stage.prompt(data.card, clip)
+        )
         for clip in clips
     }

@@ -15,9 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, runtime_checkable
 
-from rbft.runtime.digests import hash_file, identity, line_checksum, sample_digest
+from rbft.clip import Images
+from rbft.runtime.digests import LENGTH, hash_file, identity, line_checksum, sample_digest
 from rbft.runtime.files import write_text
 from rbft.runtime.progress import track
+from rbft.video.images import images_digest
 from rbft.video.sampling import VideoError
 
 OK = "ok"
@@ -77,6 +79,11 @@ class ScannedClip(Protocol):
     @property
     def refused(self) -> str:
         """Why the file must not be opened, else empty."""
+        ...
+
+    @property
+    def images(self) -> Images | None:
+        """The images that are its frames; None where it is a file."""
         ...
 
     @property
@@ -253,7 +260,7 @@ class Manifest:
 
 def scan(
     clips: Sequence[ScannedClip],
-    probe: Callable[[Path], Any],
+    probe: Callable[[Any], Any],
     cache_file: Path | None,
     workers: int,
     progress: bool = True,
@@ -268,9 +275,9 @@ def scan(
     Args:
         clips: All clips. Those of the splits private and excluded are not looked for, nor are
             those whose file must not be opened.
-        probe: Opens a file and returns an object with `duration` in seconds, `frames`, `fps`,
-            `width`, `height`, `truncated` and `note`; raises where the file is no readable
-            video.
+        probe: Opens a file, or the images of a clip, and returns an object with `duration` in
+            seconds, `frames`, `fps`, `width`, `height`, `truncated` and `note`; raises where it is
+            no readable video or image.
         cache_file: JSON lines of what was found before; written as the scan goes on, so that an
             interrupted one continues. None keeps nothing.
         workers: Files that are opened at a time.
@@ -280,16 +287,26 @@ def scan(
         ValueError: If the cache cannot be written.
     """
     wanted = [clip for clip in clips if clip.split not in NEVER_USED and not clip.refused]
-    paths = dict.fromkeys(str(clip.path) for clip in wanted)
+    sources = {_named(clip): clip.images or clip.path for clip in wanted}
     with ThreadPoolExecutor(workers) as pool:
-        found = dict(zip(paths, pool.map(_look, paths), strict=True))
+        found = dict(zip(sources, pool.map(_look, sources, sources.values()), strict=True))
     unread = _without_known(found, cache_file)
     if unread:
         with _alone(cache_file):
             unread = _without_known(found, cache_file)  # what others found while we waited
-            for file in _probe_all(unread, probe, cache_file, workers, progress):
+            given = [(file, sources[file["path"]]) for file in unread]
+            for file in _probe_all(given, probe, cache_file, workers, progress):
                 found[file["path"]] = file
-    return Manifest(tuple(_row(clip, found.get(str(clip.path), {})) for clip in clips))
+    return Manifest(tuple(_row(clip, found.get(_named(clip), {})) for clip in clips))
+
+
+def _named(clip: ScannedClip) -> str:
+    """What the clip's file is called, or its images with their times, alike for no others."""
+    if clip.images is None:
+        return str(clip.path)
+    facts = repr((clip.images.files, clip.images.fps, clip.images.seconds))
+    digest = hashlib.sha256(facts.encode(errors="surrogatepass")).hexdigest()[:LENGTH]
+    return f"{clip.path} ({len(clip.images.files)} images, {digest})"
 
 
 def _without_known(
@@ -356,11 +373,13 @@ def check_same_on_all_processes(clips: list[str]) -> None:
     )
 
 
-def _look(path: str) -> dict[str, Any]:
-    """What the file system says of a file."""
-    file: dict[str, Any] = {"path": path, "status": OK, "reason": ""}
+def _look(name: str, source: Path | Images) -> dict[str, Any]:
+    """What the file system says of a file, or of all images of a clip."""
+    file: dict[str, Any] = {"path": name, "status": OK, "reason": ""}
+    if isinstance(source, Images):
+        return _look_at_each(file, source)
     try:
-        info = Path(path).stat()
+        info = source.stat()
     except (FileNotFoundError, NotADirectoryError):
         return file | {"status": "missing", "reason": "no such file"}
     except (OSError, ValueError) as error:
@@ -371,9 +390,26 @@ def _look(path: str) -> dict[str, Any]:
     if not info.st_size:
         return file | {"status": "unreadable", "reason": "is empty"}
     try:
-        return file | {"sample": sample_digest(Path(path))}
+        return file | {"sample": sample_digest(source)}
     except OSError as error:
         return file | {"status": "unreadable", "reason": _cannot_read(error)}
+
+
+def _look_at_each(file: dict[str, Any], images: Images) -> dict[str, Any]:
+    """What the file system says of the images of a clip, as if they were one file."""
+    found = []
+    for path in images.files:
+        one = _look(str(path), path)
+        if one["status"] != OK:
+            return file | {"status": one["status"], "reason": f"{one['reason']}: {path}"}
+        found.append(one)
+    facts = [[one[name] for name in ("bytes", "mtime_ns", "inode", "sample")] for one in found]
+    return file | {
+        "bytes": sum(one["bytes"] for one in found),
+        "mtime_ns": max(one["mtime_ns"] for one in found),
+        "inode": 0,
+        "sample": hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:LENGTH],
+    }
 
 
 def _cannot_read(error: OSError | ValueError) -> str:
@@ -383,8 +419,8 @@ def _cannot_read(error: OSError | ValueError) -> str:
 
 
 def _probe_all(
-    files: list[dict[str, Any]],
-    probe: Callable[[Path], Any],
+    files: list[tuple[dict[str, Any], Path | Images]],
+    probe: Callable[[Any], Any],
     cache_file: Path | None,
     workers: int,
     progress: bool,
@@ -398,7 +434,7 @@ def _probe_all(
         if cache_file is not None:
             cache = _open_cache(cache_file)
             cache.write(b"\n")  # ends a line that a crash cut off; empty lines are passed over
-        futures = [pool.submit(_probe, file, probe) for file in files]
+        futures = [pool.submit(_probe, file, source, probe) for file, source in files]
         finished = track(
             as_completed(futures),
             "Scanning videos",
@@ -426,16 +462,20 @@ def _probe_all(
             cache.close()
 
 
-def _probe(file: dict[str, Any], probe: Callable[[Path], Any]) -> dict[str, Any]:
-    path = Path(file["path"])
+def _probe(
+    file: dict[str, Any], source: Path | Images, probe: Callable[[Any], Any]
+) -> dict[str, Any]:
     try:
-        facts = probe(path)
+        facts = probe(source)
         names = ("duration", "frames", "fps", "width", "height", "truncated", "note")
         file = file | {name: getattr(facts, name) for name in names}
-        return file | {"digest": hash_file(path)}
+        made = images_digest(source) if isinstance(source, Images) else hash_file(source)
+        return file | {"digest": made}
     # Whatever a decoder throws at a damaged file: it is the row's reason, not the scan's end.
     except Exception as error:
         reason = error.reason if isinstance(error, VideoError) else _first_line(error)
+        if isinstance(source, Images):
+            reason = str(error).removeprefix("Video ")  # names the image
         return file | {"status": "unreadable", "reason": reason.rstrip(".")}
 
 

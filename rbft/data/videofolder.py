@@ -4,6 +4,7 @@ import glob
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,6 +13,13 @@ from typing import Any, Literal
 from rbft.annotations.columns import LABEL, TABLE, Columns, fill
 from rbft.annotations.conversations import is_conversation, read_conversation, read_reference
 from rbft.annotations.entries import Entry, check_once, count_votes, join_labels, segment_id
+from rbft.annotations.images import (
+    frames_per_second,
+    images_of_row,
+    listed_images,
+    listed_times,
+    with_images,
+)
 from rbft.annotations.labels import match_label, match_labels, name_class, read_class_list
 from rbft.annotations.lookup import (
     FolderContent,
@@ -23,7 +31,7 @@ from rbft.annotations.lookup import (
     without_suffix,
 )
 from rbft.annotations.tables import TableRow, check_unique, read_table, shown
-from rbft.clip import Clip
+from rbft.clip import Clip, Images
 from rbft.data.base import VideoDataModule
 from rbft.data.class_folders import METADATA, SPLIT_FOLDERS, has_split_folders
 from rbft.data.splits import (
@@ -64,7 +72,9 @@ class VideoFolder(VideoDataModule):
             they are other than these: `{id: youtube_id, label: category}`. A number is the place
             of a column in a table without header: `{path: 1, label: 2}`. Braces make a text of
             several: `{path: "{youtube_id}_{time_start:06d}_{time_end:06d}.mp4"}`, with `{label}`
-            for the label and `{table}` for the table's file name. A clip needs a path, or an
+            for the label and `{table}` for the table's file name. A path may be a folder of images
+            or a list of them; times (the second of each) or fps (images per second) then say when
+            they are shown. A clip needs a path, or an
             id under which its video is found (`<id>.mp4`, `<id>/video.mp4`, one video in `<id>/`).
         class_list: Which class a label means that is a number: lines such as `1 Archery`, a name
             a line (counted from 0), or JSON.
@@ -133,21 +143,25 @@ class VideoFolder(VideoDataModule):
                 out of the root, or a class has no training clip.
         """
         found, entries = self._entries()
-        lookup = VideoLookup(self.root)
-        paths = []
+        lookup = VideoLookup(self.root, self.images)
+        paths: list[Path] = []
+        images: list[Images | None] = []
         for entry in entries:
             try:
-                paths.append(self._path(entry, lookup))
+                path = self._path(entry, lookup)
+                fps = self.image_fps if entry.fps is None else entry.fps
+                images.append(images_of_row(self.root, path, entry.images, entry.times, fps))
+                paths.append(path)
             except ValueError as error:
                 raise ValueError(f"{entry.where}: {error}") from error
         self._check_root(entries, paths)
         videos = self._video_ids(entries, paths)
         if self.repeats == "votes":
             self.card.refuse_several("data.repeats votes")
-            path_of = dict(zip(videos, paths, strict=True))
+            path_of = dict(zip(videos, zip(paths, images, strict=True), strict=True))
             rows = [replace(e, path=str(p)) for e, p in zip(entries, paths, strict=True)]
             videos, entries, said = count_votes(videos, rows, self.card.classes)
-            paths = [path_of[video] for video in videos]
+            paths, images = (list(one) for one in zip(*map(path_of.get, videos), strict=True))
             self.notes.append(f"VideoFolder: {said}.")
         ids = videos
         if self.repeats in ("segments", "labels"):
@@ -161,7 +175,7 @@ class VideoFolder(VideoDataModule):
                 )
             firsts, entries, said = join_labels(ids, entries)
             ids, videos = [ids[n] for n in firsts], [videos[n] for n in firsts]
-            paths = [paths[n] for n in firsts]
+            paths, images = [paths[n] for n in firsts], [images[n] for n in firsts]
             self.notes.append(f"VideoFolder: {said}.")
         elif self.repeats == "segments":
             self.notes.append(f"VideoFolder: {len(ids)} segments of {len(set(videos))} videos.")
@@ -177,11 +191,12 @@ class VideoFolder(VideoDataModule):
                 start=entry.start,
                 end=entry.end,
                 url=entry.url,
-                refused=leaves_root(self.root, path),
+                refused=self._refused(path, own),
+                images=own,
                 labels=entry.labels,
             )
-            for clip_id, path, entry, split in zip(
-                ids, paths, entries, self._splits(ids, videos, paths, entries), strict=True
+            for clip_id, path, own, entry, split in zip(
+                ids, paths, images, entries, self._splits(ids, videos, paths, entries), strict=True
             )
         ]
         check_classes(clips, self.card.classes, found)
@@ -195,7 +210,16 @@ class VideoFolder(VideoDataModule):
     @cached_property
     def _content(self) -> FolderContent:
         """The files below the root, listed once."""
-        return list_videos(self.root)
+        return with_images(list_videos(self.root), self.images)
+
+    def _refused(self, path: Path, images: Images | None) -> str:
+        """Why one of a clip's files must not be opened; empty where they may."""
+        files = (path,) if images is None else images.files
+        found = ((file, leaves_root(self.root, file)) for file in files)
+        why = next(((file, reason) for file, reason in found if reason), None)
+        if why is None:
+            return ""
+        return why[1] if why[0] == path else f"{why[0]} {why[1]}"
 
     def note_unused_files(self, paths: Iterable[Path]) -> None:
         """Notes which videos below the root the annotation passes over."""
@@ -404,8 +428,14 @@ class VideoFolder(VideoDataModule):
                     value, named = named(value), None
             found = self._match(value, row.where, named)
             extra[LABEL] = str(value).strip()
-            path = fill(row, names["path"], extra) if names["path"] else None
-            if path is not None and metadata and not Path(path).is_absolute():
+            listed = listed_images(row, names["path"])
+            path = fill(row, names["path"], extra) if names["path"] and listed is None else None
+            if listed is not None:
+                if metadata:
+                    folder = file.parent.relative_to(self.root)
+                    listed = [str(folder / name) for name in listed]
+                path = listed[0]
+            elif path is not None and metadata and not Path(path).is_absolute():
                 path = str(file.parent.relative_to(self.root) / path)
             start, end = row.seconds(names["start"]), row.seconds(names["end"])
             if (start or 0) < 0 or (end is not None and end <= (start or 0)):
@@ -428,11 +458,34 @@ class VideoFolder(VideoDataModule):
                 text=own["text"],
                 reference=own["reference"] or None,
                 url=own["url"] or None,
+                images=None if listed is None else tuple(listed),
+                **self._when(row, names, path, listed),
             )
         if unlabelled:
             self.notes.append(
                 f"VideoFolder: {file}: left out {unlabelled} videos without annotation."
             )
+
+    def _when(
+        self,
+        row: TableRow,
+        names: Mapping[str, str | None],
+        path: str | None,
+        listed: list[str] | None,
+    ) -> dict[str, Any]:
+        """Times and images per second of a clip that is images; other clips have none."""
+        if listed is None:
+            # Tables of videos may say something else in columns of these names.
+            if path is None and self.images != "frames":
+                return {}
+            with suppress(ValueError):  # no path: `inside` says so
+                if path is not None and not (self.root / path).is_dir():
+                    return {}
+        times = listed_times(row, names["times"])
+        return {
+            "times": None if times is None else tuple(times),
+            "fps": frames_per_second(row, names["fps"]),
+        }
 
     def _match(
         self, value: object, where: str, named: Callable[[object], object] | None = None

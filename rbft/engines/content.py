@@ -139,9 +139,9 @@ class AsImages:
         """The frames as `image_url` parts."""
         count, _, height, width = video.frames.shape
         parts: list[dict[str, Any]] = []
-        for index, png in zip(video.indices, pngs(video.frames), strict=True):
+        for second, png in zip(video.seconds, pngs(video.frames), strict=True):
             if self.times:
-                parts.append({"type": "text", "text": f"{index / video.fps:.1f} s:"})
+                parts.append({"type": "text", "text": f"{second:.1f} s:"})
             url = "data:image/png;base64," + _base64(png)
             parts.append({"type": "image_url", "image_url": {"url": url, "detail": self.detail}})
         when = "each after its second as text" if self.times else "without their times"

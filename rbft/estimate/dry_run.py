@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
-from rbft.backbone.adapters import add_adapters
+from rbft.backbone.adapters import add_adapters, is_adapter
 from rbft.backbone.loading import load_model, parameter_parts
 from rbft.clip import Clip
 from rbft.collator import Collator
@@ -237,7 +237,7 @@ def empty_backbone(model: RBFTModule, trainer: Trainer, *, training: bool = True
             add_adapters(
                 backbone,
                 model.loader.lora,
-                None,
+                model.weights if is_adapter(model.weights) else None,
                 merger=merger,
                 read=False,
                 autocast=precision.endswith("-mixed"),

@@ -24,6 +24,11 @@ them (`n` = 3, `m` = 2) where autocast or an adapter casts it:
               m c D + 4 c I   inputs of gate and up, and the four above (Qwen2-VL: c D + 3 c I,
                               Qwen3-VL: c D + 2 c I)
 
+With DoRA a linear layer also saves 2 c for each of its outputs: those of the layer and those of
+the adapter. In every forward pass it computes the norms of its weights, and for them the product
+of the adapter's matrices with an identity: (4 + c) in^2 + 12 in out bytes for a moment, which
+count as part of a block's backward pass (in and out are the layer's widths).
+
 `H`, `Q`, `K`, `I` are the widths of hidden state, queries, keys and MLP in the decoder, `D` and `I`
 those in the vision tower. Of linear attention, `A` is its number of heads, `R` and `V` the widths
 of the keys and values of all of them, and `S` that of the keys before heads share them. It is
@@ -213,6 +218,7 @@ def step_memory(
     if vision:
         gradient = 3 * c * vision_down_proj(model).in_features + 2 * tower_state
         block = max(block, patches * (gradient + (tower if all_recomputed else 0)))
+    block += max([0, *(_norm_bytes(layer, c) for layer in decomposed_layers(model))])
     if settings.four_bit:  # the weights of one layer, dequantised to be multiplied
         block += text.hidden_size * text.intermediate_size * c
     logits = answers * text.vocab_size
@@ -253,6 +259,7 @@ def decoder_bytes_per_token(model: Any, config: Any, settings: MemorySettings) -
     )
     normalised, gated = hasattr(attention, "q_norm"), linear_layers(text) > 0
     copies = 5 if r != c or _adapters_cast_inputs(model, c) else 2
+    decomposed = sum(layer.out_features for layer in decomposed_layers(model))
     return (
         2 * (4 + (4 if gated else r)) * hidden
         + copies * c * hidden
@@ -260,6 +267,7 @@ def decoder_bytes_per_token(model: Any, config: Any, settings: MemorySettings) -
         + 4 * c * mlp_width(text)
         + normalised * (4 + (4 if gated else c)) * (queries + keys)
         + gated * 3 * c * queries
+        + 2 * c * decomposed // text.num_hidden_layers
     )
 
 
@@ -269,6 +277,7 @@ def linear_attention_bytes_per_token(model: Any, config: Any, settings: MemorySe
     heads = text.linear_num_value_heads
     keys, values = heads * text.linear_key_head_dim, heads * text.linear_value_head_dim
     convolved = 2 * text.linear_num_key_heads * text.linear_key_head_dim + values
+    decomposed = sum(layer.out_features for layer in decomposed_layers(model))
     copies = 6 if r != c or _adapters_cast_inputs(model, c) else 2
     return (
         2 * (4 + 4) * text.hidden_size
@@ -279,6 +288,7 @@ def linear_attention_bytes_per_token(model: Any, config: Any, settings: MemorySe
         + (24 + 6 * c) * keys
         + 5 * 4 * CHUNK * heads
         + 4 * state_size(text) // CHUNK
+        + 2 * c * decomposed // text.num_hidden_layers
     )
 
 
@@ -376,6 +386,17 @@ def _adapters_cast_inputs(model: Any, compute_bytes: int) -> bool:
         for layer in model.modules()
         for adapter in getattr(layer, "lora_A", {}).values()
     )
+
+
+def decomposed_layers(model: Any) -> list[Any]:
+    """The linear layers with DoRA adapters."""
+    return [layer for layer in model.modules() if len(getattr(layer, "lora_magnitude_vector", ()))]
+
+
+def _norm_bytes(layer: Any, compute_bytes: int) -> int:
+    """What a layer with DoRA takes while it computes the norms of its weights."""
+    inputs, outputs = layer.in_features, layer.out_features
+    return (4 + compute_bytes) * inputs**2 + 12 * inputs * outputs
 
 
 def vision_down_proj(model: Any) -> nn.Linear:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -115,6 +116,17 @@ def read_provenance(weights: Path) -> dict[str, Any] | None:
     """What rbft noted in a weights folder; None where it made none."""
     file = weights / PROVENANCE
     return read_json(file) if file.exists() else None
+
+
+def base_source(weights: Path, base: Mapping[str, str]) -> str:
+    """Folder or hub id of an adapter's base.
+
+    Args:
+        weights: The adapter's weights folder.
+        base: The note of its base; a name that begins with `..` is relative to the weights folder.
+    """
+    name = base["name"]
+    return str((weights / name).resolve()) if Path(name).parts[:1] == ("..",) else name
 
 
 def check_weights(

@@ -72,6 +72,8 @@ FREE_SETTINGS = (
     "data.init_args.split_file",
     "data.init_args.trim",
     "data.init_args.root",
+    "data.init_args.images",
+    "data.init_args.image_fps",
     "data.init_args.table",
     "data.init_args.tables",
     "data.init_args.class_list",
@@ -119,6 +121,10 @@ EARLIER = {
     "model.answer_weight": 1.0,
     "model.costs": None,
     "model.self_consistency": None,
+    "model.lora.use_dora": False,
+    "model.lora.use_rslora": False,
+    "model.lora.target_modules": None,
+    "model.lora.layers_to_transform": None,
     "rationales_from": "backbone",
 }
 

@@ -33,6 +33,8 @@ OTHER_NAMES = {
     "grad_clip": ("trainer.gradient_clip_val",),
     "gradient_accumulation_steps": ("data.global_batch_size",),
     "load_in_4bit": ("model.quantize",),
+    "lora_target": ("model.lora.target_modules",),
+    "lora_target_modules": ("model.lora.target_modules",),
     "log_dir": ("trainer.default_root_dir",),
     "logging_steps": ("trainer.log_every_n_steps",),
     "lora_alpha": ("model.lora.alpha",),

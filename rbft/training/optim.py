@@ -31,7 +31,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """AdamW's parameter groups: one with and one without weight decay for each part.
 
-    Biases and norms are not decayed; in Qwen-VL they are exactly the parameters with one dimension.
+    Biases and norms are not decayed; in Qwen-VL they are exactly the parameters with one dimension,
+    the norms of weights that train with DoRA among them.
     transformers' Trainer goes by names and so decays the norms of Qwen2.5-VL's vision tower and
     merger (`norm1`, `norm2`, `ln_q`); rbft decays no norm.
 

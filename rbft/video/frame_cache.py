@@ -4,18 +4,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rbft.clip import Images
 from rbft.video.cache_files import CLIP
 from rbft.video.frame_settings import FrameSettings, determining
+from rbft.video.images import images_key, still
 from rbft.video.readers import DEFAULT_READER
 from rbft.video.sampling import FrameMask, Video, decode_video
-from rbft.video.tensor_cache import DiskCache, file_key
+from rbft.video.tensor_cache import DiskCache, content_key, file_key
 
 # Part of every key: to be raised when the same settings give other frames than before.
 VERSION = 2
 
 
 def clip_key(
-    path: Path,
+    source: Path | Images,
     settings: FrameSettings,
     *facts: Any,
     start: float | None = None,
@@ -24,7 +26,8 @@ def clip_key(
     """The cache key of a clip's frames, or of what is computed from them.
 
     Args:
-        path: The video file. A file changed since has another key, see `file_key`.
+        source: The video file, a still image, or the images of a clip. Where a file has changed
+            since, the key is another one, see `file_key`.
         settings: Which frames, and their size.
         *facts: What else the cached tensor depends on, such as the vision tower; as JSON can
             hold it.
@@ -36,11 +39,15 @@ def clip_key(
         ValueError: If the path cannot be one.
     """
     frames = determining(asdict(settings)) | {"start": start, "end": end}
+    images = source if isinstance(source, Images) else still(source)
+    if images is not None:
+        return content_key(images_key(images), VERSION, frames, *facts)
+    assert isinstance(source, Path)
     # Other readers may convert colours in another way, or not notice that a frame is damaged.
     reader = settings.reader or DEFAULT_READER
     if reader != DEFAULT_READER:
         frames["reader"] = reader
-    return file_key(path, VERSION, frames, *facts)
+    return file_key(source, VERSION, frames, *facts)
 
 
 class FrameCache(DiskCache):
@@ -52,7 +59,7 @@ class FrameCache(DiskCache):
 
     def get_or_decode(
         self,
-        path: Path,
+        source: Path | Images,
         settings: FrameSettings,
         *,
         start: float | None = None,
@@ -62,7 +69,7 @@ class FrameCache(DiskCache):
         """The clip's frames, from the cache where they are there, else decoded and put there.
 
         Args:
-            path: The video file.
+            source: See `decode_video`.
             settings: Which frames, and their size.
             start: See `decode_video`.
             end: See `decode_video`.
@@ -74,13 +81,13 @@ class FrameCache(DiskCache):
         """
         facts = () if mask is None else ({"mask": mask.key},)
         try:
-            key = clip_key(path, settings, *facts, start=start, end=end)
+            key = clip_key(source, settings, *facts, start=start, end=end)
         except (OSError, ValueError):  # `decode_video` says what is wrong
-            return decode_video(path, settings, start=start, end=end, mask=mask)
+            return decode_video(source, settings, start=start, end=end, mask=mask)
         if found := self.read(key):
             frames, metadata = found
             return Video(frames, **metadata)
-        video = decode_video(path, settings, start=start, end=end, mask=mask)
+        video = decode_video(source, settings, start=start, end=end, mask=mask)
         metadata = {"indices": video.indices, "total_frames": video.total_frames, "fps": video.fps}
         metadata |= {"masked": video.masked} if video.masked else {}
         metadata |= {} if video.times is None else {"times": video.times}

@@ -7,6 +7,7 @@ once to list them.
 """
 
 import math
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -18,6 +19,9 @@ from stat import S_ISREG
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
+from rbft.clip import Images
 from rbft.video.completeness import find_truncation
 
 if TYPE_CHECKING:
@@ -86,10 +90,23 @@ class PacketIndex:
         skips: Whether the decoder may leave out frames that no other refers to.
     """
 
-    times: list[int]
-    keys: list[int]
-    shown: list[int]
+    times: Sequence[int]
+    keys: Sequence[int]
+    shown: Sequence[int]
     skips: bool
+
+    def packet_at(self, time: int | None) -> int | None:
+        """The packet whose picture is shown at a time; None where there is none.
+
+        Args:
+            time: In units of the stream.
+        """
+        if time is None:
+            return None
+        place = bisect_left(self.shown, time, key=self.times.__getitem__)
+        if place == len(self.shown) or self.times[self.shown[place]] != time:
+            return None
+        return self.shown[place]
 
 
 @dataclass(frozen=True)
@@ -106,23 +123,16 @@ class FrameList:
             reader then notices errors as it decodes.
         reader_independent: Whether decord and torchcodec, which number frames on their own,
             give the same pictures for the same numbers.
+        images: The images that the frames are; None of a video.
     """
 
     path: Path
     info: VideoInfo
-    seconds: list[float]
+    seconds: Sequence[float]
     packets: PacketIndex | None
     damaged: frozenset[int]
     reader_independent: bool
-
-
-def probe(path: Path) -> VideoInfo:
-    """Frame count, rate and size of a video; decodes as little as will tell.
-
-    Raises:
-        VideoError: If the file is missing, empty, no video, too elongated or cannot be decoded.
-    """
-    return list_frames(path).info
+    images: Images | None = None
 
 
 def list_frames(path: Path, *, decode: bool = False) -> FrameList:
@@ -133,7 +143,7 @@ def list_frames(path: Path, *, decode: bool = False) -> FrameList:
         decode: Decode the whole file to list them, even where its packets would do.
 
     Raises:
-        VideoError: See `probe`.
+        VideoError: If the file is missing, empty, no video, too elongated or cannot be decoded.
     """
     cut = _find_truncation(path)
     with open_file(path) as container:
@@ -161,7 +171,8 @@ def list_frames(path: Path, *, decode: bool = False) -> FrameList:
             if index is None:
                 times, damaged = _decoded(demuxed, container.format.name)
             else:
-                times, damaged = [index.times[number] for number in index.shown], frozenset()
+                times = array("q", (index.times[number] for number in index.shown))
+                damaged = frozenset()
             fps, seconds, note = _timestamps(path, container, stream, demuxed, times)
             duration = len(seconds) / fps
             if len(seconds) > 1:
@@ -307,6 +318,55 @@ class _Packet(NamedTuple):
     is_hidden: bool
 
 
+NO_TIME = -(1 << 63)  # FFmpeg's own mark
+
+
+class _Packets(Sequence[_Packet]):
+    """Packets in arrays: ten hours have a million, of which a list holds four objects each."""
+
+    def __init__(self) -> None:
+        self._times, self._decode_times, self._flags = array("q"), array("q"), bytearray()
+
+    def append(self, packet: _Packet) -> None:
+        """Adds a packet behind the others."""
+        self._times.append(NO_TIME if packet.time is None else packet.time)
+        stored = packet.decode_time
+        self._decode_times.append(NO_TIME if stored is None else stored)
+        self._flags.append(packet.is_key | packet.is_hidden << 1)
+
+    def times(self) -> np.ndarray:
+        """Times of showing, `NO_TIME` where there is none."""
+        return np.array(self._times, np.int64)
+
+    def decode_times(self) -> np.ndarray:
+        """Times of decoding, `NO_TIME` where there is none."""
+        return np.array(self._decode_times, np.int64)
+
+    def keys(self) -> np.ndarray:
+        """Numbers of the packets that are keyframes."""
+        return (np.array(self._flags, np.uint8) & 1).nonzero()[0]
+
+    def hidden(self) -> np.ndarray:
+        """Whether packets are not shown."""
+        return (np.array(self._flags, np.uint8) & 2) > 0
+
+    def copy_of_times(self) -> array:
+        """Times of showing, as `PacketIndex` keeps them."""
+        return self._times[:]
+
+    def __len__(self) -> int:
+        return len(self._flags)
+
+    def __getitem__(self, number: Any) -> Any:
+        time, stored, flags = self._times[number], self._decode_times[number], self._flags[number]
+        return _Packet(
+            None if time == NO_TIME else time,
+            None if stored == NO_TIME else stored,
+            bool(flags & 1),
+            bool(flags & 2),
+        )
+
+
 class _Frame(NamedTuple):
     packet: int | None
     time: int | None
@@ -331,7 +391,7 @@ class _Demuxed:
         is_cut: Whether the last packet is incomplete.
     """
 
-    packets: list[_Packet]
+    packets: _Packets
     frames: list[_Frame]
     errors: list[int]
     first: "VideoFrame | None" = None
@@ -344,7 +404,7 @@ class _Demuxed:
 
 def _demux(container: "InputContainer", stream: "VideoStream", *, decode: bool) -> _Demuxed:
     """Reads all packets; decodes all of them, or only until there is a frame."""
-    demuxed = _Demuxed([], [], [])
+    demuxed = _Demuxed(_Packets(), [], [])
     spans: dict[int, tuple[int, int, Fraction]] = {}  # by stream, in units of its time base
     parameters: set[bytes] | None = None
     codec, sized = _codec(stream), _has_sizes(stream)
@@ -449,35 +509,38 @@ def _has_sizes(stream: "VideoStream") -> bool:
 
 def _index(stream: "VideoStream", demuxed: _Demuxed) -> PacketIndex | None:
     """The index of the packets; None where they do not determine the frames."""
-    times = [packet.time for packet in demuxed.packets if packet.time is not None]
-    stored = [packet.decode_time for packet in demuxed.packets]  # Matroska does not tell the first
-    known = [time for time in stored if time is not None]
-    keys = [number for number, packet in enumerate(demuxed.packets) if packet.is_key]
+    packets = demuxed.packets
+    times, stored = packets.times(), packets.decode_times()
+    known = stored[stored != NO_TIME]  # Matroska does not tell the first
+    keys = packets.keys()
     if (
         not demuxed.clean
         or demuxed.errors
         or demuxed.first is None
         or demuxed.first.is_corrupt
-        or not keys
+        or not len(keys)
         or keys[0] != 0
-        or not len(demuxed.packets) == len(times) == len(set(times))
-        or any(b < a for a, b in pairwise(known))
+        or (times == NO_TIME).any()
+        or len(np.unique(times)) < len(times)
+        or (known[1:] < known[:-1]).any()
         # Times of decoding in the place of those of showing.
-        or (stream.codec_context.has_b_frames and len(times) > 1 and times == stored)
+        or (stream.codec_context.has_b_frames and len(times) > 1 and np.array_equal(times, stored))
     ):
         return None
-    shown = [
-        number
-        for number, packet in enumerate(demuxed.packets)
-        if times[number] >= times[0] and not packet.is_hidden
-    ]
-    shown.sort(key=times.__getitem__)
+    visible = ((times >= times[0]) & ~packets.hidden()).nonzero()[0]
+    shown = visible[times[visible].argsort(kind="stable")]
     skips = (
         _codec(stream) in ("h264", "hevc", "mpeg4")
         and not demuxed.layers
         and not demuxed.first.interlaced_frame
     )
-    return PacketIndex(times, keys, shown, skips) if shown else None
+    if not len(shown):
+        return None
+    return PacketIndex(packets.copy_of_times(), _numbers(keys), _numbers(shown), skips)
+
+
+def _numbers(found: np.ndarray) -> array:
+    return array("q", found.astype(np.int64).tobytes())
 
 
 def _decoded(demuxed: _Demuxed, container: str) -> "tuple[list[int | None], frozenset[int]]":
@@ -522,7 +585,7 @@ def _timestamps(
     stream: "VideoStream",
     demuxed: _Demuxed,
     times: Sequence[int | None],
-) -> tuple[float, list[float], str]:
+) -> tuple[float, Sequence[float], str]:
     """Frames per second, the time of each frame in seconds, and a note of what was repaired.
 
     The rate is the one that the file states, which other readers use as well, unless the time
@@ -534,19 +597,19 @@ def _timestamps(
     """
     unit = stream.time_base or Fraction(1)
     stated = float(stream.average_rate or 0)
-    known = [float(time * unit) for time in times if time is not None]
+    known = array("d", (float(time * unit) for time in times if time is not None))
     if len(known) < len(times) or container.format.name == "mpeg" or not known:
         # Raw streams number their frames; MPEG program streams time some of them.
-        fault, gaps = "", []
+        fault, gaps = "", array("d")
     else:
-        gaps = [b - a for a, b in pairwise(known)]
+        gaps = array("d", (b - a for a, b in pairwise(known)))
         fault = _timestamp_fault(known, gaps, container.format.name)
         if not fault:
             if len(known) > 1 and known[-1] > known[0]:
                 real = (len(known) - 1) / (known[-1] - known[0])
                 stated = stated if real / 2 <= stated <= real * 2 else real
             if stated <= MAX_FPS:
-                return stated or 1.0, [time - known[0] for time in known], ""
+                return stated or 1.0, array("d", (time - known[0] for time in known)), ""
             fault = f"its time stamps give {stated:.0f} frames per second"
     usual = [gap for gap in gaps if gap > 0]
     own = [float(stream.codec_context.framerate or 0), float(stream.base_rate or 0)]
@@ -565,10 +628,10 @@ def _timestamps(
         )
     fps = sane[0]
     note = f"{fault}; its frames are counted, {fps:.6g} per second" if fault else ""
-    return fps, [number / fps for number in range(len(times))], note
+    return fps, array("d", (number / fps for number in range(len(times)))), note
 
 
-def _timestamp_fault(times: list[float], gaps: list[float], container: str) -> str:
+def _timestamp_fault(times: Sequence[float], gaps: Sequence[float], container: str) -> str:
     """What is wrong with the time stamps of frames in the order of decoding; empty for nothing."""
     for number, gap in enumerate(gaps):
         if gap < 0:

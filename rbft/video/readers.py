@@ -4,9 +4,12 @@ PyAV reads every file. decord and torchcodec number frames on their own, so they
 files of which they are known to give the same pictures for the same numbers; PyAV reads the others.
 """
 
+import os
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import UInt8
@@ -27,12 +30,18 @@ from rbft.video.packet_index import (
 )
 
 if TYPE_CHECKING:
-    from av.video import VideoFrame
+    from av import Packet
+    from av.container import InputContainer
+    from av.video import VideoFrame, VideoStream
     from av.video.reformatter import VideoReformatter
 
 Picture = UInt8[ndarray, "height width 3"]
 Fetch = Callable[[list[int]], UInt8[ndarray, "frames height width 3"]]
 DEFAULT_READER = "pyav"  # the fastest, or no slower: see benchmarks/README.md
+# Packets before the first that is needed from which on a file is read from its nearest keyframe.
+SEEK_FROM = 300
+KEPT_FROM = 10_000  # packets of a file from which on it stays open: some minutes
+_threads = threading.local()  # of each thread, the long file that it read last
 
 
 class IndexMismatch(Exception):  # noqa: N818
@@ -69,37 +78,99 @@ def check_damage(listing: FrameList, wanted: list[int]) -> None:
             )
 
 
+class _Decoding:
+    """A file that is decoded from its start on, as far as its frames were asked for.
+
+    Args:
+        listing: Its frames.
+
+    Attributes:
+        last: Number of the frame that came last; -1 before the first.
+        picture: That frame.
+    """
+
+    def __init__(self, listing: FrameList) -> None:
+        self.listing, self.process = listing, os.getpid()
+        self.last, self.picture = -1, None
+        self._pictures = self._decode()
+
+    def goes_on(self, listing: FrameList, frame: int) -> bool:
+        """Whether a frame of that file is the last one or comes after it.
+
+        Not in a process that was forked since: the two would read from one place in the file.
+        """
+        return self.listing is listing and self.last <= frame and self.process == os.getpid()
+
+    def next(self, frame: int) -> "VideoFrame":
+        """The frame of that number, which is the last one or comes after it.
+
+        Raises:
+            VideoError: If the file ends before it.
+        """
+        while self.last < frame:
+            self.picture = next(self._pictures, None)
+            if self.picture is None:
+                raise VideoError.of(
+                    self.listing.path, "changed while it was read: it has fewer frames now."
+                )
+            self.last += 1
+        assert self.picture is not None
+        return self.picture
+
+    def _decode(self) -> "Iterator[VideoFrame]":
+        with open_file(self.listing.path) as container:
+            stream = video_stream(self.listing.path, container)
+            for packet in _with_flush(stream_packets(container, stream)):
+                yield from decode_packet(stream, packet)[0]
+
+
 def _read_counted(listing: FrameList, wanted: list[int]) -> Iterator[Picture]:
-    """Pictures of a file without packet index: decodes it from the start and counts."""
+    """Pictures of a file without packet index: decodes it from the start and counts.
+
+    A long file is decoded on where it was left, so that windows in their order need one pass.
+    """
     to_rgb = _Converter(listing.info)
-    waiting = wanted[::-1]
-    count = 0
-    with open_file(listing.path) as container:
-        stream = video_stream(listing.path, container)
-        for packet in _with_flush(stream_packets(container, stream)):
-            for picture in decode_packet(stream, packet)[0]:
-                if waiting and waiting[-1] == count:
-                    converted = to_rgb(picture)
-                    while waiting and waiting[-1] == count:
-                        waiting.pop()
-                        yield converted
-                count += 1
-            if not waiting:
-                return
-    raise VideoError.of(listing.path, "changed while it was read: it has fewer frames now.")
+    decoding: _Decoding | None = _threads.__dict__.pop("decoding", None)
+    if decoding is None or not decoding.goes_on(listing, wanted[0]):
+        decoding = _Decoding(listing)
+    converted, shown = None, -1
+    for frame in wanted:
+        if converted is None or frame != shown:
+            converted, shown = to_rgb(decoding.next(frame)), frame
+        yield converted
+    if listing.info.frames > SEEK_FROM:
+        _threads.decoding = decoding
 
 
-def _read_indexed(listing: FrameList, index: PacketIndex, wanted: list[int]) -> Iterator[Picture]:
-    """Pictures of a file with packet index: decodes only what they depend on."""
+def _read_indexed(
+    listing: FrameList, index: PacketIndex, wanted: list[int], *, seek: bool = True
+) -> Iterator[Picture]:
+    """Pictures of a file with packet index: decodes only what they depend on.
+
+    Args:
+        listing: The file's frames.
+        index: Its packets.
+        wanted: Numbers of the frames, ascending.
+        seek: Pass over what lies far before the first packet that is needed, where the file's own
+            index leads to a packet that is known, and keep a long file open for the next frames.
+            The frames are the same.
+    """
     to_rgb = _Converter(listing.info)
     spans = _spans(index, wanted)[::-1]
     waiting = [index.shown[frame] for frame in reversed(wanted)]
     needed = set(waiting)
     skip = ""
-    with open_file(listing.path) as container:
-        stream = video_stream(listing.path, container)
+    with _opened(listing, keep=seek and len(index.times) > KEPT_FROM) as (opened, again):
+        container, stream = opened
         codec = stream.codec_context
-        for number, packet in enumerate(stream_packets(container, stream)):
+        numbered = enumerate(stream_packets(container, stream))
+        if seek and spans and (again or spans[-1][0] >= SEEK_FROM):
+            found = _seek(container, stream, index, spans[-1][0])
+            if found is None:  # with a new container: this one is somewhere in the file
+                yield from _read_indexed(listing, index, wanted, seek=False)
+                return
+            numbered = found
+        for number, packet in numbered:
             if not spans:
                 break
             start, stop = spans[-1]
@@ -136,6 +207,62 @@ def _read_indexed(listing: FrameList, index: PacketIndex, wanted: list[int]) -> 
                         yield converted
     if waiting:
         raise IndexMismatch
+
+
+@contextmanager
+def _opened(
+    listing: FrameList, *, keep: bool
+) -> "Iterator[tuple[tuple[InputContainer, VideoStream], bool]]":
+    """A file and its video, and whether it was open already and so is somewhere in the middle.
+
+    Args:
+        listing: The file's frames.
+        keep: Leave it open for the next call in this thread: to open ten hours of MP4 reads an
+            index of megabytes. Not in a process that was forked since, which would read from the
+            same place in the file.
+    """
+    kept: Any = _threads.__dict__.pop("opened", None)
+    again = False
+    if keep and kept is not None and kept[0] is listing and kept[1] == os.getpid():
+        (container, stream), again = kept[2], True
+    else:
+        container = open_file(listing.path)
+        stream = video_stream(listing.path, container)
+    try:
+        yield (container, stream), again
+    except BaseException:
+        container.close()
+        raise
+    if keep:
+        _threads.opened = listing, os.getpid(), (container, stream)
+    else:
+        container.close()
+
+
+def _seek(
+    container: "InputContainer", stream: "VideoStream", index: PacketIndex, wanted: int
+) -> "Iterator[tuple[int, Packet]] | None":
+    """Packets with their numbers, from a keyframe or from one before it on.
+
+    Args:
+        container: The file.
+        stream: Its video.
+        index: Its packets.
+        wanted: Number of the keyframe's packet.
+
+    Returns:
+        None where the file does not lead there: its own index may be missing or wrong.
+    """
+    from av.error import FFmpegError
+
+    with suppress(FFmpegError):
+        container.seek(index.times[wanted], stream=stream)
+        packets = stream_packets(container, stream)
+        first = next(packets, None)
+        number = None if first is None else index.packet_at(first.pts)
+        if first is not None and number is not None and number <= wanted:
+            return enumerate(chain([first], packets), number)
+    return None
 
 
 def _with_flush(packets: Iterator[Any]) -> Iterator[Any]:
@@ -237,8 +364,10 @@ def _spans(index: PacketIndex, wanted: list[int]) -> list[tuple[int, int]]:
         stop = index.shown[frame]
         time = index.times[stop]
         # Frames shown before a keyframe but stored after it need the keyframe before that.
-        before = bisect_right(index.keys, stop)
-        start = next(key for key in reversed(index.keys[:before]) if index.times[key] <= time)
+        before = bisect_right(index.keys, stop) - 1
+        while index.times[index.keys[before]] > time:
+            before -= 1
+        start = index.keys[before]
         if spans and start <= spans[-1][1] + 1:
             spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
         else:

@@ -7,26 +7,27 @@ positions are computed.
 """
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from rbft.clip import ROUNDING, Images
 from rbft.video.frame_settings import FrameSettings
+from rbft.video.images import read_images
+from rbft.video.listings import known_frames, probe
 from rbft.video.packet_index import (
     MAX_ASPECT_RATIO,
     FrameList,
     VideoError,
     VideoInfo,
-    list_frames,
-    probe,
 )
 from rbft.video.readers import IndexMismatch, Picture, check_damage, find_reader
 from rbft.video.times import TEMPORAL_PATCH, PairTimes, pair_times
@@ -84,6 +85,14 @@ class Video:
         return {**shown, "masked": self.masked} if self.masked else shown
 
     @property
+    def seconds(self) -> list[float]:
+        """When each frame is shown, in seconds from the file's start."""
+        first = self.indices[0] / self.fps
+        if self.times is None:
+            return [index / self.fps for index in self.indices]
+        return [first + time for time in self.times]
+
+    @property
     def sampled_fps(self) -> float:
         """Sampled frames per second of video time, as qwen-vl-utils computes it."""
         return len(self.indices) / self.total_frames * self.fps
@@ -127,7 +136,7 @@ class FrameMask(Protocol):
 
 
 def decode_video(
-    path: Path,
+    source: Path | Images,
     settings: FrameSettings,
     *,
     start: float | None = None,
@@ -136,10 +145,11 @@ def decode_video(
 ) -> Video:
     """Decodes and resizes the sampled frames of a clip, and as few others as possible.
 
-    The frames are those that FFmpeg gives when it decodes the file from start to end.
+    The frames of a video are those that FFmpeg gives when it decodes the file from start to end.
+    Images are sampled like frames, those that do not follow each other evenly by their times.
 
     Args:
-        path: The video file.
+        source: The video file, a still image, or the images of a clip.
         settings: Which frames, and their size.
         start: See `frame_range`.
         end: See `frame_range`.
@@ -151,13 +161,15 @@ def decode_video(
         ValueError: If a setting is out of range, or see `FrameMask.painter`.
     """
     read = find_reader(settings.reader)
-    listing = list_frames(path)
+    listing = known_frames(source)
+    if listing.images is not None:
+        read = read_images
     if listing.info.truncated and settings.damaged == "error":
-        raise VideoError.of(path, f"is truncated: {listing.info.truncated}.")
+        raise VideoError.of(listing.path, f"is truncated: {listing.info.truncated}.")
     try:
         return _decode(listing, read, settings, start, end, mask)
     except IndexMismatch:
-        return _decode(list_frames(path, decode=True), read, settings, start, end, mask)
+        return _decode(known_frames(source, decode=True), read, settings, start, end, mask)
 
 
 def _decode(
@@ -173,9 +185,12 @@ def _decode(
     Raises:
         IndexMismatch: If decoding gives other frames.
     """
-    info = listing.info
+    info, uneven = listing.info, None
     try:
-        if settings.sampling == "time":
+        if listing.images is not None and listing.images.seconds is not None:
+            uneven = sample_uneven(listing.seconds, info.duration, settings, start=start, end=end)
+            indices, used, rate = uneven.indices, uneven.used, uneven.fps
+        elif settings.sampling == "time":
             indices, used, rate = sample_times(
                 listing.seconds, info.duration, settings, start=start, end=end
             )
@@ -204,6 +219,7 @@ def _decode(
     assert done == len(indices)
     masked = {} if painter is None else painter.report
     times = even_times(len(indices), used, rate) if settings.sampling == "time" else None
+    times = times if uneven is None else uneven.times
     return Video(frames, indices, used, rate, masked, times)
 
 
@@ -243,6 +259,58 @@ def patch_grid(frames: int, size: tuple[int, int], side: int = 28) -> tuple[int,
         side: Pixels per side of a token, see `FrameSettings`.
     """
     return frames // TEMPORAL_PATCH, size[0] * MERGED // side, size[1] * MERGED // side
+
+
+class SampledTimes(NamedTuple):
+    """Frames that are chosen by their times, which are uneven.
+
+    Attributes:
+        indices: Their numbers.
+        used: Frames of the part that they stand for.
+        fps: The average rate of these.
+        times: When each is shown, in seconds from the first of them; None where that follows from
+            number and rate.
+    """
+
+    indices: list[int]
+    used: int
+    fps: float
+    times: list[float] | None
+
+
+def sample_uneven(
+    seconds: Sequence[float],
+    duration: float,
+    settings: FrameSettings,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+) -> SampledTimes:
+    """The frames of `sample_times`, with the times at which they are shown.
+
+    A frame that is taken several times is shown at its own time first, then at those at which it
+    still is.
+
+    Args:
+        seconds: See `sample_times`.
+        duration: See `sample_times`.
+        settings: See `sample_times`.
+        start: See `sample_times`.
+        end: See `sample_times`.
+
+    Raises:
+        ValueError: See `sample_times`.
+    """
+    indices, used, rate, targets = _by_time(seconds, duration, settings, start, end)
+    begin = seconds[indices[0]]
+    times = [
+        max(seconds[index], target if place and indices[place - 1] == index else 0.0) - begin
+        for place, (index, target) in enumerate(zip(indices, targets, strict=True))
+    ]
+    followed = ((index - indices[0]) / rate for index in indices)
+    if all(abs(one - other) <= ROUNDING for one, other in zip(times, followed, strict=True)):
+        return SampledTimes(indices, used, rate, None)
+    return SampledTimes(indices, used, rate, times)
 
 
 def even_times(frames: int, used: int, fps: float) -> list[float]:
@@ -349,15 +417,26 @@ def sample_times(
     Raises:
         ValueError: If a setting is out of range or the part holds no frame.
     """
+    indices, used, rate, _ = _by_time(seconds, duration, settings, start, end)
+    return indices, used, rate
+
+
+def _by_time(
+    seconds: Sequence[float],
+    duration: float,
+    settings: FrameSettings,
+    start: float | None,
+    end: float | None,
+) -> tuple[list[int], int, float, list[float]]:
+    """What `sample_times` gives, and the times at which frames were looked for."""
     begin = max(0.0, start or 0.0)
     stop = duration if end is None else end + duration if end < 0 else end
-    inside = [number for number, time in enumerate(seconds) if begin <= time <= stop]
-    if not inside:
+    first, last = bisect_left(seconds, begin), bisect_right(seconds, stop) - 1
+    if first > last:
         raise NoFrames(
             f"no frame lies between start {start} s and end {end} s; the file has {duration:.2f} s "
             f"({len(seconds)} frames)."
         )
-    first, last = inside[0], inside[-1]
     used = last - first + 1
     span = seconds[last] - seconds[first]
     rate = (used - 1) / span if span else len(seconds) / duration
@@ -365,9 +444,9 @@ def sample_times(
     # The frame shown at a time; the next one where it is less than half the median gap away.
     gaps = sorted(b - a for a, b in pairwise(seconds[first : last + 1]))
     ahead = gaps[(len(gaps) - 1) // 2] / 2 if gaps else 0.0
-    times = np.linspace(seconds[first], seconds[last], count)
-    indices = [bisect_right(seconds, float(time) + ahead, first, last + 1) - 1 for time in times]
-    return indices, used, rate
+    times = np.linspace(seconds[first], seconds[last], count).tolist()
+    indices = [bisect_right(seconds, time + ahead, first, last + 1) - 1 for time in times]
+    return indices, used, rate, times
 
 
 def _frame_count(used: int, native_fps: float, settings: FrameSettings) -> int:

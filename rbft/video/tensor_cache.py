@@ -179,7 +179,16 @@ def file_key(path: Path, *facts: Any) -> str:
         ValueError: If the path cannot be one.
     """
     file = [str(path.resolve()), *identity(path.stat()), sample_digest(path)]
-    return hashlib.sha256(json.dumps([file, *facts], sort_keys=True).encode()).hexdigest()
+    return content_key(file, *facts)
+
+
+def content_key(*facts: Any) -> str:
+    """A key that changes with the facts.
+
+    Args:
+        *facts: Whatever JSON can hold.
+    """
+    return hashlib.sha256(json.dumps([*facts], sort_keys=True).encode()).hexdigest()
 
 
 def read_entry(entry: Path, check: bool = True) -> tuple[Tensor, dict[str, Any]]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 TEMPORAL_PATCH = 2  # the model joins frames to pairs
+MOST = 0.05  # seconds that count as even in any case: a list of images may have few a minute
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def pair_times(
         shown.append(shown[-1])
     pairs = range(0, len(shown), TEMPORAL_PATCH)
     middles = tuple((shown[first] + shown[first + 1]) / 2 for first in pairs)
-    if times is not None and not _is_even(shown, 1 / fps):
+    if times is not None and not _is_even(shown, min(1 / fps, MOST)):
         # Stretched as those of evenly spaced frames are.
         stretch = (len(shown) - 1) / sampled_fps / shown[-1]
         return PairTimes(tuple(shown[first] * stretch for first in pairs), middles, None)

@@ -1,6 +1,7 @@
 """Every hardware overlay is small and goes with every experiment."""
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_one_gpu_trains_adapters_on_a_frozen_tower_whose_outputs_are_kept(
     files = (EXPERIMENTS / "smarthome_qwen25.yaml", EXPERIMENTS / f"hardware/{name}.yaml")
     config = printed_config(tmp_path, capsys, *(f"--config={file}" for file in files))
     model, data = config["model"], config["data"]["init_args"]
-    assert model["lora"] == {"rank": 64, "alpha": 128, "dropout": 0.0}
+    assert model["lora"] == asdict(LoRA(rank=64, alpha=128))
     assert (model["quantize"], model["vision_learning_rate"]) == (quantize, 0.0)
     assert model["gradient_checkpointing"] == CHECKPOINTING[name]
     assert data["feature_cache_gb"] > 0

@@ -19,7 +19,7 @@ from rbft.miniature import folders
 from rbft.runtime.files import write_text
 from rbft.stages import LABEL
 from tests.recipe.runs import LOGS, ROOT, command_blocks, rbft
-from tests.weights import whole_weights
+from tests.weights import adapter, whole_weights
 
 PAGES = ("own_clips", "reproduce", "review", "serving")
 TEXTS = {name: (ROOT / f"docs/{name}.md").read_text(encoding="utf-8") for name in PAGES}
@@ -52,6 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, backbones: dict[str, Path])
     for name in ("house_experiment", "smarthome_qwen25"):
         whole_weights(made / LOGS / name / "label/weights", backbones["qwen2_5_vl"])
         write_text(made / LOGS / name / "settings.yaml", "stages: [label]\n")
+    for name in ("yard", "hall"):
+        adapter(made / LOGS / name / "label/weights", backbones["qwen2_5_vl"])
     return made
 
 
@@ -140,18 +142,26 @@ def test_the_python_of_the_serving_page_is_that_of_the_package() -> None:
 
 def test_what_the_server_is_told_is_what_training_showed_the_model() -> None:
     """The options of `vllm serve`, and the request, are JSON; frames are those of the defaults."""
-    (serve,) = (shlex.split(line) for line in lines("serving") if line.startswith("vllm serve"))
-    told = dict(pairwise(serve))
-    frames = json.loads(told["--media-io-kwargs"])["video"]
-    pixels = json.loads(told["--mm-processor-kwargs"])
-    assert json.loads(told["--limit-mm-per-prompt"]) == {"video": 1, "image": 0}
+    served = [shlex.split(line) for line in lines("serving") if line.startswith("vllm serve")]
     own = yaml.safe_load((ROOT / "rbft/defaults.yaml").read_text(encoding="utf-8"))
     own = own["data"]["init_args"]
-    assert frames["fps"] == own["fps"]
-    assert pixels == {name: own[name] for name in ("min_pixels", "max_pixels")}
+    for one in served:
+        told = dict(pairwise(one))
+        frames = json.loads(told["--media-io-kwargs"])["video"]
+        pixels = json.loads(told["--mm-processor-kwargs"])
+        assert json.loads(told["--limit-mm-per-prompt"]) == {"video": 1, "image": 0}
+        assert frames["fps"] == own["fps"]
+        assert pixels == {name: own[name] for name in ("min_pixels", "max_pixels")}
+    serve, several = served
+    told = dict(pairwise(serve))
     (request,) = re.findall(r"-d '(.*?)'$", TEXTS["serving"], re.M | re.S)
     asked = json.loads(request)
-    (args,) = (args for args in commands("serving") if args[0] == "export")
+    args, together = (args for args in commands("serving") if args[0] == "export")
+    output, names = together[together.index("--output") + 1], ("yard", "hall")
+    assert several[2] == f"{output}/base"
+    modules = [f"{name}={output}/{name}" for name in names]
+    assert several[several.index("--lora-modules") + 1 :][:2] == modules
+    assert together[2:4] == [f"{name}=lightning_logs/{name}" for name in names]
     assert asked["model"] == serve[2] == args[args.index("--output") + 1]
     video, text = asked["messages"][0]["content"]
     assert (video["type"], text["type"]) == ("video_url", "text")

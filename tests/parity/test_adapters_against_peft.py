@@ -1,5 +1,7 @@
 """Adapters: which modules, parameters and numbers; peft and transformers are the reference."""
 
+import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForImageTextToText, Trainer
 
@@ -153,6 +156,116 @@ def test_a_saved_adapter_opens_in_peft(backbone: Path, tmp_path: Path) -> None:
         "adapter_model.safetensors",
         "generation_config.json",
     }
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rsLoRA": {"use_rslora": True},
+    "DoRA": {"use_dora": True},
+    "layers": {"target_modules": ["q_proj", "mlp.gate_proj"], "layers_to_transform": [1]},
+    "all": {"use_rslora": True, "use_dora": True, "target_modules": ".*(v|down)_proj"},
+}
+CHOSEN = {
+    "layers": {
+        f"model.language_model.layers.1.{name}" for name in ("self_attn.q_proj", "mlp.gate_proj")
+    },
+    "all": {name for name in EXPECTED if name.endswith(("v_proj", "down_proj"))},
+}
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [*(("qwen2_5_vl", options) for options in OPTIONS), ("qwen3_vl", "all")],
+)
+def test_the_options_do_what_they_do_in_peft(
+    backbones: dict[str, Path], tmp_path: Path, family: str, options: str, half: bool
+) -> None:
+    """Forward, gradients, tensors and configuration; in half precision under autocast."""
+    qwen = backbones[family]
+    given, dtype = OPTIONS[options], torch.bfloat16 if half else torch.float32
+    layers = sorted(CHOSEN.get(options, EXPECTED))
+    torch.manual_seed(1)
+    ours: Any = load_model(str(qwen), "sdpa", False, dtype=dtype)
+    add_adapters(ours, LoRA(rank=4, alpha=8, **given), None, merger=not half, autocast=half)
+    torch.manual_seed(1)
+    base = AutoModelForImageTextToText.from_pretrained(qwen, dtype=dtype)
+    plain = {name: given[name] for name in ("use_rslora", "use_dora") if name in given}
+    saved = None if half else FAMILIES[family].mergers(base.config)
+    theirs: Any = peft_model(
+        base, target_modules=layers, modules_to_save=saved, task_type="CAUSAL_LM", **plain
+    )
+    batch = batch_of(collator(qwen, target_stage="label"), examples(3))
+    results = []
+    for model in (ours, theirs):
+        moved(model).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half, cache_enabled=False):
+            found = model(**forward_inputs(answer_of(batch)), **batch.video).logits
+            found.float().logsumexp(-1).sum().backward()
+        trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+        grads = {name.removeprefix("base_model.model."): value.grad for name, value in trained}
+        results.append({"logits": found.detach(), **grads})
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]), name
+        assert value.any(), name
+    assert ("magnitude" in " ".join(results[0])) == ("use_dora" in given)
+
+    ours.eval().save_pretrained(tmp_path / "ours")
+    theirs.eval().save_pretrained(tmp_path / "theirs")
+    one, other = (
+        load_file(tmp_path / who / "adapter_model.safetensors") for who in ("ours", "theirs")
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    config, known = (
+        json.loads((tmp_path / who / "adapter_config.json").read_text())
+        for who in ("ours", "theirs")
+    )
+    assert {re.fullmatch(config["target_modules"], name) is not None for name in layers} == {True}
+    # Of inference mode, peft and transformers save another value, and neither reads it.
+    for name in ("target_modules", "inference_mode", "base_model_name_or_path"):
+        del config[name], known[name]
+    assert config == known
+    if not half:
+        expected = logits(ours, qwen)
+        assert torch.equal(logits(read_peft(tmp_path / "ours", qwen), qwen), expected)
+        merged = theirs.merge_and_unload()
+        exported = merged_model(tmp_path / "ours", str(qwen), torch.float32).eval()
+        state = merged.state_dict()
+        for name, value in exported.state_dict().items():
+            assert torch.equal(value, state[name]), name
+        torch.testing.assert_close(logits(exported, qwen), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_an_adapter_of_peft_s_own_with_patterns_in_half_precision(
+    qwen: Path, tmp_path: Path
+) -> None:
+    """Other ranks and scales for some layers, and layers of the vision tower."""
+    base = AutoModelForImageTextToText.from_pretrained(qwen, dtype=torch.float32)
+    patterns = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.*up_proj": 32}}
+    targets = ["q_proj", "up_proj", "attn.qkv"]
+    moved(peft_model(base, target_modules=targets, **patterns)).save_pretrained(str(tmp_path))
+    file = tmp_path / "adapter_model.safetensors"
+    state = {name: tensor.bfloat16() for name, tensor in load_file(file).items()}
+    assert {tensor.shape[0] for name, tensor in state.items() if "lora_A" in name} == {2, 4}
+    assert any(".visual.blocks." in name for name in state)
+    save_file(state, file, {"format": "pt"})
+    model: Any = load_model(str(qwen), "sdpa", False)
+    add_adapters(model, None, tmp_path, merger=False)
+    assert {v.dtype for n, v in model.named_parameters() if ".lora_" in n} == {torch.float32}
+    expected = logits(read_peft(tmp_path, qwen), qwen)
+    assert torch.equal(logits(model.eval(), qwen), expected)
+    # Trained on, it keeps them.
+    more: Any = load_model(str(qwen), "sdpa", False)
+    add_adapters(more, SETTINGS, tmp_path, merger=True)
+    assert torch.equal(logits(more.eval(), qwen), expected)
+    more.save_pretrained(tmp_path / "again")
+    config = json.loads((tmp_path / "again/adapter_config.json").read_text())
+    assert {name: config[name] for name in patterns} == patterns
+    assert (sorted(config["target_modules"]), config["modules_to_save"]) == (
+        sorted(targets),
+        ["merger"],
+    )
 
 
 def test_an_adapter_of_peft_s_own_opens_here(backbone: Path, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ KINDS = {
     "full": ("--stages=[label]",),
     "lora": LORA,
     "qlora": (*LORA, "--model.quantize=4bit", "--model.lora.dropout=0.1"),
+    "dora": (*LORA, "--model.lora.use_dora=true", "--model.lora.use_rslora=true"),
 }
 
 
@@ -70,24 +71,36 @@ def memory_name(name: str) -> str:
     name = name.removeprefix("base_model.model.")
     for side in ("lora_A", "lora_B"):
         name = name.replace(f".{side}.", f".{side}.default.")
+    name = name.replace(".lora_magnitude_vector", ".lora_magnitude_vector.default.weight")
     return name.replace("visual.merger.", "visual.merger.modules_to_save.default.")
 
 
+class Runs(dict[str, Finished]):
+    """The finished runs by kind, each made when it is asked for."""
+
+    def __init__(self, folder: Path, backbone: Path) -> None:
+        self.folder, self.backbone = folder, backbone
+
+    def __missing__(self, kind: str) -> Finished:
+        self[kind] = Finished(self.folder / kind, self.backbone, kind)
+        return self[kind]
+
+
 @pytest.fixture(scope="module")
-def runs(
-    backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, cache: Path
-) -> dict[str, Finished]:
-    folder = tmp_path_factory.mktemp("adapters")
-    return {kind: Finished(folder / kind, backbones["qwen2_5_vl"], kind) for kind in KINDS}
+def runs(backbones: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Runs:
+    return Runs(tmp_path_factory.mktemp("adapters"), backbones["qwen2_5_vl"])
 
 
-@pytest.fixture(params=["lora", "qlora"])
-def run(request: pytest.FixtureRequest, runs: dict[str, Finished]) -> Finished:
+DORA_TOO = pytest.param("dora", marks=pytest.mark.long)
+
+
+@pytest.fixture(params=["lora", "qlora", DORA_TOO])
+def run(request: pytest.FixtureRequest, runs: Runs) -> Finished:
     return runs[request.param]
 
 
-@pytest.fixture(params=KINDS)
-def any_run(request: pytest.FixtureRequest, runs: dict[str, Finished]) -> Finished:
+@pytest.fixture(params=["full", "lora", "qlora", DORA_TOO])
+def any_run(request: pytest.FixtureRequest, runs: Runs) -> Finished:
     return runs[request.param]
 
 
@@ -113,7 +126,7 @@ def test_the_weights_say_what_made_them(run):
 def test_stage_two_starts_from_base_and_stage_one_s_adapter_bit_for_bit(run):
     one, two = (run.adapter(stage) for stage in STAGES)
     trained = set(one)
-    assert len(trained) == 28 + 5
+    assert len(trained) == (42 if run.kind == "dora" else 28) + 5
     assert len(run.starts) == 2
     assert all(torch.equal(run.starts[1][name], one[name]) for name in trained)
     # Nothing else has moved, and all of this has, in both stages.
@@ -214,6 +227,25 @@ def test_another_base_is_refused(run, backbones, tmp_path, capsys):
         rbft(tmp_path, "export", *options, "--weights=mine", "--output=out")
     assert "error: weights folder mine is an adapter of gone (" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["lora", DORA_TOO])
+def test_two_adapters_on_one_base_predict_as_they_did(kind, runs, tmp_path, cache, capsys):
+    """Both stages' of a run; neither an experiment nor the base's old place is needed."""
+    run = runs[kind]
+    folders = [f"{stage}={run.run}/{stage}/weights" for stage in STAGES]
+    rbft(tmp_path, "export", f"--adapters=[{', '.join(folders)}]", "--output=both")
+    said = capsys.readouterr().out
+    assert f"Exported rationale, label on {run.backbone} to both.\n" in said
+    assert "vLLM cannot serve label unmerged: " in said
+    assert ("it is decomposed" in said) == (run.kind == "dora")
+    (tmp_path / "both").rename(tmp_path / "moved")
+    (clip, *_) = sorted(cache.rglob("*test-0002.mp4"))
+    given = (f"--videos={clip}", "--trainer.enable_progress_bar=false")
+    rbft(run.folder, "predict", *run.options, *given, f"--output={tmp_path}/known.jsonl")
+    rbft(tmp_path, "predict", "--weights=moved/label", *given, "--output=found.jsonl")
+    expected = (tmp_path / "known.jsonl").read_bytes()
+    assert (tmp_path / "found.jsonl").read_bytes() == expected != b""
 
 
 FRESH = """

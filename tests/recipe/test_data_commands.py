@@ -167,6 +167,13 @@ def test_weights_alone_predict_what_they_predict_with_the_experiment(
         half = rounded.predict(paths, rationale=True)
         for row, one, exact in zip(read_lines(Path("half.jsonl")), half, found, strict=True):
             assert one.probabilities == row["probabilities"] != exact.probabilities
+        # Windows are as segments are.
+        more = ("--every=1", "--output=every_second.jsonl")
+        rbft(own.folder, "predict", f"--weights={moved}", f"--videos={paths[0]}", *more)
+        given = model.predict_windows(paths[0], every=1)
+        for row, one in zip(read_lines(Path("every_second.jsonl")), given, strict=True):
+            assert (one.start, one.end) == (row["start"], row["end"])
+            assert one.probabilities == row["probabilities"]
         # What README and page show, as it stands there.
         for name in ("clip", "a", "b"):
             shutil.copy(rows[0]["path"], f"{name}.mp4")
@@ -196,14 +203,24 @@ def opened(file: str) -> io.StringIO:
 
 def test_the_commands_of_the_page_about_prediction(own: Own) -> None:
     page = (ROOT / "docs/predict.md").read_text(encoding="utf-8")
-    predict, demo = commands(page)
+    predict, windows, demo = commands(page)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(own.folder)
         patch.setattr("sys.argv", ["rbft"])
         rbft(own.folder, *in_full(predict[3:]))
+        rbft(own.folder, *in_full(windows[3:]))
         patch.setitem(sys.modules, "gradio", None)
         with pytest.raises(SystemExit, match="2"):  # it has come to where Gradio is needed
             rbft(own.folder, *demo[3:])
+    rows = read_lines(own.folder / "windows.jsonl")
+    files = dict.fromkeys(row["path"] for row in rows)
+    assert len(files) == 12
+    pictures = {file.stem for file in (own.folder / "windows_timelines").iterdir()}
+    assert pictures == {Path(path).stem for path in files}
+    for row in rows:
+        assert row["id"] == f"{row['path']}_{row['start']:g}_{row['end']:g}"
+        assert row["start"] % 2 == 0
+        assert row["end"] - row["start"] <= 4
     options = set(re.findall(r"`(?:[^`]* )?(--[a-z_.]+)", page))
     assert {"--videos", "--weights", "--config", "--port", "--host"} <= options
 

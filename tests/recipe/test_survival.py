@@ -95,8 +95,12 @@ def test_a_checkpoint_appears_whole(reference):
 
 @pytest.mark.long
 def test_what_is_drawn_at_random_is_drawn_again(backbones, tmp_path_factory, tmp_path, cache):
-    """Adapters with dropout: the third step of a stage drops the same, resumed or not."""
+    """Adapters with dropout: the third step of a stage drops the same, resumed or not.
+
+    With DoRA on some layers, whose norms are in the checkpoints too.
+    """
     lora = ("--model.lora.rank=4", "--model.lora.alpha=8", "--model.lora.dropout=0.2")
+    lora += ("--model.lora.use_dora=true", "--model.lora.target_modules=[q_proj,down_proj]")
     options = small(
         backbones["qwen2_5_vl"],
         *lora,

@@ -234,10 +234,11 @@ def test_in_half_precision_as_the_overlay_has_it(options, tmp_path, cache):
 
 
 @pytest.mark.long
-def test_adapters_are_the_same(options, tmp_path, cache):
-    """LoRA with the merger, where all weights are in shares."""
+@pytest.mark.parametrize("dora", ["false", "true"])
+def test_adapters_are_the_same(dora, options, tmp_path, cache):
+    """LoRA and DoRA with the merger, where all weights are in shares."""
     lora = ["--stages=[label]", "--score_each_stage=false", "--model.lora.rank=8"]
-    lora += ["--model.vision_learning_rate=0", "--model.lora.dropout=0"]
+    lora += ["--model.vision_learning_rate=0", f"--model.lora.use_dora={dora}"]
     one, two = tmp_path / "one", tmp_path / "two"
     rbft(one, "fit", *options, *lora)
     both = Runs(one, two, [*options, *lora], "fsdp2")
@@ -248,6 +249,7 @@ def test_adapters_are_the_same(options, tmp_path, cache):
     expected, found = (load_file(folder / ADAPTER) for folder in (one, two))
     assert set(found) == set(expected)
     assert {".lora_A." in name for name in found} == {True, False}
+    assert any("magnitude" in name for name in found) == (dora == "true")
     assert any("merger" in name for name in found)
     assert max(float((found[name] - expected[name]).abs().max()) for name in found) < 1e-5
 

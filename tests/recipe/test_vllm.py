@@ -5,7 +5,11 @@ tests/vllm_environment.sh makes it and says how to run this file.
 """
 
 import json
+import re
+import shlex
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -14,6 +18,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
+from rbft.backbone.adapters import LoRA
 from rbft.backbone.family import FAMILIES
 from rbft.clip import Clip
 from rbft.data.dataset import Example
@@ -24,6 +29,7 @@ from tests import tiny
 from tests.examples import collator, module
 from tests.recipe.runs import LOGS, ROOT, rbft, read_json, read_lines, small
 from tests.servers import Serving, find_vllm, vllm_serve
+from tests.weights import adapter
 
 pytestmark = [
     pytest.mark.recipe,
@@ -100,6 +106,51 @@ def test_classes_are_those_of_the_backbone(server: Serving, tmp_path: Path) -> N
     for name, one in own.items():
         assert theirs[name]["prediction"] == one["prediction"]
         assert theirs[name]["probabilities"] == pytest.approx(one["probabilities"], abs=1e-3)
+
+
+def test_adapters_of_one_base_are_those_that_were_exported(tmp_path: Path) -> None:
+    """Served by the command of the README that `export --adapters` writes.
+
+    What is added to the weights is small: rbft's probabilities are of the class word and the end of
+    the turn, those of a server of the word alone, and the end must be as good as certain.
+    """
+    kinds = {
+        "yard": LoRA(rank=4, alpha=8),
+        "hall": LoRA(rank=8, alpha=8, use_rslora=True, target_modules=["q_proj", "down_proj"]),
+    }
+    for name, lora in kinds.items():
+        torch.manual_seed(len(name) + lora.rank)
+        noise = 0.12 if lora.rank == 4 else 0.08
+        folder = adapter(tmp_path / name, BASE, lora, merger=False, noise=noise)
+        for file in BASE.glob("*"):
+            if file.is_file() and not file.name.startswith(("model", "config")):
+                shutil.copyfile(file, folder / file.name)
+        shutil.copyfile(ROOT / "rbft/miniature/miniature.yaml", folder / "card.yaml")
+    export = [f"--adapters=[{', '.join(f'{name}={name}' for name in kinds)}]", "--output=both"]
+    rbft(tmp_path, "export", *export)
+    text = (tmp_path / "both/README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"```\n(vllm serve .*?)```", text.replace("\\\n", " "), re.DOTALL)
+    words = shlex.split(line.replace("FOLDER", str(tmp_path / "both")))
+    end = words.index("--limit-mm-per-prompt")  # frames are each request's here
+    options = small(BASE, "--data.test_size=20", *FRAMES)
+    found = {}
+    with vllm_serve(Path(words[2]), tmp_path, *words[3:end]) as server:
+        for name in kinds:
+            rbft(tmp_path, "test", *options, f"--weights=both/{name}")
+            asked = endpoint(replace(server, model=name))
+            rbft(tmp_path, "test", *options, *asked, "--endpoint.top_logprobs=20")
+            (own,) = (tmp_path / LOGS / "small").glob(f"{name}-*/test_predictions.jsonl")
+            theirs = tmp_path / LOGS / f"small/endpoint-{name}/test_predictions.jsonl"
+            found[name] = [
+                [tuple(one["probabilities"].values()) for one in read_lines(file)]
+                for file in (own, theirs)
+            ]
+    for own, theirs in found.values():
+        assert len(own) == 20
+        for one, other in zip(own, theirs, strict=True):
+            assert other == pytest.approx(one, abs=1e-3)
+    apart = zip(found["yard"][0], found["hall"][0], strict=True)
+    assert max(abs(one[0] - other[0]) for one, other in apart) > 0.005
 
 
 def test_structured_labels_are_class_words(spelling: Serving, tmp_path: Path) -> None:

@@ -88,11 +88,11 @@ def command(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             ["--videos=[a.mp4,b]", "--output=o.jsonl", "--weights=w", "--rationale=true"],
             [[Path("a.mp4"), Path("b")], Path("o.jsonl"), "w", True],
         ),
-        ("export", ["--output=o"], [Path("o"), "weights", None, None, None, None]),
+        ("export", ["--output=o"], [Path("o"), "weights", None, None, None, None, None]),
         (
             "export",
             ["--output=o", "--format=swift", "--split=val", "--answers=rationale"],
-            [Path("o"), "swift", None, None, "val", "rationale"],
+            [Path("o"), "swift", None, None, None, "val", "rationale"],
         ),
         ("scan", [], []),
     ],
@@ -134,6 +134,21 @@ def test_every_command_has_a_file_and_a_summary():
             "Leave it out.",
         ),
         (["--format=llava", "--dtype=base"], "--dtype base is an option of --format weights"),
+        (
+            ["--format=swift", "--adapters=[a]"],
+            "--adapters ['a'] is an option of --format weights; --format swift does not use it. "
+            "Leave it out.",
+        ),
+        (
+            ["--weights=run", "--adapters=[a=b, c]"],
+            "--weights run is exported by itself, merged, and --adapters beside each other, "
+            "unmerged. Leave one of them out.",
+        ),
+        (
+            ["--adapters=[]"],
+            "--adapters names none. Give weights folders or runs: NAME=FOLDER.",
+        ),
+        (["--adapters=nowhere"], "--adapters nowhere does not exist. Give a folder that rbft left"),
     ],
 )
 def test_export_refuses_what_its_format_does_not_use(

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import rbft
-from rbft import load
+from rbft import load, video_classifier
 from rbft.backbone.loading import fingerprint
 from rbft.clip import Clip
 from rbft.runtime.files import write_json
@@ -19,7 +21,7 @@ from rbft.video.sampling import VideoError, decode_video
 from rbft.video_classifier import VideoClassifier, _clip
 from tests.recipe.runs import ROOT
 from tests.several import PETS
-from tests.videos import make_video
+from tests.videos import make_video, picture
 from tests.weights import adapter, whole_weights
 
 
@@ -139,6 +141,82 @@ def test_a_rationale_on_request(model: VideoClassifier, videos: list[Path]) -> N
     assert plain.rationale is None
     assert explained.rationale
     assert explained.probabilities == pytest.approx(plain.probabilities, abs=1e-6)
+
+
+def test_a_window_is_the_segment_of_those_seconds(
+    model: VideoClassifier, videos: list[Path], tmp_path: Path
+) -> None:
+    """As a clip whose start and end columns say them; here the classifier's own parts, by hand."""
+    found = list(model.predict_windows(videos[6], every=2, window=3, batch_size=2))
+    assert [(one.start, one.end) for one in found] == [(0, 3), (2, 5), (4, 7), (6, 9), (8, 9.6)]
+    for one in found:
+        clip = Clip("x", videos[6], None, "predict", start=one.start, end=one.end)
+        (alone,) = model._each([clip], False, 1)
+        assert one.path == videos[6]
+        assert one.probabilities == pytest.approx(alone.probabilities, abs=1e-6)
+        own = model._data.reader.decode(clip)
+        frames = decode_video(videos[6], model._data.frames, start=one.start, end=one.end)
+        assert torch.equal(own.frames, frames.frames)
+        assert own.indices[0] == 10 * (one.start or 0)
+    assert len({one.probabilities["alarm"] for one in found}) == len(found)
+    (whole,) = model.predict_windows(videos[0], every=60)
+    assert whole.probabilities == pytest.approx(model.predict(videos[0]).probabilities, abs=1e-6)
+    assert (whole.start, whole.end) == (0, 2.4)
+    (explained,) = model.predict_windows(videos[0], every=60, rationale=True)
+    assert explained.rationale
+    with pytest.raises(VideoError, match=r"gone\.mp4 does not exist\.$"):
+        model.predict_windows(tmp_path / "gone.mp4", every=1)
+    with pytest.raises(VideoError, match=r"^https://x\.org/a\.mp4 is a URL"):
+        model.predict_windows("https://x.org/a.mp4", every=1)
+    with pytest.raises(ValueError, match=r"^every \(0\) must be above 0; it is seconds of video"):
+        model.predict_windows(videos[0], every=0)
+    with pytest.raises(ValueError, match=r"^window \(-1\) must be above 0; it is seconds of vid"):
+        model.predict_windows(videos[0], every=1, window=-1)
+
+
+def test_images_are_clips(weights: Path, model: VideoClassifier, tmp_path: Path) -> None:
+    """A still, and a folder whose setting says how fast its images follow each other."""
+    film = make_video(tmp_path / "a.mkv", 20, 56, 84, codec="ffv1", pixels="bgr0")
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(20):
+        Image.fromarray(picture(number, 56, 84)).save(folder / f"{number}.png")
+    timed = load(weights, settings={"data.image_fps": 10})
+    expected = model.predict(film)
+    found, still = timed.predict([folder, folder / "7.png"])
+    assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-6)
+    assert (found.path, still.path) == (folder, folder / "7.png")
+    one = make_video(tmp_path / "one.mkv", 1, 56, 84, codec="ffv1", pixels="bgr0", first=7)
+    of_one = model.predict(one).probabilities
+    assert still.probabilities == pytest.approx(of_one, abs=1e-6)
+    assert [frame.seconds for frame in timed.frames(folder)][-1] == pytest.approx(1.9)
+    windows = timed.predict_windows(folder, every=1)
+    assert [(window.start, window.end) for window in windows] == [(0, 1), (1, 2)]
+    (failed,) = model.predict([folder])
+    assert failed.error.startswith(f"{folder} is 20 images, and nothing says when they are shown.")
+
+
+def test_windows_are_decoded_as_they_are_asked_for(
+    weights: Path, videos: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And leave nothing in the frame cache."""
+    monkeypatch.setenv("RBFT_CACHE", str(tmp_path))
+    model, decoded = load(weights), []
+    decode = video_classifier.decode_video
+
+    def noted(*given: Any, **more: Any) -> Any:
+        decoded.append(more["start"])
+        return decode(*given, **more)
+
+    monkeypatch.setattr(video_classifier, "decode_video", noted)
+    windows = model.predict_windows(videos[6], every=1, batch_size=2)
+    assert decoded == []
+    assert next(windows).start == 0
+    assert sorted(decoded) == [0, 1]
+    assert len(list(windows)) == 9
+    assert not list(tmp_path.rglob("*.clip"))
+    model.predict(videos[0])
+    assert len(list(tmp_path.rglob("*.clip"))) == 1
 
 
 def test_a_threshold_decides_the_label(

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from rbft.backbone.adapters import find_base
 from rbft.runs.folder import PROVENANCE, read_json
 from rbft.runtime.files import write_json
-from rbft.weights_folder import find_weights_folder, own_options, with_own_settings
+from rbft.weights_folder import (
+    find_weights_folder,
+    named_folders,
+    own_options,
+    with_own_settings,
+)
 from tests.weights import adapter, whole_weights
 
 
@@ -173,3 +179,52 @@ def test_the_note_is_json(qwen: Path, tmp_path: Path) -> None:
     average = {"samples": 3, "temperature": 0.7}
     folder = whole_weights(tmp_path / "mine", qwen, inference={"model.self_consistency": average})
     assert f"--model.self_consistency={json.dumps(average)}" in own_options(folder)
+
+
+def test_folders_by_name(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = adapter(Path("logs/one/label/weights"), qwen, run="one_run")
+    two = shutil.copytree(one, "a=b")
+    assert named_folders(["yard=logs/one", "a=b"]) == {"yard": one, "one_run": Path(two)}
+    note = read_json(one / PROVENANCE)
+    write_json(one / PROVENANCE, {**note, "run": None})
+    assert named_folders(["logs/one/label"]) == {"weights": one}
+    with pytest.raises(ValueError, match="twice") as error:
+        named_folders(["yard=logs/one", "yard=a=b"])
+    assert str(error.value) == (
+        "--adapters has the name 'yard' twice (logs/one/label/weights and a=b). Give each a name "
+        "of its own: NAME=FOLDER."
+    )
+    with pytest.raises(ValueError, match=r"^--adapters nowhere does not exist\. Give a folder"):
+        named_folders(["yard=nowhere"])
+
+
+def test_export_knows_its_base_from_the_folder(qwen: Path, tmp_path: Path) -> None:
+    one = adapter(tmp_path / "one", qwen)
+    own = own_options(one)
+    output = "--output=out"
+    for given in (
+        [f"--adapters=[a={one}, b=elsewhere]", output],
+        [f"--adapters+=a={one}", "--adapters+=b=elsewhere", output],
+        ["--adapters", f"a={one}", output],
+        [f"--weights={one}", output],
+    ):
+        assert with_own_settings(["export", *given]) == ["export", *own, *given]
+    moved = [f"--weights={one}", "--model.backbone=there"]
+    assert with_own_settings(["export", *moved]) == ["export", *own[:-1], *moved]
+    for given in (["--weights=run"], [], ["--adapters=[]"], ["--data=Yard", f"--weights={one}"]):
+        assert with_own_settings(["export", *given]) == ["export", *given]
+
+
+def test_a_base_beside_the_adapter(qwen: Path, tmp_path: Path) -> None:
+    """As `export --adapters` leaves it; the whole folder may be moved."""
+    one = adapter(tmp_path / "all/one", qwen)
+    note = read_json(one / PROVENANCE)
+    write_json(one / PROVENANCE, {**note, "base": {**note["base"], "name": "../base"}})
+    shutil.copytree(qwen, tmp_path / "all/base")
+    for place in ("all", "moved"):
+        if place == "moved":
+            (tmp_path / "all").rename(tmp_path / place)
+        expected = tmp_path / place / "base"
+        assert own_options(tmp_path / place / "one")[-1] == f"--model.backbone={expected}"
+        assert find_base("hub/other", tmp_path / place / "one") == str(expected)

@@ -47,7 +47,10 @@ def test_what_cannot_be_found(folder: Path) -> None:
         find_videos([folder / "gone"])
     (folder / "empty").mkdir()
     (folder / "empty/a.jpg").touch()
-    with pytest.raises(ValueError, match=r"empty: left alone 1 files that are no videos: 1 \.jpg"):
+    with pytest.raises(ValueError, match=r"empty holds 1 images and no video\. Say what they are"):
+        find_videos([folder / "empty"])
+    (folder / "empty/a.jpg").rename(folder / "empty/a.txt")
+    with pytest.raises(ValueError, match=r"empty: left alone 1 files that are no videos: 1 \.txt"):
         find_videos([folder / "empty"])
 
 

@@ -1,10 +1,13 @@
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from rbft.backbone.adapters import (
@@ -12,12 +15,15 @@ from rbft.backbone.adapters import (
     add_adapters,
     base_note,
     check_adapters,
+    check_targets,
     find_base,
     is_adapter,
+    read_config,
     weights_dtype,
     weights_fingerprint,
 )
-from rbft.backbone.loading import fingerprint, load_model, parameter_parts
+from rbft.backbone.loading import fingerprint, load_config, load_model, parameter_parts
+from rbft.backbone.targets import linear_layers
 from rbft.module import RBFTModule
 from rbft.runs.folder import PROVENANCE, Run
 from rbft.training.fsdp2 import FSDP2
@@ -90,6 +96,127 @@ def test_an_adapter_is_trained_on_as_it_is(qwen: Path, tmp_path: Path) -> None:
     assert str(error.value) == (
         f"model.weights {folder} is an adapter of rank 4 and alpha 8, but model.lora asks for rank "
         "8 and alpha 16. An adapter is trained on as it is: set model.lora to its values."
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "wanted"),
+    [
+        (
+            {"use_dora": True},
+            "rank 4, alpha 8 and use_dora false",
+            "rank 4, alpha 8 and use_dora true",
+        ),
+        (
+            {"use_rslora": True, "rank": 8},
+            "rank 4, alpha 8 and use_rslora false",
+            "rank 8, alpha 8 and use_rslora true",
+        ),
+    ],
+)
+def test_an_adapter_keeps_its_kind(
+    qwen: Path, tmp_path: Path, asked: dict[str, Any], own: str, wanted: str
+) -> None:
+    folder = adapter(qwen, tmp_path / "adapter")
+    with pytest.raises(ValueError, match="is an adapter of") as error:
+        check_adapters(LoRA(**{"rank": 4, "alpha": 8, **asked}), None, folder, FROZEN)
+    assert str(error.value) == (
+        f"model.weights {folder} is an adapter of {own}, but model.lora asks for {wanted}. An "
+        "adapter is trained on as it is: set model.lora to its values."
+    )
+
+
+def test_an_adapter_keeps_its_layers(qwen: Path, tmp_path: Path) -> None:
+    config, family = load_config(str(qwen))
+    names = linear_layers(config)
+    asked: list[int] = []
+
+    def given() -> list[str]:
+        asked.append(1)
+        return names
+
+    def check(lora: LoRA | None) -> None:
+        check_targets(lora, folder, family, config, given)
+
+    folder = adapter(qwen, tmp_path / "adapter")
+    check(None)
+    check(SETTINGS)
+    assert not asked, "the backbone was made for nothing"
+    lora = LoRA(rank=4, alpha=8, target_modules=["q_proj", "v_proj"])
+    with pytest.raises(ValueError, match="linear layers") as error:
+        check(lora)
+    assert str(error.value) == (
+        f"model.weights {folder} is an adapter of 14 linear layers, but model.lora asks for 4 "
+        "(first that differs: model.language_model.layers.0.mlp.down_proj). An adapter is trained "
+        "on as it is: set model.lora.target_modules and model.lora.layers_to_transform to its "
+        f"layers (in its adapter_config.json: {family.targets})."
+    )
+    # The same layers in other words, as somebody else has written them.
+    known = json.loads((folder / "adapter_config.json").read_text())
+    known |= {"target_modules": ["v_proj", "q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(known))
+    check(lora)
+    with pytest.raises(ValueError, match=re.escape("(in its adapter_config.json: ['q_proj', 'v_p")):
+        check(SETTINGS)
+
+
+def test_the_layers_are_looked_at_before_anything_is_loaded(qwen: Path) -> None:
+    lora = LoRA(target_modules=["qkv"])
+    settings = {**MODULE_SETTINGS, "vision_learning_rate": 0.0, "lora": lora}
+    with pytest.raises(ValueError, match="target_modules names 'qkv', which is no"):
+        RBFTModule(str(qwen), CARD, **settings).check_trainable()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"bias": "all"}, "with bias all"),
+        ({"modules_to_save": ["merger", "lm_head"]}, "with modules_to_save ['lm_head']"),
+        ({"init_lora_weights": "pissa"}, "with init_lora_weights pissa"),
+        ({"trainable_token_indices": [3]}, "with trainable_token_indices [3]"),
+        ({"peft_type": "IA3"}, "of peft_type IA3, but rbft takes LORA alone (LoRA, rsLoRA, DoRA)"),
+    ],
+)
+def test_an_adapter_of_a_kind_that_is_not_taken(
+    qwen: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    folder = adapter(qwen, tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    if "peft_type" in change:
+        config = {"feedforward_modules": [], "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match="is an adapter") as error:
+        read_config(folder, ["merger"])
+    middle = "" if "peft_type" in change else ", which rbft does not take"
+    assert str(error.value) == (
+        f"{folder} is an adapter {said}{middle}. Merge it into whole weights with peft "
+        "(merge_and_unload), and start from those."
+    )
+
+
+def test_an_adapter_without_its_tensors(qwen: Path, tmp_path: Path) -> None:
+    folder = adapter(qwen, tmp_path / "adapter")
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(ValueError, match="holds adapter_config") as error:
+        read_config(folder)
+    assert str(error.value) == (
+        f"{folder} holds adapter_config.json but no adapter_model.safetensors. Save the adapter "
+        "again with peft's save_pretrained, which writes it."
+    )
+
+
+def test_an_adapter_of_the_head(qwen: Path, tmp_path: Path) -> None:
+    """The head runs on answer tokens alone, past what peft would add to it."""
+    model: Any = load_model(str(qwen), "sdpa", False)
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    with pytest.warns(UserWarning, match="embedding layers found"):
+        model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="lm_head") as error:
+        add_adapters(load_model(str(qwen), "sdpa", False), None, tmp_path, merger=False)
+    assert str(error.value) == (
+        f"{tmp_path} is an adapter of lm_head, but rbft takes adapters of the language model's "
+        "blocks and of the vision tower alone. Merge it into whole weights with peft "
+        "(merge_and_unload), and start from those."
     )
 
 
@@ -199,6 +326,17 @@ def test_what_was_trained_is_there_again(
     assert one.keys() == other.keys()
     assert any("merger" in name for name in one) == before
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_dropout_is_that_of_the_settings(qwen: Path, tmp_path: Path) -> None:
+    """It is no part of what an adapter is."""
+    folder = adapter(qwen, tmp_path, merger=False)
+    for lora, expected in ((LoRA(rank=4, alpha=8, dropout=0.25), {0.25}), (SETTINGS, {None})):
+        model = load_model(str(qwen), "sdpa", False)
+        add_adapters(model, lora, folder, merger=False)
+        layers = [part for part in model.modules() if isinstance(part, LoraLayer)]
+        found = {getattr(layer.lora_dropout["default"], "p", None) for layer in layers}
+        assert found == expected
 
 
 def test_a_merger_that_was_frozen_so_far_starts_from_the_base(qwen: Path, tmp_path: Path) -> None:

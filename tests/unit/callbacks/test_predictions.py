@@ -9,6 +9,7 @@ from lightning.pytorch import Callback
 
 from rbft.callbacks.predictions import PredictionWriter
 from rbft.clip import Clip
+from rbft.runtime.files import write_json
 from tests.examples import CARD, Damaged, Yard, clips, fed, module, trainer
 from tests.several import PETS, Pets, pet_module
 
@@ -228,6 +229,64 @@ def test_a_video_that_has_changed_since_is_predicted_anew(tmp_path: Path) -> Non
     assert _failed(writer.finish()) == 1
     found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert [line.get("error") for line in found] == [None, "x", None]
+
+
+def test_windows_of_a_video_have_lines_of_their_own(tmp_path: Path) -> None:
+    """Known by their seconds; what changed in the file makes all of them anew."""
+    (clip,), output = clips(1), tmp_path / "p.jsonl"
+    windows = [
+        replace(clip, id=f"w{start}", start=float(start), end=start + 2.5) for start in (0, 2, 4)
+    ]
+    asked: list[str] = []
+
+    def counted(clip: Clip) -> str:
+        asked.append(clip.id)
+        return "digest"
+
+    def writer(*, every: float = 2.0) -> PredictionWriter:
+        made_from = {"windows": {"every": every}}
+        return PredictionWriter(output, windows, CARD.classes, made_from, counted)
+
+    first = writer()
+    assert asked == ["w0"]  # the file is read once, not for each window
+    assert first.todo == windows
+    line = {"path": str(clip.path), "video": "digest", "label": "quiet"}
+    lines = [
+        {"id": "w2", **line, "start": 2.0, "end": 4.5},
+        {"id": "w0", **line, "start": 0.0, "end": 2.5},
+    ]
+    output.write_text("".join(f"{json.dumps(one)}\n" for one in lines), encoding="utf-8")
+    write_json(first.lines.sidecar, first.made_from)
+    assert writer().todo == windows[2:]
+    with pytest.raises(ValueError, match=r"made otherwise \(windows\.every: 2\.0 -> 3\.0\)\."):
+        writer(every=3.0)
+    last = {"id": "w4", **line, "start": 4.0, "end": 6.5, "label": None, "error": "x"}
+    with output.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(last) + "\n")
+    rows = writer().finish()
+    assert [row["id"] for row in rows] == ["w0", "w2", "w4"]
+    assert writer().todo == windows[2:]
+    with output.with_suffix(".csv").open(encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0])[:6] == ["id", "path", "video", "start", "end", "label"]
+    assert [(row["start"], row["end"]) for row in table] == [
+        ("0.0", "2.5"),
+        ("2.0", "4.5"),
+        ("4.0", "6.5"),
+    ]
+
+
+def test_a_window_s_line_has_its_seconds(qwen: Path, tmp_path: Path) -> None:
+    yard = Yard(tmp_path / "card.yaml", {"test": 1})
+    windows = [replace(yard.clips("test")[0], start=start, end=start + 1) for start in (0.0, 1.5)]
+    writer = PredictionWriter(tmp_path / "p.jsonl", windows, CARD.classes, {}, content)
+    yard.feed = replace(yard.feed, predict_clips=writer.todo)
+    model = module(qwen)
+    trainer(tmp_path, callbacks=[writer]).predict(
+        model, datamodule=fed(yard, model), return_predictions=False
+    )
+    rows = [json.loads(line) for line in writer.output.read_text(encoding="utf-8").splitlines()]
+    assert [(row["start"], row["end"]) for row in rows] == [(0.0, 1.0), (1.5, 2.5)]
 
 
 def test_videos_with_several_classes(qwen: Path, tmp_path: Path) -> None:

@@ -81,6 +81,10 @@ def test_a_setting_in_full() -> None:
         "model.lora.rank",
         "model.lora.alpha",
         "model.lora.dropout",
+        "model.lora.use_dora",
+        "model.lora.use_rslora",
+        "model.lora.target_modules",
+        "model.lora.layers_to_transform",
     ]
     assert "train. null trains the weights." in page  # the second sentence
     found = HEAD.findall(help_page("fit", "learning_rate"))

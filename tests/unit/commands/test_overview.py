@@ -67,6 +67,10 @@ def test_other_names_lead_to_commands() -> None:
             "predict --videos+=a.mp4 --videos+=b.mp4 --videos+=-c.mp4 --rationale=true",
         ),
         ("predict a.yaml --videos x y", "predict --config=a.yaml --videos+=x --videos+=y"),
+        (
+            "export --adapters a=x y --output o",
+            "export --adapters+=a=x --adapters+=y --output o",
+        ),
     ],
 )
 def test_what_may_be_left_out(given: str, made: str) -> None:

@@ -46,6 +46,15 @@ def test_eighty_columns_at_most(monkeypatch, tmp_path):
     assert " ".join("".join(said[1:]).split()) == " ".join(f"  {reason}".split()) or len(said) > 3
 
 
+def test_windows_are_shown_with_their_seconds():
+    rows = [{**row("a.mp4"), "start": 0.0, "end": 12.5}, row("b.mp4")]
+    shown = first_rows(rows, MODEL).splitlines()
+    assert shown[5].split("  ")[0] == "a.mp4, 0 to 12.5 s"
+    assert shown[6].split("  ")[0] == "b.mp4"
+    failed = [{"path": "a.mp4", "error": "Video a.mp4 ..."}]
+    assert failures(failed, "windows").startswith("1 of 1 windows could not be predicted:")
+
+
 def test_failures_say_which_and_why():
     rows = [row("a.mp4"), *({"path": f"{n}.mp4", "error": f"Video {n}.mp4 ..."} for n in range(7))]
     assert failures(rows) == (

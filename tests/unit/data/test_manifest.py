@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import distributed
 
+from rbft.clip import Images
 from rbft.data import manifest as manifest_module
 from rbft.data.manifest import Manifest, ManifestRow, check_same_on_all_processes, scan
 from rbft.video.sampling import probe as probe_video
@@ -33,6 +34,7 @@ class Clip:
     end: float | None = None
     url: str | None = None
     refused: str = ""
+    images: Images | None = None
     labels: tuple[int, ...] | None = None
 
 

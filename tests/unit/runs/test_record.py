@@ -240,6 +240,19 @@ def test_a_setting_of_the_data_that_an_earlier_version_did_not_note(started):
     assert setting_differences({}, nested(data, "consistent")) == [f"{data}: first -> consistent"]
 
 
+def test_options_of_adapters_that_an_earlier_version_did_not_note():
+    before = {"rank": 8, "alpha": 16, "dropout": 0.0}
+    plain = {"use_dora": False, "use_rslora": False}
+    plain |= {"target_modules": None, "layers_to_transform": None}
+    for old, new in ((before, {**before, **plain}), (None, None), ({**before, **plain}, before)):
+        assert setting_differences({"model": {"lora": old}}, {"model": {"lora": new}}) == []
+    for name, value in (("use_dora", True), ("target_modules", ["q_proj"])):
+        now = {**before, **plain, name: value}
+        assert setting_differences({"model": {"lora": before}}, {"model": {"lora": now}}) == [
+            f"model.lora.{name}: {plain[name]} -> {value}"
+        ]
+
+
 def nested(name: str, value: str) -> dict[str, Any]:
     """A setting as the settings file holds it."""
     first, _, rest = name.partition(".")

@@ -6,14 +6,17 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from rbft.video import readers
 from rbft.video.completeness import find_truncation
 from rbft.video.frame_settings import FrameSettings
-from rbft.video.packet_index import FrameList, VideoError, list_frames, probe
+from rbft.video.listings import probe
+from rbft.video.packet_index import FrameList, VideoError, list_frames
 from rbft.video.readers import IndexMismatch, read_pyav
 from rbft.video.sampling import decode_video
 from tests.variants import FROM_FFMPEG, MADE, UPRIGHT, decode_all, make_variant
@@ -87,6 +90,35 @@ def test_frames_of_what_only_the_program_writes(variant: Callable[[str], Path], 
     assert max(off) < 4
 
 
+def test_seeking_gives_the_frames_that_reading_gives(
+    variant: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every kind of file that has an index of packets."""
+    monkeypatch.setattr(readers, "SEEK_FROM", 1)
+    sought = []
+    seek = readers._seek
+
+    def noted(*given: Any) -> Any:
+        found = seek(*given)
+        sought.append(found is not None)
+        return found
+
+    monkeypatch.setattr(readers, "_seek", noted)
+    for name in MADE:
+        listing = list_frames(variant(name))
+        index, last = listing.packets, listing.info.frames - 1
+        if index is None or not last:
+            continue
+        wanted = [last // 2, last]
+        try:
+            plain = list(readers._read_indexed(listing, index, wanted, seek=False))
+        except IndexMismatch:
+            continue
+        found = list(read_pyav(listing, wanted))
+        assert all(np.array_equal(a, b) for a, b in zip(found, plain, strict=True)), name
+    assert sum(sought) > 20
+
+
 def test_there_are_ninety_kinds_and_more() -> None:
     assert len(MADE) >= 90
 
@@ -106,7 +138,7 @@ def test_broken_time_stamps_give_way_to_frame_numbers(
     listing = list_frames(variant(name))
     assert listing.info.fps == fps
     assert listing.info.note == f"{note}; its frames are counted, {fps} per second"
-    assert listing.seconds == [frame / fps for frame in range(listing.info.frames)]
+    assert list(listing.seconds) == [frame / fps for frame in range(listing.info.frames)]
     assert listing.info.duration == listing.info.frames / fps
 
 

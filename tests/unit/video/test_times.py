@@ -29,6 +29,12 @@ def test_given_times_that_are_even_change_no_position() -> None:
     assert plain.middles == (0.5, 2.5)
 
 
+def test_a_list_with_few_images_a_second_is_even_by_its_times() -> None:
+    """A frame of it may be seconds long."""
+    assert pair_times([0, 1, 2, 3], 0.5, 0.5, [0.0, 2.1, 4.0, 6.0]).step is None
+    assert pair_times([0, 1, 2, 3], 0.5, 0.5, [0.0, 2.04, 4.0, 6.0]).step == 4.0
+
+
 def test_pairs_start_at_uneven_times() -> None:
     times = pair_times([0, 1, 2, 3], 1.0, 0.1, [0.0, 3.0, 27.0, 30.0])
     assert times.step is None
