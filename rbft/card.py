@@ -7,7 +7,8 @@ the rationales that were made from it.
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from string import Formatter
@@ -36,6 +37,9 @@ class Card:
         several: Where a clip may have several of the classes, or none (multi-label): the words
             that the model answers with, `{yes: "yes", no: "no"}`. `label` is then put once for
             each class and must use `{word}`, the class's word. None where a clip has one class.
+        values: Class name to its number, where the classes are levels of one scale (1 to 5):
+            answers then have an expected value, a mean absolute error and a rank correlation.
+            None where they are not.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Card:
     words: dict[str, str]
     prompts: dict[str, str]
     several: dict[str, str] | None = None
+    values: Mapping[str, int | float] | None = None
 
     def __post_init__(self) -> None:
         where = f"Card '{self.name}'"
@@ -76,6 +81,32 @@ class Card:
                     )
         if self.several is not None:
             self._check_several(where)
+        if self.values is not None:
+            if self.several is not None:
+                raise ValueError(
+                    f"{where} has the keys several and values: a clip with several classes has no "
+                    "place on their scale. Leave one of the two out."
+                )
+            self._check_values(where, self.values)
+            # In class order and of one type, so that cards that say the same have one digest.
+            levels = {name: float(self.values[name]) for name in self.words}
+            object.__setattr__(self, "values", levels)
+
+    def _check_values(self, where: str, values: Mapping[str, int | float]) -> None:
+        lacking = [name for name in self.words if name not in values]
+        foreign = [name for name in values if name not in self.words]
+        if lacking or foreign:
+            what = f"lacks {', '.join(lacking)}" if lacking else f"has {', '.join(foreign)}"
+            raise ValueError(
+                f"{where}: values {what}; the classes are {', '.join(self.words)}. Give each class "
+                "its number, or leave values out."
+            )
+        for name, value in values.items():
+            if not math.isfinite(value) or [*values.values()].count(value) > 1:
+                raise ValueError(
+                    f"{where}: values.{name} is {value:g}, which is not finite or stands twice. "
+                    "Give each class a number of its own."
+                )
 
     def _check_several(self, where: str) -> None:
         assert self.several is not None
@@ -93,6 +124,11 @@ class Card:
                 'does not use {word}, the class word that it asks about. Such as: "Does the clip '
                 'show {word}? Answer yes or no."'
             )
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The number of each class, in class order; empty where classes are no levels."""
+        return tuple(map(float, (self.values or {}).values()))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -195,8 +231,8 @@ class Card:
         """Reads a card file.
 
         A card that differs from another in a few lines names it as `extends`, by its path from
-        its own folder, and says only what differs: name, persona, words (all of them) and single
-        prompts.
+        its own folder, and says only what differs: name, persona, words (all of them), values (all
+        of them) and single prompts.
 
         Raises:
             ValueError: If the file is missing, is no YAML mapping or has a wrong key, or extends a
@@ -245,6 +281,12 @@ class Card:
                     f"Card file {path}: {key} must map names to texts; got {value!r}. "
                     'Put words that YAML reads as true or false in quotes ("yes").'
                 )
+        values = content.get("values")
+        if values is not None and not _maps_to_numbers(values):
+            raise ValueError(
+                f"Card file {path}: values must map class names to numbers; got {values!r}. Put "
+                'names that YAML reads as numbers in quotes ("1").'
+            )
         return cls(**content)
 
     def text(self) -> str:
@@ -254,6 +296,13 @@ class Card:
     def save(self, path: Path) -> None:
         """Writes the card as YAML."""
         write_text(path, self.text())
+
+
+def _maps_to_numbers(values: Any) -> bool:
+    return isinstance(values, dict) and all(
+        isinstance(name, str) and isinstance(value, int | float) and not isinstance(value, bool)
+        for name, value in values.items()
+    )
 
 
 def _read(path: Path) -> Any:

@@ -160,7 +160,8 @@ class RBFTCLI(LightningCLI):
             default=LOSS,
             help="The validation metric of keep best: val/loss (the smaller the better), "
             "val/accuracy, val/f1/macro or val/f1/<class>; where clips may have several classes "
-            "also val/f1/micro and val/ap/macro (mAP). Of equal scores the earlier one counts.",
+            "also val/f1/micro and val/ap/macro (mAP); on a scale also val/mae, val/mae/answer "
+            "(the smaller the better) and val/spearman. Of equal scores the earlier one counts.",
         )
         parser.add_argument(
             "--patience",

@@ -85,6 +85,8 @@ class Clip:
         images: The images that are its frames; None where it is a file.
         labels: Indices of all its classes, in order, where the card lets a clip have several, or
             none; None where it has one (`label`) or they are unknown.
+        votes: Annotators' votes for each class of the card, as counts or as shares; None where the
+            annotations have none.
     """
 
     id: str
@@ -110,6 +112,7 @@ class Clip:
         return str(self.path) if self.images is None else self.images.name
 
     labels: tuple[int, ...] | None = None
+    votes: tuple[float, ...] | None = None
 
     def class_names(self, classes: Sequence[str]) -> str | list[str] | None:
         """The name of its class, or a list of them where it may have several; None if unknown.
@@ -120,6 +123,17 @@ class Clip:
         if self.labels is not None:
             return [classes[label] for label in self.labels]
         return None if self.label is None else classes[self.label]
+
+    def soft_label(self, classes: int) -> list[float]:
+        """The share of the votes that each class has; all of it has the label where none are known.
+
+        Args:
+            classes: Number of classes.
+        """
+        if self.votes is None:
+            return [float(index == self.label) for index in range(classes)]
+        total = sum(self.votes)
+        return [count / total for count in self.votes]
 
 
 def interval(start: float | None, end: float | None, duration: float | None) -> tuple[float, float]:

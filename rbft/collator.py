@@ -182,24 +182,55 @@ class Collator:
         return sum(weight for one in self._answers(taught) for weight in one.weights)
 
     def _answers(self, taught: Supervision) -> list[Answer]:
-        """The clip's answers: one a question, or one a class where all of them are looked at."""
+        """The clip's answers: one a question, or one a class where several are looked at."""
         assert self.target_stage is not None
         stage = self.target_stage.turn(taught.turn)
         own = replace(self, target_stage=stage)
-        if not stage.all_classes:
-            both = len(stage.parts) > 1
-            weights = {RATIONALE: 1.0, CLASS: self.answer_weight if both else 1.0}
-            asked = [
-                own.answer_parts(taught.clip, taught.rationale, taught.cut, question)
-                for question in range(stage.questions(self.card))
+        if stage.all_classes:
+            shares = taught.soft_label or [1.0] * len(self.card.words)
+            return [
+                Answer.of(own.answer_parts(clip, taught.rationale), stage.parts, {CLASS: share})
+                for clip, share in self._as_each_class(taught.clip, shares)
             ]
-            return [Answer.of(parts, stage.parts, weights) for parts in asked]
-        clips = [replace(taught.clip, label=label) for label in range(len(self.card.words))]
-        shares = taught.soft_label or [1.0] * len(clips)
-        return [
-            Answer.of(own.answer_parts(one, taught.rationale), stage.parts, {CLASS: share})
-            for one, share in zip(clips, shares, strict=True)
+        if CLASS in stage.parts and taught.soft_label is not None:
+            return own._weighted_answers(taught, taught.soft_label)
+        asked = [
+            own.answer_parts(taught.clip, taught.rationale, taught.cut, question)
+            for question in range(stage.questions(self.card))
         ]
+        return [Answer.of(parts, stage.parts, own._part_weights) for parts in asked]
+
+    def _weighted_answers(self, taught: Supervision, shares: Sequence[float]) -> list[Answer]:
+        """An answer for each class that has votes, whose class counts by its share of them.
+
+        What else there is to learn stands once, beside the clip's own class, or where that has no
+        vote beside the first that has most.
+        """
+        assert self.target_stage is not None
+        stage, label = self.target_stage, taught.clip.label
+        if label is None or not shares[label]:
+            label = max(range(len(shares)), key=shares.__getitem__)
+        answers = []
+        for clip, share in self._as_each_class(taught.clip, shares):
+            parts = self.answer_parts(clip, taught.rationale, taught.cut)
+            names, weights = stage.parts, self._part_weights
+            if clip.label != label:
+                names = names[: names.index(CLASS) + 1]
+                weights = {CLASS: weights[CLASS]}
+            weights = {**weights, CLASS: share * weights[CLASS]}
+            answers.append(Answer.of(parts[: len(names)], names, weights))
+        return answers
+
+    @property
+    def _part_weights(self) -> dict[str, float]:
+        """Weight of each part of the answer in the loss."""
+        assert self.target_stage is not None
+        both = len(self.target_stage.parts) > 1
+        return {RATIONALE: 1.0, CLASS: self.answer_weight if both else 1.0}
+
+    def _as_each_class(self, clip: Clip, shares: Sequence[float]) -> list[tuple[Clip, float]]:
+        """The clip as one of each class that has a share; others are not computed."""
+        return [(replace(clip, label=label), share) for label, share in enumerate(shares) if share]
 
     def prompt_ids(self, prompt: str, times: PairTimes, video_tokens: int) -> list[int]:
         """Token ids of one user turn, video first, up to where the assistant answers.

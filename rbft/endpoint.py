@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
+from torch import Tensor
 
 from rbft.analysis.intervals import for_results, score_intervals
 from rbft.build import Experiment
@@ -25,7 +26,7 @@ from rbft.engines.settings import EndpointSettings
 from rbft.inference.metrics import ClassificationMetrics, for_json
 from rbft.inference.result_file import write_results
 from rbft.inference.result_table import result_table
-from rbft.inference.server_answer import NO_CLASS, answered_class, label_form
+from rbft.inference.server_answer import NO_CLASS, AnsweredClass, answered_class, label_form
 from rbft.runs.folder import read_json, versions
 from rbft.runs.record import digest, scoring_settings
 from rbft.runtime.console import print_rank_zero
@@ -327,6 +328,8 @@ def _row(clip: Clip, data: VideoDataModule, asked: Asked, structured: bool) -> d
     row["prediction"] = found.prediction
     if found.probabilities is not None:
         row["probabilities"] = {k: float(f"{v:.7g}") for k, v in found.probabilities.items()}
+    if data.card.values is not None:
+        row["expected"] = _expected(found, data.card.values)
     if found.tied:
         row["tied"] = True
     if answer.text:
@@ -340,17 +343,36 @@ def _row(clip: Clip, data: VideoDataModule, asked: Asked, structured: bool) -> d
     return row
 
 
+def _expected(found: AnsweredClass, values: Mapping[str, float]) -> float | None:
+    """The expected value of an answer on a scale; that of its level where it has no probabilities.
+
+    None where it is no class.
+    """
+    if found.prediction is None:
+        return None
+    shares = found.probabilities or {found.prediction: 1.0}
+    return float(f"{sum(share * values[name] for name, share in shares.items()):.7g}")
+
+
 def _metrics(data: VideoDataModule, rows: Sequence[Mapping[str, Any]]) -> ClassificationMetrics:
     classes = data.card.classes
     names = [*classes, None]
-    metrics = ClassificationMetrics(classes)
+    metrics = ClassificationMetrics(classes, data.card.levels)
     labels = [-1 if row["label"] is None else names.index(row["label"]) for row in rows]
     metrics.update(
         torch.tensor([names.index(row["prediction"]) for row in rows], dtype=torch.long),
         torch.tensor(labels, dtype=torch.long),
         torch.ones(len(rows), dtype=torch.bool),
+        None if data.card.values is None else _shares(rows, classes),
     )
     return metrics
+
+
+def _shares(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Tensor:
+    """Probability of each class; an answer without probabilities is sure."""
+    found = [row.get("probabilities", {row["prediction"]: 1.0}) for row in rows]
+    values = [[one.get(name, 0.0) for name in classes] for one in found]
+    return torch.tensor(values).reshape(len(rows), len(classes))
 
 
 def _table(model: str, split: str, result: Mapping[str, Any]) -> str:

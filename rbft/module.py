@@ -203,8 +203,7 @@ class RBFTModule(BackboneModule):
         self.answer_weight, self.costs = answer_weight, cost_matrix(costs, card.classes)
         self.packing = packing and attention != "eager" and available_packing(self.family)
         self.rationale_sampling, self.self_consistency = rationale_sampling, self_consistency
-        metrics = ClassificationMetrics if card.several is None else MultiLabelMetrics
-        self.val_metrics, self.test_metrics = metrics(card.classes), metrics(card.classes)
+        self.val_metrics, self.test_metrics = _metrics(card), _metrics(card)
         self.monitor = StepMonitor()
         # Checkpoints hold the trainable parameters alone, see rbft/training/checkpoints.py.
         self.strict_loading = False
@@ -325,7 +324,10 @@ class RBFTModule(BackboneModule):
         if targets.of_class is None:
             return answer_nll(self(batch), targets.ids, weights, batch.total), None
         nll = token_nll(self(batch), targets.ids)
-        parts = part_losses(nll.detach(), targets.of_class, batch.weight[targets.clips])
+        seen = batch.weight[targets.clips]
+        if targets.rows is not None and targets.weights is not None:  # by votes
+            seen = seen * (targets.weights / self.answer_weight).where(targets.of_class, 1.0)
+        parts = part_losses(nll.detach(), targets.of_class, seen)
         return (nll * weights).sum() / batch.total, parts
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -518,6 +520,13 @@ class RBFTModule(BackboneModule):
         check_stage(checkpoint, self.stage.name)
 
 
+def _metrics(card: Card) -> ClassificationMetrics | MultiLabelMetrics:
+    """What counts the answers about clips of a card."""
+    if card.several is not None:
+        return MultiLabelMetrics(card.classes)
+    return ClassificationMetrics(card.classes, card.levels)
+
+
 def _count(
     metrics: ClassificationMetrics | MultiLabelMetrics,
     classified: Classified | ClassifiedEach,
@@ -527,7 +536,8 @@ def _count(
     counted = batch.weight > 0
     if isinstance(classified, Classified):
         assert isinstance(metrics, ClassificationMetrics)
-        metrics.update(classified.prediction, batch.label, counted)
+        shares = classified.probabilities
+        metrics.update(classified.prediction, batch.label, counted, shares)
         return
     assert isinstance(metrics, MultiLabelMetrics)
     assert batch.labels is not None

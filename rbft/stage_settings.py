@@ -7,7 +7,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from rbft.card import Card
-from rbft.stages import ELICITED, LABEL, RATIONALE_STAGE, STAGES, Stage, find_stage
+from rbft.stages import CLASS, ELICITED, LABEL, RATIONALE_STAGE, STAGES, Stage, find_stage
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,17 @@ def _elicits(stage: Stage) -> bool:
     return stage.elicits
 
 
+def _weighs_votes(stage: Stage) -> bool:
+    """Whether it learns the class by its likelihood."""
+    return CLASS in stage.parts and not stage.all_classes
+
+
 STAGE_SETTINGS = (
     StageSetting("model.answer_weight", 1.0, _has_both, "learns a rationale and a class"),
     StageSetting("model.costs", None, _has_costs, "minimises what answers cost"),
     StageSetting("model.self_consistency", None, _elicits, "writes before it names the class"),
     StageSetting("data.label_share", 0.5, _has_turns, "takes turns"),
+    StageSetting("data.soft_labels", False, _weighs_votes, "learns the class by its likelihood"),
     StageSetting("data.rationale_control", None, _needs_rationales, "learns rationales"),
     StageSetting("rationales_from", "backbone", _needs_rationales, "learns rationales"),
 )
@@ -88,8 +94,21 @@ def check_stage_settings(settings: Namespace, stages: Sequence[str], before: Seq
             f"model.self_consistency averages class probabilities, and model.answer is "
             f"{settings.model.answer}, which has none. Set model.answer to score."
         )
+    if settings.get("data.init_args.soft_labels"):
+        _check_votes(found)
     _check_writer(settings)
     _check_teachers(found, before)
+
+
+def _check_votes(stages: Sequence[Stage]) -> None:
+    """Refuses stages that learn the class in another way than by votes."""
+    for stage in stages:
+        if stage.all_classes:
+            what = "class probabilities of a teacher" if stage.needs_teacher else "costs of answers"
+            raise ValueError(
+                f"data.soft_labels weighs the likelihood of the classes by the votes, but the "
+                f"stage {stage.name} learns by the {what}. Leave one of the two out."
+            )
 
 
 def check_several(settings: Namespace, stages: Sequence[str], card: Card) -> None:
@@ -117,6 +136,7 @@ def check_several(settings: Namespace, stages: Sequence[str], card: Card) -> Non
         )
     for name, allowed, instead in (
         ("class_weights", (False, None), "Leave it out."),
+        ("soft_labels", (False, None), "Leave it out."),
         ("balanced_sampling", (False, None), "Leave it out."),
         ("masking", (None,), "Leave it out."),
         ("rationale_selection", ("first", "consistent", None), "Set it to first or consistent."),

@@ -43,6 +43,7 @@ class Prediction:
         rationale: The rationale that was asked for; None where none was.
         text: What the model wrote to find the class; empty where it only compared class words.
         likeliest: The likeliest class, where a threshold decides the label; else None.
+        expected: The expected value, where the card's classes are levels of a scale; else None.
         error: What is wrong with the file; empty where nothing is.
         start: Seconds from the file's start at which the window begins; None of a whole video.
         end: Seconds at which it ends.
@@ -61,6 +62,7 @@ class Prediction:
     start: float | None = None
     end: float | None = None
     labels: tuple[str, ...] | None = None
+    expected: float | None = None
 
 
 @dataclass(frozen=True)
@@ -235,8 +237,9 @@ class VideoClassifier:
         batch = self._collator(rationale)(examples).to(self.device)
         with torch.inference_mode(), self._precision.predict_step_context():
             outputs = self._module.predict_step(batch)
+        levels = self._data.card.levels
         rows = [
-            prediction_row(outputs, batch, place, self.classes, self._threshold)
+            prediction_row(outputs, batch, place, self.classes, self._threshold, levels)
             for place in range(len(clips))
         ]
         return [_prediction(clip, row) for clip, row in zip(clips, rows, strict=True)]
@@ -272,7 +275,7 @@ def _clip(video: Source) -> Clip:
 
 
 def _prediction(clip: Clip, row: dict[str, Any]) -> Prediction:
-    names = ("probabilities", "rationale", "text", "likeliest", "error")
+    names = ("probabilities", "rationale", "text", "likeliest", "error", "expected")
     found = {name: row[name] for name in names if name in row}
     if row.get(LABELS) is not None:
         found[LABELS] = tuple(row[LABELS])

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from rbft.analysis.intervals import Interval
+from rbft.analysis.levels import level_intervals, level_scores
+
 NAMED = 3  # ids that a message names
 SEVERAL = "several"  # in results of clips that may have several classes, see `multilabel`
 
@@ -27,6 +30,7 @@ class ScoredClips:
         predictions: Index of each answer; K, the number of classes, for one that is no class.
         probabilities: Of each class, rows that add up to 1; NaN for a clip without. None where
             no clip has any.
+        levels: The value of each class where they are levels of a scale; empty where not.
     """
 
     name: str
@@ -36,10 +40,16 @@ class ScoredClips:
     labels: Int[np.ndarray, " clips"]
     predictions: Int[np.ndarray, " clips"]
     probabilities: Float[np.ndarray, "clips classes"] | None = None
+    levels: tuple[float, ...] = ()
 
     @classmethod
     def from_rows(
-        cls, rows: Iterable[Mapping[str, Any]], classes: Sequence[str], split: str, name: str
+        cls,
+        rows: Iterable[Mapping[str, Any]],
+        classes: Sequence[str],
+        split: str,
+        name: str,
+        levels: Sequence[float] = (),
     ) -> "ScoredClips":
         """From rows as they stand in `<split>_predictions.jsonl`.
 
@@ -49,6 +59,7 @@ class ScoredClips:
             classes: Class names in order.
             split: The split of the clips.
             name: Whose answers these are.
+            levels: The value of each class where they are levels of a scale.
 
         Raises:
             ValueError: If there is no row, an id stands twice, a label is none of the classes or
@@ -80,6 +91,7 @@ class ScoredClips:
             np.array([known[row["label"]] for row in rows]),
             np.array([known.get(row["prediction"], len(classes)) for row in rows]),
             _probabilities(rows, classes, name),
+            tuple(map(float, levels)),
         )
 
     @classmethod
@@ -109,7 +121,28 @@ class ScoredClips:
         rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
         if name is None:
             name = "/".join(found[key] for key in ("run", "stage") if key in found) or str(file)
-        return cls.from_rows(rows, list(found["classes"]), found["split"], name)
+        levels = [*found.get("values", {}).values()]
+        return cls.from_rows(rows, list(found["classes"]), found["split"], name, levels)
+
+    @property
+    def level_scores(self) -> dict[str, float]:
+        """Mean absolute errors and rank correlation; empty where classes are no levels."""
+        return level_scores(*self._level_values()) if self.levels else {}
+
+    @property
+    def level_intervals(self) -> dict[str, Interval]:
+        """The same with 95 % intervals."""
+        return level_intervals(*self._level_values()) if self.levels else {}
+
+    def _level_values(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Expected, answered and true values of the clips; NaN without an answer."""
+        values = np.array([*self.levels, np.nan])
+        answered, true = values[self.predictions], values[self.labels]
+        if self.probabilities is None:
+            return answered, answered, true
+        # A clip without probabilities has the value of its answer, one without answer none.
+        shares = self.probabilities @ values[:-1]
+        return np.where(np.isnan(shares) | np.isnan(answered), answered, shares), answered, true
 
     @property
     def right(self) -> np.ndarray:
@@ -169,6 +202,7 @@ class ScoredClips:
             self.labels[places],
             self.predictions[places],
             None if self.probabilities is None else self.probabilities[places],
+            self.levels,
         )
 
 

@@ -22,6 +22,7 @@ COLUMN_NAMES = {
     "fps": ("fps",),
 }
 LABEL, TABLE = "label", "table"  # what patterns may name besides columns
+VOTES = "votes"  # a role with columns of its own, see `rbft.annotations.votes`
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Columns:
         for role, value in self.given.items():
             if role not in COLUMN_NAMES:
                 raise ValueError(
-                    f"data.columns has the key '{role}'; allowed are {', '.join(COLUMN_NAMES)}."
+                    f"data.columns has the key '{role}'; allowed are {', '.join(COLUMN_NAMES)}, "
+                    f"{VOTES}."
                 )
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"data.columns.{role} is {value}; columns count from 1.")

@@ -29,6 +29,7 @@ class Entry:
         times: When each image of it is shown, in seconds.
         fps: Images of it per second.
         labels: Indices of all its classes where it may have several, else None.
+        votes: Annotators' votes for each class; None where there are none.
     """
 
     where: str
@@ -45,6 +46,7 @@ class Entry:
     times: tuple[float, ...] | None = None
     fps: float | None = None
     labels: tuple[int, ...] | None = None
+    votes: tuple[float, ...] | None = None
 
 
 def segment_id(video: str, entry: Entry) -> str:
@@ -55,9 +57,13 @@ def segment_id(video: str, entry: Entry) -> str:
 
 
 def count_votes(
-    videos: Sequence[str], entries: Sequence[Entry], classes: Sequence[str]
+    videos: Sequence[str],
+    entries: Sequence[Entry],
+    classes: Sequence[str],
+    *,
+    ties: bool = False,
 ) -> tuple[list[str], list[Entry], str]:
-    """One entry for each video, with the label that most of its rows have.
+    """One entry for each video, with the label that most of its rows have, and their votes.
 
     Text and reference are those of the first row with that label.
 
@@ -65,17 +71,19 @@ def count_votes(
         videos: Id of the video of each entry.
         entries: The rows, each a vote.
         classes: Names of the labels.
+        ties: Whether votes may be tied; the first label of them on the card is taken then.
 
     Returns:
         Ids of the videos, an entry for each, and what is to be said of the votes.
 
     Raises:
-        ValueError: If votes are tied, or the rows of a video differ in file, split or seconds.
+        ValueError: If votes are tied and may not be, or the rows of a video differ in file, split
+            or seconds.
     """
     rows: dict[str, list[Entry]] = {}
     for video, entry in zip(videos, entries, strict=True):
         rows.setdefault(video, []).append(entry)
-    made, ties, divided = [], [], 0
+    made, tied, divided = [], [], 0
     for video, votes in rows.items():
         first = votes[0]
         for vote in votes[1:]:
@@ -86,21 +94,29 @@ def count_votes(
                         f"{vote.where}: {what} of {shown(video)} is {shown(other)}, but "
                         f"{shown(one)} in {first.where}; votes on one video must agree in that."
                     )
-        labels = [vote.label for vote in votes if vote.label is not None]
+        # In the card's order, so that the first of tied labels is the card's.
+        labels = sorted(vote.label for vote in votes if vote.label is not None)
         counts = Counter(labels).most_common()
         if len(counts) > 1 and counts[0][1] == counts[1][1]:
             said = ", ".join(f"{count} {classes[label]}" for label, count in counts)
-            ties.append(f"{shown(video)}: {said} ({first.where})")
+            tied.append(f"{shown(video)}: {said} ({first.where})")
         divided += len(counts) > 1
         chosen = next(vote for vote in votes if vote.label == counts[0][0])
-        made.append(replace(chosen, where=first.where, id=first.id))
-    if ties:
+        number = dict(counts)
+        every = tuple(float(number.get(label, 0)) for label in range(len(classes)))
+        made.append(replace(chosen, where=first.where, id=first.id, votes=every))
+    if tied and not ties:
         raise ValueError(
-            f"{len(ties)} of {len(rows)} videos have no majority among their votes: "
-            f"{'; '.join(ties[:NAMED])}{'; ...' if len(ties) > NAMED else ''}. Decide them in the "
+            f"{len(tied)} of {len(rows)} videos have no majority among their votes: "
+            f"{'; '.join(tied[:NAMED])}{'; ...' if len(tied) > NAMED else ''}. Decide them in the "
             "table, or take their rows out."
         )
     note = f"{len(entries)} votes on {len(rows)} videos, {divided} of which are not unanimous"
+    if tied:
+        note += (
+            f"; {len(tied)} are tied (first: {tied[0]}), and scored by the first of the tied "
+            "classes on the card"
+        )
     return list(rows), made, note
 
 

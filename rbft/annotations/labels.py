@@ -10,9 +10,10 @@ from rbft.card import Card
 
 
 def match_label(value: object, card: Card, where: str) -> int:
-    """The class that a label means: its name or, failing that, its word on the card.
+    """The class that a label means: its name or, failing that, its word on the card or its value.
 
-    A label with placeholders, `Holding [something]` (Something-Something), means the class without
+    A value is a number that the card gives a class (`values`), in any spelling: 5, "5", 5.0. A
+    label with placeholders, `Holding [something]` (Something-Something), means the class without
     the brackets.
 
     Args:
@@ -34,6 +35,8 @@ def match_label(value: object, card: Card, where: str) -> int:
         if plain in card.classes:
             return card.classes.index(plain)
         index = card.parse(plain)
+        if index is None:
+            index = _level(text, card)
         if index is not None:
             return index
         several = any(
@@ -49,12 +52,22 @@ def match_label(value: object, card: Card, where: str) -> int:
             "several by the card's key several (docs/own_clips.md)."
         )
     allowed = ", ".join(
-        name if name == word else f"{name} ('{word}')" for name, word in card.words.items()
+        (name if name == word else f"{name} ('{word}')")
+        + (f" = {card.values[name]:g}" if card.values is not None else "")
+        for name, word in card.words.items()
     )
     raise ValueError(
         f"{where}: label {shown(value)} is no class of card '{card.name}'; allowed are {allowed}. "
         "Correct the label or add the class to the card's words."
     )
+
+
+def _level(text: str, card: Card) -> int | None:
+    """The class whose value a text is."""
+    try:
+        return card.levels.index(float(text))
+    except ValueError:
+        return None
 
 
 def match_labels(

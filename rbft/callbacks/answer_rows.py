@@ -1,14 +1,18 @@
 """What the model said about one clip of a batch, as it stands in files."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rbft.analysis.multilabel import HALF, LABELS, PREDICTED
 from rbft.analysis.thresholds import decide
 from rbft.inference.classifier import ClassifiedEach
+from rbft.inference.ordered import expected_values
 
 
-def answer_row(outputs: Any, batch: Any, place: int, classes: Sequence[str]) -> dict[str, Any]:
+def answer_row(
+    outputs: Any, batch: Any, place: int, classes: Sequence[str], levels: Sequence[float] = ()
+) -> dict[str, Any]:
     """The answer to one clip.
 
     Args:
@@ -16,13 +20,15 @@ def answer_row(outputs: Any, batch: Any, place: int, classes: Sequence[str]) -> 
         batch: The batch.
         place: The clip's place in it.
         classes: Names of the classes.
+        levels: The value of each class, where they are levels of a scale.
 
     Returns:
         `prediction`, the name of the class or None where the answer is none of them; and, as far as
         there is: the `error` of a clip that could not be decoded and nothing else, `probabilities`
-        by class, `tied` where several classes are the likeliest, the `text` that the model wrote,
-        and its `rationale`. Where a clip may have several classes, `predicted` in place of
-        `prediction`: a list of those with a probability of one half and more, or None.
+        by class, the `expected` value on a scale (None without an answer), `tied` where several
+        classes are the likeliest, the `text` that the model wrote, and its `rationale`. Where a
+        clip may have several classes, `predicted` in place of `prediction`: a list of those with a
+        probability of one half and more, or None.
     """
     if isinstance(outputs, ClassifiedEach):
         return _each(outputs, batch, place, classes, dict.fromkeys(classes, HALF))
@@ -32,6 +38,9 @@ def answer_row(outputs: Any, batch: Any, place: int, classes: Sequence[str]) -> 
     if outputs.probabilities is not None:
         values = outputs.probabilities[place].tolist()
         row["probabilities"] = dict(zip(classes, map(seven_digits, values), strict=True))
+    if levels:
+        found = expected_values(outputs.prediction, outputs.probabilities, levels)[place].item()
+        row["expected"] = None if math.isnan(found) else seven_digits(found)
     if outputs.tied is not None and bool(outputs.tied[place]):
         row["tied"] = True
     if outputs.texts[place]:
@@ -47,6 +56,7 @@ def prediction_row(
     place: int,
     classes: Sequence[str],
     threshold: tuple[str, float] | Mapping[str, float] | None = None,
+    levels: Sequence[float] = (),
 ) -> dict[str, Any]:
     """What is predicted of one clip.
 
@@ -58,11 +68,13 @@ def prediction_row(
         threshold: A class, and its probability from which on it is the label; None takes the
             likeliest class. Where a clip may have several classes, the least probability of each;
             None takes one half.
+        levels: See `answer_row`.
 
     Returns:
         `label`, and as far as there is: `probabilities` by class, `margin` between the two largest,
-        `likeliest` where a threshold decides the label, `text`, `rationale` and `error`. Where a
-        clip may have several classes, `labels`, a list, in place of `label` and `margin`.
+        `likeliest` where a threshold decides the label, the `expected` value on a scale, `text`,
+        `rationale` and `error`. Where a clip may have several classes, `labels`, a list, in place
+        of `label` and `margin`.
     """
     if isinstance(outputs, ClassifiedEach):
         assert not isinstance(threshold, tuple)
@@ -70,7 +82,7 @@ def prediction_row(
         answer = _each(outputs, batch, place, classes, least)
         return {LABELS: answer.pop(PREDICTED), **answer}
     assert threshold is None or isinstance(threshold, tuple)
-    answer = answer_row(outputs, batch, place, classes)
+    answer = answer_row(outputs, batch, place, classes, levels)
     row: dict[str, Any] = {"label": answer.pop("prediction")}
     if "probabilities" in answer:
         row["probabilities"] = answer.pop("probabilities")

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from rbft.analysis.levels import LEVEL_SCORES, MAE, MAE_ANSWER
 from rbft.data.base import VideoDataModule
 from rbft.data.splits import count_classes
 from rbft.runs.folder import read_json
@@ -17,21 +18,26 @@ from rbft.runtime.files import atomically, remove, write_json
 from rbft.training.checkpoints import trainable_names, validation_due
 from rbft.training.fsdp2 import check_trainable, full_state
 
-LOSS = "val/loss"  # the smaller the better; of all other metrics the greater
+LOSS = "val/loss"
+SMALLER = (LOSS, f"val/{MAE}", f"val/{MAE_ANSWER}")  # the better; of all other metrics the greater
 # In the folder of the checkpoints, with which they go.
 BEST, SCORES = "best.pt", "validations.json"
 DUE = "rbft_validation_due"  # the key in a checkpoint
 
 
-def metric_names(classes: Sequence[str], *, several: bool = False) -> list[str]:
+def metric_names(
+    classes: Sequence[str], *, several: bool = False, ordered: bool = False
+) -> list[str]:
     """Names of the validation metrics that `keep_metric` can be.
 
     Args:
         classes: Names of the classes.
         several: Whether a clip may have several of them.
+        ordered: Whether they are levels of a scale.
     """
     more = ["val/f1/micro", "val/ap/macro"] if several else []
-    return [LOSS, "val/accuracy", "val/f1/macro", *more, *(f"val/f1/{name}" for name in classes)]
+    names = [LOSS, "val/accuracy", "val/f1/macro", *more, *(f"val/f1/{name}" for name in classes)]
+    return [*names, *(f"val/{name}" for name in LEVEL_SCORES)] if ordered else names
 
 
 def check_keep(
@@ -60,7 +66,9 @@ def check_keep(
                 "Add --keep best, or leave patience out."
             )
         return
-    allowed = metric_names(data.card.classes, several=data.card.several is not None)
+    card = data.card
+    several, ordered = card.several is not None, card.values is not None
+    allowed = metric_names(card.classes, several=several, ordered=ordered)
     if metric not in allowed:
         raise ValueError(f"keep_metric is '{metric}'; allowed are {', '.join(allowed)}.")
     clips, name = data.clips("val"), type(data).__name__
@@ -121,7 +129,7 @@ class BestWeights(Callback):
     @property
     def best(self) -> dict[str, Any] | None:
         """Step and score of the best validation so far, the first of equal ones."""
-        sign = -1 if self.metric == LOSS else 1
+        sign = -1 if self.metric in SMALLER else 1
         return max(self.scores, key=lambda one: sign * one["score"], default=None)
 
     @property

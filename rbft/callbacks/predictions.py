@@ -42,6 +42,8 @@ class PredictionWriter(Callback):
             probability of each.
         several: Whether a video may have several classes, or none: `labels`, a list, stands in the
             place of `label` and `margin` then, in the table parted by "; ".
+        levels: The value of each class, where they are levels of a scale; the expected value stands
+            in the lines then, as `expected`.
 
     Raises:
         ValueError: If the output was made from something else, by something else, or of videos
@@ -57,6 +59,7 @@ class PredictionWriter(Callback):
         content: Callable[[Clip], str | None],
         threshold: tuple[str, float] | Mapping[str, float] | None = None,
         several: bool = False,
+        levels: Sequence[float] = (),
     ) -> None:
         self.several = several
         if output.suffix != ".jsonl":
@@ -65,6 +68,7 @@ class PredictionWriter(Callback):
                 f"{output.with_suffix('.csv').name} beside it."
             )
         self.output, self.classes, self.threshold = output, list(classes), threshold
+        self.levels = levels
         self.lines = JsonLines(output)
         first: dict[Place, Clip] = {}
         files: dict[str, Clip] = {}
@@ -126,6 +130,7 @@ class PredictionWriter(Callback):
         if self.several:
             columns += ["rationale", "error"]
         else:
+            columns += ["expected"] * bool(self.levels)
             columns += ["likeliest"] * (self.threshold is not None)
             columns += ["margin", "text", "rationale", "error"]
         table = io.StringIO(newline="")
@@ -146,7 +151,9 @@ class PredictionWriter(Callback):
         path = clip.name
         row: dict[str, Any] = {"id": clip.id, "path": path, "video": self.videos[path]}
         row |= {} if clip.end is None else {"start": clip.start, "end": clip.end}
-        return row | prediction_row(outputs, batch, place, self.classes, self.threshold)
+        return row | prediction_row(
+            outputs, batch, place, self.classes, self.threshold, self.levels
+        )
 
     def _read(self, *, stale: bool = False) -> "dict[Place, dict[str, Any]]":
         """Line by path and seconds; a prediction wins over an error, then the later one.

@@ -9,7 +9,8 @@ from rbft.runtime.console import print_rank_zero
 from rbft.runtime.pace import Pace, Work
 from rbft.runtime.progress import Facts, ProgressLine, clock, speed
 
-VALIDATION = ("val/loss", "val/accuracy", "val/f1/macro")  # what a line says of a validation
+# What a line says of a validation; the last two on a scale alone.
+VALIDATION = ("val/loss", "val/accuracy", "val/f1/macro", "val/mae", "val/spearman")
 FIRST = 2  # optimiser steps after which the time left is said; the first one is slow
 
 

@@ -41,7 +41,7 @@ class ResultsWriter(Callback):
         self.tokens: list[int] = []
 
     def _collect(self, module: Any, outputs: Any, batch: Any) -> None:
-        classes = module.card.classes
+        classes, levels = module.card.classes, module.card.levels
         for place, (index, weight) in enumerate(
             zip(batch.index.tolist(), batch.weight.tolist(), strict=True)
         ):
@@ -49,7 +49,7 @@ class ResultsWriter(Callback):
                 clip = batch.clips[place]
                 key = "label" if module.card.several is None else LABELS
                 row = {"index": index, "id": clip.id, key: clip.class_names(classes)}
-                row |= answer_row(outputs, batch, place, classes)
+                row |= answer_row(outputs, batch, place, classes, levels)
                 if batch.frames and (masked := batch.frames[place].get("masked")):
                     row["masked"] = masked
                 self.rows.append(row)

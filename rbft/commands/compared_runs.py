@@ -51,13 +51,16 @@ class SeedRun:
 
     @property
     def scores(self) -> dict[str, float]:
-        """`accuracy`, `f1/<class>`, `f1/macro` and `majority`; NaN where undefined."""
+        """`accuracy`, `f1/<class>`, `f1/macro` and `majority`; NaN where undefined.
+
+        On a scale also those of `rbft.analysis.levels.level_scores`.
+        """
         clips = self.clips
         cells = Cells(np.ones(len(clips.ids), dtype=int), clips.labels, len(clips.classes))
         names = ["accuracy", *(f"f1/{name}" for name in clips.classes), "f1/macro"]
         found = dict(zip(names, cells.scores(clips.predictions)[0].tolist(), strict=True))
         most = int(np.bincount(clips.labels).max())
-        return {**found, "majority": most / len(clips.ids)}
+        return {**found, "majority": most / len(clips.ids), **clips.level_scores}
 
     @property
     def total(self) -> Spent | None:
@@ -219,7 +222,7 @@ def read_others(file: Path, baseline: ComparedRow) -> ComparedRow:
     for one, label in zip(clips.ids, clips.labels.tolist(), strict=True):
         answer = _answer(found[one], clips.classes, f"--others {file}, clip {one}")
         made.append({"id": one, "label": clips.classes[label], **answer})
-    scored = ScoredClips.from_rows(made, clips.classes, clips.split, file.name)
+    scored = ScoredClips.from_rows(made, clips.classes, clips.split, file.name, clips.levels)
     run = SeedRun(scored)
     notes = {"digest": hash_file(file), "lines": len(rows)}
     return ComparedRow(file.stem, dict.fromkeys(baseline.seeds, run), str(file), notes)

@@ -127,7 +127,8 @@ def as_dict(rows: Sequence[ComparedRow], baseline: ComparedRow, metric: str) -> 
         over = {name: summary([one.scores[name] for one in row.seeds.values()]) for name in names}
         apart = None
         if row is not baseline:
-            apart = {name: _plain(vars(difference(row, baseline, name))) for name in names}
+            both = [name for name in names if name in next(iter(baseline.seeds.values())).scores]
+            apart = {name: _plain(vars(difference(row, baseline, name))) for name in both}
         made.append(
             {
                 "title": row.title,

@@ -110,6 +110,7 @@ def _predict(
         content,
         setup.threshold,
         several=data.card.several is not None,
+        levels=data.card.levels,
     )
     count, todo = len(writer.clips), len(writer.todo)
     if todo < count:

@@ -150,6 +150,9 @@ class VideoDataModule(LightningDataModule):
             full stop in the place of each word. null learns them as they are.
         label_share: Share of the optimiser steps of the stage alternating that learn labels; the
             others learn rationales.
+        soft_labels: Weigh the likelihood of each class's answer by its share of the annotators'
+            votes about the training clip, where the annotations have votes; clips are scored by
+            their label all the same. false learns the label alone.
         class_weights: Weigh each clip's label loss by the inverse frequency of its class.
         balanced_sampling: Draw every class equally often in training.
         images: What image files are that lie among the videos in folders, or are found by id: clips
@@ -198,6 +201,7 @@ class VideoDataModule(LightningDataModule):
         rationale_rules: QualityRules | None = None,
         rationale_control: Literal["shuffled", "half", "blank"] | None = None,
         label_share: float = 0.5,
+        soft_labels: bool = False,
         class_weights: bool = False,
         balanced_sampling: bool = False,
         images: Literal["clips", "frames"] | None = None,
@@ -246,7 +250,7 @@ class VideoDataModule(LightningDataModule):
         self.rationale_hint = HINT if rationale_hint is None else rationale_hint
         self.rationale_rules = rationale_rules
         self.rationale_control: Control | None = rationale_control
-        self.label_share = label_share
+        self.label_share, self.soft_labels = label_share, soft_labels
         self.class_weights, self.balanced_sampling = class_weights, balanced_sampling
         self.images: Literal["clips", "frames"] | None = images
         self.image_fps, self.masking = image_fps, masking
@@ -351,6 +355,7 @@ class VideoDataModule(LightningDataModule):
         if stages:
             check_classes(usable, self.card.classes, benchmark)
             self._check_leaks()
+            self._check_votes()
         if self.rationale_ratio < 1 and stages:
             every = dict.fromkeys([clip.id for clip in self.clips("train")], "")
             human = {c.id: c.reference for c in self.clips("train") if c.reference is not None}
@@ -364,6 +369,28 @@ class VideoDataModule(LightningDataModule):
         Args:
             paths: The files of all clips.
         """
+
+    def _check_votes(self) -> None:
+        """Refuses to weigh by votes that there are not, or says how many clips have any.
+
+        Raises:
+            ValueError: If no training clip has votes.
+        """
+        if not self.soft_labels:
+            return
+        clips, benchmark = self.clips("train"), type(self).__name__
+        voted = [clip for clip in clips if clip.votes is not None]
+        if not voted:
+            raise ValueError(
+                f"data.soft_labels is true, but no training clip of {benchmark} has votes. "
+                "Say where they stand (VideoFolder: data.columns.votes, or data.repeats votes), or "
+                "leave data.soft_labels out."
+            )
+        divided = sum(max(clip.soft_label(len(self.card.classes))) < 1 for clip in voted)
+        self.notes.append(
+            f"{benchmark}: {len(voted)} of {len(clips)} training clips have votes, {divided} of "
+            "them divided; the others count with their label."
+        )
 
     def _check_leaks(self) -> None:
         """Refuses, or says, that a test clip shows what is trained on."""
@@ -440,13 +467,13 @@ class VideoDataModule(LightningDataModule):
         clips, collator = self.clips("train"), self.feed.collators["train"]
         learnt = self.rationales("train") if collator.needs_rationales else None
         texts, cut = (None, set()) if learnt is None else (learnt.texts, learnt.cut)
-        soft, reads = self.feed.soft_labels, collator.reads_rationales
+        soft, reads = self._soft_labels(), collator.reads_rationales
 
         def loss_tokens(index: int, turn: int) -> int | float:
             # A clip that could not be decoded when rationales were written, is dropped, or whose
             # rationale breaks the rules, counts with the answer of the clip that will take its
             # place; where none can, training stops there.
-            needed = texts if soft is None and reads[turn] else soft
+            needed = texts if reads[turn] else soft
             if needed is not None and clips[index].id not in needed:
                 index = next(iter(replacements(clips, index, needed)), index)
             name = clips[index].id
@@ -483,6 +510,13 @@ class VideoDataModule(LightningDataModule):
             else:
                 sampler.epoch = loop.epoch_progress.current.started
         return self._loader("train", clips, sampler, learnt, tokens)
+
+    def _soft_labels(self) -> Mapping[str, Sequence[float]] | None:
+        """Share of each class by the id of the training clip: a teacher's, or that of the votes."""
+        if not self.soft_labels:
+            return self.feed.soft_labels
+        size = len(self.card.classes)
+        return {clip.id: clip.soft_label(size) for clip in self.clips("train")}
 
     def val_dataloader(self) -> DataLoader[Example] | list[Any]:
         """The validation split, longest clips first; empty where there is none."""
@@ -562,7 +596,7 @@ class VideoDataModule(LightningDataModule):
                 set() if learnt is None else learnt.cut,
                 None if learnt is None else learnt.why_without(clips),
                 self.feed.collators[split].reads_rationales,
-                self.feed.soft_labels if split == "train" else None,
+                self._soft_labels() if split == "train" else None,
                 self.frames.side,
             ),
             batch_sampler=sampler,

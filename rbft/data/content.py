@@ -13,7 +13,8 @@ from rbft.stages import Stage
 def describe_clips(data: VideoDataModule) -> dict[str, list[ClipRecord]]:
     """The usable clips of each split, in order: id, class, digest of the video, segment, texts.
 
-    The class is a list of them where a clip may have several.
+    The class is a list of them where a clip may have several. Training clips also have the shares
+    of the votes, where training weighs its loss by them.
 
     Args:
         data: The benchmark; its files are read once, see `ClipFiles.digest`.
@@ -28,11 +29,19 @@ def describe_clips(data: VideoDataModule) -> dict[str, list[ClipRecord]]:
                 "end": clip.end,
                 "reference": None if clip.reference is None else digest(clip.reference),
                 "text": digest(clip.text) if clip.text else None,
+                **_votes(data, clip),
             }
             for clip in data.clips(split)
         ]
         for split in SPLITS
     }
+
+
+def _votes(data: VideoDataModule, clip: Clip) -> dict[str, list[float]]:
+    """The shares of the votes, where they decide what is learnt."""
+    if not data.soft_labels or clip.split != "train" or clip.votes is None:
+        return {}
+    return {"votes": clip.soft_label(len(data.card.classes))}
 
 
 def about_clips(

@@ -155,9 +155,7 @@ class ClipDataset(Dataset[Example]):
 
     def _needed(self, draw: SampleSlot) -> Mapping[str, Any] | None:
         """What a clip must have besides its video, by id; None where nothing is needed."""
-        if self.soft_labels is not None:
-            return self.soft_labels
-        return self.rationales if self.read_in[draw.turn] else None
+        return self.rationales if self.read_in[draw.turn] else self.soft_labels
 
     def _example(self, draw: SampleSlot) -> Example:
         clip, needed = self.clips[draw.index], self._needed(draw)

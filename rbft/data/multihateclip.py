@@ -19,6 +19,7 @@ PUBLISHED = {
 BILIBILI = re.compile(r"BV\w{10}")
 FILES = {"train": "train.tsv", "val": "valid.tsv", "test": "test.tsv"}
 VOTES = ("Normal", "Offensive", "Hateful")
+COUNTER = "Counter Narrative"  # speech against hate; the published majority counts it as normal
 EXAMPLES = {
     "Label": "['Normal', 'Offensive', 'Offensive']",
     "Target_Victim": "['Woman'] or []",
@@ -33,6 +34,11 @@ class MultiHateClip(VideoDataModule):
 
     Official splits of 700, 100 and 200 videos; a good part of them can no longer be downloaded.
     Always answering "normal" is right for 66.5 % of the test clips. There are no human rationales.
+
+    The column `Label` has the votes of the two to four annotators of each video, which
+    `soft_labels: true` learns by their shares; "Counter Narrative" counts as normal, as in the
+    published majority, and a vote that is none of the four is left out. In English, 177 of the
+    1,000 videos are divided. The label that clips are scored by is `Majority_Voting` in any case.
 
     Args:
         annotations: Folder of one language, as published: `English_data` (the paper's) or
@@ -103,7 +109,7 @@ class MultiHateClip(VideoDataModule):
         tables["train"] = self._without_leaks(tables["train"], held_out)
         texts = self._texts([row for rows in tables.values() for row in rows])
         lookup = VideoLookup(self.videos)
-        clips = []
+        clips, strange = [], []
         for split, rows in tables.items():
             for row in rows:
                 clip_id = row.text("Video_ID")
@@ -117,9 +123,26 @@ class MultiHateClip(VideoDataModule):
                         text=texts.get(clip_id, ""),
                         url=_url(clip_id),
                         refused=leaves_root(self.videos, path),
+                        votes=self._votes(row, strange),
                     )
                 )
+        if strange and self.soft_labels:
+            self.notes.append(
+                f"MultiHateClip: left out {len(strange)} votes that are none of "
+                f"{', '.join(VOTES)} and {COUNTER} (first: {strange[0]})."
+            )
         return clips
+
+    def _votes(self, row: TableRow, strange: list[str]) -> tuple[float, ...] | None:
+        """Annotators' votes for each class; adds votes that are for none to `strange`."""
+        counts = dict.fromkeys(self.card.classes, 0.0)
+        for vote in ast.literal_eval(row.text("Label")):
+            name = self.class_of.get("Normal" if vote == COUNTER else vote)
+            if name is None:
+                strange.append(f"{shown(vote)}, {row.where}")
+            else:
+                counts[name] += 1
+        return tuple(counts.values()) if any(counts.values()) else None
 
     def _note_short(self, tables: dict[str, list[TableRow]]) -> None:
         """Says which files have fewer rows than were published."""

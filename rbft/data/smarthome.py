@@ -34,6 +34,10 @@ class SmartHome(VideoDataModule):
     figures suggest, and for 62.93 % of those of the split by hash. The published description and
     reasoning of each clip are its human rationale.
 
+    The published files hold no votes: that annotators disagreed about a clip is all they say of it
+    ("Vague Abnormal", 91 of 1,203), not how many took it for what. So with `soft_labels: true` each
+    such clip has one share of "abnormal", `vague_share`; the others are sure.
+
     Args:
         annotations: `Video_Annotation.csv` of the benchmark (or `Annotation_vad_1203.csv`, the same
             with another header).
@@ -45,6 +49,9 @@ class SmartHome(VideoDataModule):
             left out. null splits the public clips 80 to 20 by hash of the id, tag by tag.
         vague: What becomes of clips whose annotators disagreed ("Vague Abnormal"): abnormal
             counts them as such, exclude leaves them out, class makes them a third class.
+        vague_share: With `soft_labels: true` and `vague: abnormal`, the share of "abnormal" in the
+            soft label of clips whose annotators disagreed; "normal" has the rest. No file says how
+            they voted: 0.5 supposes that they were divided evenly.
         trim: `Trim_video_label.csv` of the benchmark, to leave out the seconds of vendors'
             advertisement that it lists at the start or end of some clips. null uses the whole
             clips, as the paper seems to.
@@ -64,6 +71,7 @@ class SmartHome(VideoDataModule):
         urls: Path | None = None,
         split_file: Path | None = None,
         vague: Literal["abnormal", "exclude", "class"] = "abnormal",
+        vague_share: float = 0.5,
         trim: Path | None = None,
         split_seed: int = 0,
         card: Path | None = None,
@@ -74,7 +82,13 @@ class SmartHome(VideoDataModule):
         super().__init__(card=card or own_card, **kwargs)
         self.annotations, self.videos, self.urls = annotations, videos, urls
         self.split_file, self.split_seed = split_file, split_seed
-        self.vague, self.trim = vague, trim
+        self.vague, self.trim, self.vague_share = vague, trim, vague_share
+        if self.soft_labels and vague != "abnormal":
+            raise ValueError(
+                f"data.soft_labels is true and data.vague is {vague}, with which no clip has a "
+                'soft label: only "Vague Abnormal" clips that count as abnormal have one. Set '
+                "data.vague to abnormal, or leave data.soft_labels out."
+            )
         classes = ("normal", "abnormal", "vague")[: 3 if vague == "class" else 2]
         if sorted(self.card.classes) != sorted(classes):
             raise ValueError(
@@ -123,6 +137,7 @@ class SmartHome(VideoDataModule):
                     end=end,
                     url=urls.get(clip_id),
                     refused=leaves_root(self.videos, path),
+                    votes=self._votes(tag),
                 )
             )
         if repairs:
@@ -139,6 +154,13 @@ class SmartHome(VideoDataModule):
         else:
             name = tag.lower()
         return self.card.classes.index(name)
+
+    def _votes(self, tag: str) -> tuple[float, ...] | None:
+        """The soft label of a clip whose annotators disagreed, where it is asked for."""
+        if tag != "Vague Abnormal" or not self.soft_labels:
+            return None
+        shares = {"abnormal": self.vague_share, "normal": 1 - self.vague_share}
+        return tuple(shares[name] for name in self.card.classes)
 
     def _urls(self, ids: list[str]) -> dict[str, str | None]:
         """URL of each clip, None for private ones."""

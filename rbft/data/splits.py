@@ -53,7 +53,7 @@ class SplitRow(Protocol):
         ...
 
     @property
-    def labels(self) -> tuple[int, ...] | None:
+    def labels(self) -> Sequence[int] | None:
         """All its classes where it may have several, else None."""
         ...
 
@@ -140,7 +140,7 @@ def hold_out(clips: list[ClipT], fraction: float, seed: int = 0) -> list[ClipT]:
 
 
 def strata(
-    labels: Sequence[int | None], several: Sequence[tuple[int, ...] | None]
+    labels: Sequence[int | None], several: Sequence[Sequence[int] | None]
 ) -> list[int | None]:
     """By what clips are stratified: their class, or the rarest of theirs where they have several.
 

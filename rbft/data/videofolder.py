@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from rbft.annotations.columns import LABEL, TABLE, Columns, fill
+from rbft.annotations.columns import LABEL, TABLE, VOTES, Columns, fill
 from rbft.annotations.conversations import is_conversation, read_conversation, read_reference
 from rbft.annotations.entries import Entry, check_once, count_votes, join_labels, segment_id
 from rbft.annotations.images import (
@@ -31,6 +31,7 @@ from rbft.annotations.lookup import (
     without_suffix,
 )
 from rbft.annotations.tables import TableRow, check_unique, read_table, shown
+from rbft.annotations.votes import VoteColumns, leading
 from rbft.clip import Clip, Images
 from rbft.data.base import VideoDataModule
 from rbft.data.class_folders import METADATA, SPLIT_FOLDERS, has_split_folders
@@ -76,13 +77,18 @@ class VideoFolder(VideoDataModule):
             or a list of them; times (the second of each) or fps (images per second) then say when
             they are shown. A clip needs a path, or an
             id under which its video is found (`<id>.mp4`, `<id>/video.mp4`, one video in `<id>/`).
+            `votes` names annotators' votes: a column of counts for each class,
+            `{votes: {calm: n_calm, alarm: n_alarm}}` or `{votes: "n_{label}"}` for short; a list of
+            the annotators' columns; or one column whose cells hold counts or labels as JSON. Where
+            there is no label, most votes make it.
         class_list: Which class a label means that is a number: lines such as `1 Archery`, a name
             a line (counted from 0), or JSON.
         split_names: What the annotations call the splits: `{0: excluded, 1: train, 2: test}`. Known
             without it are train, training, val, valid, validation, validate, dev, test, testing.
         repeats: What several rows of one video are: error refuses them; segments makes each a clip
-            of its own, by start and end; votes takes the label that most of them have; labels gives
-            each clip the classes of all its rows, where the card lets it have several.
+            of its own, by start and end; votes takes the label that most of them have, and a tie is
+            an error unless soft_labels is true; labels gives each clip the classes of all its rows,
+            where the card lets it have several.
         label_regex: Regular expression that finds the label, as the group `label`, in the file
             name: `_label_(?P<label>[A-Z]\d?)`. With a table: in the column `columns.label`
             or, without that, in the path.
@@ -102,7 +108,7 @@ class VideoFolder(VideoDataModule):
         root: Path,
         table: Path | None = None,
         tables: dict[str, Path] | None = None,
-        columns: dict[str, int | str] | None = None,
+        columns: dict[str, int | str | list[int | str] | dict[str, int | str]] | None = None,
         class_list: Path | None = None,
         split_names: dict[int | str, str] | None = None,
         repeats: Literal["error", "segments", "votes", "labels"] = "error",
@@ -122,7 +128,17 @@ class VideoFolder(VideoDataModule):
         super().__init__(card=card, **kwargs)
         if table is not None and tables is not None:
             raise ValueError("data.table and data.tables both name tables; set one.")
-        self.root, self.columns = root, Columns(columns or {})
+        single = {name: value for name, value in (columns or {}).items() if name != VOTES}
+        self.root, self.columns = root, Columns(_single_columns(single))
+        votes = (columns or {}).get(VOTES)
+        self.votes = None if votes is None else VoteColumns(votes, self.card)
+        if self.votes is not None:
+            self.card.refuse_several("data.columns.votes")
+        if self.votes is not None and repeats == "votes":
+            raise ValueError(
+                "data.columns.votes names votes that are counted, and data.repeats is votes, which "
+                "counts rows. Leave one of the two out."
+            )
         self.tables: list[tuple[Path, str | None]] = [] if table is None else [(table, None)]
         for name, file in (tables or {}).items():
             self.tables.append((file, split_name(str(name), "data.tables")))
@@ -160,7 +176,8 @@ class VideoFolder(VideoDataModule):
             self.card.refuse_several("data.repeats votes")
             path_of = dict(zip(videos, zip(paths, images, strict=True), strict=True))
             rows = [replace(e, path=str(p)) for e, p in zip(entries, paths, strict=True)]
-            videos, entries, said = count_votes(videos, rows, self.card.classes)
+            classes = self.card.classes
+            videos, entries, said = count_votes(videos, rows, classes, ties=self.soft_labels)
             paths, images = (list(one) for one in zip(*map(path_of.get, videos), strict=True))
             self.notes.append(f"VideoFolder: {said}.")
         ids = videos
@@ -194,6 +211,7 @@ class VideoFolder(VideoDataModule):
                 refused=self._refused(path, own),
                 images=own,
                 labels=entry.labels,
+                votes=entry.votes,
             )
             for clip_id, path, own, entry, split in zip(
                 ids, paths, images, entries, self._splits(ids, videos, paths, entries), strict=True
@@ -360,7 +378,7 @@ class VideoFolder(VideoDataModule):
         """Clips of `table` or `tables`, or the conversations in them."""
         entries: list[Entry] = []
         kinds = []
-        header = not self.columns.has_places
+        header = not self.columns.has_places and not (self.votes and self.votes.has_places)
         for given, split in self.tables:
             for file in _files(given):
                 rows = read_table(file, self.columns.needed, header=header)
@@ -405,7 +423,7 @@ class VideoFolder(VideoDataModule):
         if metadata and "path" not in self.columns.given:
             names["path"] = _file_name_column(rows[0])
         for role, missing in (
-            ("label", not names["label"] and self.label_pattern is None),
+            ("label", not (names["label"] or self.label_pattern or self.votes)),
             ("path", not names["path"] and not names["id"]),
         ):
             if missing:
@@ -413,20 +431,30 @@ class VideoFolder(VideoDataModule):
                     f"{rows[0].where}: no column is known as the {role}; the columns there are "
                     f"{', '.join(map(shown, present))}. Name it: data.columns.{role}."
                 )
-        unlabelled = 0
+        unlabelled, tied, outvoted = 0, [], []
         classes = read_class_list(self.class_list) if self.class_list is not None else {}
         for row in rows:
             if not row.labelled:
                 unlabelled += 1
                 continue
             extra = {TABLE: file.stem}
+            votes = None if self.votes is None else self.votes.read(row)
             value = self._label_of(row, names, extra)
-            named = None
-            if self.class_list is not None:
-                named = partial(name_class, names=classes, path=self.class_list, where=row.where)
-                if self.card.several is None:
-                    value, named = named(value), None
-            found = self._match(value, row.where, named)
+            if self.votes is not None and (value is None or not str(value).strip()):
+                first, *others = self._most_votes(votes, row.where)
+                tied += [row.where] * bool(others)
+                found: dict[str, Any] = {"label": first}
+                value = self.card.classes[first]
+            else:
+                named = None
+                if self.class_list is not None:
+                    named = partial(
+                        name_class, names=classes, path=self.class_list, where=row.where
+                    )
+                    if self.card.several is None:
+                        value, named = named(value), None
+                found = self._match(value, row.where, named)
+            outvoted += [row.where] * (votes is not None and found["label"] not in leading(votes))
             extra[LABEL] = str(value).strip()
             listed = listed_images(row, names["path"])
             path = fill(row, names["path"], extra) if names["path"] and listed is None else None
@@ -460,7 +488,16 @@ class VideoFolder(VideoDataModule):
                 url=own["url"] or None,
                 images=None if listed is None else tuple(listed),
                 **self._when(row, names, path, listed),
+                votes=votes,
             )
+        for places, what in (
+            (tied, "tied votes; they are scored by the first of the tied classes on the card"),
+            (outvoted, "a label that is not what most of their votes say; they are scored by it"),
+        ):
+            if places:
+                self.notes.append(
+                    f"VideoFolder: {len(places)} clips have {what} (first: {places[0]})."
+                )
         if unlabelled:
             self.notes.append(
                 f"VideoFolder: {file}: left out {unlabelled} videos without annotation."
@@ -486,6 +523,20 @@ class VideoFolder(VideoDataModule):
             "times": None if times is None else tuple(times),
             "fps": frames_per_second(row, names["fps"]),
         }
+
+    def _most_votes(self, votes: tuple[float, ...] | None, where: str) -> list[int]:
+        """The classes that have the most votes; several where these are tied."""
+        if votes is None:
+            raise ValueError(f"{where}: no votes and no label; every row needs one of the two.")
+        first = leading(votes)
+        if len(first) > 1 and not self.soft_labels:
+            names = " and ".join(self.card.classes[label] for label in first)
+            raise ValueError(
+                f"{where}: the votes are tied between {names}, so the clip has no label. Decide "
+                "in a column of labels (data.columns.label), or set data.soft_labels to true, "
+                "which learns all of them by their share."
+            )
+        return first
 
     def _match(
         self, value: object, where: str, named: Callable[[object], object] | None = None
@@ -530,6 +581,7 @@ class VideoFolder(VideoDataModule):
             label=label,
             split=self._split_named(split, row.where) if split else table_split,
             reference=read_reference(row),
+            votes=None if self.votes is None else self.votes.read(row),
         )
 
     def _named(self, videos: list[Path]) -> Iterator[Entry]:
@@ -578,6 +630,17 @@ class VideoFolder(VideoDataModule):
             )
         levels = "a folder per split and class" if has_splits else "a folder per class"
         return f"{levels} in {self.root}", entries
+
+
+def _single_columns(given: Mapping[str, Any]) -> dict[str, int | str]:
+    """The columns of all roles but the votes: one each."""
+    for role, value in given.items():
+        if not isinstance(value, int | str):
+            raise ValueError(
+                f"data.columns.{role} is {shown(value)}; it must be one column. Only votes may "
+                "have several."
+            )
+    return dict(given)
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

@@ -83,7 +83,9 @@ class SplitTokens:
         unwritten: Number of rationales that are not written yet, and counted at their longest.
         val: Tokens of the validation clips.
         class_word: Tokens of the longest class word, end of turn included.
-        answers: Sequences of each clip in a training batch: one, or one for each class.
+        answers: Sequences of each clip in a training batch: one, or one for each class that is
+            looked at; of the clip that has most, where not all have as many.
+        sequences_of: Sequences of each clip, where not all have as many.
     """
 
     clips: list[Clip]
@@ -92,6 +94,16 @@ class SplitTokens:
     val: tuple[ClipTokens, ...] = ()
     class_word: int = 1
     answers: int = 1
+    sequences_of: tuple[int, ...] = ()
+
+    @property
+    def every_sequence(self) -> list[ClipTokens]:
+        """The sequences of all clips, as `sequences` gives them, each clip with its own number."""
+        if not self.sequences_of:
+            return self.sequences(self.tokens)
+        counted = zip(self.tokens, self.sequences_of, strict=True)
+        again = [replace(clip, grid=(0, 0, 0)) for clip, count in counted for _ in range(count - 1)]
+        return [*self.tokens, *again]
 
     def sequences(self, clips: Sequence[ClipTokens]) -> list[ClipTokens]:
         """The sequences of clips in a training batch; the vision tower sees each clip once."""
@@ -146,8 +158,12 @@ def count_tokens_of_stages(plan: Plan) -> dict[str, SplitTokens]:
         word = max(map(len, collator.class_answers(stage.classifier)))
         answers = len(model.card.words) if stage.all_classes else stage.questions(model.card)
         answers = 1 if name == "test" else answers
-        tokens = [counts[clip.id] for clip in clips]
-        found[name] = SplitTokens(clips, tokens, unwritten, val, word, answers)
+        tokens, voted = [counts[clip.id] for clip in clips], ()
+        if name != "test" and data.soft_labels and CLASS in stage.parts:
+            shares = [clip.soft_label(len(model.card.words)) for clip in clips]
+            voted = tuple(sum(share > 0 for share in own) for own in shares)
+            answers = max(voted, default=1)
+        found[name] = SplitTokens(clips, tokens, unwritten, val, word, answers, voted)
     return found
 
 
@@ -280,7 +296,7 @@ def steps_table(plan: Plan, found: Mapping[str, SplitTokens], counter: StepCount
         if checkpoint is not None and state != "done":
             state = f"resumes at {checkpoint.stem}"
         assert counter is not None
-        sequences = found[stage].sequences(found[stage].tokens)
+        sequences = found[stage].every_sequence
         flops = sum(map(counter.step, _without_cached_tower(plan, sequences)), Flops()) * epochs
         title = find_stage(stage).paper + (f", {epochs} epochs" if epochs > 1 else "")
         work = flops.total / 1e15

@@ -21,6 +21,7 @@ from torchmetrics.classification import (
 from torchmetrics.utilities import dim_zero_cat
 
 from rbft.analysis.multilabel import HALF, multilabel_scores
+from rbft.inference.ordered import LevelMetric
 from rbft.runtime.console import width
 from rbft.runtime.fonts import drawable_classes, families
 
@@ -43,11 +44,13 @@ class ClassificationMetrics(nn.Module):
 
     Args:
         classes: Class names in order.
+        levels: The value of each class where they are levels of a scale; empty where not.
     """
 
-    def __init__(self, classes: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str], levels: Sequence[float] = ()) -> None:
         super().__init__()
         self.classes = tuple(classes)
+        self.levels = LevelMetric(levels) if levels else None
         size = len(classes) + 1
         # Without compute groups, which would depend on the clips of each process.
         self.metrics = MetricCollection(
@@ -65,6 +68,7 @@ class ClassificationMetrics(nn.Module):
         predictions: Int[Tensor, " clips"],
         labels: Int[Tensor, " clips"],
         counted: Bool[Tensor, " clips"],
+        probabilities: Float[Tensor, "clips classes"] | None = None,
     ) -> None:
         """Adds a batch.
 
@@ -72,6 +76,8 @@ class ClassificationMetrics(nn.Module):
             predictions: Class index; K stands for unparsed.
             labels: Class index.
             counted: False for clips that are repeated to give all processes as many.
+            probabilities: Of each class, for the expected value on a scale; None where the answer
+                was written.
 
         Raises:
             ValueError: If a counted clip has no label, or an index is out of range.
@@ -88,15 +94,18 @@ class ClassificationMetrics(nn.Module):
                 "for clips without a label."
             )
         self.metrics.update(predictions, labels.where(counted, NOT_COUNTED))
+        if self.levels is not None:
+            self.levels.update(predictions, labels, counted, probabilities)
 
     def compute(self) -> dict[str, float]:
-        """Figures by name, from 0 to 1; collective over processes.
+        """Figures by name, shares from 0 to 1; collective over processes.
 
         Returns:
             `accuracy` over clips; `f1/<class>`, NaN for a class without clips; `f1/macro`, the mean
             over the other classes; `unparsed`, the share of clips whose answer has no class word;
             `majority`, the accuracy of always answering with the most frequent class; `n`, the
-            number of clips.
+            number of clips. On a scale also `mae`, `mae/answer` and `spearman`, in the scale's unit
+            and from -1 to 1, see `rbft.analysis.levels.level_scores`.
         """
         values = self.metrics.compute()
         confusion = values["confusion"]
@@ -119,6 +128,7 @@ class ClassificationMetrics(nn.Module):
             "unparsed": int(confusion[:, -1].sum()) / max(1, clips),
             "majority": int(confusion.sum(dim=1).max()) / max(1, clips),
             "n": float(clips),
+            **({} if self.levels is None else self.levels.compute()),
         }
 
     def confusion(self) -> Int[Tensor, "classes predictions"]:
@@ -131,6 +141,8 @@ class ClassificationMetrics(nn.Module):
     def reset(self) -> None:
         """Forgets all clips."""
         self.metrics.reset()
+        if self.levels is not None:
+            self.levels.reset()
 
 
 class MultiLabelMetrics(Metric):

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rbft.analysis.calibration import calibration
-from rbft.analysis.intervals import for_results, score_intervals
+from rbft.analysis.intervals import Interval, for_results, score_intervals
 from rbft.analysis.scored import ScoredClips
 from rbft.data.base import VideoDataModule
 from rbft.inference.metrics import for_json, macro_classes
@@ -76,17 +76,31 @@ def write_results(
         "n_undecodable": len(lost),
         "undecodable": lost,
         "classes": counts,
+        **({} if data.card.values is None else {"values": dict(data.card.values)}),
         "macro_classes": macro_classes(counts),
         "ids": digest([row["id"] for row in rows]),
         "coverage": sum(row["prediction"] is not None for row in rows) / max(1, len(rows)),
         "metrics": for_json(metrics),
-        "intervals": for_results(score_intervals(confusion.cpu().numpy(), data.card.classes)),
+        "intervals": for_results(
+            score_intervals(confusion.cpu().numpy(), data.card.classes)
+            | _level_intervals(rows, data)
+        ),
         "calibration": _calibration(rows, data.card.classes, split),
         "confusion": confusion.tolist(),
         **(more or {}),
     }
     write_json(file, content)
     return content
+
+
+def _level_intervals(
+    rows: Sequence[Mapping[str, Any]], data: VideoDataModule
+) -> dict[str, Interval]:
+    """Those of the errors on a scale; none where the classes are no levels."""
+    if not data.card.levels or not rows:
+        return {}
+    card = data.card
+    return ScoredClips.from_rows(rows, card.classes, "", "results", card.levels).level_intervals
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]], split: str) -> list[str]:

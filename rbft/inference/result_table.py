@@ -1,11 +1,14 @@
 """The table at the end of a run: accuracy and F1 after each step of the method."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rbft.analysis.intervals import for_results, score_intervals
+from rbft.analysis.levels import LEVEL_SCORES, constant_scores
+from rbft.analysis.levels import TITLES as TITLES_OF_LEVELS
 from rbft.analysis.scored import SEVERAL
 from rbft.inference.metrics import macro_f1, percent
 from rbft.rationales.selection_report import told_note
@@ -31,10 +34,11 @@ def result_table(scored: Sequence[tuple[str, dict[str, Any]]]) -> str:
     Accuracy, macro F1 and, as far as 80 columns hold them, the F1 of each class have their 95 %
     interval in brackets; the results have all of them. Below stand the number of clips and the
     coverage, the share of them that was answered with a class; the others count as wrong.
-    A step that has learnt label-conditioned rationales is marked with * and named below.
-    Where clips may have several classes, the accuracy is that of whole sets of classes, micro F1
-    and mean average precision (mAP) stand beside the macro F1, and the majority is the most
-    frequent set.
+    A step that has learnt label-conditioned rationales is marked with * and named below. Where
+    clips may have several classes, the accuracy is that of whole sets of classes, micro F1 and mean
+    average precision (mAP) stand beside the macro F1, and the majority is the most frequent set.
+    Where the classes are levels of a scale, a second table has the errors in its unit and the rank
+    correlation, beside those of always answering the median level.
 
     Args:
         scored: Title and results of each step, all of the same split and settings.
@@ -44,7 +48,8 @@ def result_table(scored: Sequence[tuple[str, dict[str, Any]]]) -> str:
     marked = [(f"{name} *" if one.get(TOLD) else name, one) for name, one in scored]
     layouts = [_draw(marked, *layout) for layout in LAYOUTS]
     fitting = [text for text in layouts if max(map(width, text.splitlines())) <= COLUMNS]
-    return "\n".join([fitting[0] if fitting else layouts[-1], *_below(scored), *_notes(scored)])
+    made = [fitting[0] if fitting else layouts[-1], *_below(scored), *_notes(scored)]
+    return "\n".join([*made, *_level_table(marked)])
 
 
 def _draw(
@@ -89,6 +94,36 @@ def _draw(
         columns.append(numbers)
         align += "r"
     return table(list(zip(*columns, strict=True)), headers, align)
+
+
+def _level_table(scored: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Errors in the unit of the scale, where classes are levels of one; else nothing."""
+    first = scored[0][1]
+    if "values" not in first:
+        return []
+    levels = [*first["values"].values()]
+    median = constant_scores(levels, list(first["classes"].values()))
+    rows = [["median level", *(_figure(median[name]) for name in LEVEL_SCORES)]]
+    for title, one in scored:
+        ends = [_intervals(one).get(name, {"low": None}) for name in LEVEL_SCORES]
+        rows.append(
+            [title]
+            + [
+                _figure(one["metrics"].get(name)) + _level_bracket(own)
+                for name, own in zip(LEVEL_SCORES, ends, strict=True)
+            ]
+        )
+    scale = f"levels, {min(levels):g} to {max(levels):g}"
+    headers = [scale, *(TITLES_OF_LEVELS[name] for name in LEVEL_SCORES)]
+    return ["", table(rows, headers)]
+
+
+def _level_bracket(ends: Mapping[str, float | None]) -> str:
+    return "" if ends["low"] is None else f" [{ends['low']:.2f}, {ends['high']:.2f}]"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def _majority(counts: Sequence[int]) -> list[float | None]:

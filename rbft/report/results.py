@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rbft.analysis.intervals import for_results, score_intervals
+from rbft.analysis.levels import LEVEL_SCORES
 from rbft.analysis.scored import SEVERAL, ScoredClips
 from rbft.runs.folder import ZERO_SHOT
 from rbft.runs.usage import USAGE
@@ -76,6 +77,11 @@ class Result:
         """How the frames were masked; None where they were not."""
         found = self.content.get("masking")
         return found if found is None or isinstance(found, dict) else {"kind": str(found)}
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The value of each class where they are levels of a scale; empty where not."""
+        return tuple(self.content.get("values", {}).values())
 
     @property
     def metrics(self) -> list[str]:
@@ -182,6 +188,11 @@ def _wrong_in(content: Mapping[str, Any]) -> str:
     right = np.diagonal(confusion).sum() / max(1, content["n_scored"])
     if shown is None or abs(shown - right) > 1e-4:
         return f"the accuracy is {shown}, but its confusion matrix has {right:.4f}"
+    if (values := content.get("values")) is not None:
+        if not has_numbers(values, content["classes"]) or len(values) != size:
+            return "values has no number for each class"
+        if not all(_is_number(content["metrics"].get(name), none=True) for name in LEVEL_SCORES):
+            return f"metrics has no number for each of {', '.join(LEVEL_SCORES)}"
     intervals = content.get("intervals") or {}
     if not isinstance(intervals, dict):
         return "intervals is no object"

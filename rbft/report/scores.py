@@ -1,12 +1,14 @@
 """Tables of scores: every result, over seeds, differences on the same clips."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
 
 import numpy as np
 
 from rbft.analysis.intervals import Cells, Interval
+from rbft.analysis.levels import LEVEL_SCORES, TITLES, constant_scores
 from rbft.analysis.paired import PairedComparison, compare_pair
 from rbft.analysis.seeds import SeedDifference, paired_difference, summary
 from rbft.report.comparison import compared_table
@@ -77,10 +79,57 @@ def all_scores(gathered: Gathered, conditions: Conditions) -> Section:
         columns = ("run", "step", "split", "clips", "n", "coverage %", *map(metric_title, metrics))
         notes = (BRACKETS, *clips_notes(conditions, results))
         tables.append(Table(f"Classes {', '.join(classes)}", columns, tuple(rows), notes))
+        tables += _level_tables([one for one in results if one.levels], conditions)
     about = (
         "In per cent. An answer that is no class counts as wrong; coverage is the share of others."
     )
     return Section("scores", "Scores", tuple(tables), about)
+
+
+def _level_tables(results: Sequence[Result], conditions: Conditions) -> list[Table]:
+    """Errors on the scale of the classes, a table for each scale."""
+    tables = []
+    for levels in dict.fromkeys(one.levels for one in results):
+        own = [one for one in results if one.levels == levels]
+        rows = [
+            Row(
+                (
+                    *cells(one.run, _step(one), one.split, conditions.of(one).letter, one.n),
+                    percent(one.coverage),
+                    *(_figure(one.score(name), one.intervals.get(name)) for name in LEVEL_SCORES),
+                ),
+                (one.run,),
+                "ours",
+            )
+            for one in own
+        ]
+        for condition in conditions.used(own):
+            counts = [*condition.first.content["classes"].values()]
+            median = constant_scores(levels, counts)
+            line = cells("median level", None, condition.first.split, condition.letter, sum(counts))
+            figures = (_figure(median[name]) for name in LEVEL_SCORES)
+            rows.append(Row((*line, percent(1.0), *figures)))
+        titles = (TITLES[name] for name in LEVEL_SCORES)
+        columns = ("run", "step", "split", "clips", "n", "coverage %", *titles)
+        scale = ", ".join(f"{name} {value:g}" for name, value in own[0].content["values"].items())
+        about = (
+            f"In the unit of the scale ({scale}). MAE is the mean absolute error of the value that "
+            "the class probabilities expect, Spearman its rank correlation with the label's; clips "
+            "without an answer have none. The median level errs least of all constant answers. In "
+            "brackets: 95 % interval of the bootstrap over clips.",
+        )
+        title = f"Levels {min(levels):g} to {max(levels):g}: {', '.join(own[0].classes)}"
+        tables.append(Table(title, columns, tuple(rows), about))
+    return tables
+
+
+def _figure(value: float | None, ends: Mapping[str, float | None] | None = None) -> Cell:
+    if value is None or math.isnan(value):
+        return Cell(NONE)
+    text = f"{value:.3f}"
+    if ends is not None and ends["low"] is not None:
+        text += f" [{ends['low']:.3f}, {ends['high']:.3f}]"
+    return Cell(text, value)
 
 
 def over_seeds(gathered: Gathered, groups: Sequence[Group], conditions: Conditions) -> Section:

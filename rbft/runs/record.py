@@ -31,6 +31,7 @@ FIELDS = {
     "end": "segment",
     "reference": "reference",
     "text": "text",
+    "votes": "share of votes",
 }
 # Settings that decide what a score is, by their place in the settings.
 SCORING = {
@@ -118,6 +119,8 @@ EARLIER = {
     "data.init_args.masking": None,
     "data.init_args.rationale_control": None,
     "data.init_args.label_share": 0.5,
+    "data.init_args.soft_labels": False,
+    "data.init_args.vague_share": 0.5,
     "model.answer_weight": 1.0,
     "model.costs": None,
     "model.self_consistency": None,

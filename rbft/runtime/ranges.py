@@ -99,6 +99,7 @@ RANGES = {
     "data.rationale_rules.max_similarity": Range(0, 1, above=True, note=ALL),
     "data.rationale_rules.similarity_ngram": COUNT,
     "data.label_share": SHARE,
+    "data.vague_share": SHARE,
     "data.masking.repeats": COUNT,
     "data.masking.seed": SEED,
     "data.masking.repeat": Range(0, note="draws are counted from 0; null scores all"),

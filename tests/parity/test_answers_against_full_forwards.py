@@ -13,6 +13,7 @@ from transformers.masking_utils import sdpa_mask
 from rbft.backbone.attention import TEXT, forward_inputs
 from rbft.data.dataset import Example
 from rbft.inference import classifier
+from rbft.inference.classifier import Classified
 from rbft.inference.generation import NotFiniteError, extend, prefill, score_candidates
 from rbft.stages import LABEL, STAGES
 from tests.examples import (
@@ -223,6 +224,7 @@ def test_the_class_is_scored_after_the_model_s_own_rationale(
     got = model.classify(batch)
     hook.remove()
     assert len(towers) == 1, "the video is read again"
+    assert isinstance(got, Classified)
     words = model.collator.class_answers(model.stage)
     expected = expected_scores(backbone, model.backbone, made, said, words, ask="rationale_class")
     assert got.scores is not None

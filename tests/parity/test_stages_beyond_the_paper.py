@@ -37,7 +37,8 @@ def token_nll(model: RBFTModule, batch: Batch) -> list[Float[Tensor, " answer"]]
 
 def answer_nll(model: RBFTModule, make: Collator, example: Example, label: int) -> Tensor:
     """-log P(class answer) about one clip, as a sum over its own tokens."""
-    (nll,) = token_nll(model, make([replace(example, clip=replace(example.clip, label=label))]))
+    alone = replace(example, clip=replace(example.clip, label=label), soft_label=None)
+    (nll,) = token_nll(model, make([alone]))
     word = make.part_ids(list(CARD.words.values())[label], last=True)
     return nll[-len(word) :].sum()
 

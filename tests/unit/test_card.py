@@ -100,6 +100,27 @@ def test_the_digest_covers_everything():
     assert re.fullmatch("[0-9a-f]{12}", CARD.digest)
 
 
+def test_what_a_card_does_not_say_is_not_in_its_digest():
+    assert CARD.digest == "ee951e5c876e"  # of before there were keys that it may lack
+    assert list(CARD.content) == ["name", "persona", "words", "prompts"]
+    assert "values" not in CARD.text()
+    values = {"quiet": 1, "alarm": 2}
+    scale = replace(CARD, values=values)
+    assert scale.digest != CARD.digest
+    assert scale.digest == replace(CARD, values={"alarm": 2.0, "quiet": 1.0}).digest
+    assert scale.shown(["label"]) == CARD.shown(["label"])
+
+
+def test_the_value_of_each_class(tmp_path):
+    card = replace(THREE, values={"c": 9, "a": -1.5, "b": 0})
+    assert card.levels == (-1.5, 0.0, 9.0)
+    assert THREE.levels == ()
+    card.save(tmp_path / "card.yaml")
+    assert Card.load(tmp_path / "card.yaml") == card
+    (tmp_path / "other.yaml").write_text("extends: card.yaml\nvalues: {a: 1, b: 2, c: 3}\n")
+    assert Card.load(tmp_path / "other.yaml").levels == (1, 2, 3)
+
+
 def test_another_rationale_prompt():
     assert CARD.using("less").prompt("rationale") == "Describe the walls."
     assert CARD.using("rationale") == CARD
@@ -157,6 +178,26 @@ def test_a_prompt_that_is_not_there():
             "Card 'yard': prompts.label uses {label}; allowed are {persona}, {words} and {text}. "
             "Write {{ and }} for plain braces.",
         ),
+        (
+            {"values": {"quiet": 1}},
+            "Card 'yard': values lacks alarm; the classes are quiet, alarm. Give each class its "
+            "number, or leave values out.",
+        ),
+        (
+            {"values": {"quiet": 1, "alarm": 2, "loud": 3}},
+            "Card 'yard': values has loud; the classes are quiet, alarm. Give each class its "
+            "number, or leave values out.",
+        ),
+        (
+            {"values": {"quiet": 1, "alarm": 1.0}},
+            "Card 'yard': values.quiet is 1, which is not finite or stands twice. Give each class "
+            "a number of its own.",
+        ),
+        (
+            {"values": {"quiet": 1, "alarm": float("nan")}},
+            "Card 'yard': values.alarm is nan, which is not finite or stands twice. Give each "
+            "class a number of its own.",
+        ),
     ],
 )
 def test_cards_that_do_not_work(change, message):
@@ -175,7 +216,8 @@ def load(folder: Path, text: str) -> str:
 
 
 KEYS = (
-    "Card file card.yaml must have the keys name, persona, words, prompts, and may have several; "
+    "Card file card.yaml must have the keys name, persona, words, prompts, and may have several, "
+    "values; "
     "got "
 )
 REST = "name: a\npersona: b\nprompts: {label: x, rationale: y}\n"
@@ -189,6 +231,13 @@ def test_files_that_are_no_cards(tmp_path):
         KEYS + "name, persona, prompts, words, classes."
     )
     assert load(tmp_path, "name: [").startswith("Card file card.yaml is no valid YAML: while")
+    assert load(tmp_path, REST + "words: {a: x, b: z}\nvalues: {a: 1, b: yes}\n") == (
+        "Card file card.yaml: values must map class names to numbers; got {'a': 1, 'b': True}. Put "
+        'names that YAML reads as numbers in quotes ("1").'
+    )
+    assert load(tmp_path, REST + "words: {a: x, b: z}\nvalues: {1: 1, 2: 2}\n").startswith(
+        "Card file card.yaml: values must map class names to numbers; got {1: 1, 2: 2}."
+    )
     assert load(tmp_path, REST + "words: [a, b]\n") == (
         "Card file card.yaml: words must map names to texts; got ['a', 'b']. "
         'Put words that YAML reads as true or false in quotes ("yes").'
@@ -243,7 +292,7 @@ def test_a_card_says_only_what_differs_from_another(tmp_path):
         (
             "extends: whole.yaml\nprompt: x\n",
             "Card file card.yaml must have the keys name, persona, words, prompts, and may have "
-            "several; got name, persona, words, prompts, prompt.",
+            "several, values; got name, persona, words, prompts, prompt.",
         ),
         (
             "extends: whole.yaml\nprompts: x\n",
@@ -319,6 +368,11 @@ def test_yaml_reads_yes_and_no_as_true_and_false(tmp_path, keys):
             "Card 'yard': with the key several, prompts.label is put once for each class, but it "
             'does not use {word}, the class word that it asks about. Such as: "Does the clip show '
             '{word}? Answer yes or no."',
+        ),
+        (
+            {"values": {"quiet": 1, "alarm": 2}},
+            "Card 'yard' has the keys several and values: a clip with several classes has no place "
+            "on their scale. Leave one of the two out.",
         ),
         (
             {"prompts": {**SEVERAL.prompts, "rationale": "Describe {word}."}},

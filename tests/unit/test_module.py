@@ -541,9 +541,11 @@ def test_in_half_precision_counts_and_weights_stay_whole(
 
 
 def classify(model: RBFTModule, folder: Path, count: int = 3) -> Classified:
-    return model.classify(
+    found = model.classify(
         collator(folder, prompt_stage=model.stage.classifier.name)(examples(count))
     )
+    assert isinstance(found, Classified)
+    return found
 
 
 @pytest.mark.parametrize("stage", ["rationale", "label"])
@@ -555,6 +557,7 @@ def test_scoring_takes_the_likeliest_word(backbone: Path, stage: str):
     answers = [[*NORMAL, END], [*ABNORMAL, END]]
     expected = score_answers(model.backbone, batch.prompt, batch.video, answers)
     got = model.classify(batch)
+    assert isinstance(got, Classified)
     assert got.scores is not None
     assert got.probabilities is not None
     assert torch.equal(got.scores, expected)

@@ -72,6 +72,32 @@ def test_rationales_written_anew_have_no_other_source(name: str, value: Any):
         check(["rationale"], rationales_from="previous", **{place: value})
 
 
+def test_stages_that_votes_weigh():
+    votes: dict[str, Any] = {"data__init_args__soft_labels": True}
+    for stages in (["label"], ["rationale", "label"], ["rationale_class"], ["alternating"]):
+        check(stages, **votes)
+    with pytest.raises(ValueError, match="none of the stages") as error:
+        check(["rationale"], **votes)
+    assert str(error.value) == (
+        "data.soft_labels is True, but none of the stages (rationale) learns the class by its "
+        "likelihood. Those that do are label, class_rationale, rationale_class, alternating: take "
+        "one into stages, or leave data.soft_labels out."
+    )
+    for stages, what in (
+        (["label", "label_reward"], "stage label_reward learns by the costs of answers"),
+        (
+            ["rationale_class", "label_distilled"],
+            "stage label_distilled learns by the class probabilities of a teacher",
+        ),
+    ):
+        with pytest.raises(ValueError, match="soft_labels") as error:
+            check(stages, **votes)
+        assert str(error.value) == (
+            "data.soft_labels weighs the likelihood of the classes by the votes, but the "
+            f"{what}. Leave one of the two out."
+        )
+
+
 def test_who_teaches_a_distilled_stage():
     check(["rationale_class", "label_distilled"])
     check(["rationale_class", "rationale_class-2", "label_distilled"])
@@ -120,6 +146,7 @@ def test_who_teaches_a_distilled_stage():
             " Leave it out.",
         ),
         ([], {"data.init_args.masking": Namespace()}, "data.masking", " Leave it out."),
+        (["label"], {"data.init_args.soft_labels": True}, "data.soft_labels", " Leave it out."),
         (
             ["label"], {"data.init_args.rationale_selection": "verified"},
             "data.rationale_selection verified", " Set it to first or consistent.",

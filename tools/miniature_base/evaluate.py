@@ -108,7 +108,13 @@ def encode(
         return_tensors="pt",
     )
     positions = [
-        position_ids(ids, processor.video_token_id, grid.tolist(), 2, 2 * float(step))
+        position_ids(
+            ids,
+            processor.video_token_id,
+            grid.tolist(),
+            2,
+            [2 * float(step) * n for n in range(grid[0])],
+        )
         for ids, grid, step in zip(
             inputs["input_ids"],
             inputs["video_grid_thw"],

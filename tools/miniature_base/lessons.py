@@ -75,7 +75,7 @@ _HEAD = torch.tensor(
     ]
 )
 # One frame pair lasts 2 seconds, at 2 positions a second.
-_HEAD_POSITIONS = position_ids(_HEAD, token_id("<|video_pad|>"), GRID, 2, 4.0)
+_HEAD_POSITIONS = position_ids(_HEAD, token_id("<|video_pad|>"), GRID, 2, [0.0, 4.0, 8.0])
 
 
 def pack(conversations: list[list[tuple[str, str]]]) -> Turns:

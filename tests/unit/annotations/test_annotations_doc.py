@@ -94,4 +94,4 @@ def test_what_a_block_says(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_readme_leads_there() -> None:
     assert "(docs/annotations.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(EXAMPLES) == 11
+    assert len(EXAMPLES) == 12

@@ -16,7 +16,8 @@ def test_the_majority_is_the_label():
                                      CLASSES)  # fmt: skip
     assert ids == ["x", "y"]
     assert [entry.label for entry in entries] == [1, 1]
-    assert entries[0] == vote(1, 1, reference="A dog.")
+    assert entries[0] == vote(1, 1, reference="A dog.", votes=(1.0, 2.0))
+    assert entries[1].votes == (0.0, 2.0)
     assert note == "5 votes on 2 videos, 1 of which are not unanimous"
 
 
@@ -31,6 +32,17 @@ def test_ties_are_refused_by_name():
     many = [vote(n, n % 2) for n in range(10)]
     with pytest.raises(ValueError, match=r"^5 of 5 videos .* \(line 4\); \.\.\.\. Decide"):
         count_votes([str(n // 2) for n in range(10)], many, CLASSES)
+
+
+def test_ties_where_they_may_be():
+    rows = [vote(1, 1), vote(2, 0), vote(3, 1)]
+    ids, entries, note = count_votes(["x", "x", "y"], rows, CLASSES, ties=True)
+    assert ids == ["x", "y"]
+    assert [(entry.label, entry.votes) for entry in entries] == [(0, (1, 1)), (1, (0, 1))]
+    assert note == (
+        "3 votes on 2 videos, 1 of which are not unanimous; 1 are tied (first: 'x': 1 cat, 1 dog "
+        "(line 1)), and scored by the first of the tied classes on the card"
+    )
 
 
 @pytest.mark.parametrize(

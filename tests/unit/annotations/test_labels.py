@@ -31,6 +31,32 @@ def test_unknown(value):
         match_label(value, CARD, "a.csv, line 3")
 
 
+SCALE = Card(
+    "t",
+    "p",
+    {"calm": "calm", "2": "so so", "wild": "wild"},
+    {"label": "?", "rationale": "?"},
+    values={"calm": 1, "2": 2.5, "wild": 3},
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "label"), [(1, 0), ("1.0", 0), (" 2.50 ", 1), ("2", 1), (3.0, 2), ("so so", 1)]
+)
+def test_names_then_words_then_values(value, label):
+    assert match_label(value, SCALE, "x") == label
+
+
+@pytest.mark.parametrize("value", [2.4, "4", "nan", True])
+def test_numbers_between_the_levels(value):
+    message = (
+        f"x: label {value!r} is no class of card 't'; allowed are calm = 1, 2 ('so so') = 2.5, "
+        "wild = 3. Correct the label"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        match_label(value, SCALE, "x")
+
+
 @pytest.mark.parametrize("value", [["normal"], ["normal", "B1"], "normal, B1", "B1-1", "B1|normal"])
 def test_several_labels(value):
     with pytest.raises(ValueError, match="is a list of classes") as error:

@@ -66,7 +66,7 @@ def test_patterns_where_the_shell_left_them(folder: Path, monkeypatch: pytest.Mo
 
     def names(pattern: str) -> list[str]:
         found, _ = find_videos([folder / pattern])
-        return [str(path.relative_to(folder)) for _, path in found]
+        return [str(Path(str(path)).relative_to(folder)) for _, path in found]
 
     assert names("*.mp4") == ["b.mp4"]
     assert names("?.M*") == ["a.MOV"]

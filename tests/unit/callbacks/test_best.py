@@ -1,6 +1,7 @@
 """The best weights of a stage, found and handed on; the scores of validations are made up."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,29 @@ def test_the_metrics_are_those_that_the_module_logs(qwen, tmp_path):
 def test_settings_that_are_fine(tmp_path, metric):
     check_keep("best", metric, 2, yard(tmp_path, val=2), TRAINER)
     check_keep("last", metric, None, yard(tmp_path), TRAINER)
+
+
+def test_metrics_of_a_scale(tmp_path):
+    names = metric_names(CARD.classes, ordered=True)
+    assert names == [*metric_names(CARD.classes), "val/mae", "val/mae/answer", "val/spearman"]
+    data = yard(tmp_path, val=2)
+    with pytest.raises(
+        ValueError, match=r"^keep_metric is 'val/mae'; allowed are val/loss, val/ac"
+    ):
+        check_keep("best", "val/mae", 2, data, TRAINER)
+    data.card = replace(CARD, values={"quiet": 1, "alarm": 2})
+    for name in names:
+        check_keep("best", name, 2, data, TRAINER)
+
+
+@pytest.mark.parametrize(
+    ("metric", "step"),
+    [("val/mae", 2), ("val/mae/answer", 2), ("val/loss", 2), ("val/spearman", 1), ("val/f1/x", 1)],
+)
+def test_errors_are_best_where_they_are_smallest(tmp_path, metric, step):
+    kept = BestWeights(tmp_path, metric)
+    kept.scores = [{"step": 1, "score": 0.5}, {"step": 2, "score": 0.25}]
+    assert kept.best == kept.scores[step - 1]
 
 
 def test_no_validation_split(tmp_path):

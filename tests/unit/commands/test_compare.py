@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,26 @@ def test_files_hold_all_figures():
     assert [(one["title"], one["seed"]) for one in rows[4:6]] == [("direct", "5"), ("ours", "1")]
     assert float(rows[6]["accuracy"]) == pytest.approx(0.75)
     assert rows[6]["steps"] == "20"
+
+
+def test_files_hold_errors_on_a_scale():
+    def on_scale(one: ComparedRow) -> ComparedRow:
+        seeds = {
+            n: replace(s, clips=replace(s.clips, levels=(1.0, 4.0))) for n, s in one.seeds.items()
+        }
+        return replace(one, seeds=seeds)
+
+    ours, base = on_scale(OURS), on_scale(BASE)
+    made = json.loads(json.dumps(as_dict([base, ours], base, "accuracy"), allow_nan=False))
+    # A wrong answer is three off.
+    assert made["rows"][1]["seeds"]["2"]["scores"]["mae"] == pytest.approx(3 * 5 / 20)
+    assert made["rows"][1]["minus_baseline"]["mae"]["mean"] == pytest.approx(-3 * 0.16)
+    assert "spearman" in made["rows"][1]["scores"]
+    assert "mae" not in as_dict([OURS, BASE], BASE, "accuracy")["rows"][0]["scores"]
+    mixed = as_dict([BASE, ours], BASE, "accuracy")["rows"][1]  # other cards, the same classes
+    assert "mae" not in mixed["minus_baseline"]
+    (*_, last) = csv.DictReader(as_csv([base, ours]).splitlines())
+    assert float(last["mae/answer"]) == pytest.approx(3 * 5 / 20)
 
 
 def test_hours_are_of_the_gpu_where_there_is_one():

@@ -18,7 +18,7 @@ from rbft.backbone.family import FAMILIES
 from rbft.backbone.loading import fingerprint
 from rbft.commands.export_adapters import Adapter, export_adapters, find_adapters, readme
 from rbft.commands.export_weights import merged_model
-from rbft.decision import find_decision
+from rbft.decision import Decision, find_decision
 from rbft.runs.folder import PROMPT_RULE, PROVENANCE, read_json
 from rbft.runs.inference import INFERENCE
 from rbft.runtime.files import write_json
@@ -232,7 +232,7 @@ def test_the_threshold_goes_with_its_adapter(
     export_adapters(find_adapters({"yard": folder}, str(base)), tmp_path / "out")
     own = tmp_path / "out/yard"
     decision = find_decision(own, weights_fingerprint(own, str(tmp_path / "out/base")))
-    assert decision is not None
+    assert isinstance(decision, Decision)
     assert (decision.positive, decision.threshold) == ("alarm", 0.125)
     assert read_json(own / "decision.json")["chosen_for"] == known
 

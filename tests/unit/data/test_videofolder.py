@@ -909,6 +909,12 @@ def test_splits_by_hash_keep_the_shares_of_the_rarest_classes(several):
         ),
         (
             [],
+            {"table": "path,n_cat,n_dog\na.mp4,1,0\n", "columns": {"votes": "n_{label}"}},
+            "data.columns.votes needs clips of one class, but card 'pets' has the key several: its "
+            "clips may have several classes, or none.",
+        ),
+        (
+            [],
             {"table": "path,label\na.mp4,cat\n"},
             "TABLE: class 'dog' has no training clip (0 in validation and test); the training "
             "split has 1 cat, 0 dog. Add clips, or take the class off the card's words.",

@@ -177,14 +177,16 @@ from rbft.inference.metrics import ClassificationMetrics, MultiLabelMetrics
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-metrics = ClassificationMetrics(("normal", "abnormal"))
+metrics = ClassificationMetrics(("normal", "abnormal"), (1.0, 4.0))
+shares = torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.1, 0.9], [0.4, 0.6]])
 # The second process has one clip and one that is repeated, then nothing but a repeated one.
 batches = [
     [([0, 2], [0, 1], [True, True]), ([1], [1], [True])],
     [([1, 0], [0, 0], [True, False]), ([1], [1], [False])],
 ][rank]
-for batch in batches:
-    metrics.update(*map(torch.tensor, batch))
+for place, batch in enumerate(batches):
+    probabilities = shares[2 * rank + place][None].repeat(len(batch[0]), 1)
+    metrics.update(*map(torch.tensor, batch), probabilities)
 result = {"values": metrics.compute(), "confusion": metrics.confusion().tolist()}
 several = MultiLabelMetrics(("cat", "dog"))
 batches = [
@@ -220,7 +222,11 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     for process in processes:
         process.wait(timeout=120)
 
-    one = score([0, 2, 1, 1], [0, 1, 1, 0])
+    # Ranks are over all clips of both; the second clip has no answer.
+    one = ClassificationMetrics(CLASSES, (1.0, 4.0))
+    chances = torch.tensor([[0.75, 0.25], [0.75, 0.25], [0.5, 0.5], [0.1, 0.9]])
+    everything = torch.ones(4, dtype=torch.bool)
+    one.update(torch.tensor([0, 2, 1, 1]), torch.tensor([0, 1, 1, 0]), everything, chances)
     several = MultiLabelMetrics(("cat", "dog"))
     shares = torch.tensor([[0.9, 0.1], [0.4, 0.8], [0.6, 0.3], [0.7, 0.2]])
     has = torch.tensor([[1, 0], [1, 1], [0, 1], [0, 0]])
@@ -228,6 +234,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     for rank in range(2):
         result = json.loads((tmp_path / f"{rank}.json").read_text())
         assert result["values"] == one.compute()
+        assert result["values"]["mae"] == pytest.approx((0.75 + 1.5 + 2.7) / 3)
         assert result["confusion"] == one.confusion().tolist()
         assert result["several"] == several.compute()
         assert result["several"]["n"] == 4

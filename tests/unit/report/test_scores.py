@@ -62,6 +62,32 @@ def test_every_score_stands_with_n_coverage_and_interval(content):
     assert count == 12
 
 
+def test_levels_of_a_scale_have_a_table_of_their_own(tmp_path):
+    rows = answers(20, 0.7, 0)
+    write_run(tmp_path, settings("run", ["label"]), rows)
+    file = tmp_path / "run/label/test.json"
+    result = json.loads(file.read_text())
+    result["values"] = {"normal": 1.0, "abnormal": 5.0}
+    result["metrics"] |= {"mae": 1.23456, "mae/answer": 1.2, "spearman": None}
+    result["intervals"]["mae"] = {"low": 1.0, "high": 1.5}
+    write(file, json.dumps(result))
+    _, levels = section(build_content(gather(tmp_path)), "scores").tables
+    assert levels.title == "Levels 1 to 5: normal, abnormal"
+    ours, median = levels.rows
+    shown = [cell(levels, ours, name) for name in ("MAE", "MAE of the answer", "Spearman")]
+    assert shown == ["1.235 [1.000, 1.500]", "1.200", "-"]
+    share = result["classes"]["normal"] / 20
+    assert cell(levels, median, "MAE") == f"{4 * share:.3f}"
+    assert "(normal 1, abnormal 5)" in levels.notes[0]
+
+    for change, what in (
+        ({"values": {"normal": 1.0}}, "values has no number for each class"),
+        ({"metrics": {**result["metrics"], "mae": "x"}}, "metrics has no number for each of mae, "),
+    ):
+        write(file, json.dumps(result | change))
+        assert any(what in problem.text for problem in gather(tmp_path).problems)
+
+
 def test_answers_that_are_no_class_lower_the_coverage(tmp_path):
     rows = answers(20, 1.0, 0)
     for row in rows[:5]:
