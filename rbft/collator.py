@@ -85,6 +85,13 @@ class Collator:
     packing: bool = False
     answer_weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.packing and not self.family.packs:
+            raise ValueError(
+                f"The clips of a {self.family.model_type} cannot be packed: its linear attention "
+                "would mix them. Make their batches with packing=False."
+            )
+
     @property
     def needs_rationales(self) -> bool:
         """Whether examples must carry a rationale."""
@@ -235,7 +242,10 @@ class Collator:
         """
         content = [{"type": "video"}, {"type": "text", "text": prompt}]
         turn = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": content}],
+            chat_template=self.family.chat_template(self.processor.chat_template),
+            tokenize=False,
+            add_generation_prompt=True,
         )
         text = self.family.prompt_text(turn, times)
         ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]

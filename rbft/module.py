@@ -23,7 +23,7 @@ from rbft.backbone.adapters import LoRA, check_adapters, check_targets
 from rbft.backbone.attention import forward_inputs
 from rbft.backbone.embeddings import VIDEO_INDICES, VIDEO_SOURCES, flatten_hidden_states
 from rbft.backbone.loader import BackboneLoader
-from rbft.backbone.loading import available_attention, parameter_parts
+from rbft.backbone.loading import available_attention, available_packing, parameter_parts
 from rbft.backbone_module import BackboneModule
 from rbft.batch import Batch
 from rbft.card import Card
@@ -114,9 +114,10 @@ class RBFTModule(BackboneModule):
             elsewhere sdpa, with a message).
         packing: Put the clips of a training micro-batch, and the prompts that are read to score and
             to write, behind each other in one row, without padding and without a mask; not with
-            eager attention, which pads.
+            eager attention and not with Qwen3.5, which are padded.
         compile: Have torch.compile make kernels of all that the blocks of decoder and vision tower
-            compute in training but attention (norms, rotations, MLPs), where it works.
+            compute in training but attention (norms, rotations, MLPs), where it works; not of
+            blocks with linear attention.
         trust_remote_code: Run Python code that comes with the backbone. The families that rbft
             knows need none.
         liger: Use the Liger kernels for norms and MLPs of decoder and vision tower, on a GPU where
@@ -200,7 +201,7 @@ class RBFTModule(BackboneModule):
         }
         self.weight_decay, self.warmup_ratio = weight_decay, warmup_ratio
         self.answer_weight, self.costs = answer_weight, cost_matrix(costs, card.classes)
-        self.packing = packing and attention != "eager"
+        self.packing = packing and attention != "eager" and available_packing(self.family)
         self.rationale_sampling, self.self_consistency = rationale_sampling, self_consistency
         self.val_metrics, self.test_metrics = _metrics(card), _metrics(card)
         self.monitor = StepMonitor()

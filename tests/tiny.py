@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import torch
 
-FamilyName = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
-# Those that most tests run over; one with experts differs in the decoder's MLP alone.
+FamilyName = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"]
+# Those that most tests run over. One with experts differs in the decoder's MLP alone; Qwen3.5 has a
+# file of its own, tests/parity/test_qwen3_5_against_transformers.py.
 FAMILY_NAMES: tuple[FamilyName, ...] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 SPECIAL_TOKENS = (
@@ -52,6 +53,15 @@ You are a helpful assistant.<|im_end|>
 {%- if add_generation_prompt -%}
 <|im_start|>assistant
 {% endif -%}"""
+# What Qwen3.5's template adds: the assistant thinks, or has done so without a word.
+THINKING = """\
+{%- if add_generation_prompt -%}
+{%- if enable_thinking is defined and enable_thinking is false -%}
+{{- '<think>\n\n</think>\n\n' -}}
+{%- else -%}
+{{- '<think>\n' -}}
+{%- endif -%}
+{%- endif -%}"""
 TEXTS = (
     "Is the clip normal or abnormal? Answer with one word.",
     "You are a Smart Home Security Expert. Describe the subjects, attributes, actions and scenes.",
@@ -116,14 +126,14 @@ def tiny_processor(family: FamilyName, patch: int = PATCH) -> Any:
     )
 
     pixels = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
-    if family.startswith("qwen3_vl"):
+    if family.startswith("qwen3"):
         return Qwen3VLProcessor(
             image_processor=Qwen2VLImageProcessor(size=dict(pixels), patch_size=patch),
             tokenizer=tiny_tokenizer(),
             video_processor=Qwen3VLVideoProcessor(
                 size=dict(pixels), patch_size=patch, cap_pixels_per_frame=False
             ),
-            chat_template=CHAT_TEMPLATE,
+            chat_template=CHAT_TEMPLATE + (THINKING if family == "qwen3_5" else ""),
         )
     kind = {"qwen2_vl": Qwen2VLProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}[family]
     return kind(
@@ -135,8 +145,14 @@ def tiny_processor(family: FamilyName, patch: int = PATCH) -> Any:
 
 
 def tiny_config(family: FamilyName, patch: int = PATCH) -> Any:
-    """The family's configuration: two blocks in the decoder, two in the vision tower."""
-    from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig, Qwen3VLMoeConfig
+    """The family's configuration: two blocks in the decoder (Qwen3.5: three), two in the tower."""
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2VLConfig,
+        Qwen3_5Config,
+        Qwen3VLConfig,
+        Qwen3VLMoeConfig,
+    )
 
     ids = {
         token: tiny_tokenizer().convert_tokens_to_ids(f"<|{token}|>")
@@ -172,7 +188,7 @@ def tiny_config(family: FamilyName, patch: int = PATCH) -> Any:
         "image_token_id": ids["image_pad"],
         "video_token_id": ids["video_pad"],
     }
-    if family.startswith("qwen3_vl"):
+    if family.startswith("qwen3"):
         text |= {"head_dim": 32}  # not the width over the heads, as in the small published ones
         text["rope_parameters"] = {
             "rope_type": "default",
@@ -190,6 +206,19 @@ def tiny_config(family: FamilyName, patch: int = PATCH) -> Any:
             "num_position_embeddings": 16,
             "deepstack_visual_indexes": [0],
         }
+        if family == "qwen3_5":
+            del vision["deepstack_visual_indexes"]
+            rotated = {"partial_rotary_factor": 0.5, "mrope_section": [4, 2, 2]}
+            text["rope_parameters"] |= rotated
+            text |= {
+                "num_hidden_layers": 3,
+                "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+                "linear_key_head_dim": 16,
+                "linear_value_head_dim": 8,
+                "linear_num_key_heads": 2,
+                "linear_num_value_heads": 4,
+            }
+            return Qwen3_5Config(text_config=text, vision_config=vision, **tokens)
         if family == "qwen3_vl":
             return Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
@@ -221,6 +250,7 @@ def tiny_model(family: FamilyName, seed: int = 0, patch: int = PATCH) -> Any:
         "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
         "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
         "qwen3_vl_moe": transformers.Qwen3VLMoeForConditionalGeneration,
+        "qwen3_5": transformers.Qwen3_5ForConditionalGeneration,
     }[family]
     with torch.random.fork_rng():
         torch.manual_seed(seed)

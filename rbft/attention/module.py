@@ -109,7 +109,7 @@ class AttentionModule(BackboneModule):
             self.family,
             self.card,
             prompt_stage=self.stage,
-            packing=True,
+            packing=self.family.packs,
         )
 
     def collators(self) -> dict[str, Collator]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rbft.backbone import qwen2_5_vl, qwen2_vl, qwen3_vl
+from rbft.backbone import qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl
 from rbft.video.times import PairTimes
 
 PARTS = ("language", "merger", "vision")
@@ -27,7 +27,6 @@ class Family(Protocol):
         says_times: Whether a prompt says when the clip's frames are shown.
         targets: The linear layers that adapters are added to, as peft's regular expression.
         packs: Whether clips may stand behind each other in one row.
-        continues: Whether a KV cache can be continued by several tokens at once.
     """
 
     model_type: str
@@ -35,7 +34,6 @@ class Family(Protocol):
     says_times: bool
     targets: str
     packs: bool
-    continues: bool
 
     def part(self, name: str) -> str:
         """The part ("language", "merger" or "vision") of a parameter, by its in-memory name."""
@@ -58,10 +56,10 @@ class Family(Protocol):
         ...
 
     def chat_template(self, template: str) -> str:
-        """The chat template with which other software builds the prompts that the weights know.
+        """The chat template that makes a user turn, in rbft and in software that gets the weights.
 
         Args:
-            template: The backbone's own.
+            template: The backbone's own, or what this has made of it.
         """
         ...
 
@@ -113,6 +111,7 @@ FAMILIES: dict[str, Family] = {
         qwen2_5_vl.Qwen2_5VL(),
         qwen3_vl.Qwen3VL(),
         qwen3_vl.Qwen3VLMoe(),
+        qwen3_5.Qwen3_5(),
     )
 }
 
@@ -121,3 +120,12 @@ def token_side(config: Any) -> int:
     """Pixels per side of a video token: patch size times the patches per side that are merged."""
     vision = config.vision_config
     return vision.patch_size * vision.spatial_merge_size
+
+
+def linear_layers(text: Any) -> int:
+    """Layers of linear attention, which have a state of fixed size in the place of keys and values.
+
+    Args:
+        text: Configuration of the language model.
+    """
+    return (getattr(text, "layer_types", None) or []).count("linear_attention")

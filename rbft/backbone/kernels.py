@@ -57,14 +57,20 @@ def apply_kernels(model: Any, *, compile: bool, liger: bool, device: torch.devic
     Args:
         model: The backbone.
         compile: Compile the blocks of decoder and vision tower with torch.compile for training,
-            except their attention.
+            except their attention, and blocks of linear attention.
         liger: Use the Liger kernels for the norms and MLPs of decoder and vision tower.
         device: The device that the backbone will run on.
     """
     if liger and has_liger(device):
         import liger_kernel.transformers as kernels  # type: ignore[import-not-found]
 
-        apply = getattr(kernels, f"apply_liger_kernel_to_{model.config.model_type}")
+        kind = model.config.model_type
+        apply = getattr(kernels, f"apply_liger_kernel_to_{kind}", None)
+        if apply is None:
+            raise ValueError(
+                f"model.liger: this version of liger-kernel has no kernels for a {kind}. Set "
+                "model.liger to false, or install a newer liger-kernel."
+            )
         # The head runs on answer tokens alone, which costs less than Liger's loss over all.
         apply(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
         for block in stacks(model)[1]:
@@ -72,7 +78,8 @@ def apply_kernels(model: Any, *, compile: bool, liger: bool, device: torch.devic
                 block.mlp.forward = MethodType(kernels.LigerSwiGLUMLP.forward, block.mlp)
     if compile and can_compile(device):
         decoder, tower = stacks(model)
-        compile_blocks(decoder)
+        # Linear attention is a loop over chunks: each number of them would be compiled again.
+        compile_blocks([block for block in decoder if not hasattr(block, "linear_attn")])
         # Other attention in transformers is a call for each window; their number differs between
         # clips, and each number would be compiled again.
         if "flash" in model.config.vision_config._attn_implementation:

@@ -67,7 +67,7 @@ def load_config(
         raise ValueError(
             f"{setting} '{source}' cannot be read: {_first_line(error)} Give a folder that "
             "holds config.json, model weights and processor, or the hub id of a Qwen2-VL, "
-            "Qwen2.5-VL or Qwen3-VL."
+            "Qwen2.5-VL, Qwen3-VL or Qwen3.5."
         ) from error
     family = FAMILIES.get(config.model_type)
     if family is None:
@@ -126,6 +126,17 @@ def available_attention(name: str) -> str:
         )
         return "sdpa"
     return name
+
+
+@cache
+def available_packing(family: Family) -> bool:
+    """Whether clips can be packed, as is asked for, or a message that they are padded instead."""
+    if not family.packs:
+        print_rank_zero(
+            f"model.packing: the linear attention of a {family.model_type} would mix the clips of "
+            "a packed row; they are padded instead. Set model.packing to false to leave this out."
+        )
+    return family.packs
 
 
 def load_model(

@@ -23,7 +23,6 @@ class Qwen2VL:
     says_times = False
     targets = TARGETS
     packs = True
-    continues = True
 
     def part(self, name: str) -> str:
         """The part of a parameter, by its in-memory name."""

@@ -12,6 +12,7 @@ import yaml
 from rbft.attention.bands import band_layers, named_band
 from rbft.attention.module import AttentionModule, MapSettings, MapWriter
 from rbft.attention.records import Records
+from rbft.backbone.family import linear_layers
 from rbft.backbone.loading import fingerprint
 from rbft.build import Experiment, build
 from rbft.clip import Clip
@@ -88,6 +89,7 @@ class MapReading:
             digest = inputs.backbone if same else fingerprint(own.settings.model.backbone)
             model = inputs.model if same else own.objects().model
             inputs = replace(inputs, experiment=own, backbone=digest, model=model)
+        check_attends(run.name, inputs.model.config)
         if run.weights is not None:
             inputs.check_words(run.weights, run.stage)
         made_from = inputs.conditions(run.stage.name, run.weights)
@@ -233,6 +235,24 @@ class MapReading:
         """Says something, and keeps it for the output."""
         self.notes.append(text)
         print_rank_zero(text)
+
+
+def check_attends(run: str, config: Any) -> None:
+    """Refuses a backbone most of whose layers have no attention weights.
+
+    Args:
+        run: The run that it is of.
+        config: Its configuration.
+
+    Raises:
+        ValueError: Naming both.
+    """
+    if linear_layers(config.text_config):
+        raise ValueError(
+            f"--runs names {run}, whose backbone is a {config.model_type}: most of its layers are "
+            "linear attention, which has no weights between tokens that a map could show. Name "
+            "runs of another backbone."
+        )
 
 
 def _module(model: RBFTModule, stage: Stage, **given: Any) -> AttentionModule:

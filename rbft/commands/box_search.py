@@ -38,6 +38,7 @@ OWN_FORMS: dict[str, FormatName] = {
     "qwen2_5_vl": "qwen2.5",
     "qwen3_vl": "qwen3",
     "qwen3_vl_moe": "qwen3",
+    "qwen3_5": "qwen3",
 }
 Item = TypeVar("Item")
 

@@ -6,7 +6,8 @@ rows going through a layer of `W` weights:
     forward              2 R W for every linear layer
     backward             2 R W for the gradient of its input, if it has one,
                          and 2 R W for the gradient of its weights, if they are trainable
-    attention, forward   4 x (pairs that see each other) x width: scores, and weighted values
+    attention, forward   4 x (pairs that see each other) x width: scores, and weighted values;
+                         linear attention: 6 T x (numbers of a state), to read, correct and ask it
     attention, backward  twice that, if its input has a gradient
 
 `R` is the clip's patches in the vision tower, its video tokens in the merger, all its tokens in the
@@ -24,7 +25,7 @@ from typing import Any
 
 from torch import nn
 
-from rbft.backbone.family import PARTS, Family
+from rbft.backbone.family import PARTS, Family, linear_layers
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Flops:
 
     Attributes:
         linear: Of linear layers.
-        attention: Of attention scores and weighted values.
+        attention: Of attention scores and weighted values, and of linear attention's states.
     """
 
     linear: int = 0
@@ -107,11 +108,11 @@ class StepCounter:
         # Multiply-adds of one row in all layers that have the same rows.
         self._multiply_adds: dict[str, int] = dict.fromkeys((*PARTS, "head"), 0)
         for name, module in model.named_modules():
-            if not isinstance(module, nn.Linear | nn.Conv3d):
+            if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv3d):
                 continue
             part = family.part(f"{name}.weight")
             # Patches are data: the convolution over them computes no gradient of its input.
-            inputs = self._input_gradient[part] and isinstance(module, nn.Linear)
+            inputs = self._input_gradient[part] and not isinstance(module, nn.Conv3d)
             multiply_adds = module.weight.numel() * (1 + inputs + module.weight.requires_grad)
             self._multiply_adds["head" if name.endswith("lm_head") else part] += multiply_adds
         self._multiply_adds["language"] += self._expert_multiply_adds(model)
@@ -133,18 +134,37 @@ class StepCounter:
         rows = {"vision": clip.patches, "merger": clip.video, "language": clip.total}
         rows["head"] = clip.answer
         text = self.config.text_config
-        causal = text.num_hidden_layers * clip.total * (clip.total + 1) // 2
+        causal = attention_layers(text) * clip.total * (clip.total + 1) // 2
+        read = linear_layers(text) * clip.total * state_size(text)
         return Flops(
             linear=sum(2 * rows[name] * number for name, number in self._multiply_adds.items()),
-            attention=4
-            * causal
-            * attention_width(text)
+            attention=(4 * causal * attention_width(text) + 6 * read)
             * (3 if self._input_gradient["language"] else 1)
             + 4
             * self.family.vision_pairs(clip.grid, self.config)
             * tower_width(self.config)
             * (3 if self._input_gradient["vision"] else 1),
         )
+
+
+def attention_layers(text: Any) -> int:
+    """Layers whose tokens attend to each other.
+
+    Args:
+        text: Configuration of the language model.
+    """
+    return text.num_hidden_layers - linear_layers(text)
+
+
+def state_size(text: Any) -> int:
+    """Numbers in the state of a layer of linear attention, a matrix for each head; 0 without any.
+
+    Args:
+        text: Configuration of the language model.
+    """
+    if not linear_layers(text):
+        return 0
+    return text.linear_num_value_heads * text.linear_key_head_dim * text.linear_value_head_dim
 
 
 def head_width(text: Any) -> int:

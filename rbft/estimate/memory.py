@@ -14,6 +14,13 @@ them (`n` = 3, `m` = 2) where autocast or an adapter casts it:
               (4 + c) (Q + K) where queries and keys are normalised (Qwen3-VL)
               w (2 k H + 4 I) instead of 4 c I, where k experts process a token: their inputs and
                               outputs too; autocast leaves them in the weights' dtype, of size w
+    Qwen3.5   16 H            both norms, in 32 bits in every precision
+              8 (Q + K)       and those of queries and keys
+              3 c Q           a gate of the attention's output, and their product
+    linear    2 c (2 S + V)   input and output of the convolution
+    attention (24 + 3 c) V + (24 + 6 c) R + 1280 A + R V / 16 A
+                              in place of all with Q or K: values, keys, what stands between the 64
+                              tokens of a chunk, and the chunk's state, mostly in 32 bits (`n` = 4)
     tower     2 (4 + c) D     both norms (LayerNorm: 2 c D)
               8 c D           qkv and its input, rotated queries and keys, output, its copy
               m c D + 4 c I   inputs of gate and up, and the four above (Qwen2-VL: c D + 3 c I,
@@ -25,11 +32,14 @@ of the adapter's matrices with an identity: (4 + c) in^2 + 12 in out bytes for a
 count as part of a block's backward pass (in and out are the layer's widths).
 
 `H`, `Q`, `K`, `I` are the widths of hidden state, queries, keys and MLP in the decoder, `D` and `I`
-those in the vision tower. Fused attention saves no scores. With gradient checkpointing a block
-saves only its input, `r H` or `c D`, and the activations above exist for one block at a time. Where
-only a share of the blocks is checkpointed, the last block is not: it runs backward first, and its
-activations leave room for those of a recomputed block. The backward pass of a block holds at most
-three gradients of width `I` and two of the hidden state.
+those in the vision tower. Of linear attention, `A` is its number of heads, `R` and `V` the widths
+of the keys and values of all of them, and `S` that of the keys before heads share them. It is
+transformers' own that is counted; the kernels of flash-linear-attention keep less. Fused attention
+saves no scores. With gradient checkpointing a block saves only its input, `r H` or `c D`, and the
+activations above exist for one block at a time. Where only a share of the blocks is checkpointed,
+the last block is not: it runs backward first, and its activations leave room for those of a
+recomputed block. The backward pass of a block holds at most three gradients of width `I` and two of
+the hidden state.
 
 Weights in another dtype than the compute dtype are cast each time they are used, because Lightning
 turns autocast's cache off. Autograd saves the copies of the merger, the head and the blocks that
@@ -68,14 +78,22 @@ from typing import Any
 from torch import nn
 
 from rbft.backbone.blocks import recomputed, stacks
-from rbft.backbone.family import Family
+from rbft.backbone.family import Family, linear_layers
 from rbft.backbone.kernels import CASTS
-from rbft.estimate.flops import ClipTokens, attention_width, head_width, mlp_width, tower_width
+from rbft.estimate.flops import (
+    ClipTokens,
+    attention_width,
+    head_width,
+    mlp_width,
+    state_size,
+    tower_width,
+)
 from rbft.training.loss import LOGITS_CHUNK
 
 OPTIMIZER_STATES = 2  # AdamW's two moments
 # bitsandbytes' nf4 with quantised constants: half a byte, and 8 bits + 32/256 bits for 64 weights.
 FOUR_BIT_BYTES = 0.5 + (1 + 4 / 256) / 64
+CHUNK = 64  # tokens that linear attention computes at a time
 REDUCE_BYTES = 4  # of a gradient while FSDP reduces it over processes
 
 
@@ -184,7 +202,12 @@ def step_memory(
     tokens, patches = (sum(getattr(clip, name) for clip in clips) for name in ("total", "patches"))
     answers, merged = (sum(getattr(clip, name) for clip in clips) for name in ("answer", "video"))
     r = _residual_bytes(model, settings)
-    decoder = decoder_bytes_per_token(model, config, settings)
+    blocks = [
+        linear_attention_bytes_per_token(model, config, settings)
+        if hasattr(block, "linear_attn")
+        else decoder_bytes_per_token(model, config, settings)
+        for block in stacks(model)[0]
+    ]
     tower = tower_bytes_per_patch(model, config, settings)
     state, tower_state = r * text.hidden_size, c * tower_width(config)
     # The hidden state that enters the decoder, its last norm, and the three layers of each merger.
@@ -193,7 +216,7 @@ def step_memory(
     outside += merged * merger * family.feature_states(config)
     gradient = 3 * c * mlp_width(text) + 2 * state
     all_recomputed = settings.checkpointing == 1
-    block = tokens * (gradient + (decoder if all_recomputed else 0))
+    block = tokens * (gradient + (max(blocks) if all_recomputed else 0))
     if vision:
         gradient = 3 * c * vision_down_proj(model).in_features + 2 * tower_state
         block = max(block, patches * (gradient + (tower if all_recomputed else 0)))
@@ -204,12 +227,15 @@ def step_memory(
     copies, block_copies = autocast_copy_bytes(model, settings, vision=vision)
     weight = model.get_output_embeddings().weight
     head = weight.numel() * weight.element_size() if weight.requires_grad else 0
-    checkpointed = [sum(recomputed(len(stack), settings.checkpointing)) for stack in stacks(model)]
+    towers = [tower] * len(stacks(model)[1])
     saved_decoder, saved_vision = (
-        number * inputs + (len(stack) - number) * activations
-        for stack, number, inputs, activations in zip(
-            stacks(model), checkpointed, (state, tower_state), (decoder, tower), strict=True
+        sum(
+            inputs if again else own
+            for own, again in zip(
+                activations, recomputed(len(activations), settings.checkpointing), strict=True
+            )
         )
+        for inputs, activations in ((state, blocks), (tower_state, towers))
     )
     return StepMemory(
         weights=weight_bytes(model, family, settings) // settings.shards,
@@ -230,15 +256,40 @@ def decoder_bytes_per_token(model: Any, config: Any, settings: MemorySettings) -
     text, c, r = config.text_config, settings.compute_bytes, _residual_bytes(model, settings)
     hidden, queries = text.hidden_size, attention_width(text)
     keys = head_width(text) * text.num_key_value_heads
-    normalised = hasattr(model.model.language_model.layers[0].self_attn, "q_norm")
+    attention = next(
+        block.self_attn for block in stacks(model)[0] if not hasattr(block, "linear_attn")
+    )
+    normalised, gated = hasattr(attention, "q_norm"), linear_layers(text) > 0
     copies = 5 if r != c or _adapters_cast_inputs(model, c) else 2
     decomposed = sum(layer.out_features for layer in decomposed_layers(model))
     return (
-        2 * (4 + r) * hidden
+        2 * (4 + (4 if gated else r)) * hidden
         + copies * c * hidden
         + 2 * c * (queries + keys)
         + _mlp_bytes_per_token(model, text, c)
-        + normalised * (4 + c) * (queries + keys)
+        + normalised * (4 + (4 if gated else c)) * (queries + keys)
+        + gated * 3 * c * queries
+        + 2 * c * decomposed // text.num_hidden_layers
+    )
+
+
+def linear_attention_bytes_per_token(model: Any, config: Any, settings: MemorySettings) -> int:
+    """The same of a block of linear attention."""
+    text, c, r = config.text_config, settings.compute_bytes, _residual_bytes(model, settings)
+    heads = text.linear_num_value_heads
+    keys, values = heads * text.linear_key_head_dim, heads * text.linear_value_head_dim
+    convolved = 2 * text.linear_num_key_heads * text.linear_key_head_dim + values
+    decomposed = sum(layer.out_features for layer in decomposed_layers(model))
+    copies = 6 if r != c or _adapters_cast_inputs(model, c) else 2
+    return (
+        2 * (4 + 4) * text.hidden_size
+        + copies * c * text.hidden_size
+        + 4 * c * mlp_width(text)
+        + 2 * c * convolved
+        + (24 + 3 * c) * values
+        + (24 + 6 * c) * keys
+        + 5 * 4 * CHUNK * heads
+        + 4 * state_size(text) // CHUNK
         + 2 * c * decomposed // text.num_hidden_layers
     )
 

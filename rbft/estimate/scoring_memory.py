@@ -5,7 +5,7 @@ one block at a time. With the letters of `rbft.estimate.memory`, and `t` the siz
 outputs of the tower's norms, the bytes per token or patch are:
 
     cache     2 r K per block     keys and values, in the dtype of the residual stream (or `c`, if
-                                  that is larger)
+                                  that is larger); linear attention has a state for each row instead
     decoder   3 r H + 3 c I       the embeddings, the hidden state and its norm; gate, up, product
     tower     (4 c + t) D         the hidden state, its norm; queries, keys and values;
               24 D                queries and keys in 32 bits, rotated (16 D if they are already);
@@ -30,15 +30,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from rbft.backbone.attention import MASK_CHUNK
-from rbft.backbone.family import Family
+from rbft.backbone.family import Family, linear_layers
 from rbft.estimate.flops import (
     ClipTokens,
+    attention_layers,
     attention_width,
     head_width,
     mlp_width,
+    state_size,
     tower_width,
 )
-from rbft.estimate.memory import MemorySettings, vision_down_proj, weight_bytes
+from rbft.estimate.memory import CHUNK, MemorySettings, vision_down_proj, weight_bytes
 from rbft.training.loss import HEAD_CHUNK
 
 
@@ -126,7 +128,7 @@ def scoring_memory(
     """
     text, c = config.text_config, settings.compute_bytes
     r = model.get_input_embeddings().weight.element_size() if settings.shards == 1 else c
-    hidden, inner, layers = text.hidden_size, mlp_width(text), text.num_hidden_layers
+    hidden, inner, layers = text.hidden_size, mlp_width(text), attention_layers(text)
     head, queries = head_width(text), attention_width(text)
     values = 3 * config.vision_config.temporal_patch_size * config.vision_config.patch_size**2
     keys = head * text.num_key_value_heads
@@ -146,7 +148,23 @@ def scoring_memory(
     vision = max(rotation, 3 * c * (tower + vision_down_proj(model).in_features))
     vision += 8 * tower // config.vision_config.num_heads
     vision += own * values if own < 4 else 0
+
+    def in_chunks(length: int) -> int:
+        """What a layer of linear attention takes for a row, whose last chunk is filled up."""
+        heads, key, value = (
+            text.linear_num_value_heads,
+            text.linear_key_head_dim,
+            text.linear_value_head_dim,
+        )
+        # Queries and keys, values, and the pairs in a chunk, some times their weights; and what the
+        # convolution gave, with the gate.
+        kept = heads * (6 * key + 4 * value + 3 * CHUNK) * 4
+        kept += c * (2 * text.linear_num_key_heads * key + 2 * heads * value)
+        return -(-length // CHUNK) * CHUNK * kept
+
     widest = tokens * 3 * c * inner
+    if linear_layers(text):
+        widest = max(widest, rows * in_chunks(width))
     if not task.packed and rows > 1:
         pairs = rows * width**2
         heads = text.num_attention_heads if task.eager else 0
@@ -157,14 +175,17 @@ def scoring_memory(
 
     def growing_cache(number: int, new: int) -> int:
         """The KV cache of that many rows with new tokens, and one block's a second time."""
-        return number * (width + new) * (cached + block)
+        return number * ((width + new) * (cached + block) + state)
 
-    held = task.extra_caches * rows * width * cached
+    state = linear_layers(text) * state_size(text) * 4  # of one row, in 32 bits
+    held = task.extra_caches * rows * (width * cached + state)
     scoring = writing = 0
     if task.classes:
         # After the model's own text, if it writes one.
         number, fed = rows * task.classes, task.answer_tokens - 1
         scoring = held + growing_cache(number, task.new_tokens + fed)
+        if linear_layers(text) and fed > 1:
+            scoring += number * in_chunks(fed)
         groups = text.num_attention_heads // text.num_key_value_heads
         if min(prompts) < width or fed > 1:
             mask = fed * (width + task.new_tokens + fed)
@@ -179,7 +200,7 @@ def scoring_memory(
         pixels=patches * values * 4,
         vision_tower=patches * vision + tokens * r * hidden,
         prefill=prefill,
-        kv_cache=tokens * cached,
+        kv_cache=tokens * cached + rows * state,
         scoring=scoring,
         writing=writing,
     )

@@ -8,13 +8,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from rbft.backbone.attention import FLASH, TEXT, forward_inputs
 from rbft.backbone.embeddings import VIDEO_INDICES
 from rbft.batch import IGNORED, Sequences
 from rbft.runtime.transfer import to_device
 from rbft.training.loss import head_log_probabilities
+
+# What a layer of transformers' KV cache holds for linear attention: the last inputs of its
+# convolution, and a summary of all that was read.
+STATES = ("conv_states", "recurrent_states")
 
 
 class NotFiniteError(ValueError):
@@ -51,9 +55,12 @@ class PrefilledPrompt:
 
     def copy(self) -> "PrefilledPrompt":
         """The same prompts, sharing the tensors of the KV cache."""
-        # Layers write new keys and values to new tensors, so copies do not affect each other.
+        # Layers write new keys and values to new tensors, so copies do not affect each other. The
+        # states of linear attention are written in place.
         cache = copy(self.cache)
         cache.layers = [copy(layer) for layer in self.cache.layers]
+        for layer in filter(_has_states, cache.layers):
+            _change_states(layer, torch.clone)
         return replace(self, cache=cache)
 
     def select(self, clips: Sequence[int]) -> "PrefilledPrompt":
@@ -65,7 +72,7 @@ class PrefilledPrompt:
         if list(clips) == list(range(len(self.hidden))):
             return self.copy()
         made, rows = self.copy(), to_device(list(clips), self.hidden.device)
-        made.cache.batch_select_indices(rows)
+        _select_rows(made.cache, rows)
         return replace(
             made,
             hidden=self.hidden[rows],
@@ -147,7 +154,22 @@ def _prefill_first(backbone: Any, text: Sequences, video: dict[str, Any]) -> Pre
 
 @torch.no_grad()
 def _prefill_after(backbone: Any, text: Sequences, before: PrefilledPrompt) -> PrefilledPrompt:
-    """Prefills text, padded on the left, after a prefilled prompt."""
+    """Prefills text, padded on the left, after a prefilled prompt.
+
+    Linear attention would take padding between prompt and text into its state. With such layers,
+    texts of one length are read at a time.
+    """
+    if len(set(text.lengths)) > 1 and any(map(_has_states, before.cache.layers)):
+        of_length: dict[int, list[int]] = {}
+        for clip, length in enumerate(text.lengths):
+            of_length.setdefault(length, []).append(clip)
+        reads = [
+            _prefill_after(backbone, _last_tokens(text, clips, length), before.select(clips))
+            if length
+            else before.select(clips)
+            for length, clips in of_length.items()
+        ]
+        return _join(reads, [clip for clips in of_length.values() for clip in clips])
     mask = torch.cat([before.mask, text.attention_mask], dim=1)
     lengths = tuple(map(sum, zip(before.lengths, text.lengths, strict=True)))
     out = backbone.model(
@@ -165,6 +187,75 @@ def _prefill_after(backbone: Any, text: Sequences, before: PrefilledPrompt) -> P
         text.position_ids[:, :, -1:],
         lengths,
     )
+
+
+def _last_tokens(text: Sequences, clips: Sequence[int], length: int) -> Sequences:
+    """Texts of some clips, all of that length, without the padding before them."""
+    rows = to_device(list(clips), text.input_ids.device)
+    return Sequences(
+        text.input_ids[rows, -length:],
+        text.attention_mask[rows, -length:],
+        text.position_ids[:, rows, -length:],
+        text.labels[rows, -length:],
+        (length,) * len(clips),
+        padded_left=True,
+    )
+
+
+def _join(reads: Sequence[PrefilledPrompt], clips: Sequence[int]) -> PrefilledPrompt:
+    """Prompts that were read apart, in one KV cache with a row for each.
+
+    Args:
+        reads: The prompts; they are used up.
+        clips: The clip of each of their rows, which will be its row.
+    """
+    width = max(read.mask.shape[1] for read in reads)
+
+    def padded(tensors: Sequence[Tensor], *after: int) -> Tensor:
+        """The rows of all, padded on the left; `after` pads the axes behind that of the tokens."""
+        short = [width - read.mask.shape[1] for read in reads]
+        each = zip(tensors, short, strict=True)
+        return torch.cat([nn.functional.pad(own, (*after, less, 0)) for own, less in each])
+
+    cache = reads[0].cache
+    for layer, *others in zip(*(read.cache.layers for read in reads), strict=True):
+        if _has_states(layer):
+            for name in STATES:
+                parts = [getattr(own, name) for own in (layer, *others)]
+                joined = {at: torch.cat([part[at] for part in parts]) for at in parts[0]}
+                setattr(layer, name, joined)
+        else:
+            layer.keys = padded([own.keys for own in (layer, *others)], 0, 0)
+            layer.values = padded([own.values for own in (layer, *others)], 0, 0)
+    together = PrefilledPrompt(
+        torch.cat([read.hidden for read in reads]),
+        padded([read.ids for read in reads]),
+        cache,
+        padded([read.mask for read in reads]),
+        torch.cat([read.position for read in reads], dim=1),
+        tuple(length for read in reads for length in read.lengths),
+    )
+    return together.select(sorted(range(len(clips)), key=clips.__getitem__))
+
+
+def _has_states(layer: Any) -> bool:
+    """Whether a layer of a KV cache has no keys and values, but linear attention's states."""
+    return hasattr(layer, STATES[0])
+
+
+def _change_states(layer: Any, change: Callable[[Tensor], Tensor]) -> None:
+    """Replaces the states of a layer; their first axis is that of the rows."""
+    for name in STATES:
+        setattr(layer, name, {at: change(state) for at, state in getattr(layer, name).items()})
+
+
+def _select_rows(cache: Any, rows: Int[Tensor, " rows"]) -> None:
+    """Keeps some rows of a KV cache, in place."""
+    for layer in cache.layers:
+        if _has_states(layer):
+            _change_states(layer, lambda state: state.index_select(0, rows))
+        else:
+            layer.batch_select_indices(rows)
 
 
 def _mask_if_padded(
@@ -300,7 +391,11 @@ def score_own_candidates(
     )
     cache = prompt.cache
     if count > 1:
-        cache.batch_repeat_interleave(count)
+        for layer in cache.layers:
+            if _has_states(layer):
+                _change_states(layer, lambda state: state.repeat_interleave(count, dim=0))
+            else:
+                layer.batch_repeat_interleave(count)
     steps = torch.arange(1, longest + 1, device=device)
     last = prompt.position.repeat_interleave(count, dim=1)
     # No answer token attends to the padding after an answer.
@@ -395,7 +490,7 @@ def decode(
             return answers
         if len(going) < len(writing):
             rows = to_device(going, token.device)
-            cache.batch_select_indices(rows)
+            _select_rows(cache, rows)
             token, mask, position = token[rows], mask[rows], position[:, rows]
             seen, writing = seen[rows], [writing[row] for row in going]
             lengths = [lengths[row] for row in going]

@@ -12,7 +12,7 @@ VIDEO = 383
 
 
 def test_the_families_are_known_by_their_model_type() -> None:
-    assert set(FAMILIES) == {*FAMILY_NAMES, "qwen3_vl_moe"}
+    assert set(FAMILIES) == {*FAMILY_NAMES, "qwen3_vl_moe", "qwen3_5"}
     for name, family in FAMILIES.items():
         assert family.model_type == name
         assert isinstance(family, Family)

@@ -1,3 +1,4 @@
+import re
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -104,6 +105,20 @@ def test_liger_replaces_all_but_the_loss(
         assert ("forward" in vars(block.mlp)) == gated
         assert not gated or block.mlp(3) == ("Liger", block.mlp, 3)
     assert capsys.readouterr().out == ""
+
+
+def test_liger_without_kernels_for_a_family(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, inner = ModuleType("liger_kernel"), ModuleType("liger_kernel.transformers")
+    package.transformers = inner  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "liger_kernel", package)
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", inner)
+    monkeypatch.setattr(kernels, "has_liger", lambda _: True)
+    text = (
+        "model.liger: this version of liger-kernel has no kernels for a qwen2_5_vl. Set "
+        "model.liger to false, or install a newer liger-kernel."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        apply_kernels(load_model(str(qwen), "sdpa", False), compile=False, liger=True, device=GPU)
 
 
 def test_no_compiler_is_said_and_left_out(

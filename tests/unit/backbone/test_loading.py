@@ -42,7 +42,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert str(error.value).startswith(f"model.backbone '{tmp_path / 'gone'}' cannot be read: ")
     assert str(error.value).endswith(
         " Give a folder that holds config.json, model weights and processor, or the hub id of a "
-        "Qwen2-VL, Qwen2.5-VL or Qwen3-VL."
+        "Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Qwen3.5."
     )
 
 
@@ -59,7 +59,7 @@ def test_another_architecture(tmp_path: Path) -> None:
         load_config(str(tmp_path))
     assert str(error.value) == (
         f"model.backbone '{tmp_path}' is of kind 'bert'; supported are qwen2_vl, qwen2_5_vl, "
-        "qwen3_vl, qwen3_vl_moe. See CONTRIBUTING.md for how to add a family."
+        "qwen3_vl, qwen3_vl_moe, qwen3_5. See CONTRIBUTING.md for how to add a family."
     )
 
 
