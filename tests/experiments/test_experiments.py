@@ -94,7 +94,7 @@ def write_multihateclip(folder: Path) -> None:
 
 def family(name: str) -> FamilyName:
     kinds: dict[str, FamilyName] = {"qwen2": "qwen2_vl", "qwen3": "qwen3_vl"}
-    return kinds.get(name.split("_")[1], "qwen2_5_vl")
+    return kinds.get(name.partition("_")[2].partition("_")[0], "qwen2_5_vl")
 
 
 def options(name: str, backbones: dict[str, Path], *more: str) -> list[str]:
