@@ -111,8 +111,8 @@ CASES = {
     ),
     "the kind of backbone": (
         "fit {good} --model.backbone=llama",
-        "error: model.backbone 'llama' is of kind 'llama'; supported are qwen2_vl, qwen2_5_vl. See "
-        "CONTRIBUTING.md for how to add a family.\n",
+        "error: model.backbone 'llama' is of kind 'llama'; supported are qwen2_vl, qwen2_5_vl, "
+        "qwen3_vl, qwen3_vl_moe, qwen3_5. See CONTRIBUTING.md for how to add a family.\n",
     ),
     "a backbone that is not there": (
         "fit {good} --model.backbone=./nowhere",
@@ -121,7 +121,7 @@ CASES = {
     "a backbone that the hub's cache does not hold": (
         "fit {good} --model.backbone=nobody/nothing",
         "Give a folder that holds config.json, model weights and processor, or the hub id of a "
-        "Qwen2-VL or Qwen2.5-VL.\n",
+        "Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Qwen3.5.\n",
     ),
     "a batch that does not divide": (
         "fit {good} --data.batch_size=3",
@@ -176,7 +176,7 @@ CASES = {
     ),
     "weights of another family": (
         "fit {good} --model.stage=label --model.weights=llama",
-        "error: model.weights 'llama' is of kind 'llama'; supported are qwen2_vl, qwen2_5_vl. See ",
+        "error: model.weights 'llama' is of kind 'llama'; supported are qwen2_vl, qwen2_5_vl, ",
     ),
     "weights to test that are not there": (
         "test {good} --weights=nowhere",
