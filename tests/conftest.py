@@ -29,6 +29,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--gpu_report", help="folder for the report of the checks on a GPU")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the default run short: Qwen2-VL's unit tests, but not its parity, are the long run's.
+
+    Its decoder is that of Qwen2.5-VL, its vision tower has blocks like those of Qwen3-VL.
+    """
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if params.get("backbone") == "qwen2_vl" and "parity" not in item.path.parts:
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The cache folder of all tests, and of the runs of the command line that they start."""

@@ -81,12 +81,17 @@ def command(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         (
             "predict",
             ["--videos=v.mp4"],
-            [Path("v.mp4"), Path("predictions.jsonl"), "run", False],
+            [Path("v.mp4"), Path("predictions.jsonl"), "run", False, None, None],
         ),
         (
             "predict",
             ["--videos=[a.mp4,b]", "--output=o.jsonl", "--weights=w", "--rationale=true"],
-            [[Path("a.mp4"), Path("b")], Path("o.jsonl"), "w", True],
+            [[Path("a.mp4"), Path("b")], Path("o.jsonl"), "w", True, None, None],
+        ),
+        (
+            "predict",
+            ["--videos=v.mp4", "--every=10", "--window=4.5"],
+            [Path("v.mp4"), Path("predictions.jsonl"), "run", False, 10.0, 4.5],
         ),
         ("export", ["--output=o"], [Path("o"), "weights", None, None, None, None, None]),
         (

@@ -143,13 +143,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "adapters": {"lora": LoRA(rank=4), "vision_learning_rate": 0.0},
 }
 
-# Compiling takes seconds. What compiles of Qwen2-VL is in the others as well.
-COMPILED = [pytest.param("qwen2_vl", marks=pytest.mark.long), "qwen2_5_vl", "qwen3_vl"]
-
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore:.*not a leaf Tensor is being accessed.*")  # torch's own
-@pytest.mark.parametrize("backbone", COMPILED, indirect=True)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_compiled_blocks_have_the_same_gradients(backbone: Path, name: str) -> None:
     results, graphs = [], []
@@ -167,7 +163,6 @@ def test_compiled_blocks_have_the_same_gradients(backbone: Path, name: str) -> N
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore:.*not a leaf Tensor is being accessed.*")
-@pytest.mark.parametrize("backbone", COMPILED, indirect=True)
 def test_batches_of_other_lengths_are_not_compiled_anew(backbone: Path) -> None:
     made = as_on_a_gpu(backbone, gradient_checkpointing=0.5)
     counter, counts = compiled(made), []

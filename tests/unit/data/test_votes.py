@@ -99,7 +99,7 @@ def test_rows_are_votes(tmp_path: Path) -> None:
             HEADER,
             r"data\.columns\.label is {'cat': 'a'}; it must be one column\. Only votes may have se",
         ),
-        ({"vote": "x"}, HEADER, r"data\.columns has the key 'vote'; allowed are .*, url, votes\.$"),
+        ({"vote": "x"}, HEADER, r"data\.columns has the key 'vote'; allowed are .*, votes\.$"),
     ],
 )
 def test_votes_that_cannot_be_read(

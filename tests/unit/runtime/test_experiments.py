@@ -53,7 +53,7 @@ def test_a_file_goes_before_a_name() -> None:
     [
         ("minature", "Did you mean miniature or "),
         ("tiny", "Did you mean hardware/tiny? "),
-        ("experiments/smarthome_qwen3.yaml", "Did you mean smarthome_qwen2"),
+        ("experiments/smarthome_qwen4.yaml", "Did you mean smarthome_qwen"),
         ("nothing/such", "python -m rbft experiments lists them."),
     ],
 )

@@ -109,6 +109,7 @@ WRONG: dict[str, tuple[float, str]] = {
     "data.rationale_rules.max_similarity": (0, "must be above 0 and at most 1; null allows all."),
     "data.rationale_rules.similarity_ngram": (0, ONE),
     "data.label_share": (1.5, SHARE),
+    "data.vague_share": (1.5, SHARE),
     "data.masking.repeats": (0, ONE),
     "data.masking.seed": (-1, SEED),
     "data.masking.repeat": (-1, "must be 0 or more; draws are counted from 0; null scores all."),
